@@ -1,0 +1,49 @@
+#include "kernels/attention.h"
+
+namespace braid {
+
+namespace cpu {
+void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments);
+void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y, const AttentionTensors& in,
+                        const AttentionOutputs& out, const Segments& segments);
+}  // namespace cpu
+
+namespace {
+
+void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments) {
+  const int64_t N = segments.num_tokens(), Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2);
+  check_shapes({{"q", in.q, {N, Hq, Dh}},
+                {"k", in.k, {N, Hkv, Dh}},
+                {"v", in.v, {N, Hkv, Dh}},
+                {"q_gate", in.q_gate, {N, Hq, 2, Dh}},
+                {"y", out.y, {N, Hq, Dh}},
+                {"o", out.o, {N, Hq, Dh}},
+                {"lse", out.lse, {N, Hq}}});
+  check_dtype(in.q.dtype(),
+              {{"k", in.k}, {"v", in.v}, {"q_gate", in.q_gate}, {"y", out.y}, {"o", out.o}, {"lse", out.lse}});
+  check<ShapeError>(Hkv > 0 && Hq % Hkv == 0, "q: ", Hq, " heads are not a multiple of the ", Hkv, " heads of k");
+}
+
+}  // namespace
+
+void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments) {
+  check_inputs(in, out, segments);
+  if (segments.num_tokens() == 0) return;
+  cpu::attention_forward(ctx, out, in, segments);
+}
+
+void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y, const AttentionTensors& in,
+                        const AttentionOutputs& out, const Segments& segments) {
+  check_inputs(in, out, segments);
+  check_shapes({{"d_q", d_in.q, in.q.shape()},
+                {"d_k", d_in.k, in.k.shape()},
+                {"d_v", d_in.v, in.v.shape()},
+                {"d_q_gate", d_in.q_gate, in.q_gate.shape()},
+                {"d_y", d_y, in.q.shape()}});
+  check_dtype(in.q.dtype(),
+              {{"d_q", d_in.q}, {"d_k", d_in.k}, {"d_v", d_in.v}, {"d_q_gate", d_in.q_gate}, {"d_y", d_y}});
+  if (segments.num_tokens() == 0) return;
+  cpu::attention_backward(ctx, d_in, d_y, in, out, segments);
+}
+
+}  // namespace braid

@@ -1,0 +1,36 @@
+#pragma once
+
+#include "kernels/core/context.h"
+#include "kernels/core/segments.h"
+#include "kernels/core/tensor.h"
+
+namespace braid {
+
+struct AttentionTensors {  // what attention reads; query head h uses key/value head h / (Hq / Hkv)
+  Tensor q;                // (N, Hq, Dh)
+  Tensor k, v;             // (N, Hkv, Dh)
+  Tensor q_gate;           // (N, Hq, 2, Dh)  only the gate half is read
+};
+struct AttentionGradients {
+  Tensor q;       // (N, Hq, Dh)
+  Tensor k, v;    // (N, Hkv, Dh)
+  Tensor q_gate;  // (N, Hq, 2, Dh)  only the gate half is written
+};
+struct AttentionOutputs {
+  Tensor y;    // (N, Hq, Dh)  after the gate
+  Tensor o;    // (N, Hq, Dh)  before it
+  Tensor lse;  // (N, Hq)      log of the sum of exp of the scaled scores
+};
+
+// Causal softmax attention inside each document, with an element-wise output gate:
+//   o = softmax(q k^T / sqrt(Dh)) v;   y = o * sigmoid(gate)
+// All of one dtype, fp32 or fp64; scores are formed in tiles, never whole.
+// Packed documents give the same bits as separate ones, for every thread count.
+// Source: Qwen3NextAttention in transformers; arXiv 2505.06708.   Errors: ShapeError, DTypeError, naming the tensor.
+void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments);
+
+// Every gradient is overwritten; those of k and v are summed over the query heads that share them, in a fixed order.
+void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y, const AttentionTensors& in,
+                        const AttentionOutputs& out, const Segments& segments);
+
+}  // namespace braid

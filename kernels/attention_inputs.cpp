@@ -1,0 +1,70 @@
+#include "kernels/attention_inputs.h"
+
+namespace braid {
+
+namespace cpu {
+void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
+                              const AttentionInputWeights& weights, const Segments& segments,
+                              const AttentionDims& dims);
+void attention_inputs_backward(Context& ctx, AttentionProjections d_x, AttentionInputWeights d_weights,
+                               const Tensor& d_q, const Tensor& d_k, const AttentionInputs& out,
+                               const AttentionProjections& x, const AttentionInputWeights& weights,
+                               const Segments& segments, const AttentionDims& dims);
+}  // namespace cpu
+
+namespace {
+
+void check_inputs(const AttentionInputs& out, const AttentionProjections& x, const AttentionInputWeights& weights,
+                  const Segments& segments, const AttentionDims& dims) {
+  const int64_t N = segments.num_tokens(), Hq = dims.query_heads, Hkv = dims.kv_heads, Dh = dims.head_dim;
+  check_shapes({{"x.q_gate", x.q_gate, {N, Hq, 2, Dh}},
+                {"x.k", x.k, {N, Hkv, Dh}},
+                {"weights.q_norm", weights.q_norm, {Dh}},
+                {"weights.k_norm", weights.k_norm, {Dh}},
+                {"q", out.q, {N, Hq, Dh}},
+                {"k", out.k, {N, Hkv, Dh}},
+                {"q_rstd", out.q_rstd, {N, Hq}},
+                {"k_rstd", out.k_rstd, {N, Hkv}}});
+  check_dtype(x.q_gate.dtype(), {{"x.k", x.k},
+                                 {"weights.q_norm", weights.q_norm},
+                                 {"weights.k_norm", weights.k_norm},
+                                 {"q", out.q},
+                                 {"k", out.k},
+                                 {"q_rstd", out.q_rstd},
+                                 {"k_rstd", out.k_rstd}});
+  check<ShapeError>(dims.rotary_dim >= 0 && dims.rotary_dim % 2 == 0 && dims.rotary_dim <= Dh,
+                    "rotary_dim: expected an even number up to ", Dh, ", got ", dims.rotary_dim);
+}
+
+}  // namespace
+
+void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
+                              const AttentionInputWeights& weights, const Segments& segments,
+                              const AttentionDims& dims) {
+  check_inputs(out, x, weights, segments, dims);
+  if (segments.num_tokens() == 0) return;
+  cpu::attention_inputs_forward(ctx, out, x, weights, segments, dims);
+}
+
+void attention_inputs_backward(Context& ctx, AttentionProjections d_x, AttentionInputWeights d_weights,
+                               const Tensor& d_q, const Tensor& d_k, const AttentionInputs& out,
+                               const AttentionProjections& x, const AttentionInputWeights& weights,
+                               const Segments& segments, const AttentionDims& dims) {
+  check_inputs(out, x, weights, segments, dims);
+  check_shapes({{"d_x.q_gate", d_x.q_gate, x.q_gate.shape()},
+                {"d_x.k", d_x.k, x.k.shape()},
+                {"d_weights.q_norm", d_weights.q_norm, weights.q_norm.shape()},
+                {"d_weights.k_norm", d_weights.k_norm, weights.k_norm.shape()},
+                {"d_q", d_q, out.q.shape()},
+                {"d_k", d_k, out.k.shape()}});
+  check_dtype(x.q_gate.dtype(), {{"d_x.q_gate", d_x.q_gate},
+                                 {"d_x.k", d_x.k},
+                                 {"d_weights.q_norm", d_weights.q_norm},
+                                 {"d_weights.k_norm", d_weights.k_norm},
+                                 {"d_q", d_q},
+                                 {"d_k", d_k}});
+  if (segments.num_tokens() == 0) return;
+  cpu::attention_inputs_backward(ctx, d_x, d_weights, d_q, d_k, out, x, weights, segments, dims);
+}
+
+}  // namespace braid

@@ -1,0 +1,56 @@
+#include "kernels/core/context.h"
+
+#include <algorithm>
+#include <new>
+
+namespace braid {
+namespace {
+constexpr int64_t kAlignBytes = 64;
+constexpr int64_t kMinBlockBytes = int64_t{1} << 20;
+}  // namespace
+
+std::byte* Context::push(int64_t bytes) {
+  bytes = (bytes + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
+  while (top_ < blocks_.size() && blocks_[top_].used_bytes + bytes > blocks_[top_].bytes) {
+    // Everything above the top is free: a block that is too small for this request is replaced by a larger one.
+    if (blocks_[top_].used_bytes == 0) {
+      blocks_.resize(top_);
+      break;
+    }
+    ++top_;
+  }
+  if (top_ == blocks_.size()) {
+    Block block;
+    block.bytes = std::max({bytes, kMinBlockBytes, 2 * peak_bytes_});
+    block.memory.reset(new (std::nothrow) std::byte[block.bytes + kAlignBytes]);
+    check<OutOfMemoryError>(block.memory != nullptr, "cannot allocate ", block.bytes, " bytes of scratch");
+    blocks_.push_back(std::move(block));
+  }
+  Block& block = blocks_[top_];
+  auto base = reinterpret_cast<uintptr_t>(block.memory.get());
+  base = (base + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
+  auto* result = reinterpret_cast<std::byte*>(base + block.used_bytes);
+  block.used_bytes += bytes;
+  in_use_bytes_ += bytes;
+  peak_bytes_ = std::max(peak_bytes_, in_use_bytes_);
+  return result;
+}
+
+Scratch::Scratch(Context& ctx)
+    : ctx_(ctx),
+      top_(ctx.top_),
+      used_bytes_(ctx.top_ < ctx.blocks_.size() ? ctx.blocks_[ctx.top_].used_bytes : 0),
+      in_use_bytes_(ctx.in_use_bytes_) {}
+
+Scratch::~Scratch() {
+  for (size_t i = top_ + 1; i < ctx_.blocks_.size(); ++i) ctx_.blocks_[i].used_bytes = 0;
+  if (top_ < ctx_.blocks_.size()) ctx_.blocks_[top_].used_bytes = used_bytes_;
+  ctx_.top_ = top_;
+  ctx_.in_use_bytes_ = in_use_bytes_;
+}
+
+Tensor Scratch::tensor(Shape shape, DType dtype) {
+  return Tensor(ctx_.push(shape.numel() * size_of(dtype)), dtype, shape);
+}
+
+}  // namespace braid

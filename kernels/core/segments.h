@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/core/error.h"
+
+namespace braid {
+
+// Documents of a packed batch of B rows with T tokens each, flattened to N = B * T tokens.
+// Document d owns tokens [offsets[d], offsets[d+1]); none crosses a row. Nothing that looks along the sequence
+// (convolution, delta rule, attention, rotary positions, MTP shift) may cross a document boundary.
+// Tokens that are not valid (padding; MTP positions without a next token) are computed but never routed to an expert,
+// counted in a loss or in a load.
+struct Segments {
+  int64_t num_rows = 0;          // B
+  int64_t row_tokens = 0;        // T
+  std::vector<int64_t> offsets;  // (D + 1), offsets[0] = 0, offsets[D] = N, strictly increasing
+  std::vector<uint8_t> valid;    // (N)
+
+  // Every row is one document, every token valid.
+  static Segments whole_rows(int64_t num_rows, int64_t row_tokens) {
+    Segments s{num_rows, row_tokens, {}, std::vector<uint8_t>(num_rows * row_tokens, 1)};
+    for (int64_t row = 0; row <= num_rows; ++row) s.offsets.push_back(row * row_tokens);
+    return s;
+  }
+  // One row that packs documents of these lengths, every token valid.
+  static Segments packed(const std::vector<int64_t>& lengths) {
+    Segments s{1, 0, {0}, {}};
+    for (int64_t length : lengths) s.offsets.push_back(s.row_tokens += length);
+    s.valid.assign(s.row_tokens, 1);
+    return s;
+  }
+
+  int64_t num_documents() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  int64_t num_tokens() const { return num_rows * row_tokens; }
+  int64_t begin(int64_t document) const { return offsets[document]; }
+  int64_t end(int64_t document) const { return offsets[document + 1]; }
+  int64_t length(int64_t document) const { return end(document) - begin(document); }
+  int64_t num_valid() const {
+    int64_t count = 0;
+    for (uint8_t v : valid) count += v;
+    return count;
+  }
+};
+
+}  // namespace braid

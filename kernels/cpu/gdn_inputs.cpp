@@ -1,0 +1,254 @@
+#include "kernels/gdn_inputs.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/ordered_sum.h"
+#include "kernels/cpu/vector_math.h"
+
+namespace braid::cpu {
+namespace {
+
+constexpr int64_t kTileTokens = 64;
+constexpr double kL2NormEps = 1e-6;
+constexpr double kSoftplusIsIdentity = 20;  // from here on, in value and in slope
+
+// Tokens of one document, with the bounds that the convolution may not cross.
+struct Tile {
+  int64_t begin, end, document_begin, document_end;
+};
+
+std::vector<Tile> tiles_of(const Segments& segments) {
+  std::vector<Tile> tiles;
+  for (int64_t d = 0; d < segments.num_documents(); ++d)
+    for (int64_t t = segments.begin(d); t < segments.end(d); t += kTileTokens)
+      tiles.push_back({t, std::min(t + kTileTokens, segments.end(d)), segments.begin(d), segments.end(d)});
+  return tiles;
+}
+
+// One head as the convolution sees it. `part` is 0 for q, 1 for k, 2 for v; row t of the part's tensor holds the head
+// at (t * num_heads + head) * width.
+struct Head {
+  int64_t part, head, num_heads, width, column, channel;
+  int64_t row(int64_t t) const { return (t * num_heads + head) * width; }
+};
+
+std::vector<Head> heads_of(const GdnDims& d) {
+  std::vector<Head> heads;
+  for (int64_t h = 0; h < d.key_heads; ++h) {
+    heads.push_back({0, h, d.key_heads, d.key_dim, d.q_column(h), d.q_channel(h)});
+    heads.push_back({1, h, d.key_heads, d.key_dim, d.k_column(h), d.k_channel(h)});
+  }
+  for (int64_t j = 0; j < d.value_heads; ++j)
+    heads.push_back({2, j, d.value_heads, d.value_dim, d.v_column(j), d.v_channel(j)});
+  return heads;
+}
+
+// taps (conv_kernel, conv_channels) = transposed conv weight, so that loops over channels are contiguous
+template <class T>
+void transpose_taps(T* taps, const T* conv, const GdnDims& d) {
+  for (int64_t c = 0; c < d.conv_channels(); ++c)
+    for (int64_t j = 0; j < d.conv_kernel; ++j) taps[j * d.conv_channels() + c] = conv[c * d.conv_kernel + j];
+}
+
+// u = sum over j < count of tap j times row j, element by element. The usual kernels have at most four taps: those are
+// summed in registers.
+template <int kCount, class T>
+void convolve_fixed(T* u, const T* taps, int64_t tap_stride, const T* rows, int64_t row_stride, int64_t width) {
+#pragma omp simd
+  for (int64_t c = 0; c < width; ++c) {
+    T sum = taps[c] * rows[c];
+    for (int j = 1; j < kCount; ++j) sum += taps[j * tap_stride + c] * rows[j * row_stride + c];
+    u[c] = sum;
+  }
+}
+template <class T>
+void convolve(T* u, const T* taps, int64_t tap_stride, const T* rows, int64_t row_stride, int64_t count,
+              int64_t width) {
+  switch (count) {
+    case 1: return convolve_fixed<1>(u, taps, tap_stride, rows, row_stride, width);
+    case 2: return convolve_fixed<2>(u, taps, tap_stride, rows, row_stride, width);
+    case 3: return convolve_fixed<3>(u, taps, tap_stride, rows, row_stride, width);
+    default: convolve_fixed<4>(u, taps, tap_stride, rows, row_stride, width);
+  }
+  for (int64_t j = 4; j < count; ++j) {
+    const T *tap = taps + j * tap_stride, *row = rows + j * row_stride;
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) u[c] += tap[c] * row[c];
+  }
+}
+
+// rate (Hv) = -exp(a_log)
+template <class T>
+void decay_rates(T* rate, const Tensor& a_log) {
+  for (int64_t j = 0; j < a_log.numel(); ++j) rate[j] = -fast_exp(a_log.data<T>()[j]);
+}
+
+template <class T>
+T softplus(T x) {
+  return x > T(kSoftplusIsIdentity) ? x : std::log1p(fast_exp(x));
+}
+
+}  // namespace
+
+void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
+                        const Segments& segments, const GdnDims& dims) {
+  const std::vector<Tile> tiles = tiles_of(segments);
+  const std::vector<Head> heads = heads_of(dims);
+  const int64_t columns = dims.qkvz_columns(), channels = dims.conv_channels(), kernel = dims.conv_kernel;
+  const int64_t Hv = dims.value_heads;
+  dispatch_float("qkvz", x.qkvz, [&]<class T> {
+    T* const y_of_part[] = {out.rule.q.data<T>(), out.rule.k.data<T>(), out.rule.v.data<T>()};
+    T* const rstd_of_part[] = {out.q_rstd.data<T>(), out.k_rstd.data<T>(), nullptr};
+    T *beta = out.rule.beta.data<T>(), *log_decay = out.rule.log_decay.data<T>();
+    const T *qkvz = x.qkvz.data<T>(), *ba = x.ba.data<T>();
+    const T* dt_bias = weights.dt_bias.data<T>();
+    Scratch scratch(ctx);
+    T *taps = scratch.array<T>(kernel * channels), *rate = scratch.array<T>(Hv);
+    transpose_taps(taps, weights.conv.data<T>(), dims);
+    decay_rates(rate, weights.a_log);
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      const Tile& tile = tiles[i];
+      for (int64_t t = tile.begin; t < tile.end; ++t) {
+        const int64_t count = std::min(kernel, t - tile.document_begin + 1);
+        for (const Head& head : heads) {
+          const T* rows = qkvz + (t + 1 - count) * columns + head.column;
+          const T* head_taps = taps + (kernel - count) * channels + head.channel;
+          T* y = y_of_part[head.part] + head.row(t);
+          convolve(y, head_taps, channels, rows, columns, count, head.width);
+          T sum_sq = 0;
+#pragma omp simd reduction(+ : sum_sq)
+          for (int64_t c = 0; c < head.width; ++c) {
+            y[c] = silu(y[c]);
+            sum_sq += y[c] * y[c];
+          }
+          if (T* rstd = rstd_of_part[head.part]) {
+            const T r = 1 / std::sqrt(sum_sq + T(kL2NormEps));
+#pragma omp simd
+            for (int64_t c = 0; c < head.width; ++c) y[c] *= r;
+            rstd[t * head.num_heads + head.head] = r;
+          }
+        }
+      }
+      for (int64_t t = tile.begin; t < tile.end; ++t) {
+        const T* ba_row = ba + t * dims.ba_columns();
+        for (int64_t j = 0; j < Hv; ++j) {
+          beta[t * Hv + j] = sigmoid(ba_row[dims.b_column(j)]);
+          log_decay[t * Hv + j] = rate[j] * softplus(ba_row[dims.a_column(j)] + dt_bias[j]);
+        }
+      }
+    }
+  });
+}
+
+namespace {
+
+// Scratch of one thread.
+template <class T>
+struct BackwardWork {
+  BackwardWork(Scratch& scratch, const GdnDims& d)
+      : d_u(scratch.array<T>((kTileTokens + d.conv_kernel - 1) * d.conv_channels())),
+        d_taps(scratch.array<T>(d.conv_kernel * d.conv_channels())) {}
+  T* d_u;     // (tokens, conv_channels)  of the tile, and of the tokens behind it that read the tile
+  T* d_taps;  // (conv_kernel, conv_channels)
+};
+
+}  // namespace
+
+void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
+                         const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
+                         const Segments& segments, const GdnDims& dims) {
+  const std::vector<Tile> tiles = tiles_of(segments);
+  const std::vector<Head> heads = heads_of(dims);
+  const int64_t columns = dims.qkvz_columns(), channels = dims.conv_channels(), kernel = dims.conv_kernel;
+  const int64_t Hv = dims.value_heads, num_tiles = tiles.size();
+  dispatch_float("qkvz", x.qkvz, [&]<class T> {
+    const T* const y_of_part[] = {out.rule.q.data<T>(), out.rule.k.data<T>(), out.rule.v.data<T>()};
+    const T* const rstd_of_part[] = {out.q_rstd.data<T>(), out.k_rstd.data<T>(), nullptr};
+    const T* const d_y_of_part[] = {d_out.q.data<T>(), d_out.k.data<T>(), d_out.v.data<T>()};
+    const T *qkvz = x.qkvz.data<T>(), *ba = x.ba.data<T>();
+    T *d_qkvz = d_x.qkvz.data<T>(), *d_ba = d_x.ba.data<T>();
+    Scratch scratch(ctx);
+    T *taps = scratch.array<T>(kernel * channels), *rate = scratch.array<T>(Hv);
+    transpose_taps(taps, weights.conv.data<T>(), dims);
+    decay_rates(rate, weights.a_log);
+    std::vector<BackwardWork<T>> work;
+    for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, dims);
+
+    // One partial sum per tile; tiles restart at every document, so packed and separate documents add up alike.
+    auto add_tile = [&](T* d_conv, int64_t i, int64_t) {
+      const Tile& tile = tiles[i];
+      const int64_t halo_end = std::min(tile.end + kernel - 1, tile.document_end);
+      auto [d_u, d_taps] = work[omp_get_thread_num()];
+      for (int64_t t = tile.begin; t < halo_end; ++t) {
+        const int64_t count = std::min(kernel, t - tile.document_begin + 1);
+        for (const Head& head : heads) {
+          const T* rows = qkvz + (t + 1 - count) * columns + head.column;
+          const T* head_taps = taps + (kernel - count) * channels + head.channel;
+          const T *y = y_of_part[head.part] + head.row(t), *d_y = d_y_of_part[head.part] + head.row(t);
+          T* d_u_row = d_u + (t - tile.begin) * channels + head.channel;
+          T r = 1, along_y = 0;  // v is not normalised
+          if (const T* rstd = rstd_of_part[head.part]) {
+            r = rstd[t * head.num_heads + head.head];
+#pragma omp simd reduction(+ : along_y)
+            for (int64_t c = 0; c < head.width; ++c) along_y += y[c] * d_y[c];
+          }
+          convolve(d_u_row, head_taps, channels, rows, columns, count, head.width);
+#pragma omp simd
+          for (int64_t c = 0; c < head.width; ++c) {
+            const T u = d_u_row[c], s = sigmoid(u);
+            d_u_row[c] = r * (d_y[c] - along_y * y[c]) * (s + u * s * (1 - s));
+          }
+        }
+      }
+      std::fill_n(d_taps, kernel * channels, T(0));
+      for (int64_t t = tile.begin; t < tile.end; ++t) {
+        const int64_t num_before = std::min(kernel, t - tile.document_begin + 1);  // tokens that t reads, with itself
+        const int64_t num_behind = std::min(kernel, tile.document_end - t);        // tokens that read t
+        for (const Head& head : heads) {
+          const T* d_u_row = d_u + (t - tile.begin) * channels + head.channel;
+          // The token i behind t reads it through tap kernel - 1 - i.
+          convolve(d_qkvz + t * columns + head.column, taps + (kernel - 1) * channels + head.channel, -channels,
+                   d_u_row, channels, num_behind, head.width);
+          for (int64_t i = 0; i < num_before; ++i) {
+            const T* x_row = qkvz + (t - i) * columns + head.column;
+            T* d_tap = d_taps + (kernel - 1 - i) * channels + head.channel;
+#pragma omp simd
+            for (int64_t c = 0; c < head.width; ++c) d_tap[c] += d_u_row[c] * x_row[c];
+          }
+        }
+      }
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t j = 0; j < kernel; ++j) d_conv[c * kernel + j] = d_taps[j * channels + c];
+    };
+    sum_rows_in_order(ctx, d_weights.conv.data<T>(), channels * kernel, num_tiles, 1, add_tile);
+
+    const T* dt_bias = weights.dt_bias.data<T>();
+    const T *beta = out.rule.beta.data<T>(), *log_decay = out.rule.log_decay.data<T>();
+    const T *d_beta = d_out.beta.data<T>(), *d_log_decay = d_out.log_decay.data<T>();
+    sum_rows_in_order(ctx, d_weights.dt_bias.data<T>(), Hv, num_tiles, 1, [&](T* d_dt_bias, int64_t i, int64_t) {
+      for (int64_t t = tiles[i].begin; t < tiles[i].end; ++t) {
+        const int64_t row = t * dims.ba_columns();
+        for (int64_t j = 0; j < Hv; ++j) {
+          const T b = beta[t * Hv + j], shifted = ba[row + dims.a_column(j)] + dt_bias[j];
+          const T slope = shifted > T(kSoftplusIsIdentity) ? T(1) : sigmoid(shifted);
+          const T d_a = rate[j] * slope * d_log_decay[t * Hv + j];
+          d_ba[row + dims.b_column(j)] = d_beta[t * Hv + j] * b * (1 - b);
+          d_ba[row + dims.a_column(j)] = d_a;
+          d_dt_bias[j] += d_a;
+        }
+      }
+    });
+    sum_rows_in_order(ctx, d_weights.a_log.data<T>(), Hv, num_tiles, 1, [&](T* d_a_log, int64_t i, int64_t) {
+      for (int64_t t = tiles[i].begin; t < tiles[i].end; ++t)
+        for (int64_t j = 0; j < Hv; ++j) d_a_log[j] += d_log_decay[t * Hv + j] * log_decay[t * Hv + j];
+    });
+  });
+}
+
+}  // namespace braid::cpu

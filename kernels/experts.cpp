@@ -1,0 +1,61 @@
+#include "kernels/experts.h"
+
+namespace braid {
+
+namespace cpu {
+void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
+                     const Tensor& rows_per_expert, const ExpertWeights& weights);
+void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
+                      const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
+                      const ExpertWeights& weights);
+}  // namespace cpu
+
+namespace {
+
+void check_inputs(const Tensor& x, const Tensor& row_gate, const Tensor& rows_per_expert,
+                  const ExpertWeights& weights) {
+  const int64_t R = x.dim(0), C = x.dim(1), El = weights.down.dim(0), F = weights.down.dim(2);
+  check_shapes({{"x", x, {R, C}},
+                {"row_gate", row_gate, {R}},
+                {"rows_per_expert", rows_per_expert, {El}},
+                {"weights.gate_up", weights.gate_up, {El, 2 * F, C}},
+                {"weights.down", weights.down, {El, C, F}}});
+  check_dtype(x.dtype(),
+              {{"row_gate", row_gate}, {"weights.gate_up", weights.gate_up}, {"weights.down", weights.down}});
+  check_dtype(DType::kI64, {{"rows_per_expert", rows_per_expert}});
+}
+
+}  // namespace
+
+void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
+                     const Tensor& rows_per_expert, const ExpertWeights& weights) {
+  const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
+  check_inputs(x, row_gate, rows_per_expert, weights);
+  check_shapes({{"out", out, {R, C}}, {"gate_up_out", gate_up_out, {R, 2 * F}}});
+  check_dtype(x.dtype(), {{"out", out}, {"gate_up_out", gate_up_out}});
+  if (R == 0) return;
+  cpu::experts_forward(ctx, out, gate_up_out, x, row_gate, rows_per_expert, weights);
+}
+
+void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
+                      const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
+                      const ExpertWeights& weights) {
+  const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
+  check_inputs(x, row_gate, rows_per_expert, weights);
+  check_shapes({{"d_x", d_x, {R, C}},
+                {"d_row_gate", d_row_gate, {R}},
+                {"d_weights.gate_up", d_weights.gate_up, weights.gate_up.shape()},
+                {"d_weights.down", d_weights.down, weights.down.shape()},
+                {"d_out", d_out, {R, C}},
+                {"gate_up_out", gate_up_out, {R, 2 * F}}});
+  check_dtype(x.dtype(), {{"d_x", d_x},
+                          {"d_row_gate", d_row_gate},
+                          {"d_weights.gate_up", d_weights.gate_up},
+                          {"d_weights.down", d_weights.down},
+                          {"d_out", d_out},
+                          {"gate_up_out", gate_up_out}});
+  if (R == 0) return;
+  cpu::experts_backward(ctx, d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, rows_per_expert, weights);
+}
+
+}  // namespace braid

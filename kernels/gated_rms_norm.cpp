@@ -1,0 +1,49 @@
+#include "kernels/gated_rms_norm.h"
+
+namespace braid {
+
+namespace cpu {
+void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o, const Tensor& qkvz,
+                            const Tensor& weight, double eps, const GdnDims& dims);
+void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_weight, const Tensor& d_y,
+                             const Tensor& o, const Tensor& rstd, const Tensor& qkvz, const Tensor& weight,
+                             const GdnDims& dims);
+}  // namespace cpu
+
+void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o, const Tensor& qkvz,
+                            const Tensor& weight, double eps, const GdnDims& dims) {
+  const int64_t N = o.dim(0), Hv = dims.value_heads, Dv = dims.value_dim;
+  check_shapes({{"y", y, {N, Hv, Dv}},
+                {"rstd", rstd, {N, Hv}},
+                {"o", o, {N, Hv, Dv}},
+                {"qkvz", qkvz, {N, dims.qkvz_columns()}},
+                {"weight", weight, {Dv}}});
+  check_dtype(o.dtype(), {{"y", y}, {"rstd", rstd}, {"qkvz", qkvz}, {"weight", weight}});
+  if (N == 0) return;
+  cpu::gated_rms_norm_forward(ctx, y, rstd, o, qkvz, weight, eps, dims);
+}
+
+void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_weight, const Tensor& d_y,
+                             const Tensor& o, const Tensor& rstd, const Tensor& qkvz, const Tensor& weight,
+                             const GdnDims& dims) {
+  const int64_t N = o.dim(0), Hv = dims.value_heads, Dv = dims.value_dim;
+  check_shapes({{"d_o", d_o, {N, Hv, Dv}},
+                {"d_qkvz", d_qkvz, {N, dims.qkvz_columns()}},
+                {"d_weight", d_weight, {Dv}},
+                {"d_y", d_y, {N, Hv, Dv}},
+                {"o", o, {N, Hv, Dv}},
+                {"rstd", rstd, {N, Hv}},
+                {"qkvz", qkvz, {N, dims.qkvz_columns()}},
+                {"weight", weight, {Dv}}});
+  check_dtype(o.dtype(), {{"d_o", d_o},
+                          {"d_qkvz", d_qkvz},
+                          {"d_weight", d_weight},
+                          {"d_y", d_y},
+                          {"rstd", rstd},
+                          {"qkvz", qkvz},
+                          {"weight", weight}});
+  if (N == 0) return;
+  cpu::gated_rms_norm_backward(ctx, d_o, d_qkvz, d_weight, d_y, o, rstd, qkvz, weight, dims);
+}
+
+}  // namespace braid

@@ -1,0 +1,81 @@
+#include "kernels/gdn_inputs.h"
+
+namespace braid {
+
+namespace cpu {
+void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
+                        const Segments& segments, const GdnDims& dims);
+void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
+                         const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
+                         const Segments& segments, const GdnDims& dims);
+}  // namespace cpu
+
+namespace {
+
+void check_all(const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights, const Segments& segments,
+               const GdnDims& d) {
+  const int64_t N = x.qkvz.dim(0);
+  check_shapes({{"qkvz", x.qkvz, {N, d.qkvz_columns()}},
+                {"ba", x.ba, {N, d.ba_columns()}},
+                {"conv", weights.conv, {d.conv_channels(), 1, d.conv_kernel}},
+                {"a_log", weights.a_log, {d.value_heads}},
+                {"dt_bias", weights.dt_bias, {d.value_heads}},
+                {"q", out.rule.q, {N, d.key_heads, d.key_dim}},
+                {"k", out.rule.k, {N, d.key_heads, d.key_dim}},
+                {"v", out.rule.v, {N, d.value_heads, d.value_dim}},
+                {"beta", out.rule.beta, {N, d.value_heads}},
+                {"log_decay", out.rule.log_decay, {N, d.value_heads}},
+                {"q_rstd", out.q_rstd, {N, d.key_heads}},
+                {"k_rstd", out.k_rstd, {N, d.key_heads}}});
+  check_dtype(x.qkvz.dtype(), {{"ba", x.ba},
+                               {"conv", weights.conv},
+                               {"a_log", weights.a_log},
+                               {"dt_bias", weights.dt_bias},
+                               {"q", out.rule.q},
+                               {"k", out.rule.k},
+                               {"v", out.rule.v},
+                               {"beta", out.rule.beta},
+                               {"log_decay", out.rule.log_decay},
+                               {"q_rstd", out.q_rstd},
+                               {"k_rstd", out.k_rstd}});
+  check<ShapeError>(segments.num_tokens() == N, "qkvz: expected ", segments.num_tokens(), " tokens, got ", N);
+}
+
+}  // namespace
+
+void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
+                        const Segments& segments, const GdnDims& dims) {
+  check_all(out, x, weights, segments, dims);
+  if (x.qkvz.dim(0) == 0) return;
+  cpu::gdn_inputs_forward(ctx, out, x, weights, segments, dims);
+}
+
+void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
+                         const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
+                         const Segments& segments, const GdnDims& dims) {
+  check_all(out, x, weights, segments, dims);
+  check_shapes({{"d_qkvz", d_x.qkvz, x.qkvz.shape()},
+                {"d_ba", d_x.ba, x.ba.shape()},
+                {"d_conv", d_weights.conv, weights.conv.shape()},
+                {"d_a_log", d_weights.a_log, weights.a_log.shape()},
+                {"d_dt_bias", d_weights.dt_bias, weights.dt_bias.shape()},
+                {"d_q", d_out.q, out.rule.q.shape()},
+                {"d_k", d_out.k, out.rule.k.shape()},
+                {"d_v", d_out.v, out.rule.v.shape()},
+                {"d_beta", d_out.beta, out.rule.beta.shape()},
+                {"d_log_decay", d_out.log_decay, out.rule.log_decay.shape()}});
+  check_dtype(x.qkvz.dtype(), {{"d_qkvz", d_x.qkvz},
+                               {"d_ba", d_x.ba},
+                               {"d_conv", d_weights.conv},
+                               {"d_a_log", d_weights.a_log},
+                               {"d_dt_bias", d_weights.dt_bias},
+                               {"d_q", d_out.q},
+                               {"d_k", d_out.k},
+                               {"d_v", d_out.v},
+                               {"d_beta", d_out.beta},
+                               {"d_log_decay", d_out.log_decay}});
+  if (x.qkvz.dim(0) == 0) return;
+  cpu::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
+}
+
+}  // namespace braid

@@ -1,0 +1,39 @@
+#include "kernels/lm_head_loss.h"
+
+namespace braid {
+
+namespace cpu {
+void lm_head_loss_forward(Context& ctx, Tensor loss_sum, const Tensor& hidden, const Tensor& weight,
+                          const Tensor& targets);
+void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sum, Tensor d_hidden, Tensor d_weight,
+                                   const Tensor& hidden, const Tensor& weight, const Tensor& targets, double scale);
+}  // namespace cpu
+
+namespace {
+
+void check_inputs(const Tensor& loss_sum, const Tensor& hidden, const Tensor& weight, const Tensor& targets) {
+  const int64_t N = hidden.dim(0), C = hidden.dim(1), V = weight.dim(0);
+  check_shapes(
+      {{"loss_sum", loss_sum, {1}}, {"hidden", hidden, {N, C}}, {"weight", weight, {V, C}}, {"targets", targets, {N}}});
+  check_dtype(DType::kF64, {{"loss_sum", loss_sum}});
+  check_dtype(DType::kI64, {{"targets", targets}});
+  check_dtype(hidden.dtype(), {{"weight", weight}});
+}
+
+}  // namespace
+
+void lm_head_loss_forward(Context& ctx, Tensor loss_sum, const Tensor& hidden, const Tensor& weight,
+                          const Tensor& targets) {
+  check_inputs(loss_sum, hidden, weight, targets);
+  cpu::lm_head_loss_forward(ctx, loss_sum, hidden, weight, targets);
+}
+
+void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sum, Tensor d_hidden, Tensor d_weight,
+                                   const Tensor& hidden, const Tensor& weight, const Tensor& targets, double scale) {
+  check_inputs(loss_sum, hidden, weight, targets);
+  check_shapes({{"d_hidden", d_hidden, hidden.shape()}, {"d_weight", d_weight, weight.shape()}});
+  check_dtype(hidden.dtype(), {{"d_hidden", d_hidden}, {"d_weight", d_weight}});
+  cpu::lm_head_loss_forward_backward(ctx, loss_sum, d_hidden, d_weight, hidden, weight, targets, scale);
+}
+
+}  // namespace braid

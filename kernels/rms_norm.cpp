@@ -1,0 +1,66 @@
+#include "kernels/rms_norm.h"
+
+namespace braid {
+
+namespace cpu {
+void rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& x, const Tensor& weight, double eps);
+void rms_norm_backward(Context& ctx, Tensor d_x, Tensor d_weight, const Tensor& d_y, const Tensor& x,
+                       const Tensor& weight, const Tensor& rstd);
+void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const Tensor& x, const Tensor& delta,
+                          const Tensor& weight, double eps);
+void add_rms_norm_backward(Context& ctx, Tensor d_sum, Tensor d_weight, const Tensor& d_y, const Tensor& sum,
+                           const Tensor& weight, const Tensor& rstd);
+}  // namespace cpu
+
+void rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& x, const Tensor& weight, double eps) {
+  const int64_t N = x.dim(0), C = x.dim(1);
+  check_shapes({{"y", y, {N, C}}, {"rstd", rstd, {N}}, {"x", x, {N, C}}, {"weight", weight, {C}}});
+  check_dtype(x.dtype(), {{"y", y}, {"rstd", rstd}, {"weight", weight}});
+  if (N == 0) return;
+  cpu::rms_norm_forward(ctx, y, rstd, x, weight, eps);
+}
+
+void rms_norm_backward(Context& ctx, Tensor d_x, Tensor d_weight, const Tensor& d_y, const Tensor& x,
+                       const Tensor& weight, const Tensor& rstd) {
+  const int64_t N = x.dim(0), C = x.dim(1);
+  check_shapes({{"d_x", d_x, {N, C}},
+                {"d_weight", d_weight, {C}},
+                {"d_y", d_y, {N, C}},
+                {"x", x, {N, C}},
+                {"weight", weight, {C}},
+                {"rstd", rstd, {N}}});
+  check_dtype(x.dtype(), {{"d_x", d_x}, {"d_weight", d_weight}, {"d_y", d_y}, {"weight", weight}, {"rstd", rstd}});
+  if (N == 0) return;
+  cpu::rms_norm_backward(ctx, d_x, d_weight, d_y, x, weight, rstd);
+}
+
+void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const Tensor& x, const Tensor& delta,
+                          const Tensor& weight, double eps) {
+  const int64_t N = x.dim(0), C = x.dim(1);
+  check_shapes({{"y", y, {N, C}},
+                {"sum", sum, {N, C}},
+                {"rstd", rstd, {N}},
+                {"x", x, {N, C}},
+                {"delta", delta, {N, C}},
+                {"weight", weight, {C}}});
+  check_dtype(x.dtype(), {{"y", y}, {"sum", sum}, {"rstd", rstd}, {"delta", delta}, {"weight", weight}});
+  if (N == 0) return;
+  cpu::add_rms_norm_forward(ctx, y, sum, rstd, x, delta, weight, eps);
+}
+
+void add_rms_norm_backward(Context& ctx, Tensor d_sum, Tensor d_weight, const Tensor& d_y, const Tensor& sum,
+                           const Tensor& weight, const Tensor& rstd) {
+  const int64_t N = sum.dim(0), C = sum.dim(1);
+  check_shapes({{"d_sum", d_sum, {N, C}},
+                {"d_weight", d_weight, {C}},
+                {"d_y", d_y, {N, C}},
+                {"sum", sum, {N, C}},
+                {"weight", weight, {C}},
+                {"rstd", rstd, {N}}});
+  check_dtype(sum.dtype(),
+              {{"d_sum", d_sum}, {"d_weight", d_weight}, {"d_y", d_y}, {"weight", weight}, {"rstd", rstd}});
+  if (N == 0) return;
+  cpu::add_rms_norm_backward(ctx, d_sum, d_weight, d_y, sum, weight, rstd);
+}
+
+}  // namespace braid

@@ -1,0 +1,172 @@
+#include "kernels/adamw.h"
+
+#include "tests/testing.h"
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+struct State {
+  Tensor weight, m, v;
+};
+
+State zero_moments(const Tensor& weight) {
+  return {copy_of(weight), zeros(weight.shape(), weight.dtype()), zeros(weight.shape(), weight.dtype())};
+}
+
+void update(const State& s, const Tensor& gradient, const AdamWStep& step) {
+  Context ctx = Context::cpu();
+  adamw_update(ctx, s.weight, s.m, s.v, gradient, step);
+}
+
+TEST(AdamW, MatchesTwoStepsByHand) {
+  // beta1 = 0.5, beta2 = 0.75, eps = 0.5, lr = 0.1, weight decay 0.2, gradients scaled by 0.5.
+  State s = zero_moments(tensor_of<double>({1}, {1}));
+  AdamWStep step{.lr = 0.1, .beta1 = 0.5, .beta2 = 0.75, .eps = 0.5, .weight_decay = 0.2, .gradient_scale = 0.5};
+  step.step = 1;
+  update(s, tensor_of<double>({4}, {1}), step);  // g = 2: m = 1, v = 1; corrected 2 and 4
+  EXPECT_DOUBLE_EQ(s.m.data<double>()[0], 1);
+  EXPECT_DOUBLE_EQ(s.v.data<double>()[0], 1);
+  EXPECT_DOUBLE_EQ(s.weight.data<double>()[0], 1 - 0.1 * (2 / 2.5 + 0.2));  // 0.9
+  step.step = 2;
+  update(s, tensor_of<double>({-2}, {1}), step);  // g = -1: m = 0, v = 1; corrected 0 and 16/7
+  EXPECT_DOUBLE_EQ(s.m.data<double>()[0], 0);
+  EXPECT_DOUBLE_EQ(s.v.data<double>()[0], 1);
+  EXPECT_DOUBLE_EQ(s.weight.data<double>()[0], 0.9 * (1 - 0.1 * 0.2));
+}
+
+TEST(AdamW, FirstStepHasTheSizeOfTheLearningRate) {
+  State s = zero_moments(tensor_of<double>({0, 0, 0}, {3}));
+  update(s, tensor_of<double>({1e-3, -5, 0}, {3}),
+         {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-12, .weight_decay = 0, .gradient_scale = 1, .step = 1});
+  EXPECT_NEAR(s.weight.data<double>()[0], -0.01, 1e-9);
+  EXPECT_NEAR(s.weight.data<double>()[1], 0.01, 1e-9);
+  EXPECT_EQ(s.weight.data<double>()[2], 0);
+}
+
+// The definition, one number at a time, in double.
+TEST(AdamW, FollowsTheDefinitionOverManySteps) {
+  constexpr int64_t kCount = 37;
+  for (DType dtype : {DType::kF64, DType::kF32}) {
+    Tensor start = converted(random_normal({kCount}, DType::kF32, 1), DType::kF64);
+    State s = zero_moments(converted(start, dtype));
+    Tensor w = copy_of(start);
+    std::vector<double> m(kCount), v(kCount);
+    for (int64_t t = 1; t <= 200; ++t) {
+      const AdamWStep step{.lr = 1e-2 / t,
+                           .beta1 = 0.9,
+                           .beta2 = 0.95,
+                           .eps = 1e-8,
+                           .weight_decay = 0.1,
+                           .gradient_scale = t % 3 ? 1.0 : 0.25,
+                           .step = t};
+      Tensor gradient = converted(random_normal({kCount}, DType::kF32, 100 + t, 1e-3, 1e-3), DType::kF64);
+      update(s, converted(gradient, dtype), step);
+      for (int64_t i = 0; i < kCount; ++i) {
+        const double g = step.gradient_scale * gradient.data<double>()[i];
+        m[i] = 0.9 * m[i] + 0.1 * g;
+        v[i] = 0.95 * v[i] + 0.05 * g * g;
+        const double m_hat = m[i] / (1 - std::pow(0.9, t)), v_hat = v[i] / (1 - std::pow(0.95, t));
+        double& wi = w.data<double>()[i];
+        wi -= step.lr * (m_hat / (std::sqrt(v_hat) + 1e-8) + 0.1 * wi);
+      }
+    }
+    const double tolerance = dtype == DType::kF64 ? 1e-13 : 1e-6;
+    expect_close(s.weight, w, tolerance, name_of(dtype));
+    expect_close(s.m, tensor_of(m, {kCount}), tolerance, name_of(dtype));
+    expect_close(s.v, tensor_of(v, {kCount}), tolerance, name_of(dtype));
+  }
+}
+
+TEST(AdamW, WeightDecayIsDecoupledFromTheMoments) {
+  Tensor start = random_f64({50}, 1), gradient = random_f64({50}, 2);
+  State plain = zero_moments(start), decayed = zero_moments(start), no_gradient = zero_moments(start);
+  AdamWStep step{
+      .lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0, .gradient_scale = 1, .step = 1};
+  update(plain, gradient, step);
+  step.weight_decay = 0.3;
+  update(decayed, gradient, step);
+  update(no_gradient, zeros_f64({50}), step);
+  expect_same_bits(decayed.m, plain.m);
+  expect_same_bits(decayed.v, plain.v);
+  for (int64_t i = 0; i < 50; ++i) {
+    const double w = start.data<double>()[i];
+    EXPECT_NEAR(decayed.weight.data<double>()[i], plain.weight.data<double>()[i] - 0.1 * 0.3 * w, 1e-15);
+    EXPECT_NEAR(no_gradient.weight.data<double>()[i], w * (1 - 0.1 * 0.3), 1e-15);
+  }
+}
+
+TEST(AdamW, GradientScaleEqualsAScaledGradient) {
+  Tensor start = random_f64({50}, 1), gradient = random_f64({50}, 2), halved = copy_of(gradient);
+  for (int64_t i = 0; i < 50; ++i) halved.data<double>()[i] *= 0.5;
+  State scaled = zero_moments(start), direct = zero_moments(start);
+  AdamWStep step{
+      .lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-3, .weight_decay = 0.1, .gradient_scale = 0.5, .step = 1};
+  update(scaled, gradient, step);
+  step.gradient_scale = 1;
+  update(direct, halved, step);
+  expect_same_bits(scaled.weight, direct.weight);
+  expect_same_bits(scaled.m, direct.m);
+  expect_same_bits(scaled.v, direct.v);
+}
+
+TEST(AdamW, KeepsTheBiasCorrectionOfASlowAverageInFp32) {
+  // With beta2 = 1 - 1e-7 a correction formed in fp32 would be off by a fifth.
+  State s = zero_moments(tensor_of<float>({0}, {1}));
+  update(s, tensor_of<float>({1}, {1}),
+         {.lr = 1, .beta1 = 0, .beta2 = 1 - 1e-7, .eps = 0, .weight_decay = 0, .gradient_scale = 1, .step = 1});
+  EXPECT_NEAR(s.weight.data<float>()[0], -1, 1e-6);
+}
+
+TEST(AdamW, ShardsGiveTheBitsOfTheWhole) {
+  constexpr int64_t kCount = 1003;
+  Tensor start = random_normal({kCount}, DType::kF32, 1), gradient = random_normal({kCount}, DType::kF32, 2);
+  State whole = zero_moments(start), parts = zero_moments(start);
+  for (int64_t t = 1; t <= 3; ++t) {
+    const AdamWStep step{
+        .lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .gradient_scale = 0.7, .step = t};
+    update(whole, gradient, step);
+    for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 338}, {338, kCount}})
+      update({parts.weight.rows(begin, end), parts.m.rows(begin, end), parts.v.rows(begin, end)},
+             gradient.rows(begin, end), step);
+  }
+  expect_same_bits(parts.weight, whole.weight);
+  expect_same_bits(parts.m, whole.m);
+  expect_same_bits(parts.v, whole.v);
+}
+
+TEST(AdamW, SameBitsForEveryThreadCount) {
+  Tensor start = random_normal({1003}, DType::kF32, 1), gradient = random_normal({1003}, DType::kF32, 2);
+  expect_same_bits_for_every_thread_count([&] {
+    State s = zero_moments(start);
+    for (int64_t t = 1; t <= 3; ++t)
+      update(
+          s, gradient,
+          {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .gradient_scale = 0.7, .step = t});
+    return std::vector<Tensor>{s.weight, s.m, s.v};
+  });
+}
+
+TEST(AdamW, NamesTheTensorOfAWrongShapeOrDtype) {
+  State s = zero_moments(zeros_f64({4}));
+  const AdamWStep step{.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .step = 1};
+  try {
+    update(s, zeros_f64({5}), step);
+    FAIL();
+  } catch (const ShapeError& e) {
+    EXPECT_STREQ(e.what(), "gradient: expected shape (4), got (5)");
+  }
+  s.v = zeros({4}, DType::kF32);
+  try {
+    update(s, zeros_f64({4}), step);
+    FAIL();
+  } catch (const DTypeError& e) {
+    EXPECT_STREQ(e.what(), "v: expected dtype F64, got F32");
+  }
+  State empty = zero_moments(zeros_f64({0}));
+  EXPECT_NO_THROW(update(empty, zeros_f64({0}), step));
+}
+
+}  // namespace
+}  // namespace braid

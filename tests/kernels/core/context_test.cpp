@@ -1,0 +1,111 @@
+#include "kernels/core/context.h"
+
+#include "tests/testing.h"
+
+// A sanitizer must let an absurd request fail as the system does.
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 64 == 0; }
+
+TEST(Scratch, HandsOutAlignedTensorsThatDoNotOverlap) {
+  Context ctx = Context::cpu();
+  Scratch scratch(ctx);
+  Tensor a = scratch.tensor({3, 5}, DType::kF32);
+  double* b = scratch.array<double>(7);
+  uint8_t* c = scratch.array<uint8_t>(1);
+  EXPECT_EQ(a.shape(), (Shape{3, 5}));
+  EXPECT_EQ(a.dtype(), DType::kF32);
+  EXPECT_TRUE(aligned(a.raw()) && aligned(b) && aligned(c));
+  std::memset(a.raw(), 1, a.bytes());
+  std::memset(b, 2, 7 * sizeof(double));
+  *c = 3;
+  for (int64_t i = 0; i < a.bytes(); ++i) ASSERT_EQ(static_cast<uint8_t*>(a.raw())[i], 1);
+  EXPECT_EQ(reinterpret_cast<uint8_t*>(b)[7 * sizeof(double) - 1], 2);
+}
+
+TEST(Scratch, ReleasesWhatAnInnerScopeTook) {
+  Context ctx = Context::cpu();
+  Scratch outer(ctx);
+  outer.array<float>(10);
+  float* inner_first;
+  {
+    Scratch inner(ctx);
+    inner_first = inner.array<float>(100);
+    inner.array<float>(1000);
+  }
+  {
+    Scratch inner(ctx);
+    EXPECT_EQ(inner.array<float>(100), inner_first);
+  }
+  EXPECT_EQ(outer.array<float>(1), inner_first);
+}
+
+TEST(Scratch, KeepsPointersWhileItGrows) {
+  Context ctx = Context::cpu();
+  Scratch scratch(ctx);
+  std::vector<Tensor> taken;
+  for (int64_t i = 0; i < 13; ++i) {  // 1 kB to 4 MiB: several blocks
+    taken.push_back(scratch.tensor({int64_t{1024} << i}, DType::kU8));
+    std::memset(taken.back().raw(), static_cast<int>(i), taken.back().bytes());
+    Scratch passing(ctx);  // a scope that needs ever larger blocks must not take those of the outer one
+    const int64_t passing_bytes = (i % 3 + 1) * kMiB;
+    std::memset(passing.array<uint8_t>(passing_bytes), 0xff, passing_bytes);
+  }
+  for (size_t i = 0; i < taken.size(); ++i)
+    for (int64_t j = 0; j < taken[i].numel(); ++j) ASSERT_EQ(taken[i].data<uint8_t>()[j], i);
+}
+
+TEST(Scratch, TakesTheSameMemoryInEveryRepetition) {
+  Context ctx = Context::cpu();
+  auto step = [&] {
+    std::vector<void*> pointers;
+    Scratch outer(ctx);
+    pointers.push_back(outer.array<uint8_t>(kMiB / 2));
+    for (int64_t mib : {1, 3, 2, 5}) {
+      Scratch inner(ctx);
+      pointers.push_back(inner.array<uint8_t>(mib * kMiB));
+      pointers.push_back(inner.array<uint8_t>(100));
+    }
+    return pointers;
+  };
+  step();
+  step();
+  const auto settled = step();
+  EXPECT_EQ(step(), settled);
+}
+
+TEST(Scratch, CountsThePeak) {
+  Context ctx = Context::cpu();
+  EXPECT_EQ(ctx.scratch_peak_bytes(), 0);
+  Scratch outer(ctx);
+  outer.array<uint8_t>(640);
+  for (int repetition = 0; repetition < 3; ++repetition) {
+    Scratch inner(ctx);
+    inner.array<uint8_t>(1 * kMiB);
+    inner.array<uint8_t>(2 * kMiB);
+  }
+  outer.array<uint8_t>(64);
+  EXPECT_EQ(ctx.scratch_peak_bytes(), 640 + 3 * kMiB);
+}
+
+TEST(Scratch, ReportsMemoryThatCannotBeHad) {
+  Context ctx = Context::cpu();
+  Scratch scratch(ctx);
+  try {
+    scratch.array<uint8_t>(int64_t{1} << 60);
+    FAIL();
+  } catch (const OutOfMemoryError& e) {
+    EXPECT_STREQ(e.what(), "cannot allocate 1152921504606846976 bytes of scratch");
+  }
+  EXPECT_NE(scratch.array<uint8_t>(64), nullptr);  // still usable
+}
+
+}  // namespace
+}  // namespace braid
