@@ -1,0 +1,164 @@
+#include "parallel/expert_exchange.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace braid {
+namespace {
+
+int64_t sum_of(const int64_t* counts, int64_t count) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += counts[i];
+  return sum;
+}
+
+// The order as seen by N * K "tokens" of one slot each, which makes a number per pair a row per token.
+ExpertOrder per_pair(const ExpertOrder& order) {
+  return {order.row_of_slot.view({order.row_of_slot.numel(), 1}), order.slot_of_row, order.rows_per_expert};
+}
+
+Tensor as_column(const Tensor& tensor) { return tensor.view({tensor.numel(), 1}); }
+
+// rows (R, C) <- x (tokens, C), on the ranks that hold the experts
+void dispatch_rows(Context& ctx, Communicator& group, Tensor rows, const Tensor& x, const ExpertOrder& order,
+                   const ExpertRoute& route) {
+  // A single rank's pairs are already in the order of its experts.
+  if (group.size() == 1) return gather_rows(ctx, rows, x, order);
+  const int64_t C = x.dim(1), num_sent = sum_of(route.send_rows.data(), group.size());
+  Scratch scratch(ctx);
+  Tensor sent = scratch.tensor({num_sent, C}, x.dtype()), received = scratch.tensor({route.num_rows, C}, x.dtype());
+  gather_rows(ctx, sent, x, order);
+  group.all_to_all_rows(ctx, received, route.recv_rows, sent, route.send_rows);
+  move_row_blocks(ctx, rows, received, route.regroup.data(), static_cast<int64_t>(route.regroup.size()));
+}
+
+// y (tokens, C) <- rows (R, C), the transpose
+void combine_rows_of_ranks(Context& ctx, Communicator& group, Tensor y, const Tensor& rows, const ExpertOrder& order,
+                           const ExpertRoute& route) {
+  if (group.size() == 1) return combine_rows(ctx, y, rows, order);
+  const int64_t C = y.dim(1), num_sent = sum_of(route.send_rows.data(), group.size());
+  Scratch scratch(ctx);
+  Tensor by_rank = scratch.tensor({route.num_rows, C}, y.dtype()), returned = scratch.tensor({num_sent, C}, y.dtype());
+  move_row_blocks(ctx, by_rank, rows, route.ungroup.data(), static_cast<int64_t>(route.ungroup.size()));
+  group.all_to_all_rows(ctx, returned, route.send_rows, by_rank, route.recv_rows);
+  combine_rows(ctx, y, returned, order);
+}
+
+}  // namespace
+
+ExpertExchange::ExpertExchange(Communicator& group, int64_t num_experts, int64_t experts_per_token, int64_t max_tokens,
+                               double max_rows_factor)
+    : group_(group), num_experts_(num_experts), experts_per_token_(experts_per_token), max_tokens_(max_tokens) {
+  check<ConfigError>(num_experts % group.size() == 0, num_experts, " experts cannot be shared evenly by ", group.size(),
+                     " ranks");
+  check<ConfigError>(max_rows_factor >= 0, "parallel.max_rows_factor is ", max_rows_factor,
+                     ", but must not be negative");
+  const int64_t mean = max_tokens * experts_per_token, worst = mean * group.size();
+  max_rows_ = worst;
+  // Compared as numbers before the conversion, which is undefined for a factor that is too large.
+  if (const double bound = std::ceil(max_rows_factor * static_cast<double>(mean));
+      max_rows_factor > 0 && bound < static_cast<double>(worst))
+    max_rows_ = static_cast<int64_t>(bound);
+}
+
+void ExpertExchange::plan_memory(Planner& planner, ExpertRoute& route) const {
+  Planner::Scope scope(planner, "route.");
+  planner.add("row_of_slot", route.order.row_of_slot, {max_tokens_, experts_per_token_}, DType::kI32);
+  planner.add("slot_of_row", route.order.slot_of_row, {max_tokens_ * experts_per_token_}, DType::kI32);
+  planner.add("sent_rows_per_expert", route.order.rows_per_expert, {num_experts_}, DType::kI64);
+  planner.add("rows_per_expert", route.rows_per_expert, {num_local_experts()}, DType::kI64);
+}
+
+void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert_id) {
+  const int64_t N = expert_id.dim(0), K = experts_per_token_, El = num_local_experts();
+  const int size = group_.size(), rank = group_.rank();
+  check_shapes({{"expert_id", expert_id, {N, K}}});
+  check_dtype(DType::kI32, {{"expert_id", expert_id}});
+  check<ShapeError>(N <= max_tokens_, "expert_id: expected at most ", max_tokens_, " tokens, got shape ",
+                    expert_id.shape().to_string());
+  // The memory is that of max_tokens tokens, whatever the last call left as shape.
+  ExpertOrder& order = route.order;
+  order.row_of_slot = Tensor(order.row_of_slot.raw(), DType::kI32, {N, K});
+  order.slot_of_row = Tensor(order.slot_of_row.raw(), DType::kI32, {N * K});
+  expert_order(ctx, order, expert_id);
+
+  // Row s of the matrix: for every rank r what s sends to each of r's experts, and the sum. Everybody gets the whole
+  // matrix, so everybody comes to the same verdict on it and nobody waits for a rank that has given up.
+  Scratch scratch(ctx);
+  Tensor matrix = scratch.tensor({size, size * (El + 1)}, DType::kI64);
+  auto counts = [&](int s, int r) { return matrix.data<int64_t>() + (int64_t{s} * size + r) * (El + 1); };
+  for (int r = 0; r < size; ++r) {
+    const int64_t* sent = order.rows_per_expert.data<int64_t>() + r * El;
+    std::copy_n(sent, El, counts(rank, r));
+    counts(rank, r)[El] = sum_of(sent, El);
+  }
+  group_.all_gather(ctx, matrix, matrix.rows(rank, rank + 1));
+
+  for (int r = 0; r < size; ++r) {
+    int64_t num_received = 0;
+    for (int s = 0; s < size; ++s) {
+      const int64_t sum = sum_of(counts(s, r), El), announced = counts(s, r)[El];
+      check<CommunicationError>(sum == announced, "expert exchange: rank ", s, " announces ", announced,
+                                " rows for rank ", r, " of the expert group, but its counts per expert add up to ",
+                                sum);
+      num_received += sum;
+    }
+    check<CommunicationError>(num_received <= max_rows_, "expert exchange: rank ", r,
+                              " of the expert group would receive ", num_received, " rows, more than its room for ",
+                              max_rows_, "; raise parallel.max_rows_factor, or set it to 0");
+  }
+
+  route.send_rows.resize(size);
+  route.recv_rows.resize(size);
+  int64_t* next = scratch.array<int64_t>(size);  // first row of rank s that is not regrouped yet
+  route.num_rows = 0;
+  for (int r = 0; r < size; ++r) {
+    route.send_rows[r] = counts(rank, r)[El];
+    route.recv_rows[r] = counts(r, rank)[El];
+    next[r] = route.num_rows;
+    route.num_rows += route.recv_rows[r];
+  }
+  route.regroup.clear();
+  route.ungroup.clear();
+  int64_t to = 0;
+  for (int64_t e = 0; e < El; ++e) {
+    const int64_t first = to;
+    for (int s = 0; s < size; ++s) {
+      const int64_t rows = counts(s, rank)[e];
+      if (rows == 0) continue;
+      route.regroup.push_back({to, next[s], rows});
+      route.ungroup.push_back({next[s], to, rows});
+      next[s] += rows;
+      to += rows;
+    }
+    route.rows_per_expert.data<int64_t>()[e] = to - first;
+  }
+}
+
+void ExpertExchange::dispatch(Context& ctx, Tensor rows, const Tensor& x, const ExpertRoute& route) {
+  const int64_t N = route.order.row_of_slot.dim(0), C = x.dim(1);
+  check_shapes({{"rows", rows, {route.num_rows, C}}, {"x", x, {N, C}}});
+  check_dtype(x.dtype(), {{"rows", rows}});
+  dispatch_rows(ctx, group_, rows, x, route.order, route);
+}
+
+void ExpertExchange::combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertRoute& route) {
+  const int64_t N = route.order.row_of_slot.dim(0), C = y.dim(1);
+  check_shapes({{"y", y, {N, C}}, {"rows", rows, {route.num_rows, C}}});
+  check_dtype(y.dtype(), {{"rows", rows}});
+  combine_rows_of_ranks(ctx, group_, y, rows, route.order, route);
+}
+
+void ExpertExchange::dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route) {
+  check_shapes({{"row_gate", row_gate, {route.num_rows}}, {"gate", gate, route.order.row_of_slot.shape()}});
+  check_dtype(gate.dtype(), {{"row_gate", row_gate}});
+  dispatch_rows(ctx, group_, as_column(row_gate), as_column(gate), per_pair(route.order), route);
+}
+
+void ExpertExchange::return_gates(Context& ctx, Tensor gate, const Tensor& row_gate, const ExpertRoute& route) {
+  check_shapes({{"gate", gate, route.order.row_of_slot.shape()}, {"row_gate", row_gate, {route.num_rows}}});
+  check_dtype(gate.dtype(), {{"row_gate", row_gate}});
+  combine_rows_of_ranks(ctx, group_, as_column(gate), as_column(row_gate), per_pair(route.order), route);
+}
+
+}  // namespace braid

@@ -1,0 +1,78 @@
+#include "parallel/mpi_session.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <string>
+
+#include "parallel/mpi_check.h"
+#include "parallel/mpi_communicator.h"
+
+namespace braid {
+namespace {
+
+// The launcher that was closest to the process comes first: inside a Slurm allocation `mpirun -n 1` means one.
+constexpr const char* kSizeVariables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"};
+
+int number_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : 0;
+}
+
+std::string mpi_library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  check_mpi(MPI_Get_library_version(text, &length), "MPI library version");
+  const std::string version(text, length);
+  return version.substr(0, version.find_first_of(",\n"));
+}
+
+void check_launcher_agrees() {
+  int size = 0;
+  check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &size), "size of MPI_COMM_WORLD");
+  for (const char* variable : kSizeVariables) {
+    if (!std::getenv(variable)) continue;
+    check<EnvironmentError>(size > 1 || number_in(variable) <= 1, "MPI sees one process, but ", variable, " is ",
+                            number_in(variable), ": start this program with the mpirun or srun of the MPI library it ",
+                            "was built with (", mpi_library(), "), or unset ", variable, " to run alone");
+    return;
+  }
+}
+
+}  // namespace
+
+MpiSession::MpiSession(int& argc, char**& argv) : exceptions_at_start_(std::uncaught_exceptions()) {
+  int initialized = 0;
+  check_mpi(MPI_Initialized(&initialized), "start of MPI");
+  check<EnvironmentError>(!initialized, "MPI was already started; a process has one MpiSession in its life");
+  int threads = 0;
+  check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &threads), "start of MPI");
+  check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "start of MPI");
+  check<EnvironmentError>(threads >= MPI_THREAD_FUNNELED, mpi_library(), " does not support programs with threads");
+  check_launcher_agrees();
+}
+
+// MPI_Finalize waits for every rank. On the way out of an error the others may be waiting for this rank in another
+// call, so the end of the job is left to abort, or to the launcher, which ends it when a rank goes without finalizing.
+MpiSession::~MpiSession() {
+  if (std::uncaught_exceptions() <= exceptions_at_start_) MPI_Finalize();
+}
+
+bool MpiSession::launched_by_mpi() {
+  for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"})
+    if (std::getenv(variable)) return true;
+  return number_in("SLURM_NTASKS") > 1;  // Slurm sets it to 1 for programs that it did not launch, too
+}
+
+std::unique_ptr<Communicator> MpiSession::world() { return make_mpi_communicator(); }
+
+void MpiSession::abort(int exit_code) {
+  std::fflush(nullptr);
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  if (initialized && !finalized) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  std::_Exit(exit_code);  // no destructors: other threads may still be using what they destroy
+}
+
+}  // namespace braid

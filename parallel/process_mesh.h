@@ -1,0 +1,45 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "parallel/communicator.h"
+
+namespace braid {
+
+struct ParallelConfig {
+  int64_t expert = 1;          // EP: ranks that share the experts of a layer between them
+  double max_rows_factor = 0;  // bound on received expert rows, as a multiple of the mean; 0: worst case always fits
+
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("expert", expert, "ranks that share the experts of every layer (divides the ranks and num_experts)");
+    key("max_rows_factor", max_rows_factor,
+        "room for expert rows a rank may receive, as a multiple of the mean; 0 = the worst case always fits");
+  }
+};
+
+// How the ranks are arranged. World = data ranks. An expert group is EP consecutive ranks and holds every expert once;
+// an expert-data group is the ranks that hold copies of the same experts.
+class ProcessMesh {
+ public:
+  // Throws ConfigError, with the numbers, if `expert` does not divide the world or the number of experts.
+  ProcessMesh(std::unique_ptr<Communicator> world, int64_t expert, int64_t num_experts);
+
+  // Groups made elsewhere: `braid plan` arranges groups that have sizes but no members.
+  ProcessMesh(std::unique_ptr<Communicator> world, std::unique_ptr<Communicator> expert,
+              std::unique_ptr<Communicator> expert_data)
+      : world_(std::move(world)), expert_(std::move(expert)), expert_data_(std::move(expert_data)) {}
+
+  Communicator& world() const { return *world_; }
+  Communicator& expert() const { return *expert_; }
+  Communicator& expert_data() const { return *expert_data_; }
+  int rank() const { return world_->rank(); }
+  int size() const { return world_->size(); }
+
+ private:
+  std::unique_ptr<Communicator> world_, expert_, expert_data_;
+};
+
+}  // namespace braid

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "parallel/communicator.h"
+#include "tests/testing.h"
+
+namespace braid::testing {
+
+// All ranks that run this test program; the local communicator if no launcher started it.
+Communicator& world();
+
+// The world ranks of a group, in the group's order.
+std::vector<int32_t> members(Context& ctx, Communicator& group);
+
+// What body's exception of type E says.
+template <class E>
+std::string message_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const E& e) {
+    return e.what();
+  }
+  return "nothing was thrown";
+}
+
+}  // namespace braid::testing

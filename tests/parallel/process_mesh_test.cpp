@@ -1,0 +1,58 @@
+#include "parallel/process_mesh.h"
+
+#include "tests/parallel/mpi_testing.h"
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+// Every rank of the test program, as a communicator of its own that a mesh may keep.
+std::unique_ptr<Communicator> all_ranks() { return world().split(0); }
+
+TEST(ProcessMesh, AnExpertGroupIsConsecutiveRanksAndAnExpertDataGroupTheirCopies) {
+  Context ctx = Context::cpu();
+  const int W = world().size(), rank = world().rank();
+  for (int EP = 1; EP <= W; EP *= 2) {
+    const ProcessMesh mesh(all_ranks(), EP, 8);
+    std::vector<int32_t> expert, expert_data;
+    for (int i = 0; i < EP; ++i) expert.push_back(rank / EP * EP + i);
+    for (int i = 0; i < W / EP; ++i) expert_data.push_back(rank % EP + i * EP);
+    EXPECT_EQ(members(ctx, mesh.expert()), expert) << EP;
+    EXPECT_EQ(members(ctx, mesh.expert_data()), expert_data) << EP;
+    EXPECT_EQ(mesh.expert().rank(), rank % EP);
+    EXPECT_EQ(mesh.expert_data().rank(), rank / EP);
+    EXPECT_EQ(mesh.rank(), rank);
+    EXPECT_EQ(mesh.size(), W);
+  }
+}
+
+TEST(ProcessMesh, GroupsOfFourRanksInPairs) {
+  if (world().size() != 4) GTEST_SKIP() << "needs 4 ranks";
+  Context ctx = Context::cpu();
+  const ProcessMesh mesh(all_ranks(), 2, 6);
+  const std::vector<int32_t> expert[] = {{0, 1}, {0, 1}, {2, 3}, {2, 3}},
+                             expert_data[] = {{0, 2}, {1, 3}, {0, 2}, {1, 3}};
+  EXPECT_EQ(members(ctx, mesh.expert()), expert[world().rank()]);
+  EXPECT_EQ(members(ctx, mesh.expert_data()), expert_data[world().rank()]);
+}
+
+TEST(ProcessMesh, SaysWhichExpertSizesWouldFit) {
+  const int W = world().size();
+  auto message = [](int64_t expert, int64_t num_experts) {
+    return message_of<ConfigError>([&] { ProcessMesh(all_ranks(), expert, num_experts); });
+  };
+  const std::string valid_for_8 = W == 1 ? "1" : W == 2 ? "1, 2" : "1, 2, 4";
+  const std::string rule = concat(", but must divide both the ", W, " ranks and the ");
+  EXPECT_EQ(message(0, 8), concat("parallel.expert is 0", rule, "8 experts; valid here: ", valid_for_8));
+  EXPECT_EQ(message(-2, 8), concat("parallel.expert is -2", rule, "8 experts; valid here: ", valid_for_8));
+  EXPECT_EQ(message(3, 8), concat("parallel.expert is 3", rule, "8 experts; valid here: ", valid_for_8));
+  EXPECT_EQ(message(8, 8), concat("parallel.expert is 8", rule, "8 experts; valid here: ", valid_for_8));
+  // Divides the ranks, but not the experts.
+  if (W == 4) {
+    EXPECT_EQ(message(4, 6), concat("parallel.expert is 4", rule, "6 experts; valid here: 1, 2"));
+  }
+}
+
+}  // namespace
+}  // namespace braid
