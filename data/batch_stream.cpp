@@ -1,0 +1,106 @@
+#include "data/batch_stream.h"
+
+#include <chrono>
+#include <utility>
+
+#include "data/mixture.h"
+#include "data/sample_order.h"
+#include "kernels/core/error.h"
+
+namespace braid {
+namespace {
+
+void check_plan(const std::vector<TokenDataset>& datasets, const BatchPlan& plan) {
+  check<ConfigError>(plan.global_batch_size > 0 && plan.micro_batch_size > 0 && plan.num_ranks > 0 &&
+                         plan.global_batch_size % (plan.micro_batch_size * plan.num_ranks) == 0,
+                     "global_batch_size ", plan.global_batch_size, " is not a multiple of micro_batch_size ",
+                     plan.micro_batch_size, " times ", plan.num_ranks, " ranks");
+  check<ConfigError>(0 <= plan.rank && plan.rank < plan.num_ranks, "rank ", plan.rank, " of ", plan.num_ranks);
+  check<ConfigError>(plan.prefetch_steps >= 1, "prefetch_steps is ", plan.prefetch_steps, ", expected at least 1");
+  check<ConfigError>(plan.weights.size() == datasets.size(), plan.weights.size(), " weights for ", datasets.size(),
+                     " data sources");
+  mixture_pick(0, plan.weights);  // refuses weights that are no shares
+  for (size_t i = 0; i < datasets.size(); ++i)
+    check<DataError>(plan.weights[i] == 0 || datasets[i].size() > 0, datasets[i].name(),
+                     ": has no rows to sample from");
+}
+
+}  // namespace
+
+StepBatches BatchStream::read_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t step) {
+  StepBatches result;
+  result.step = step;
+  const int64_t rows_per_rank = plan.global_batch_size / plan.num_ranks;
+  int64_t position = step * plan.global_batch_size + plan.rank * rows_per_rank;
+  for (int64_t micro = 0; micro < plan.micro_batches_per_step(); ++micro) {
+    Batch& batch = result.micro_batches.emplace_back();
+    for (int64_t row = 0; row < plan.micro_batch_size; ++row, ++position) {
+      const MixturePick pick = mixture_pick(position, plan.weights);
+      const TokenDataset& dataset = datasets[pick.source];
+      const int64_t size = dataset.size(), epoch = pick.index / size;
+      dataset.append_row(shuffled_index(pick.index % size, size, plan.seed, static_cast<uint64_t>(epoch)), batch);
+    }
+    const TokenCounts counts = count_tokens(batch);
+    result.counts.tokens += counts.tokens;
+    result.counts.lm_targets += counts.lm_targets;
+    result.counts.mtp_tokens += counts.mtp_tokens;
+    result.counts.mtp_targets += counts.mtp_targets;
+  }
+  return result;
+}
+
+BatchStream::BatchStream(const std::vector<TokenDataset>& datasets, BatchPlan plan, int64_t first_step)
+    : datasets_(datasets), plan_(std::move(plan)) {
+  check_plan(datasets_, plan_);
+  thread_ = std::thread(&BatchStream::read_ahead, this, first_step);
+}
+
+BatchStream::~BatchStream() {
+  {
+    std::scoped_lock lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void BatchStream::read_ahead(int64_t step) {
+  try {
+    for (;; ++step) {
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return stopping_ || static_cast<int64_t>(ready_.size()) < plan_.prefetch_steps; });
+        if (stopping_) return;
+      }
+      StepBatches batches = read_step(datasets_, plan_, step);
+      {
+        std::scoped_lock lock(mutex_);
+        ready_.push_back(std::move(batches));
+      }
+      changed_.notify_all();
+    }
+  } catch (...) {
+    {
+      std::scoped_lock lock(mutex_);
+      error_ = std::current_exception();
+    }
+    changed_.notify_all();
+  }
+}
+
+StepBatches BatchStream::next_step() {
+  const auto start = std::chrono::steady_clock::now();
+  StepBatches batches;
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !ready_.empty() || error_; });
+    wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (ready_.empty()) std::rethrow_exception(error_);
+    batches = std::move(ready_.front());
+    ready_.pop_front();
+  }
+  changed_.notify_all();
+  return batches;
+}
+
+}  // namespace braid

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "data/batch.h"
+#include "data/token_dataset.h"
+
+namespace braid {
+
+// Which rows a step trains on: slot s (0 <= s < global_batch_size) of step t is sample t * global_batch_size + s of the
+// mixture, and sample i of a source is row shuffled_index(i mod size, size, seed, epoch i / size). A pure function of
+// (seed, step, slot): nothing to save for resume, nothing that depends on ranks or micro-batches.
+struct BatchPlan {
+  int64_t global_batch_size = 0;  // rows
+  int64_t micro_batch_size = 0;   // rows
+  int64_t num_ranks = 1, rank = 0;
+  uint64_t seed = 0;
+  std::vector<double> weights;  // of the datasets
+  int64_t prefetch_steps = 2;
+  // Rank r owns slots [r, r + 1) * global / ranks, cut into micro-batches in order.
+  int64_t micro_batches_per_step() const { return global_batch_size / (micro_batch_size * num_ranks); }
+};
+
+// The micro-batches of one rank and one step.
+struct StepBatches {
+  int64_t step = 0;
+  std::vector<Batch> micro_batches;
+  TokenCounts counts;  // of this rank
+};
+
+// Reads ahead on a thread. An exception of that thread is rethrown by next_step.
+class BatchStream {
+ public:
+  BatchStream(const std::vector<TokenDataset>& datasets, BatchPlan plan, int64_t first_step);
+  ~BatchStream();
+  BatchStream(const BatchStream&) = delete;
+  BatchStream& operator=(const BatchStream&) = delete;
+
+  StepBatches next_step();
+  double wait_seconds() const { return wait_seconds_; }  // time that next_step has waited for data so far
+
+  // What the thread computes; also the reference for tests.
+  static StepBatches read_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t step);
+
+ private:
+  void read_ahead(int64_t step);
+
+  const std::vector<TokenDataset>& datasets_;
+  BatchPlan plan_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<StepBatches> ready_;
+  std::exception_ptr error_;
+  bool stopping_ = false;
+  double wait_seconds_ = 0;
+  std::thread thread_;
+};
+
+}  // namespace braid

@@ -1,0 +1,214 @@
+#include "data/batch_stream.h"
+
+#include <chrono>
+#include <map>
+#include <thread>
+
+#include "data/mixture.h"
+#include "data/sample_order.h"
+#include "kernels/core/error.h"
+#include "tests/data/shard_files.h"
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+// Two sources of 13 and 5 rows of 8 tokens.
+class BatchStreamTest : public ::testing::Test {
+ protected:
+  BatchStreamTest() {
+    paths_ = {write_shard(folder_ / "a.h5", std::vector<int64_t>(13, 7)),
+              write_shard(folder_ / "b.h5", {20, 8, 6}, 500)};
+    for (const std::string& path : paths_)
+      datasets_.emplace_back(path, std::vector<std::string>{path}, 8, Split::kTrain, 0);
+  }
+
+  static BatchPlan plan(int64_t global, int64_t micro, int64_t ranks = 1, int64_t rank = 0) {
+    BatchPlan plan;
+    plan.global_batch_size = global;
+    plan.micro_batch_size = micro;
+    plan.num_ranks = ranks;
+    plan.rank = rank;
+    plan.seed = 11;
+    plan.weights = {3, 1};
+    return plan;
+  }
+
+  TempFolder folder_;
+  std::vector<std::string> paths_;
+  std::vector<TokenDataset> datasets_;
+};
+
+void expect_equal(const StepBatches& actual, const StepBatches& expected) {
+  EXPECT_EQ(actual.step, expected.step);
+  ASSERT_EQ(actual.micro_batches.size(), expected.micro_batches.size());
+  for (size_t i = 0; i < expected.micro_batches.size(); ++i) {
+    const Batch &a = actual.micro_batches[i], &e = expected.micro_batches[i];
+    EXPECT_EQ(a.num_rows, e.num_rows);
+    EXPECT_EQ(a.tokens, e.tokens);
+    EXPECT_EQ(a.targets, e.targets);
+    EXPECT_EQ(a.segments.offsets, e.segments.offsets);
+    EXPECT_EQ(a.segments.valid, e.segments.valid);
+  }
+  EXPECT_EQ(actual.counts.tokens, expected.counts.tokens);
+  EXPECT_EQ(actual.counts.lm_targets, expected.counts.lm_targets);
+  EXPECT_EQ(actual.counts.mtp_tokens, expected.counts.mtp_tokens);
+  EXPECT_EQ(actual.counts.mtp_targets, expected.counts.mtp_targets);
+}
+
+TEST_F(BatchStreamTest, ReadsThePlannedRows) {
+  const StepBatches step = BatchStream::read_step(datasets_, plan(8, 2), 5);
+  ASSERT_EQ(step.micro_batches.size(), 4u);
+  for (int64_t slot = 0; slot < 8; ++slot) {
+    const MixturePick pick = mixture_pick(5 * 8 + slot, {3, 1});
+    const int64_t size = datasets_[pick.source].size();
+    Batch row;
+    datasets_[pick.source].append_row(shuffled_index(pick.index % size, size, 11, pick.index / size), row);
+    const Batch& batch = step.micro_batches[slot / 2];
+    EXPECT_EQ(batch.num_rows, 2);
+    const auto begin = batch.tokens.begin() + slot % 2 * 8;
+    EXPECT_EQ(std::vector<int64_t>(begin, begin + 8), row.tokens) << "slot " << slot;
+  }
+}
+
+TEST_F(BatchStreamTest, ReadsAheadWhatReadStepReads) {
+  for (int64_t prefetch : {1, 2, 7}) {
+    BatchPlan p = plan(6, 3, 2, 1);
+    p.prefetch_steps = prefetch;
+    BatchStream stream(datasets_, p, 4);
+    for (int64_t step = 4; step < 24; ++step)
+      expect_equal(stream.next_step(), BatchStream::read_step(datasets_, p, step));
+    EXPECT_GE(stream.wait_seconds(), 0);
+    EXPECT_LT(stream.wait_seconds(), 60);
+  }
+}
+
+// Rows of one step over all ranks, in slot order.
+std::vector<std::vector<int64_t>> rows_of_step(const std::vector<TokenDataset>& datasets, BatchPlan plan, int64_t step,
+                                               TokenCounts& counts) {
+  std::vector<std::vector<int64_t>> rows;
+  for (plan.rank = 0; plan.rank < plan.num_ranks; ++plan.rank) {
+    const StepBatches batches = BatchStream::read_step(datasets, plan, step);
+    EXPECT_EQ(static_cast<int64_t>(batches.micro_batches.size()), plan.micro_batches_per_step());
+    for (const Batch& batch : batches.micro_batches)
+      for (int64_t row = 0; row < batch.num_rows; ++row)
+        rows.emplace_back(batch.tokens.begin() + row * batch.row_tokens,
+                          batch.tokens.begin() + (row + 1) * batch.row_tokens);
+    counts.tokens += batches.counts.tokens;
+    counts.lm_targets += batches.counts.lm_targets;
+    counts.mtp_tokens += batches.counts.mtp_tokens;
+    counts.mtp_targets += batches.counts.mtp_targets;
+  }
+  return rows;
+}
+
+TEST_F(BatchStreamTest, TrainsOnTheSameRowsForEveryLayout) {
+  for (int64_t step : {0, 3, 17}) {
+    TokenCounts expected_counts;
+    const auto expected = rows_of_step(datasets_, plan(12, 12), step, expected_counts);
+    EXPECT_EQ(expected.size(), 12u);
+    for (int64_t ranks : {1, 2, 3, 4, 6, 12})
+      for (int64_t micro : {1, 2, 3, 4, 6}) {
+        if (12 % (ranks * micro) != 0) continue;
+        TokenCounts counts;
+        EXPECT_EQ(rows_of_step(datasets_, plan(12, micro, ranks), step, counts), expected) << ranks << " x " << micro;
+        EXPECT_EQ(counts.tokens, expected_counts.tokens);
+        EXPECT_EQ(counts.lm_targets, expected_counts.lm_targets);
+        EXPECT_EQ(counts.mtp_tokens, expected_counts.mtp_tokens);
+        EXPECT_EQ(counts.mtp_targets, expected_counts.mtp_targets);
+      }
+  }
+}
+
+// 3.5 epochs in batches that do not divide the data: after each whole epoch every row was read equally often.
+TEST_F(BatchStreamTest, ReadsEveryRowOnceAnEpoch) {
+  std::vector<TokenDataset> one;
+  one.emplace_back("a", std::vector{paths_[0]}, 8, Split::kTrain, 0);
+  ASSERT_EQ(one[0].size(), 13);
+  BatchPlan p = plan(5, 5);
+  p.weights = {1};
+  std::map<std::vector<int64_t>, int64_t> times_read;
+  int64_t rows_read = 0;
+  std::vector<std::vector<int64_t>> epoch, previous;
+  for (int64_t step = 0; step < 10; ++step) {
+    TokenCounts counts;
+    for (const auto& row : rows_of_step(one, p, step, counts)) {
+      ++times_read[row];
+      epoch.push_back(row);
+      if (++rows_read % 13 != 0) continue;
+      EXPECT_EQ(times_read.size(), 13u);
+      for (const auto& [tokens, times] : times_read) EXPECT_EQ(times, rows_read / 13);
+      EXPECT_NE(epoch, previous) << "each epoch has its own order";
+      previous.swap(epoch);
+      epoch.clear();
+    }
+  }
+  EXPECT_EQ(rows_read, 50);
+}
+
+TEST_F(BatchStreamTest, HandsOnTheErrorOfItsThread) {
+  std::vector<TokenDataset> one;
+  one.emplace_back("a", std::vector{paths_[0]}, 8, Split::kTrain, 0);
+  std::filesystem::resize_file(paths_[0], 100);
+  BatchPlan p = plan(4, 4);
+  p.weights = {1};
+  BatchStream stream(one, p, 0);
+  for (int i = 0; i < 2; ++i) {
+    const std::string message = message_of<DataError>([&] { stream.next_step(); });
+    expect_contains(message, paths_[0] + ": was cut after it had been opened");
+  }
+}
+
+TEST_F(BatchStreamTest, DeliversWhatItReadBeforeTheError) {
+  // The last id of the last document is not the end-of-document id: one of the 13 rows cannot be read.
+  std::string bytes = read_file(paths_[0]);
+  const uint16_t last[] = {77, kEnd}, damaged[] = {77, 77};
+  const size_t at = bytes.find(std::string(reinterpret_cast<const char*>(last), sizeof last));
+  ASSERT_NE(at, std::string::npos);
+  bytes.replace(at, sizeof damaged, reinterpret_cast<const char*>(damaged), sizeof damaged);
+  write_file(paths_[0], bytes);
+  std::vector<TokenDataset> one;
+  one.emplace_back("a", std::vector{paths_[0]}, 8, Split::kTrain, 0);
+  const int64_t position = 5;  // where it comes
+  BatchPlan p = plan(1, 1);
+  while (shuffled_index(position, 13, p.seed, 0) != 12) ++p.seed;
+  p.weights = {1};
+  p.prefetch_steps = 20;
+  BatchStream stream(one, p, 0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // lets the thread meet its error first
+  for (int64_t step = 0; step < position; ++step) EXPECT_EQ(stream.next_step().step, step);
+  EXPECT_THROW(stream.next_step(), DataError);
+}
+
+TEST_F(BatchStreamTest, StopsAtOnceWhileItIsReadingOrWaiting) {
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 50; ++i) {
+    BatchStream stream(datasets_, plan(6, 3), 0);
+    if (i % 2 == 0) stream.next_step();
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+}
+
+TEST_F(BatchStreamTest, RefusesAPlanThatDoesNotWorkOut) {
+  auto refusal = [&](auto change) {
+    BatchPlan p = plan(12, 3, 2);
+    change(p);
+    return message_of<ConfigError>([&] { BatchStream(datasets_, p, 0); });
+  };
+  expect_contains(refusal([](BatchPlan& p) { p.micro_batch_size = 5; }),
+                  "global_batch_size 12 is not a multiple of micro_batch_size 5 times 2 ranks");
+  expect_contains(refusal([](BatchPlan& p) { p.micro_batch_size = 0; }), "micro_batch_size 0");
+  expect_contains(refusal([](BatchPlan& p) { p.rank = 2; }), "rank 2 of 2");
+  expect_contains(refusal([](BatchPlan& p) { p.prefetch_steps = 0; }), "prefetch_steps is 0");
+  expect_contains(refusal([](BatchPlan& p) { p.weights = {1}; }), "1 weights for 2 data sources");
+  expect_contains(refusal([](BatchPlan& p) { p.weights = {0, 0}; }), "sum to 0");
+  std::vector<TokenDataset> held_out;
+  held_out.emplace_back("none", std::vector{paths_[0]}, 8, Split::kValidation, 0);
+  BatchPlan p = plan(4, 4);
+  p.weights = {1};
+  expect_contains(message_of<DataError>([&] { BatchStream(held_out, p, 0); }), "none: has no rows to sample from");
+}
+
+}  // namespace
+}  // namespace braid
