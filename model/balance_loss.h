@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/core/arena.h"
+#include "kernels/router.h"
+#include "model/config.h"
+#include "parallel/communicator.h"
+
+namespace braid {
+
+// How the tokens of a step spread over the experts of one layer.
+struct ExpertLoad {
+  double max_over_mean = 0;
+  int64_t dead = 0;  // experts without a token
+};
+struct BalanceReport {
+  double loss = 0;    // sum over layers of  E sum_i f_i P_i  (before loss_weight); balanced routing gives 1 per layer
+  double z_loss = 0;  // sum over layers of the mean of logsumexp^2 (before z_loss_weight)
+  std::vector<ExpertLoad> loads;  // per layer
+};
+
+// Load-balancing loss of every MoE layer over a step (the MTP block's layer is the last):
+//   L = alpha E sum_i f_i P_i,   f_i = share of the (token, slot) pairs that went to expert i,  P_i = mean of prob_i
+// P runs over the global batch; f is counted over the scope of the config and has no gradient, so every valid token
+// gets
+//   dL / dprob_i = alpha E f_i / T,   T = valid tokens of the global batch.
+// Scopes micro_batch and sequence weigh each micro-batch or sequence by its share of the tokens.
+// Source: arXiv 2501.11873.
+class BalanceLoss {
+ public:
+  BalanceLoss(const BalanceConfig& config, int64_t num_layers, int64_t num_experts, Communicator& world);
+  void plan(Planner& planner, int64_t num_rows);
+
+  // tokens_per_layer: valid tokens of the global batch that reach each layer's router.
+  void begin_step(const std::vector<int64_t>& tokens_per_layer);
+  // Must every micro-batch of the step be counted before the first backward?
+  bool counts_come_first(int64_t micro_batches) const;
+  // Adds the counts of one micro-batch; once per micro-batch and step.
+  void count(const std::vector<const RouterOutputs*>& layers);
+  // Fills d_prob of every layer for the backward of this micro-batch and adds to the step's loss. Every rank calls it.
+  void prepare_backward(Context& ctx, const std::vector<const RouterOutputs*>& layers);
+  // (B, E) F64, for router_backward
+  const Tensor& d_prob(int64_t layer) const { return d_prob_[layer]; }
+  double z_weight(int64_t layer) const;
+  // Sums over ranks; the counts become those of the previous step.
+  BalanceReport end_step(Context& ctx);
+
+  // (layers, E) I64, of the last finished step: the state a checkpoint needs. All 0 before the first step.
+  Tensor& previous_counts() { return previous_counts_; }
+
+ private:
+  // f of one layer from counts over some scope; uniform where nothing was counted.
+  void load_shares(const int64_t* counts, double* shares) const;
+
+  BalanceConfig config_;
+  int64_t num_layers_, num_experts_;
+  Communicator& world_;
+  std::vector<Tensor> d_prob_;
+  Tensor step_counts_, shared_counts_, previous_counts_;  // (layers, E): this rank, all ranks, all ranks a step ago
+  Tensor sums_;                                           // (2) F64: loss, z-loss of this rank
+  Tensor shares_;                                         // (E) F64
+  std::vector<int64_t> tokens_;
+};
+
+}  // namespace braid

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <variant>
+
+#include "model/gated_attention.h"
+#include "model/gated_delta_net.h"
+#include "model/moe_layer.h"
+
+namespace braid {
+
+struct DecoderLayerParams {
+  Tensor input_norm, post_attention_norm;  // (C) zero-centred
+  std::variant<GatedDeltaNetParams, GatedAttentionParams> mixer;
+  MoeParams moe;
+
+  explicit DecoderLayerParams(LayerType type) {
+    if (type == LayerType::kFullAttention) mixer.emplace<GatedAttentionParams>();
+  }
+  template <class Visit>
+  void visit(const ModelConfig& c, Visit&& tensor) {
+    const Shape norm = {c.hidden_size};
+    tensor("input_layernorm.weight", input_norm, norm, Owner::kEveryRank, Init::kZero, Decay::kNorm);
+    if (auto* linear = std::get_if<GatedDeltaNetParams>(&mixer)) linear->visit(c, with_prefix("linear_attn.", tensor));
+    if (auto* full = std::get_if<GatedAttentionParams>(&mixer)) full->visit(c, with_prefix("self_attn.", tensor));
+    tensor("post_attention_layernorm.weight", post_attention_norm, norm, Owner::kEveryRank, Init::kZero, Decay::kNorm);
+    moe.visit(c, with_prefix("mlp.", tensor));
+  }
+};
+
+struct DecoderLayerSaved {
+  Tensor x;                     // (N, C)  residual stream at the mixer
+  Tensor x_mid;                 // (N, C)  residual stream at the experts
+  Tensor mixer_in, moe_in;      // (N, C)  after their norms
+  Tensor mixer_rstd, moe_rstd;  // (N)
+  GatedDeltaNetSaved linear;    // one of the two is used
+  GatedAttentionSaved full;
+  MoeSaved moe;
+};
+
+// One layer on the residual stream; the last addition is left to the next norm, which reads the stream anyway:
+//   x += delta;  x_mid = x + mixer(norm(x));  delta = moe(norm(x_mid));   the stream behind the layer is x_mid + delta
+class DecoderLayer {
+ public:
+  DecoderLayer(const ModelConfig& c, LayerType type, ExpertExchange& exchange);
+  void plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
+  //   x (N, C): stream before the layer without delta;  delta (N, C): on entry what is still to be added to x
+  void forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p, DecoderLayerSaved& s,
+               const Segments& segments) const;
+  //   d_stream (N, C): on entry the gradient of the stream behind the layer, on return that of x and of delta;  g +=
+  void backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g, const DecoderLayerParams& p,
+                const DecoderLayerSaved& s, const Segments& segments, const Tensor& d_prob, double z_weight) const;
+
+ private:
+  LayerType type_;
+  double eps_;
+  int64_t C_;
+  GatedDeltaNet linear_;
+  GatedAttention full_;
+  MoeLayer moe_;
+};
+
+}  // namespace braid

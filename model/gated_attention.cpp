@@ -1,0 +1,64 @@
+#include "model/gated_attention.h"
+
+#include "kernels/matmul.h"
+
+namespace braid {
+namespace {
+
+// (N, heads, …) as the (N, columns) matrix that a projection reads or writes.
+Tensor flat(const Tensor& t) { return t.view({t.dim(0), t.dim(0) == 0 ? 0 : t.numel() / t.dim(0)}); }
+
+AttentionTensors attention_tensors(const GatedAttentionSaved& s) {
+  return {s.inputs.q, s.inputs.k, s.v, s.projections.q_gate};
+}
+
+}  // namespace
+
+void GatedAttention::plan(Planner& planner, GatedAttentionSaved& s, int64_t N, DType dtype) const {
+  const int64_t Hq = dims_.query_heads, Hkv = dims_.kv_heads, Dh = dims_.head_dim;
+  planner.add("q_gate", s.projections.q_gate, {N, Hq, 2, Dh}, dtype);
+  planner.add("k_proj", s.projections.k, {N, Hkv, Dh}, dtype);
+  planner.add("v", s.v, {N, Hkv, Dh}, dtype);
+  planner.add("q", s.inputs.q, {N, Hq, Dh}, dtype);
+  planner.add("k", s.inputs.k, {N, Hkv, Dh}, dtype);
+  planner.add("q_rstd", s.inputs.q_rstd, {N, Hq}, dtype);
+  planner.add("k_rstd", s.inputs.k_rstd, {N, Hkv}, dtype);
+  planner.add("o", s.outputs.o, {N, Hq, Dh}, dtype);
+  planner.add("y", s.outputs.y, {N, Hq, Dh}, dtype);
+  planner.add("lse", s.outputs.lse, {N, Hq}, dtype);
+}
+
+void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,
+                             GatedAttentionSaved& s, const Segments& segments) const {
+  linear_forward(ctx, flat(s.projections.q_gate), x, p.q_proj);
+  linear_forward(ctx, flat(s.projections.k), x, p.k_proj);
+  linear_forward(ctx, flat(s.v), x, p.v_proj);
+  attention_inputs_forward(ctx, s.inputs, s.projections, p.inputs, segments, dims_);
+  attention_forward(ctx, s.outputs, attention_tensors(s), segments);
+  linear_forward(ctx, out, flat(s.outputs.y), p.o_proj);
+}
+
+void GatedAttention::backward(Context& ctx, Tensor d_x, GatedAttentionParams& g, const Tensor& d_out, const Tensor& x,
+                              const GatedAttentionParams& p, const GatedAttentionSaved& s,
+                              const Segments& segments) const {
+  Scratch scratch(ctx);
+  auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), x.dtype()); };
+
+  Tensor d_y = like(s.outputs.y);
+  linear_backward_weight(ctx, g.o_proj, d_out, flat(s.outputs.y));
+  linear_backward_input(ctx, flat(d_y), d_out, p.o_proj);
+
+  AttentionProjections d_projections = {like(s.projections.q_gate), like(s.projections.k)};
+  Tensor d_q = like(s.inputs.q), d_k = like(s.inputs.k), d_v = like(s.v);
+  attention_backward(ctx, {d_q, d_k, d_v, d_projections.q_gate}, d_y, attention_tensors(s), s.outputs, segments);
+  attention_inputs_backward(ctx, d_projections, g.inputs, d_q, d_k, s.inputs, s.projections, p.inputs, segments, dims_);
+
+  linear_backward_weight(ctx, g.q_proj, flat(d_projections.q_gate), x);
+  linear_backward_weight(ctx, g.k_proj, flat(d_projections.k), x);
+  linear_backward_weight(ctx, g.v_proj, flat(d_v), x);
+  linear_backward_input(ctx, d_x, flat(d_projections.q_gate), p.q_proj);
+  linear_backward_input(ctx, d_x, flat(d_projections.k), p.k_proj, Accumulate::kYes);
+  linear_backward_input(ctx, d_x, flat(d_v), p.v_proj, Accumulate::kYes);
+}
+
+}  // namespace braid

@@ -1,0 +1,56 @@
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/attention_inputs.h"
+#include "kernels/core/arena.h"
+#include "kernels/core/context.h"
+#include "model/config.h"
+#include "model/parameters.h"
+
+namespace braid {
+
+struct GatedAttentionParams {    // weights; the same struct holds gradients
+  Tensor q_proj;                 // (Hq 2 Dh, C)  per head: query rows, then gate rows
+  Tensor k_proj, v_proj;         // (Hkv Dh, C)
+  Tensor o_proj;                 // (C, Hq Dh)
+  AttentionInputWeights inputs;  // q_norm, k_norm (Dh)
+  template <class Visit>
+  void visit(const ModelConfig& c, Visit&& tensor) {
+    const AttentionDims d = c.attention();
+    const int64_t C = c.hidden_size, Dq = d.query_heads * d.head_dim, Dkv = d.kv_heads * d.head_dim;
+    tensor("q_proj.weight", q_proj, {2 * Dq, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    tensor("k_proj.weight", k_proj, {Dkv, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    tensor("v_proj.weight", v_proj, {Dkv, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    tensor("o_proj.weight", o_proj, {C, Dq}, Owner::kEveryRank, Init::kOutputProjection, Decay::kYes);
+    tensor("q_norm.weight", inputs.q_norm, {d.head_dim}, Owner::kEveryRank, Init::kZero, Decay::kQkNorm);
+    tensor("k_norm.weight", inputs.k_norm, {d.head_dim}, Owner::kEveryRank, Init::kZero, Decay::kQkNorm);
+  }
+};
+
+struct GatedAttentionSaved {
+  AttentionProjections projections;  // q_gate (N, Hq, 2, Dh), k (N, Hkv, Dh) before norm and rotation
+  AttentionInputs inputs;
+  Tensor v;  // (N, Hkv, Dh)
+  AttentionOutputs outputs;
+};
+
+// Gated softmax attention mixer:
+//   [query | gate], k, v = x W_q^T, x W_k^T, x W_v^T
+//   out = (attention(rope(norm(query)), rope(norm(k)), v) * sigmoid(gate)) W_o^T
+// Source: Qwen3NextAttention in transformers.
+class GatedAttention {
+ public:
+  explicit GatedAttention(const ModelConfig& c) : dims_(c.attention()) {}
+  void plan(Planner& planner, GatedAttentionSaved& s, int64_t N, DType dtype) const;
+  //   x, out (N, C)
+  void forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p, GatedAttentionSaved& s,
+               const Segments& segments) const;
+  //   d_x overwritten, g +=
+  void backward(Context& ctx, Tensor d_x, GatedAttentionParams& g, const Tensor& d_out, const Tensor& x,
+                const GatedAttentionParams& p, const GatedAttentionSaved& s, const Segments& segments) const;
+
+ private:
+  AttentionDims dims_;
+};
+
+}  // namespace braid

@@ -1,0 +1,61 @@
+#include "model/gated_delta_net.h"
+
+#include "kernels/gated_rms_norm.h"
+#include "kernels/matmul.h"
+
+namespace braid {
+
+void GatedDeltaNet::plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DType dtype) const {
+  const auto [Hk, Hv, Dk, Dv, taps] = dims_;
+  planner.add("qkvz", s.projections.qkvz, {N, dims_.qkvz_columns()}, dtype);
+  planner.add("ba", s.projections.ba, {N, dims_.ba_columns()}, dtype);
+  planner.add("q", s.inputs.rule.q, {N, Hk, Dk}, dtype);
+  planner.add("k", s.inputs.rule.k, {N, Hk, Dk}, dtype);
+  planner.add("v", s.inputs.rule.v, {N, Hv, Dv}, dtype);
+  planner.add("beta", s.inputs.rule.beta, {N, Hv}, dtype);
+  planner.add("log_decay", s.inputs.rule.log_decay, {N, Hv}, dtype);
+  planner.add("q_rstd", s.inputs.q_rstd, {N, Hk}, dtype);
+  planner.add("k_rstd", s.inputs.k_rstd, {N, Hk}, dtype);
+  planner.add("o", s.o, {N, Hv, Dv}, dtype);
+  planner.add("rstd", s.rstd, {N, Hv}, dtype);
+  planner.add("y", s.y, {N, Hv, Dv}, dtype);
+}
+
+void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p,
+                            GatedDeltaNetSaved& s, const Segments& segments) const {
+  linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
+  linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
+  gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, segments, dims_);
+  gated_delta_rule_forward(ctx, s.o, s.inputs.rule, segments);
+  gated_rms_norm_forward(ctx, s.y, s.rstd, s.o, s.projections.qkvz, p.norm, eps_, dims_);
+  linear_forward(ctx, out, s.y.view({x.dim(0), p.out_proj.dim(1)}), p.out_proj);
+}
+
+void GatedDeltaNet::backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, const Tensor& d_out, const Tensor& x,
+                             const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
+                             const Segments& segments) const {
+  Scratch scratch(ctx);
+  const DType dtype = x.dtype();
+  const int64_t N = x.dim(0);
+  auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), dtype); };
+
+  Tensor d_y = like(s.y);
+  linear_backward_weight(ctx, g.out_proj, d_out, s.y.view({N, p.out_proj.dim(1)}));
+  linear_backward_input(ctx, d_y.view({N, p.out_proj.dim(1)}), d_out, p.out_proj);
+
+  Tensor d_o = like(s.o);
+  GdnProjections d_projections = {like(s.projections.qkvz), like(s.projections.ba)};
+  gated_rms_norm_backward(ctx, d_o, d_projections.qkvz, g.norm, d_y, s.o, s.rstd, s.projections.qkvz, p.norm, dims_);
+
+  const DeltaRuleInputs& in = s.inputs.rule;
+  DeltaRuleInputs d_in = {like(in.q), like(in.k), like(in.v), like(in.beta), like(in.log_decay)};
+  gated_delta_rule_backward(ctx, d_in, d_o, in, segments);
+  gdn_inputs_backward(ctx, d_projections, g.inputs, d_in, s.inputs, s.projections, p.inputs, segments, dims_);
+
+  linear_backward_weight(ctx, g.in_proj_qkvz, d_projections.qkvz, x);
+  linear_backward_weight(ctx, g.in_proj_ba, d_projections.ba, x);
+  linear_backward_input(ctx, d_x, d_projections.qkvz, p.in_proj_qkvz);
+  linear_backward_input(ctx, d_x, d_projections.ba, p.in_proj_ba, Accumulate::kYes);
+}
+
+}  // namespace braid

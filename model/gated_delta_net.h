@@ -1,0 +1,62 @@
+#pragma once
+
+#include "kernels/core/arena.h"
+#include "kernels/core/context.h"
+#include "kernels/gated_delta_rule.h"
+#include "kernels/gdn_inputs.h"
+#include "model/config.h"
+#include "model/parameters.h"
+
+namespace braid {
+
+struct GatedDeltaNetParams {  // weights; the same struct holds gradients
+  Tensor in_proj_qkvz;        // (qkvz columns, C)
+  Tensor in_proj_ba;          // (2 Hv, C)
+  GdnInputWeights inputs;     // conv (channels, 1, taps), a_log (Hv), dt_bias (Hv)
+  Tensor norm;                // (Dv)  plain scale
+  Tensor out_proj;            // (C, Hv Dv)
+  template <class Visit>
+  void visit(const ModelConfig& c, Visit&& tensor) {
+    const GdnDims d = c.gdn();
+    const int64_t C = c.hidden_size;
+    tensor("in_proj_qkvz.weight", in_proj_qkvz, {d.qkvz_columns(), C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    tensor("in_proj_ba.weight", in_proj_ba, {d.ba_columns(), C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    tensor("conv1d.weight", inputs.conv, {d.conv_channels(), 1, d.conv_kernel}, Owner::kEveryRank, Init::kConv,
+           Decay::kYes);
+    tensor("A_log", inputs.a_log, {d.value_heads}, Owner::kEveryRank, Init::kLogDecay, Decay::kNever);
+    tensor("dt_bias", inputs.dt_bias, {d.value_heads}, Owner::kEveryRank, Init::kOne, Decay::kNever);
+    tensor("norm.weight", norm, {d.value_dim}, Owner::kEveryRank, Init::kOne, Decay::kNever);
+    tensor("out_proj.weight", out_proj, {C, d.value_heads * d.value_dim}, Owner::kEveryRank, Init::kOutputProjection,
+           Decay::kYes);
+  }
+};
+
+struct GatedDeltaNetSaved {
+  GdnProjections projections;
+  GdnInputs inputs;
+  Tensor o;     // (N, Hv, Dv)
+  Tensor rstd;  // (N, Hv)
+  Tensor y;     // (N, Hv, Dv)
+};
+
+// Gated DeltaNet mixer:
+//   [q k v z], [b a] = x W_qkvz^T, x W_ba^T
+//   out = (gated_rms_norm(delta_rule(conv and norms of q, k, v; gates of b, a), z)) W_out^T
+// Source: Qwen3NextGatedDeltaNet in transformers.
+class GatedDeltaNet {
+ public:
+  explicit GatedDeltaNet(const ModelConfig& c) : dims_(c.gdn()), eps_(c.rms_norm_eps) {}
+  void plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DType dtype) const;
+  //   x, out (N, C)
+  void forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p, GatedDeltaNetSaved& s,
+               const Segments& segments) const;
+  //   d_x overwritten, g +=
+  void backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, const Tensor& d_out, const Tensor& x,
+                const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s, const Segments& segments) const;
+
+ private:
+  GdnDims dims_;
+  double eps_;
+};
+
+}  // namespace braid

@@ -1,0 +1,106 @@
+#include "model/model.h"
+
+#include <cstring>
+
+#include "kernels/embedding.h"
+#include "kernels/lm_head_loss.h"
+#include "kernels/rms_norm.h"
+
+namespace braid {
+
+Model::Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
+             Communicator& expert_group, double max_rows_factor)
+    : config_(config),
+      num_rows_(num_rows),
+      row_tokens_(row_tokens),
+      dtype_(dtype),
+      exchange_(expert_group, config.num_experts, config.num_experts_per_tok, num_rows * row_tokens, max_rows_factor),
+      weights_(config, mtp),
+      gradients_(config, mtp),
+      mtp_(mtp.on() ? std::make_unique<MtpBlock>(config, exchange_) : nullptr),
+      saved_(config.num_hidden_layers) {
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) layers_.emplace_back(config, config.layer_type(i), exchange_);
+}
+
+void Model::plan_activations(Planner& planner) {
+  const int64_t N = num_tokens(), C = config_.hidden_size;
+  planner.add("embedding", embedding_, {N, C}, dtype_);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Planner::Scope scope(planner, "layers." + std::to_string(i) + ".");
+    layers_[i].plan(planner, saved_[i], num_rows_, N, dtype_);
+  }
+  planner.add("x_final", x_final_, {N, C}, dtype_);
+  planner.add("rstd", rstd_, {N}, dtype_);
+  planner.add("hidden", hidden_, {N, C}, dtype_);
+  planner.add("loss_sum", loss_sum_, {1}, DType::kF64);
+  if (mtp_) {
+    Planner::Scope scope(planner, "mtp.");
+    planner.add("hidden", mtp_hidden_, {N, C}, dtype_);
+    mtp_->plan(planner, mtp_saved_, num_rows_, N, dtype_);
+  }
+}
+
+void Model::forward(Context& ctx, const ModelInputs& in) {
+  Scratch scratch(ctx);
+  Tensor delta = scratch.tensor(hidden_.shape(), dtype_);
+  std::memset(delta.raw(), 0, delta.bytes());
+
+  embedding_forward(ctx, embedding_, in.tokens, weights_.embed_tokens);
+  const Tensor* x = &embedding_;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], in.segments);
+    x = &saved_[i].x_mid;
+  }
+  add_rms_norm_forward(ctx, hidden_, x_final_, rstd_, *x, delta, weights_.norm, config_.rms_norm_eps);
+  if (mtp_)
+    mtp_->forward(ctx, mtp_hidden_, hidden_, in.next_tokens, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
+                  in.mtp_segments);
+}
+
+LossSums Model::losses(Context& ctx, const ModelInputs& in) {
+  LossSums sums;
+  lm_head_loss_forward(ctx, loss_sum_, hidden_, weights_.lm_head, in.targets);
+  sums.lm = loss_sum_.data<double>()[0];
+  if (mtp_) {
+    lm_head_loss_forward(ctx, loss_sum_, mtp_hidden_, weights_.lm_head, in.next_targets);
+    sums.mtp = loss_sum_.data<double>()[0];
+  }
+  return sums;
+}
+
+LossSums Model::losses_and_backward(Context& ctx, const ModelInputs& in, const LossScales& scales,
+                                    const BalanceLoss& balance) {
+  Scratch scratch(ctx);
+  LossSums sums;
+  Tensor d_hidden = scratch.tensor(hidden_.shape(), dtype_);
+  lm_head_loss_forward_backward(ctx, loss_sum_, d_hidden, gradients_.lm_head, hidden_, weights_.lm_head, in.targets,
+                                scales.lm);
+  sums.lm = loss_sum_.data<double>()[0];
+
+  if (mtp_) {
+    const int64_t layer = num_moe_layers() - 1;
+    Tensor d_mtp_hidden = scratch.tensor(hidden_.shape(), dtype_);
+    lm_head_loss_forward_backward(ctx, loss_sum_, d_mtp_hidden, gradients_.lm_head, mtp_hidden_, weights_.lm_head,
+                                  in.next_targets, scales.mtp);
+    sums.mtp = loss_sum_.data<double>()[0];
+    mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, hidden_, in.next_tokens,
+                   weights_.mtp[0], mtp_saved_, in.mtp_segments, balance.d_prob(layer), balance.z_weight(layer));
+  }
+
+  Tensor d_stream = scratch.tensor(hidden_.shape(), dtype_);
+  rms_norm_backward(ctx, d_stream, gradients_.norm, d_hidden, x_final_, weights_.norm, rstd_);
+  for (size_t i = layers_.size(); i-- > 0;)
+    layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], in.segments,
+                        balance.d_prob(i), balance.z_weight(i));
+  embedding_backward(ctx, gradients_.embed_tokens, d_stream, in.tokens);
+  return sums;
+}
+
+std::vector<const RouterOutputs*> Model::routers() const {
+  std::vector<const RouterOutputs*> routers;
+  for (const auto& saved : saved_) routers.push_back(&saved.moe.router);
+  if (mtp_) routers.push_back(&mtp_saved_.layer.moe.router);
+  return routers;
+}
+
+}  // namespace braid

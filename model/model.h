@@ -1,0 +1,81 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/balance_loss.h"
+#include "model/parameter_layout.h"
+
+namespace braid {
+
+// What a forward pass reads: one micro-batch of B rows with T tokens, N = B T. The next_ tensors are the MTP block's
+// view, shifted by one inside every document; -1 where there is nothing.
+struct ModelInputs {
+  Tensor tokens, targets;            // (N) I64
+  Tensor next_tokens, next_targets;  // (N) I64
+  const Segments& segments;
+  const Segments& mtp_segments;
+};
+
+// Sums of cross entropy over the targets of a micro-batch, not yet divided by their number.
+struct LossSums {
+  double lm = 0, mtp = 0;
+};
+// d(total loss) / d(sum): 1 / targets of the global batch, times the loss weight.
+struct LossScales {
+  double lm = 0, mtp = 0;
+};
+
+// Qwen3-Next: embedding, decoder layers, final norm, head; optionally an MTP block that shares embedding and head.
+// Holds what a micro-batch of a fixed shape saves between forward and backward; weights and gradients are bound to it.
+class Model {
+ public:
+  // num_rows (B), row_tokens (T): shape of every micro-batch. expert_group: ranks that share the experts.
+  Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
+        Communicator& expert_group, double max_rows_factor);
+
+  const ModelConfig& config() const { return config_; }
+  int64_t num_moe_layers() const { return static_cast<int64_t>(layers_.size()) + (mtp_ ? 1 : 0); }
+  bool has_mtp() const { return mtp_ != nullptr; }
+  int64_t num_tokens() const { return num_rows_ * row_tokens_; }
+
+  // Weights and gradients live in flat buffers that the caller owns; see ParameterLayout.
+  ModelParams& weights() { return weights_; }
+  ModelParams& gradients() { return gradients_; }
+
+  // What one micro-batch saves. Must be committed to an arena before the first forward.
+  void plan_activations(Planner& planner);
+
+  // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs.
+  void forward(Context& ctx, const ModelInputs& in);
+  // Sums of the losses of the last forward.
+  LossSums losses(Context& ctx, const ModelInputs& in);
+  // The same, and all gradients of  scales.lm * lm + scales.mtp * mtp + balance and z losses;  gradients +=
+  LossSums losses_and_backward(Context& ctx, const ModelInputs& in, const LossScales& scales,
+                               const BalanceLoss& balance);
+
+  // Router outputs of the last forward, one per MoE layer, the MTP block's last.
+  std::vector<const RouterOutputs*> routers() const;
+  // (N, C) behind the final norm of the last forward.
+  const Tensor& hidden() const { return hidden_; }
+  // (N, C) behind the MTP block's norm of the last forward.
+  const Tensor& mtp_hidden() const { return mtp_hidden_; }
+
+ private:
+  ModelConfig config_;
+  int64_t num_rows_, row_tokens_;
+  DType dtype_;
+  ExpertExchange exchange_;
+  ModelParams weights_, gradients_;
+  std::vector<DecoderLayer> layers_;
+  std::unique_ptr<MtpBlock> mtp_;
+
+  std::vector<DecoderLayerSaved> saved_;
+  MtpBlockSaved mtp_saved_;
+  Tensor embedding_;                // (N, C)
+  Tensor x_final_, rstd_, hidden_;  // (N, C), (N), (N, C)
+  Tensor mtp_hidden_;               // (N, C)
+  Tensor loss_sum_;                 // (1) F64
+};
+
+}  // namespace braid

@@ -1,0 +1,97 @@
+#include "model/moe_layer.h"
+
+#include "kernels/matmul.h"
+#include "kernels/swiglu.h"
+
+namespace braid {
+
+MoeLayer::MoeLayer(const ModelConfig& c, ExpertExchange& exchange)
+    : C_(c.hidden_size),
+      E_(c.num_experts),
+      K_(c.num_experts_per_tok),
+      F_(c.moe_intermediate_size),
+      Fs_(c.shared_expert_intermediate_size),
+      norm_(c.norm_topk_prob ? GateNorm::kTopK : GateNorm::kNone),
+      exchange_(exchange) {}
+
+void MoeLayer::plan(Planner& planner, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
+  const int64_t Rmax = exchange_.max_rows();
+  planner.add("expert_id", s.router.expert_id, {N, K_}, DType::kI32);
+  planner.add("gate", s.router.gate, {N, K_}, dtype);
+  planner.add("prob", s.router.prob, {N, E_}, dtype);
+  planner.add("lse", s.router.lse, {N}, dtype);
+  planner.add("counts", s.router.counts, {num_rows, E_}, DType::kI64);
+  planner.add("prob_sum", s.router.prob_sum, {num_rows, E_}, DType::kF64);
+  planner.add("z_sum", s.router.z_sum, {num_rows}, DType::kF64);
+  exchange_.plan_memory(planner, s.route);
+  planner.add("rows", s.rows, {Rmax, C_}, dtype);
+  planner.add("row_gate", s.row_gate, {Rmax}, dtype);
+  planner.add("gate_up_out", s.gate_up_out, {Rmax, 2 * F_}, dtype);
+  planner.add("shared_a", s.shared_a, {N, Fs_}, dtype);
+  planner.add("shared_b", s.shared_b, {N, Fs_}, dtype);
+  planner.add("shared_gate", s.shared_gate, {N, 1}, dtype);
+}
+
+void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s,
+                       const Segments& segments) const {
+  const int64_t N = x.dim(0);
+  Scratch scratch(ctx);
+
+  Tensor logits = scratch.tensor({N, E_}, x.dtype());
+  linear_forward(ctx, logits, x, p.router);
+  router_forward(ctx, s.router, logits, segments, norm_);
+
+  exchange_.plan(ctx, s.route, s.router.expert_id);
+  const int64_t R = s.route.num_rows;
+  Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R), rows_out = scratch.tensor({R, C_}, x.dtype());
+  exchange_.dispatch(ctx, rows, x, s.route);
+  exchange_.dispatch_gates(ctx, row_gate, s.router.gate, s.route);
+  experts_forward(ctx, rows_out, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert, p.experts);
+  exchange_.combine(ctx, y, rows_out, s.route);
+
+  linear_forward(ctx, s.shared_a, x, p.shared.gate_proj);
+  linear_forward(ctx, s.shared_b, x, p.shared.up_proj);
+  linear_forward(ctx, s.shared_gate, x, p.shared.gate);
+  Tensor h = scratch.tensor({N, Fs_}, x.dtype());
+  swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
+  linear_forward(ctx, y, h, p.shared.down_proj, Accumulate::kYes);
+}
+
+void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
+                        const MoeSaved& s, const Segments& segments, const Tensor& d_prob, double z_weight) const {
+  const int64_t N = x.dim(0), R = s.route.num_rows;
+  const DType dtype = x.dtype();
+  Scratch scratch(ctx);
+
+  // Routed experts: the transpose of combine brings d_y to the experts, the transpose of dispatch brings d_x back.
+  const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
+  Tensor d_rows_out = scratch.tensor({R, C_}, dtype), d_rows = scratch.tensor({R, C_}, dtype);
+  Tensor d_row_gate = scratch.tensor({R}, dtype), d_gate = scratch.tensor({N, K_}, dtype);
+  exchange_.dispatch(ctx, d_rows_out, d_y, s.route);
+  experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),
+                   s.route.rows_per_expert, p.experts);
+  exchange_.combine(ctx, d_x, d_rows, s.route);
+  exchange_.return_gates(ctx, d_gate, d_row_gate, s.route);
+
+  Tensor d_logits = scratch.tensor({N, E_}, dtype);
+  router_backward(ctx, d_logits, d_gate, d_prob, z_weight, s.router, segments, norm_);
+  linear_backward_weight(ctx, g.router, d_logits, x);
+  linear_backward_input(ctx, d_x, d_logits, p.router, Accumulate::kYes);
+
+  // Shared expert.
+  Tensor h = scratch.tensor({N, Fs_}, dtype), d_h = scratch.tensor({N, Fs_}, dtype);
+  Tensor d_b = scratch.tensor({N, Fs_}, dtype), d_shared_gate = scratch.tensor({N, 1}, dtype);
+  swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
+  linear_backward_weight(ctx, g.shared.down_proj, d_y, h);
+  linear_backward_input(ctx, d_h, d_y, p.shared.down_proj);
+  Tensor d_a = d_h;
+  swiglu_backward(ctx, d_a, d_b, d_shared_gate, d_h, s.shared_a, s.shared_b, s.shared_gate);
+  linear_backward_weight(ctx, g.shared.gate_proj, d_a, x);
+  linear_backward_weight(ctx, g.shared.up_proj, d_b, x);
+  linear_backward_weight(ctx, g.shared.gate, d_shared_gate, x);
+  linear_backward_input(ctx, d_x, d_a, p.shared.gate_proj, Accumulate::kYes);
+  linear_backward_input(ctx, d_x, d_b, p.shared.up_proj, Accumulate::kYes);
+  linear_backward_input(ctx, d_x, d_shared_gate, p.shared.gate, Accumulate::kYes);
+}
+
+}  // namespace braid

@@ -1,0 +1,54 @@
+#include "model/mtp_block.h"
+
+#include <cstring>
+
+#include "kernels/embedding.h"
+#include "kernels/matmul.h"
+#include "kernels/rms_norm.h"
+
+namespace braid {
+
+MtpBlock::MtpBlock(const ModelConfig& c, ExpertExchange& exchange)
+    : eps_(c.rms_norm_eps), C_(c.hidden_size), layer_(c, LayerType::kFullAttention, exchange) {}
+
+void MtpBlock::plan(Planner& planner, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
+  planner.add("embedding", s.embedding, {N, C_}, dtype);
+  planner.add("joined", s.inputs.joined, {N, 2 * C_}, dtype);
+  planner.add("embedding_rstd", s.inputs.embedding_rstd, {N}, dtype);
+  planner.add("hidden_rstd", s.inputs.hidden_rstd, {N}, dtype);
+  planner.add("x", s.x, {N, C_}, dtype);
+  planner.add("x_final", s.x_final, {N, C_}, dtype);
+  planner.add("rstd", s.rstd, {N}, dtype);
+  Planner::Scope scope(planner, "layers.0.");
+  layer_.plan(planner, s.layer, num_rows, N, dtype);
+}
+
+void MtpBlock::forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens,
+                       const Tensor& embed_table, const MtpBlockParams& p, MtpBlockSaved& s,
+                       const Segments& segments) const {
+  Scratch scratch(ctx);
+  embedding_forward(ctx, s.embedding, next_tokens, embed_table);
+  mtp_inputs_forward(ctx, s.inputs, s.embedding, hidden, p.inputs, eps_);
+  linear_forward(ctx, s.x, s.inputs.joined, p.fc);
+  Tensor delta = scratch.tensor(s.x.shape(), s.x.dtype());
+  std::memset(delta.raw(), 0, delta.bytes());
+  layer_.forward(ctx, delta, s.x, p.layer, s.layer, segments);
+  add_rms_norm_forward(ctx, out, s.x_final, s.rstd, s.layer.x_mid, delta, p.norm, eps_);
+}
+
+void MtpBlock::backward(Context& ctx, Tensor d_hidden, Tensor d_embed_table, MtpBlockParams& g, const Tensor& d_out,
+                        const Tensor& hidden, const Tensor& next_tokens, const MtpBlockParams& p,
+                        const MtpBlockSaved& s, const Segments& segments, const Tensor& d_prob, double z_weight) const {
+  Scratch scratch(ctx);
+  Tensor d_stream = scratch.tensor(s.x.shape(), s.x.dtype());
+  Tensor d_joined = scratch.tensor(s.inputs.joined.shape(), s.x.dtype());
+  Tensor d_embedding = scratch.tensor(s.embedding.shape(), s.x.dtype());
+  rms_norm_backward(ctx, d_stream, g.norm, d_out, s.x_final, p.norm, s.rstd);
+  layer_.backward(ctx, d_stream, g.layer, p.layer, s.layer, segments, d_prob, z_weight);
+  linear_backward_weight(ctx, g.fc, d_stream, s.inputs.joined);
+  linear_backward_input(ctx, d_joined, d_stream, p.fc);
+  mtp_inputs_backward(ctx, d_embedding, d_hidden, g.inputs, d_joined, s.embedding, hidden, s.inputs, p.inputs);
+  embedding_backward(ctx, d_embed_table, d_embedding, next_tokens);
+}
+
+}  // namespace braid

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/core/arena.h"
+#include "model/mtp_block.h"
+#include "model/parameters.h"
+#include "parallel/process_mesh.h"
+
+namespace braid {
+
+struct ModelParams {    // weights; the same struct holds gradients
+  Tensor embed_tokens;  // (V, C)
+  std::vector<DecoderLayerParams> layers;
+  Tensor norm;                      // (C)
+  Tensor lm_head;                   // (V, C)
+  std::vector<MtpBlockParams> mtp;  // none or one
+
+  ModelParams(const ModelConfig& c, const MtpConfig& mtp);
+  template <class Visit>
+  void visit(const ModelConfig& c, Visit&& tensor) {
+    const int64_t V = c.vocab_size, C = c.hidden_size;
+    tensor("model.embed_tokens.weight", embed_tokens, {V, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    for (size_t i = 0; i < layers.size(); ++i)
+      layers[i].visit(c, with_prefix("model.layers." + std::to_string(i) + ".", tensor));
+    tensor("model.norm.weight", norm, {C}, Owner::kEveryRank, Init::kZero, Decay::kNorm);
+    tensor("lm_head.weight", lm_head, {V, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    for (auto& block : mtp) block.visit(c, with_prefix("mtp.", tensor));
+  }
+};
+
+// The parameter table: every tensor of the model in a fixed order, without memory.
+std::vector<Parameter> parameter_table(const ModelConfig& c, const MtpConfig& mtp);
+// A line per parameter: name, shape, owner, init, decay; then the totals.
+std::string format_parameter_table(const std::vector<Parameter>& table);
+
+// All parameters of one owner lie one after the other in a flat buffer, so that gradients are reduced and optimizer
+// states sharded without looking at names. The buffer is padded to equal shards for the ranks that share it.
+struct FlatParameter {
+  Parameter parameter;
+  int64_t offset;        // of its first local element in the flat buffer
+  int64_t local_numel;   // elements on this rank
+  int64_t global_first;  // index in the whole tensor of its first local element
+};
+struct FlatGroup {
+  Owner owner;
+  std::vector<FlatParameter> parameters;
+  int64_t shard_numel = 0;  // elements per rank of the group that shares the buffer
+  int64_t numel = 0;        // of the buffer, padding included
+};
+
+class ParameterLayout {
+ public:
+  // expert_ranks: size of an expert group; this rank is expert_rank in it. dense_shards, expert_shards: ranks that
+  // share the optimizer state of each group (world, expert-data group).
+  ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, int64_t expert_ranks, int64_t expert_rank,
+                  int64_t dense_shards, int64_t expert_shards);
+  ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh);
+
+  const FlatGroup& dense() const { return dense_; }
+  const FlatGroup& expert() const { return expert_; }
+  // Points every tensor of `params` into the flat buffers.
+  void bind(ModelParams& params, Tensor dense, Tensor expert) const;
+
+ private:
+  const ModelConfig config_;
+  int64_t expert_ranks_;
+  FlatGroup dense_{Owner::kEveryRank}, expert_{Owner::kExpertRank};
+};
+
+// Fills the local elements of every parameter: a pure function of (seed, name, index in the whole tensor), so every
+// layout starts from the same weights.
+void initialize_weights(Context& ctx, const ModelConfig& c, const InitConfig& init, const ParameterLayout& layout,
+                        Tensor dense, Tensor expert, uint64_t seed);
+
+}  // namespace braid
