@@ -1,0 +1,69 @@
+# Shared by the end-to-end tests. Called as: TEST.sh BRAID_EXECUTABLE SOURCE_FOLDER
+set -euo pipefail
+BRAID=$1
+SOURCE=$2
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_base_warn_component_unused=0
+# The tiny run on a copy of its text: the tree may change while a test runs.
+mkdir "$WORK/text" && cp -r "$SOURCE/kernels" "$SOURCE/model" "$WORK/text/"
+TINY=$WORK/tiny.yaml
+cat >"$TINY" <<EOF
+base: $SOURCE/configs/runs/tiny.yaml
+data:
+  sources: [{name: braid, text: [$WORK/text]}]
+EOF
+checks=0
+
+fail() { echo "FAILED: $*" >&2; exit 1; }
+pass() { checks=$((checks + 1)); echo "ok: $*"; }
+
+# train RANKS RUN_DIR [overrides and flags ...]
+train() {
+  local ranks=$1 dir=$2
+  shift 2
+  if [ "$ranks" = 0 ]; then "$BRAID" train "$TINY" "run.dir=$dir" "$@" >"$dir.log" 2>&1
+  else mpirun -n "$ranks" "$BRAID" train "$TINY" "run.dir=$dir" "$@" >"$dir.log" 2>&1
+  fi || { cat "$dir.log" >&2; return 1; }
+}
+
+# The training lines of a run without what depends on the clock.
+numbers() { grep '"train/loss_lm"' "$1/metrics.jsonl" | sed -E 's/"perf\/[a-z_]+": *[^,}]+,? *//g'; }
+
+same_numbers() {
+  [ "$(numbers "$1" | wc -l)" -gt 0 ] || fail "$1 has no training lines"
+  cmp -s <(numbers "$1") <(numbers "$2") || fail "metrics of $1 and $2 differ: $3"
+}
+
+# close_numbers A B TOLERANCE: every loss and gradient norm of every step within a relative tolerance
+close_numbers() {
+  paste -d '|' <(numbers "$1") <(numbers "$2") | awk -v tolerance="$3" -F '|' '
+    function value(line, key,   start, rest) {
+      start = index(line, "\"" key "\":")
+      if (start == 0) { print "no " key " in: " line; exit 1 }
+      rest = substr(line, start + length(key) + 3)
+      return rest + 0
+    }
+    {
+      split("train/loss_lm train/loss_mtp train/loss_balance train/grad_norm", keys, " ")
+      for (i in keys) {
+        a = value($1, keys[i]); b = value($2, keys[i])
+        d = a > b ? a - b : b - a; s = a < 0 ? -a : a
+        if (!(d <= tolerance * s + 1e-300)) { printf "%s: %.17g against %.17g in line %d\n", keys[i], a, b, NR; bad = 1 }
+      }
+      steps++
+    }
+    END { if (bad || steps == 0) exit 1 }' || fail "losses of $1 and $2 differ by more than $3"
+}
+
+# expect_error CODE PATTERN COMMAND...: the command fails with this exit code and says one sentence that matches
+expect_error() {
+  local code=$1 pattern=$2 status=0
+  shift 2
+  "$@" >"$WORK/out" 2>"$WORK/err" || status=$?
+  [ "$status" = "$code" ] || { cat "$WORK/out" "$WORK/err" >&2; fail "exit code $status instead of $code: $*"; }
+  grep -qE -- "$pattern" "$WORK/err" || { cat "$WORK/err" >&2; fail "no message like '$pattern': $*"; }
+  [ "$(grep -c '^braid: ' "$WORK/err")" = 1 ] || { cat "$WORK/err" >&2; fail "not one sentence: $*"; }
+  pass "exit $code: $(grep '^braid: ' "$WORK/err" | cut -c1-150)"
+}

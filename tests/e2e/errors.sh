@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Bad input: one plain sentence, the right exit code, and nothing lost.
+source "$(dirname "$0")/common.sh" "$@"
+
+run() { "$BRAID" train "$TINY" "run.dir=$WORK/run" "$@"; }
+config() {  # config LINE...: a copy of the tiny config with lines added
+  { echo "base: $TINY"; echo "run: {dir: $WORK/run, steps: 20}"; printf '%s\n' "$@"; } >"$WORK/config.yaml"
+  echo "$WORK/config.yaml"
+}
+
+# configuration
+expect_error 2 'config.yaml:4: model.num_expert: unknown key, did you mean num_experts' "$BRAID" train "$(config 'model:' '  num_expert: 8')"
+expect_error 2 'config.yaml:[0-9]+: .*duplicate' "$BRAID" train "$(config 'train:' '  seed: 1' '  seed: 2')"
+expect_error 2 'config.yaml:3: .*seq_length' "$BRAID" train "$(config 'train: {seq_length: long}')"
+expect_error 2 'anchor|alias' "$BRAID" train "$(config 'mtp: &a {depth: 1}' 'balance: *a')"
+expect_error 2 'absent.yaml' "$BRAID" train "$WORK/absent.yaml"
+expect_error 2 'optimizer.l' run optimizer.l=1
+expect_error 2 'bf16' run precision=bf16
+expect_error 10 'cuda' run device=cuda
+expect_error 2 'layer_types' run 'model.layer_types=[full_attention]'
+expect_error 2 'num_experts_per_tok' run model.num_experts_per_tok=9
+expect_error 2 'global_batch_size.*8' run train.micro_batch_size=3
+expect_error 2 '3.*ranks|ranks.*3' mpirun -n 3 "$BRAID" train "$TINY" "run.dir=$WORK/run"
+expect_error 2 'expert.*4' mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/run" parallel.expert=4
+expert_rule='must divide both the 4 ranks and the 6 experts'
+expect_error 2 "$expert_rule" mpirun -n 4 "$BRAID" train "$TINY" "run.dir=$WORK/run" parallel.expert=4 model.num_experts=6
+
+# data
+train 0 "$WORK/good" run.steps=4 checkpoint.interval_steps=2 eval.interval_steps=0
+shard=$(ls "$WORK"/good/data/*.h5)
+with_shard() { echo "data.sources=[{name: bad, shards: [$1]}]"; }
+head -c 3000 "$shard" >"$WORK/truncated.h5"
+expect_error 3 'truncated.h5' run "$(with_shard "$WORK/truncated.h5")"
+echo 'not a shard' >"$WORK/text.h5"
+expect_error 3 'text.h5' run "$(with_shard "$WORK/text.h5")"
+expect_error 3 'absent.h5' run "$(with_shard "$WORK/absent.h5")"
+expect_error 3 'vocabulary.*vocab_size' run "$(with_shard "$shard")" model.vocab_size=200
+
+# run folder
+expect_error 8 'already holds a run' "$BRAID" train "$TINY" "run.dir=$WORK/good"
+"$BRAID" train "$TINY" "run.dir=$WORK/busy" run.steps=100000 >"$WORK/busy.log" 2>&1 &
+busy=$!
+for _ in $(seq 300); do [ -s "$WORK/busy/metrics.jsonl" ] && break; sleep 0.02; done
+expect_error 8 'in use|held|process' "$BRAID" train "$TINY" "run.dir=$WORK/busy" --resume
+kill -KILL $busy; wait $busy 2>/dev/null || true
+touch "$WORK/file"
+expect_error 9 'file' "$BRAID" train "$TINY" "run.dir=$WORK/file/run"
+
+# checkpoints: nothing may be loaded from a damaged one, and nothing is changed by trying
+resume() { "$BRAID" train "$TINY" "run.dir=$1" run.steps=6 checkpoint.interval_steps=2 eval.interval_steps=0 --resume "${@:2}"; }
+newest() { ls -d "$1"/checkpoints/step-* | tail -1; }
+shard_of() { echo "$(newest "$1")/rank-00000.safetensors"; }
+flip_byte() {  # flip_byte FILE OFFSET: one bit of the byte from the end
+  local at=$(($(stat -c %s "$1") - $2)) byte
+  byte=$(od -An -tu1 -j "$at" -N 1 "$1")
+  printf "$(printf '\\x%02x' $((byte ^ 4)))" | dd of="$1" bs=1 seek="$at" conv=notrunc status=none
+}
+damage() { rm -rf "$WORK/damaged"; cp -r "$WORK/good" "$WORK/damaged"; }
+mkdir "$WORK/empty"
+expect_error 4 'no checkpoint' resume "$WORK/empty"
+damage; truncate -s -1 "$(shard_of "$WORK/damaged")"
+expect_error 4 'safetensors' resume "$WORK/damaged"
+damage; flip_byte "$(shard_of "$WORK/damaged")" 5000
+expect_error 4 'safetensors' resume "$WORK/damaged"
+damage; sed -i 's/"step"/"stop"/' "$(newest "$WORK/damaged")/MANIFEST.json"
+expect_error 4 'MANIFEST.json' resume "$WORK/damaged"
+damage; rm "$(shard_of "$WORK/damaged")"
+expect_error 4 'safetensors' resume "$WORK/damaged"
+expect_error 4 'optimizer.lr' resume "$WORK/good" optimizer.lr=0.5
+expect_error 4 'num_experts' resume "$WORK/good" model.num_experts=4
+expect_error 4 'validation_fraction|other data' resume "$WORK/good" data.validation_fraction=0.2
+resume "$WORK/good" >/dev/null || fail "a good checkpoint must still load after all this"
+pass "the good run resumes"
+
+# numerics: an infinite learning rate ends in a loss that is not finite; the last checkpoint stays as it was
+expect_error 6 'not finite|gradient norm is' run optimizer.lr=1e300 schedule.warmup_steps=0 schedule.kind=constant optimizer.max_grad_norm=0 run.steps=20
+echo "$checks passed, 0 failed"

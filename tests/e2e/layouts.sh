@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# What is computed does not depend on how it is spread over ranks, experts and micro-batches.
+source "$(dirname "$0")/common.sh" "$@"
+
+steps=20
+reference=$WORK/fp64-w1-e1-m8
+train 0 "$reference" precision=fp64 run.steps=$steps train.micro_batch_size=8 parallel.expert=1
+
+# ranks:expert parallel:micro-batch size; the global batch is 8, so the last number decides the accumulation
+for layout in 1:1:8 1:1:2 2:1:4 2:1:1 2:2:4 2:2:2 4:1:2 4:1:1 4:2:2 4:2:1 4:4:2 4:4:1; do
+  IFS=: read -r ranks expert micro <<<"$layout"
+  run=$WORK/fp64-w$ranks-e$expert-m$micro-again
+  train "$ranks" "$run" precision=fp64 run.steps=$steps train.micro_batch_size="$micro" parallel.expert="$expert"
+  close_numbers "$reference" "$run" 1e-10
+  "$BRAID" ckpt diff "$reference" "$run" --rtol 1e-10 >"$WORK/diff" || { cat "$WORK/diff"; fail "weights of $layout"; }
+  pass "fp64, $ranks ranks, expert parallel $expert, micro-batch $micro: within 1e-10 over $steps steps"
+done
+
+# exact balance counts do not see the cut either
+for micro in 8 2; do
+  train 0 "$WORK/exact-$micro" precision=fp64 run.steps=5 train.micro_batch_size=$micro balance.counts=exact
+done
+train 2 "$WORK/exact-w2" precision=fp64 run.steps=5 train.micro_batch_size=2 balance.counts=exact parallel.expert=2
+close_numbers "$WORK/exact-8" "$WORK/exact-2" 1e-10
+close_numbers "$WORK/exact-8" "$WORK/exact-w2" 1e-10
+pass "exact balance counts: within 1e-10 for every cut"
+
+# fp32: repeated runs have the same bits, and the first loss agrees between layouts
+for layout in 1:1:8 2:1:2 2:2:4 4:1:2 4:2:1 4:4:2; do
+  IFS=: read -r ranks expert micro <<<"$layout"
+  for again in a b; do
+    train "$ranks" "$WORK/fp32-$layout-$again" run.steps=$steps train.micro_batch_size="$micro" parallel.expert="$expert"
+  done
+  same_numbers "$WORK/fp32-$layout-a" "$WORK/fp32-$layout-b" "two runs of layout $layout"
+  "$BRAID" ckpt diff "$WORK/fp32-$layout-a" "$WORK/fp32-$layout-b" >/dev/null || fail "two runs of $layout: other weights"
+  first_line() { numbers "$1" | sed -n 1p >"$2"; }
+  mkdir -p "$WORK/first-a" "$WORK/first-b"
+  first_line "$WORK/fp32-1:1:8-a" "$WORK/first-a/metrics.jsonl"
+  first_line "$WORK/fp32-$layout-a" "$WORK/first-b/metrics.jsonl"
+  close_numbers "$WORK/first-a" "$WORK/first-b" 3e-6
+  pass "fp32, $ranks ranks, expert parallel $expert: two runs have the same bits; first step within 3e-6 of one rank"
+done
+
+# the thread count is no layout at all
+OMP_NUM_THREADS=1 train 0 "$WORK/threads-1" run.steps=5
+OMP_NUM_THREADS=3 train 0 "$WORK/threads-3" run.steps=5
+same_numbers "$WORK/threads-1" "$WORK/threads-3" "1 and 3 threads"
+"$BRAID" ckpt diff "$WORK/threads-1" "$WORK/threads-3" >/dev/null || fail "1 and 3 threads: other weights"
+pass "1 and 3 threads: the same bits"
+echo "$checks passed, 0 failed"

@@ -1,0 +1,204 @@
+#include "model/model.h"
+
+#include "tests/model/tiny_model.h"
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+BalanceConfig balance_with(BalanceScope scope, BalanceCounts counts) {
+  BalanceConfig b;
+  b.scope = scope;
+  b.counts = counts;
+  b.loss_weight = 0.5;
+  b.z_loss_weight = 0.1;
+  return b;
+}
+
+void set_previous_counts(TinyModel& t) {
+  for (int64_t i = 0; i < t.balance.previous_counts().numel(); ++i)
+    t.balance.previous_counts().data<int64_t>()[i] = 1 + 7 * i % 5;
+}
+
+// Total loss of one micro-batch as a function of the weights; f of the balance loss is held at the previous step's
+// counts.
+double total_loss(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
+  const MtpShift mtp = shift_for_mtp(batch);
+  const ModelInputs in = view_inputs(batch, mtp);
+  t.model.forward(t.ctx, in);
+  const LossSums sums = t.model.losses(t.ctx, in);
+  const LossScales scales = t.scales(counts);
+  double loss = scales.lm * sums.lm + scales.mtp * sums.mtp;
+  const auto tokens = t.tokens_per_layer(counts);
+  const auto routers = t.model.routers();
+  const int64_t E = t.config.num_experts;
+  for (int64_t layer = 0; layer < t.model.num_moe_layers(); ++layer) {
+    const int64_t* previous = t.balance.previous_counts().data<int64_t>() + layer * E;
+    double total = 0;
+    for (int64_t e = 0; e < E; ++e) total += double(previous[e]);
+    const RouterOutputs& r = *routers[layer];
+    for (int64_t row = 0; row < r.counts.dim(0); ++row) {
+      for (int64_t e = 0; e < E; ++e)
+        loss += t.balance_config.loss_weight * double(E) * double(previous[e]) / total *
+                r.prob_sum.data<double>()[row * E + e] / double(tokens[layer]);
+      loss += t.balance_config.z_loss_weight * r.z_sum.data<double>()[row] / double(tokens[layer]);
+    }
+  }
+  return loss;
+}
+
+void backward(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
+  const MtpShift mtp = shift_for_mtp(batch);
+  const ModelInputs in = view_inputs(batch, mtp);
+  t.model.forward(t.ctx, in);
+  t.balance.begin_step(t.tokens_per_layer(counts));
+  t.balance.count(t.model.routers());
+  t.balance.prepare_backward(t.ctx, t.model.routers());
+  t.model.losses_and_backward(t.ctx, in, t.scales(counts), t.balance);
+}
+
+// Every parameter tensor: central differences of a few of its elements in double.
+TEST(ModelGradient, MatchesFiniteDifferencesForEveryParameter) {
+  MtpConfig mtp;
+  mtp.loss_weight = 0.3;
+  TinyModel t(tiny_model_config(), mtp, balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep), 2, 10);
+  set_previous_counts(t);
+  const Batch batch = random_batch({{3, 5}, {7, 1}}, t.config.vocab_size, 3, /*padding=*/2);
+  const TokenCounts counts = count_tokens(batch);
+  t.zero_gradients();
+  backward(t, batch, counts);
+
+  for (const FlatGroup* group : {&t.layout.dense(), &t.layout.expert()}) {
+    Tensor weights = group->owner == Owner::kExpertRank ? t.expert : t.dense;
+    Tensor gradients = group->owner == Owner::kExpertRank ? t.d_expert : t.d_dense;
+    for (const FlatParameter& p : group->parameters) {
+      double error = 0, norm = 0;
+      const int64_t samples = std::min<int64_t>(p.local_numel, 12);
+      for (int64_t s = 0; s < samples; ++s) {
+        const int64_t i = p.offset + s * p.local_numel / samples;
+        double& w = weights.data<double>()[i];
+        const double original = w, step = 2e-5;
+        auto at = [&](double offset) {
+          w = original + offset;
+          const double loss = total_loss(t, batch, counts);
+          w = original;
+          return loss;
+        };
+        const double numeric = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
+        const double d = gradients.data<double>()[i] - numeric;
+        error += d * d;
+        norm += numeric * numeric;
+      }
+      EXPECT_LE(std::sqrt(error), 1e-7 * std::sqrt(norm) + 1e-10) << p.parameter.name;
+    }
+  }
+}
+
+// The same documents packed into one row, or each in a row of its own: the same losses and gradients.
+TEST(Model, PackedDocumentsEqualSeparateOnes) {
+  const BalanceConfig b = balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep);
+  const std::vector<int64_t> lengths = {5, 1, 70, 4};
+  ModelConfig config = tiny_model_config();
+  config.max_position_embeddings = 128;
+  TinyModel packed(config, {}, b, 1, 80);
+  set_previous_counts(packed);
+  const Batch batch = random_batch({lengths}, config.vocab_size, 9);
+  const TokenCounts counts = count_tokens(batch);
+  packed.zero_gradients();
+  backward(packed, batch, counts);
+  const double packed_loss = total_loss(packed, batch, counts);
+
+  Tensor d_dense = zeros_f64(packed.d_dense.shape()), d_expert = zeros_f64(packed.d_expert.shape());
+  double separate_loss = 0;
+  int64_t begin = 0;
+  for (int64_t length : lengths) {
+    Batch one;
+    one.num_rows = 1;
+    one.row_tokens = length;
+    one.tokens.assign(batch.tokens.begin() + begin, batch.tokens.begin() + begin + length);
+    one.targets.assign(batch.targets.begin() + begin, batch.targets.begin() + begin + length);
+    one.segments = Segments::whole_rows(1, length);
+    begin += length;
+    TinyModel single(config, {}, b, 1, length);
+    set_previous_counts(single);
+    single.zero_gradients();
+    backward(single, one, counts);
+    separate_loss += total_loss(single, one, counts);
+    for (int64_t i = 0; i < d_dense.numel(); ++i) d_dense.data<double>()[i] += single.d_dense.data<double>()[i];
+    for (int64_t i = 0; i < d_expert.numel(); ++i) d_expert.data<double>()[i] += single.d_expert.data<double>()[i];
+  }
+  EXPECT_NEAR(packed_loss, separate_loss, 1e-12 * packed_loss);
+  expect_close(packed.d_dense, d_dense, 1e-12, "dense gradients");
+  expect_close(packed.d_expert, d_expert, 1e-12, "expert gradients");
+}
+
+// Nothing about padding may reach a loss, a gradient or a count.
+TEST(Model, PaddingChangesNothing) {
+  const BalanceConfig b = balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep);
+  const ModelConfig config = tiny_model_config();
+  const Batch plain = random_batch({{6, 3}}, config.vocab_size, 4),
+              padded = random_batch({{6, 3}}, config.vocab_size, 4, 5);
+  const TokenCounts counts = count_tokens(plain);
+  EXPECT_EQ(count_tokens(padded).tokens, counts.tokens);
+  TinyModel a(config, {}, b, 1, 9), c(config, {}, b, 1, 14);
+  for (auto* t : {&a, &c}) {
+    set_previous_counts(*t);
+    t->zero_gradients();
+    backward(*t, t == &a ? plain : padded, counts);
+  }
+  EXPECT_NEAR(total_loss(a, plain, counts), total_loss(c, padded, counts), 1e-13);
+  expect_close(c.d_dense, a.d_dense, 1e-12);
+  expect_close(c.d_expert, a.d_expert, 1e-12);
+}
+
+// The MTP block's gradients reach the trunk, and switching it off removes its parameters and nothing else.
+TEST(Model, MtpIsPartOfTheTrunkLossOnlyWhenOn) {
+  const BalanceConfig b = balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep);
+  MtpConfig off;
+  off.loss_weight = 0;
+  const ModelConfig config = tiny_model_config();
+  EXPECT_LT(parameter_table(config, off).size(), parameter_table(config, MtpConfig{}).size());
+  TinyModel with(config, {}, b, 1, 8), without(config, off, b, 1, 8);
+  const Batch batch = random_batch({{8}}, config.vocab_size, 2);
+  const TokenCounts counts = count_tokens(batch);
+  for (auto* t : {&with, &without}) {
+    t->zero_gradients();
+    backward(*t, batch, counts);
+  }
+  Tensor trunk = with.model.gradients().layers[0].input_norm, alone = without.model.gradients().layers[0].input_norm;
+  EXPECT_GT(relative_rms(trunk, alone), 1e-3);
+  expect_same_bits(with.model.hidden(), without.model.hidden());
+}
+
+// Position t of the MTP block sees token t + 1 and no later one.
+TEST(Model, MtpSeesTheNextTokenAndNoLaterOne) {
+  TinyModel t(tiny_model_config(), {}, {}, 1, 8);
+  Batch batch = random_batch({{8}}, t.config.vocab_size, 2);
+  auto mtp_row = [&](int64_t position) {
+    const MtpShift mtp = shift_for_mtp(batch);
+    t.model.forward(t.ctx, view_inputs(batch, mtp));
+    return copy_of(t.model.mtp_hidden().rows(position, position + 1));
+  };
+  const Tensor before = mtp_row(3);
+  batch.tokens[5] = (batch.tokens[5] + 1) % t.config.vocab_size;
+  expect_same_bits(mtp_row(3), before, "token t + 2 must not be seen");
+  batch.tokens[4] = (batch.tokens[4] + 1) % t.config.vocab_size;
+  EXPECT_GT(relative_rms(mtp_row(3), before), 1e-3) << "token t + 1 must be seen";
+}
+
+TEST(Model, IsCausal) {
+  TinyModel t(tiny_model_config(), {}, {}, 1, 8);
+  Batch batch = random_batch({{8}}, t.config.vocab_size, 2);
+  auto rows = [&] {
+    const MtpShift mtp = shift_for_mtp(batch);
+    t.model.forward(t.ctx, view_inputs(batch, mtp));
+    return copy_of(t.model.hidden().rows(0, 5));
+  };
+  const Tensor before = rows();
+  batch.tokens[5] = (batch.tokens[5] + 1) % t.config.vocab_size;
+  expect_close(rows(), before, 1e-14);
+}
+
+}  // namespace
+}  // namespace braid

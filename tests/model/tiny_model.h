@@ -1,0 +1,127 @@
+#pragma once
+
+#include <memory>
+
+#include "data/batch.h"
+#include "model/model.h"
+#include "tests/testing.h"
+#include "trainer/optimizer.h"
+#include "trainer/train_step.h"
+
+namespace braid::testing {
+
+// Small enough for finite differences, odd enough to catch mixed-up extents.
+inline ModelConfig tiny_model_config() {
+  ModelConfig c;
+  c.vocab_size = 11;
+  c.hidden_size = 12;
+  c.num_hidden_layers = 2;
+  c.layer_types = {LayerType::kLinearAttention, LayerType::kFullAttention};
+  c.num_attention_heads = 4;
+  c.num_key_value_heads = 2;
+  c.head_dim = 6;
+  c.partial_rotary_factor = 0.67;  // rotary_dim 4
+  c.rope_theta = 100;
+  c.max_position_embeddings = 64;
+  c.initializer_range = 0.3;
+  c.linear_num_key_heads = 2;
+  c.linear_num_value_heads = 4;
+  c.linear_key_head_dim = 5;
+  c.linear_value_head_dim = 3;
+  c.linear_conv_kernel_dim = 4;
+  c.num_experts = 6;
+  c.num_experts_per_tok = 2;
+  c.moe_intermediate_size = 5;
+  c.shared_expert_intermediate_size = 7;
+  return c;
+}
+
+// A batch of random tokens. Each row packs documents of the given lengths; the last token of each has no target. Tokens
+// marked as padding are their own document and not valid.
+inline Batch random_batch(const std::vector<std::vector<int64_t>>& documents, int64_t vocab, uint64_t seed,
+                          int64_t padding = 0) {
+  Batch batch;
+  batch.segments.offsets = {0};
+  int64_t position = 0;
+  auto token_at = [&](int64_t i) { return int64_t(philox(seed, 0, uint64_t(i))[0] % uint64_t(vocab)); };
+  for (const auto& row : documents) {
+    int64_t row_tokens = padding;
+    for (int64_t length : row) {
+      for (int64_t i = 0; i < length; ++i, ++position) {
+        batch.tokens.push_back(token_at(position));
+        batch.targets.push_back(i + 1 < length ? token_at(position + 1) : -1);
+        batch.segments.valid.push_back(1);
+      }
+      batch.segments.offsets.push_back(static_cast<int64_t>(batch.tokens.size()));
+      row_tokens += length;
+    }
+    if (padding > 0) {
+      batch.tokens.insert(batch.tokens.end(), padding, 0);
+      batch.targets.insert(batch.targets.end(), padding, -1);
+      batch.segments.valid.insert(batch.segments.valid.end(), padding, 0);
+      batch.segments.offsets.push_back(static_cast<int64_t>(batch.tokens.size()));
+    }
+    batch.row_tokens = row_tokens;
+    batch.num_rows += 1;
+  }
+  batch.segments.num_rows = batch.num_rows;
+  batch.segments.row_tokens = batch.row_tokens;
+  return batch;
+}
+
+// A model in fp64 on one rank with its memory, weights away from their initial values.
+struct TinyModel {
+  std::unique_ptr<Communicator> world = make_local_communicator();
+  ModelConfig config;
+  MtpConfig mtp;
+  BalanceConfig balance_config;
+  ParameterLayout layout;
+  Model model;
+  BalanceLoss balance;
+  Tensor dense, expert, d_dense, d_expert;
+  Arena memory;
+  Context ctx = Context::cpu();
+
+  TinyModel(const ModelConfig& c, const MtpConfig& mtp_config, const BalanceConfig& b, int64_t num_rows,
+            int64_t row_tokens, uint64_t seed = 5)
+      : config(c),
+        mtp(mtp_config),
+        balance_config(b),
+        layout(c, mtp, 1, 0, 1, 1),
+        model(c, mtp, num_rows, row_tokens, DType::kF64, *world, 0),
+        balance(b, model.num_moe_layers(), c.num_experts, *world) {
+    Planner plan;
+    plan.add("dense", dense, {layout.dense().numel}, DType::kF64);
+    plan.add("expert", expert, {layout.expert().numel}, DType::kF64);
+    plan.add("d_dense", d_dense, {layout.dense().numel}, DType::kF64);
+    plan.add("d_expert", d_expert, {layout.expert().numel}, DType::kF64);
+    model.plan_activations(plan);
+    balance.plan(plan, num_rows);
+    memory = Arena("tiny model", plan);
+    layout.bind(model.weights(), dense, expert);
+    layout.bind(model.gradients(), d_dense, d_expert);
+    InitConfig init;
+    init.equal_norm_router_rows = false;
+    initialize_weights(ctx, c, init, layout, dense, expert, seed);
+    for (const FlatParameter& p : layout.dense().parameters) {  // norms, gates and biases off their special values
+      if (p.parameter.shape.rank() != 1) continue;
+      for (int64_t i = 0; i < p.local_numel; ++i)
+        dense.data<double>()[p.offset + i] += 0.3 * std::sin(double(p.offset + i));
+    }
+  }
+
+  void zero_gradients() {
+    std::memset(d_dense.raw(), 0, d_dense.bytes());
+    std::memset(d_expert.raw(), 0, d_expert.bytes());
+  }
+  std::vector<int64_t> tokens_per_layer(const TokenCounts& counts) const {
+    std::vector<int64_t> tokens(model.num_moe_layers(), counts.tokens);
+    if (model.has_mtp()) tokens.back() = counts.mtp_tokens;
+    return tokens;
+  }
+  LossScales scales(const TokenCounts& counts) const {
+    return {1.0 / double(counts.lm_targets), counts.mtp_targets ? mtp.loss_weight / double(counts.mtp_targets) : 0};
+  }
+};
+
+}  // namespace braid::testing

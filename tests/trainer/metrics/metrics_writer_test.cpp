@@ -1,0 +1,206 @@
+#include "trainer/metrics/metrics_writer.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <bit>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+
+#include "kernels/core/error.h"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+
+class MetricsWriterTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "braid_metrics_XXXXXX").string();
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    dir_ = name;
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+
+  std::string path(const std::string& name) const { return dir_ + "/" + name; }
+  std::string read(const std::string& name) const {
+    std::ifstream in(path(name), std::ios::binary);
+    std::ostringstream text;
+    text << in.rdbuf();
+    return text.str();
+  }
+  void append(const std::string& name, const std::string& text) const {
+    std::ofstream(path(name), std::ios::binary | std::ios::app) << text;
+  }
+
+  std::string dir_;
+};
+
+MetricsLine train_line(int64_t step, double loss) {
+  MetricsLine line;
+  line.set("step", step);
+  line.set("train/loss_lm", loss);
+  return line;
+}
+
+double read_back(double value) {
+  MetricsLine line;
+  line.set("x", value);
+  return nlohmann::json::parse(line.to_json()).at("x").get<double>();
+}
+
+TEST(MetricsLine, KeepsTheOrderOfItsFields) {
+  MetricsLine line = train_line(7, 5.5);
+  line.set("tokens", int64_t{9007199254740993});
+  line.set("a \"quoted\" name\n", 2.0);
+  EXPECT_EQ(line.to_json(),
+            R"({"step": 7, "train/loss_lm": 5.5, "tokens": 9007199254740993, "a \"quoted\" name\n": 2.0})");
+}
+
+TEST(MetricsLine, NumbersReadBackToTheSameBits) {
+  std::vector<double> values = {0.0, -0.0, 1.0, -3.0, 1e22, 0.1, 1 / 3.0, 9007199254740993.0};
+  using Limits = std::numeric_limits<double>;
+  for (double v : {Limits::max(), Limits::lowest(), Limits::min(), Limits::denorm_min(), 3 * Limits::denorm_min()})
+    values.push_back(v);
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 20000; ++i) values.push_back(std::bit_cast<double>(random()));
+  for (int i = 0; i < 1000; ++i) values.push_back(std::bit_cast<double>(random() >> 12));  // denormal
+  int finite = 0;
+  for (double value : values) {
+    if (!std::isfinite(value)) continue;
+    ++finite;
+    ASSERT_EQ(std::bit_cast<uint64_t>(read_back(value)), std::bit_cast<uint64_t>(value)) << std::hexfloat << value;
+  }
+  EXPECT_GT(finite, 20000);
+}
+
+TEST(MetricsLine, WritesNullForWhatIsNotFinite) {
+  for (double value : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL, -HUGE_VAL})
+    EXPECT_EQ(train_line(1, value).to_json(), R"({"step": 1, "train/loss_lm": null})");
+}
+
+TEST(MetricsLine, ANameThatIsNotUtf8StopsNothing) {
+  MetricsLine line;
+  line.set("val/\xff/loss", 1.5);
+  EXPECT_EQ(nlohmann::json::parse(line.to_json()).size(), 1u);
+}
+
+TEST_F(MetricsWriterTest, CsvHasTheColumnsOfTheFirstTrainingLine) {
+  MetricsWriter writer(dir_, 0);
+  writer.write_train(train_line(1, 5.5));
+  MetricsLine reordered;
+  reordered.set("new", 3.0);
+  reordered.set("train/loss_lm", std::nan(""));
+  reordered.set("step", int64_t{2});
+  writer.write_train(reordered);
+  MetricsLine validation;
+  validation.set("step", int64_t{2});
+  validation.set("val/x/loss", 4.0);
+  writer.write_validation(validation);
+  EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.5\n2,\n");
+  EXPECT_EQ(read("metrics.jsonl"),
+            "{\"step\": 1, \"train/loss_lm\": 5.5}\n{\"new\": 3.0, \"train/loss_lm\": null, \"step\": 2}\n"
+            "{\"step\": 2, \"val/x/loss\": 4.0}\n");
+  EXPECT_EQ(writer.dropped_lines(), 0);
+}
+
+TEST_F(MetricsWriterTest, ResumeCutsLaterStepsAndATornLastLine) {
+  MetricsLine validation;
+  validation.set("step", int64_t{2});
+  validation.set("val/x/loss", 4.0);
+  {
+    MetricsWriter writer(dir_, 0);
+    for (int64_t step = 1; step <= 3; ++step) {
+      writer.write_train(train_line(step, 6.0 - double(step)));
+      if (step == 2) writer.write_validation(validation);
+    }
+  }
+  append("metrics.jsonl", R"({"step": 2, "train/lo)");
+  append("metrics.csv", "2,4.");
+  {
+    MetricsWriter writer(dir_, 2);
+    EXPECT_EQ(read("metrics.jsonl"),
+              "{\"step\": 1, \"train/loss_lm\": 5.0}\n{\"step\": 2, \"train/loss_lm\": 4.0}\n"
+              "{\"step\": 2, \"val/x/loss\": 4.0}\n");
+    EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n2,4.0\n");
+    writer.write_train(train_line(3, 3.5));
+  }
+  EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n2,4.0\n3,3.5\n");
+  EXPECT_NE(read("metrics.jsonl").find("{\"step\": 3, \"train/loss_lm\": 3.5}\n"), std::string::npos);
+}
+
+TEST_F(MetricsWriterTest, ResumeAtTheLastStepCutsOnlyWhatIsTorn) {
+  MetricsWriter(dir_, 0).write_train(train_line(1, 5.0));
+  const std::string jsonl = read("metrics.jsonl"), csv = read("metrics.csv");
+  append("metrics.jsonl", R"({"step": 1})");  // whole, but for its end
+  append("metrics.csv", "1,2");
+  MetricsWriter writer(dir_, 1);
+  EXPECT_EQ(read("metrics.jsonl"), jsonl);
+  EXPECT_EQ(read("metrics.csv"), csv);
+}
+
+TEST_F(MetricsWriterTest, ResumeAfterPowerLossCutsWhatIsNotALine) {
+  MetricsWriter(dir_, 0).write_train(train_line(1, 5.0));
+  const std::string jsonl = read("metrics.jsonl"), csv = read("metrics.csv");
+  append("metrics.jsonl", std::string(100, '\0') + "\n");
+  append("metrics.csv", "2\n2,4.0,1.0\n");
+  MetricsWriter writer(dir_, 5);
+  EXPECT_EQ(read("metrics.jsonl"), jsonl);
+  EXPECT_EQ(read("metrics.csv"), csv);
+}
+
+TEST_F(MetricsWriterTest, ATornHeaderIsWrittenAgain) {
+  append("metrics.csv", "step,train/lo");
+  MetricsWriter writer(dir_, 0);
+  writer.write_train(train_line(1, 5.0));
+  EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n");
+}
+
+TEST_F(MetricsWriterTest, AFailingFileDropsAndCountsLines) {
+  fs::create_symlink("/dev/full", path("metrics.jsonl"));
+  MetricsWriter writer(dir_, 0);
+  for (int64_t step = 1; step <= 3; ++step) writer.write_train(train_line(step, 5.0));
+  EXPECT_EQ(writer.dropped_lines(), 3);
+  EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n2,5.0\n3,5.0\n");
+}
+
+TEST_F(MetricsWriterTest, ADroppedFirstLineDoesNotLoseTheHeader) {
+  // A limit on the file's size is a disk that is full.
+  MetricsWriter writer(dir_, 0);
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit tight = before;
+  tight.rlim_cur = 20;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &tight), 0);
+  writer.write_train(train_line(1, 5.0));
+  EXPECT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  std::signal(SIGXFSZ, old_handler);
+  EXPECT_EQ(writer.dropped_lines(), 2);
+  EXPECT_EQ(read("metrics.jsonl"), "") << "a part of a line is left";
+
+  writer.write_train(train_line(2, 4.0));
+  EXPECT_EQ(read("metrics.jsonl"), "{\"step\": 2, \"train/loss_lm\": 4.0}\n");
+  EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n2,4.0\n");
+  EXPECT_EQ(writer.dropped_lines(), 2);
+}
+
+TEST_F(MetricsWriterTest, SaysWhichFileCannotBeOpened) {
+  try {
+    MetricsWriter writer(path("absent"), 0);
+    FAIL();
+  } catch (const IoError& e) {
+    EXPECT_EQ(std::string(e.what()),
+              path("absent/metrics.jsonl") + ": cannot be opened for writing: No such file or directory");
+  }
+}
+
+}  // namespace
+}  // namespace braid

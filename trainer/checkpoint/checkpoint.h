@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
+#include "parallel/communicator.h"
+
+namespace braid {
+
+// A piece of a logical tensor: elements [begin, end) of the whole in row-major order. The names and shapes of logical
+// tensors never depend on ranks, so a checkpoint written by any layout loads in every other.
+struct CheckpointSlice {
+  std::string name;  // "weights/model.norm.weight", "exp_avg/…", "exp_avg_sq/…", "balance/previous_counts"
+  Shape shape;       // of the whole
+  int64_t begin = 0, end = 0;
+  Tensor data;  // (end - begin), any shape with as many elements
+};
+
+// What is stored beside the tensors.
+struct CheckpointInfo {
+  int64_t step = 0;         // updates done
+  int64_t tokens = 0;       // valid training tokens seen
+  std::string config_yaml;  // resolved config of the run
+  std::string build_id;
+  std::string data_digest;  // of the training data, so that a resume notices other data
+  std::string parameter_table;
+  int64_t num_ranks = 1, expert_parallel = 1;
+};
+
+// <folder>/step-000000100/ holds rank-00000.safetensors … and MANIFEST.json.
+// Commit protocol: every rank writes its file into <folder>/.tmp-step-…/ (part, fsync, rename); digests are gathered;
+// rank 0 checks that the slices cover every logical tensor exactly once, writes the manifest last (self-digest inside),
+// and renames the folder, with fsync of file and folder at each stage. A folder without a valid manifest is no
+// checkpoint. Called by every rank; on a failure of any rank nothing is committed, the temporary folder is removed and
+// every rank throws the same CheckpointError or IoError.   Returns the committed path.
+std::string save_checkpoint(Context& ctx, Communicator& world, const std::string& folder, const CheckpointInfo& info,
+                            const std::vector<CheckpointSlice>& slices);
+
+// Committed checkpoints of a folder, oldest first (by step). Temporary and foreign entries are ignored.
+struct CheckpointEntry {
+  int64_t step;
+  std::string path;
+};
+std::vector<CheckpointEntry> list_checkpoints(const std::string& folder);
+
+// Removes all but the newest `keep` (0 = keep all) and left-over temporary folders. Rank 0 only.
+void prune_checkpoints(const std::string& folder, int64_t keep);
+
+// Opens a committed checkpoint: the manifest's own digest, the presence, size and header of every file are checked at
+// once; the digest of a file when its first slice is read (every byte is verified before it is used).
+// Errors: CheckpointError naming file and what is wrong.
+class CheckpointReader {
+ public:
+  explicit CheckpointReader(const std::string& path);
+  ~CheckpointReader();
+  CheckpointReader(CheckpointReader&&) noexcept;
+
+  const std::string& path() const;
+  const CheckpointInfo& info() const;
+
+  struct LogicalTensor {
+    std::string name;
+    DType dtype;
+    Shape shape;
+  };
+  const std::vector<LogicalTensor>& tensors() const;  // sorted by name
+  bool contains(const std::string& name) const;
+  // Fills slice.data with elements [begin, end). Throws if name, shape or dtype do not fit what is stored.
+  void read(CheckpointSlice& slice) const;
+  // Checks the digests of all files.
+  void verify() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace braid

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <functional>
+
+namespace CLI {
+class App;
+}
+
+namespace braid {
+
+// What the chosen sub-command will do; main runs it after parsing and returns its value to the shell.
+using Action = std::function<int()>;
+
+// One file per sub-command. Each adds its options to the app and, when chosen, sets `action`.
+void add_train_command(CLI::App& app, Action& action);
+void add_data_command(CLI::App& app, Action& action);      // demo, inspect
+void add_eval_command(CLI::App& app, Action& action);
+void add_generate_command(CLI::App& app, Action& action);
+void add_config_command(CLI::App& app, Action& action);    // check, print
+void add_plan_command(CLI::App& app, Action& action);
+void add_ckpt_command(CLI::App& app, Action& action);      // inspect, verify, diff
+void add_plot_command(CLI::App& app, Action& action);
+
+}  // namespace braid

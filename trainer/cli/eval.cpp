@@ -1,0 +1,65 @@
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+
+#include "trainer/cli/commands.h"
+#include "trainer/cli/session.h"
+#include "trainer/config_reader.h"
+#include "trainer/datasets.h"
+#include "trainer/evaluation.h"
+#include "trainer/training_state.h"
+
+namespace braid {
+
+void add_eval_command(CLI::App& app, Action& action) {
+  struct Options {
+    std::string model;
+    int64_t sequences = 0;
+    int64_t expert = 1;
+    bool json = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("eval", "Held-out loss of a trained model on its run's data");
+  command->add_option("model", options->model, "run folder or checkpoint folder")->required();
+  command->add_option("--sequences", options->sequences, "held-out sequences per source; 0 = all");
+  command->add_option("--expert", options->expert, "expert parallel size");
+  command->add_flag("--json", options->json, "print one JSON object");
+  command->callback([options, &action] {
+    action = [options] {
+      TrainedModel trained = open_trained_model(options->model);
+      RunConfig& config = trained.config;
+      check_device(config);
+      use_default_threads();
+      const ProcessMesh mesh(open_world(), options->expert, config.model.num_experts);
+      Context ctx = Context::cpu();
+      const int64_t B = config.train.micro_batch_size;
+      InferenceState state(config, mesh, B, config.train.seq_length);
+      state.load(trained.reader);
+
+      std::vector<Evaluation> evaluations;
+      for (const TokenDataset& data : open_datasets(config, Split::kValidation)) {
+        evaluations.push_back(evaluate(ctx, state.model, mesh, data, B, options->sequences));
+        const Evaluation& e = evaluations.back();
+        if (mesh.rank() != 0 || options->json) continue;
+        if (e.targets == 0) std::printf("%s: no held-out documents\n", e.name.c_str());
+        else
+          std::printf(
+              "%s: held-out loss %.4f nats per token (perplexity %.2f), unigram entropy of the same tokens %.4f, "
+              "%lld tokens\n",
+              e.name.c_str(), e.loss, std::exp(e.loss), e.unigram_entropy, static_cast<long long>(e.targets));
+      }
+      if (mesh.rank() == 0 && options->json) {
+        MetricsLine line = validation_line(trained.reader.info().step, evaluations);
+        for (const Evaluation& e : evaluations) {
+          line.set("val/" + e.name + "/unigram_entropy", e.unigram_entropy);
+          line.set("val/" + e.name + "/tokens", e.targets);
+        }
+        std::printf("%s\n", line.to_json().c_str());
+      }
+      return 0;
+    };
+  });
+}
+
+}  // namespace braid

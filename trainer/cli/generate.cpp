@@ -1,0 +1,48 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "data/tokenizer.h"
+#include "trainer/cli/commands.h"
+#include "trainer/cli/session.h"
+#include "trainer/generation.h"
+#include "trainer/training_state.h"
+
+namespace braid {
+
+void add_generate_command(CLI::App& app, Action& action) {
+  struct Options {
+    std::string model, prompt = "\n";
+    SamplingConfig sampling;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("generate", "Continue a text with a trained model (byte tokenizer)");
+  command->add_option("model", options->model, "run folder or checkpoint folder")->required();
+  command->add_option("--prompt", options->prompt, "text to continue");
+  command->add_option("--tokens", options->sampling.num_tokens, "tokens to add at most")->check(CLI::PositiveNumber);
+  command->add_option("--temperature", options->sampling.temperature, "0 = always the most probable token")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--top-k", options->sampling.top_k, "sample among the k most probable tokens; 0 = all")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--seed", options->sampling.seed, "of the sampling");
+  command->callback([options, &action] {
+    action = [options] {
+      TrainedModel trained = open_trained_model(options->model);
+      check_device(trained.config);
+      use_default_threads();
+      const ProcessMesh mesh(make_local_communicator(), 1, trained.config.model.num_experts);
+      Context ctx = Context::cpu();
+      InferenceState state(trained.config, mesh, 1, trained.config.train.seq_length);
+      state.load(trained.reader);
+
+      const ByteTokenizer tokenizer;
+      std::vector<uint32_t> prompt;
+      tokenizer.encode(options->prompt, prompt);
+      const auto added = generate(ctx, state.model, prompt, options->sampling, tokenizer.end_of_document());
+      std::printf("%s%s\n", options->prompt.c_str(), tokenizer.decode(added).c_str());
+      return 0;
+    };
+  });
+}
+
+}  // namespace braid

@@ -1,0 +1,39 @@
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "trainer/cli/commands.h"
+#include "trainer/cli/session.h"
+#include "trainer/config_reader.h"
+#include "trainer/training.h"
+
+namespace braid {
+
+void add_train_command(CLI::App& app, Action& action) {
+  struct Options {
+    std::string config;
+    std::vector<std::string> overrides;
+    ResumeFrom resume;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("train", "Train a model. Several ranks: mpirun -n W braid train CONFIG");
+  command->add_option("config", options->config, "YAML config")->required();
+  command->add_option("overrides", options->overrides, "section.key=value, applied in order");
+  command->add_flag("--resume", options->resume.resume, "go on from the newest checkpoint of run.dir");
+  command->add_option("--resume-from", options->resume.checkpoint, "go on from this checkpoint folder");
+  command->callback([options, &action] {
+    action = [options] {
+      options->resume.resume |= !options->resume.checkpoint.empty();
+      const RunConfig config = read_config(options->config, options->overrides);
+      check_config(config);
+      check_device(config);
+      use_default_threads();
+      std::unique_ptr<Communicator> world = open_world();
+      check_config_for_ranks(config, world->size());
+      const ProcessMesh mesh(std::move(world), config.parallel.expert, config.model.num_experts);
+      Context ctx = Context::cpu();
+      return static_cast<int>(run_training(ctx, mesh, config, options->resume));
+    };
+  });
+}
+
+}  // namespace braid

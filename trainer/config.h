@@ -1,0 +1,118 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "data/data_config.h"
+#include "kernels/core/enum_names.h"
+#include "model/config.h"
+#include "parallel/process_mesh.h"
+#include "trainer/optimizer_config.h"
+#include "trainer/schedule.h"
+
+namespace braid {
+
+enum class DeviceChoice { kAuto, kCpu, kCuda };
+template <>
+struct EnumNames<DeviceChoice> {
+  static constexpr std::array kNames = {"auto", "cpu", "cuda"};
+};
+enum class Precision { kFp64, kFp32, kBf16 };
+template <>
+struct EnumNames<Precision> {
+  static constexpr std::array kNames = {"fp64", "fp32", "bf16"};
+};
+
+struct RunSection {
+  std::string dir;
+  int64_t steps = 0;
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("dir", dir, "run folder: metrics, checkpoints, resolved config");
+    key("steps", steps, "optimizer updates of the whole run");
+  }
+};
+
+struct TrainSection {
+  int64_t micro_batch_size = 1;
+  int64_t global_batch_size = 1;
+  int64_t seq_length = 0;
+  int64_t seed = 1234;
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("micro_batch_size", micro_batch_size, "sequences a rank computes at a time");
+    key("global_batch_size", global_batch_size, "sequences per update over all ranks and micro-batches");
+    key("seq_length", seq_length, "tokens per sequence");
+    key("seed", seed, "of the initial weights and the order of the data");
+  }
+};
+
+struct EvalSection {
+  int64_t interval_steps = 0;
+  int64_t sequences = 64;
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("interval_steps", interval_steps,
+        "evaluate on the held-out part every so many steps and at the end; 0 = never");
+    key("sequences", sequences, "held-out sequences per source and evaluation; 0 = all");
+  }
+};
+
+struct CheckpointSection {
+  int64_t interval_steps = 0;
+  int64_t keep = 3;
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("interval_steps", interval_steps, "save every so many steps; 0 = only at the end and when stopped");
+    key("keep", keep, "newest checkpoints that stay on disk; 0 = all");
+  }
+};
+
+struct LogSection {
+  int64_t interval_steps = 1;
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("interval_steps", interval_steps, "print a console line every so many steps; files get every step");
+  }
+};
+
+// Everything a run is made of. The YAML keys are the names below; see `braid config print`.
+struct RunConfig {
+  RunSection run;
+  DeviceChoice device = DeviceChoice::kAuto;
+  Precision precision = Precision::kFp32;
+  ParallelConfig parallel;
+  TrainSection train;
+  ModelConfig model;
+  MtpConfig mtp;
+  BalanceConfig balance;
+  InitConfig init;
+  OptimizerConfig optimizer;
+  ScheduleConfig schedule;
+  DataConfig data;
+  EvalSection eval;
+  CheckpointSection checkpoint;
+  LogSection log;
+
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("run", run, "the run");
+    key("device", device, "where to compute; auto takes a GPU if the build and the machine have one");
+    key("precision", precision, "of weights and activations");
+    key("parallel", parallel, "how ranks share the work");
+    key("train", train, "batches");
+    key("model", model, "the model's shape, in the keys of transformers' config.json");
+    key("mtp", mtp, "multi-token prediction");
+    key("balance", balance, "load balance of the experts");
+    key("init", init, "initial weights");
+    key("optimizer", optimizer, "AdamW");
+    key("schedule", schedule, "learning rate over the run");
+    key("data", data, "token sources");
+    key("eval", eval, "held-out evaluation");
+    key("checkpoint", checkpoint, "saving");
+    key("log", log, "console");
+  }
+};
+
+}  // namespace braid

@@ -1,0 +1,218 @@
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <set>
+#include <string_view>
+#include <type_traits>
+
+#include "trainer/config_reader.h"
+#include "trainer/config_visit.h"
+
+namespace braid {
+namespace {
+
+constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max();  // products of two still fit
+
+// Comparisons are written so that a NaN fails them.
+template <class Value, class... Parts>
+void check_value(bool ok, const std::string& key, const Value& value, const Parts&... rule) {
+  if (!ok) throw ConfigError(concat(key, " is ", yaml_text(value), ", but ", rule...));
+}
+
+void check_count(const std::string& key, int64_t value, int64_t smallest) {
+  check_value(value >= smallest && value <= kMaxCount, key, value, "must be within ", smallest, " and ", kMaxCount);
+}
+void check_not_negative(const std::string& key, double value) {
+  check_value(value >= 0 && value <= std::numeric_limits<double>::max(), key, value, "must be at least 0");
+}
+void check_positive(const std::string& key, double value) {
+  check_value(value > 0 && value <= std::numeric_limits<double>::max(), key, value, "must be greater than 0");
+}
+void check_share_below_one(const std::string& key, double value) {
+  check_value(value >= 0 && value < 1, key, value, "must be at least 0 and less than 1");
+}
+
+std::string list_text(const std::vector<int64_t>& values) {
+  std::string text;
+  for (const int64_t value : values) text += concat(text.empty() ? "" : ", ", value);
+  return text;
+}
+
+std::vector<int64_t> divisors(int64_t n) {
+  std::vector<int64_t> small, large;
+  for (int64_t d = 1; d * d <= n; ++d) {
+    if (n % d != 0) continue;
+    small.push_back(d);
+    if (d * d != n) large.push_back(n / d);
+  }
+  small.insert(small.end(), large.rbegin(), large.rend());
+  return small;
+}
+
+// Up to three of the candidates, those nearest to the value, in rising order.
+std::vector<int64_t> nearest(int64_t value, std::vector<int64_t> candidates) {
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [&](int64_t a, int64_t b) { return std::abs(a - value) < std::abs(b - value); });
+  if (candidates.size() > 3) candidates.resize(3);
+  std::sort(candidates.begin(), candidates.end());
+  return candidates;
+}
+
+std::vector<int64_t> nearest_multiples(int64_t value, int64_t unit) {
+  const int64_t below = value / unit;
+  std::vector<int64_t> candidates;
+  for (int64_t multiple = std::max<int64_t>(1, below - 1); multiple <= below + 3; ++multiple)
+    candidates.push_back(multiple * unit);
+  return nearest(value, candidates);
+}
+
+void check_divides(const std::string& key, int64_t value, const std::string& divisor_key, int64_t divisor) {
+  check_value(value % divisor == 0, key, value, "must be a multiple of ", divisor_key, ", ", divisor,
+              "; nearest: ", list_text(nearest_multiples(value, divisor)));
+}
+
+void check_model(const ModelConfig& model) {
+  ModelConfig copy = model;  // visit hands out references
+  visit_keys(copy, "model", [](const std::string& key, auto& value, const char*) {
+    if constexpr (std::is_same_v<decltype(value), int64_t&>) check_count(key, value, 1);
+  });
+  check_divides("model.num_attention_heads", model.num_attention_heads, "model.num_key_value_heads",
+                model.num_key_value_heads);
+  check_divides("model.linear_num_value_heads", model.linear_num_value_heads, "model.linear_num_key_heads",
+                model.linear_num_key_heads);
+  const double rotary = model.partial_rotary_factor;
+  check_value(rotary > 0 && rotary <= 1, "model.partial_rotary_factor", rotary, "must be greater than 0 and at most 1");
+  check_value(model.rotary_dim() >= 2 && model.rotary_dim() % 2 == 0, "model.partial_rotary_factor", rotary,
+              "must make an even number, at least 2, of the ", model.head_dim, " dimensions of a head rotate, not ",
+              model.rotary_dim());
+  check_positive("model.rope_theta", model.rope_theta);
+  check_positive("model.rms_norm_eps", model.rms_norm_eps);
+  check_positive("model.initializer_range", model.initializer_range);
+  check_value(model.num_experts_per_tok <= model.num_experts, "model.num_experts_per_tok", model.num_experts_per_tok,
+              "must be at most model.num_experts, ", model.num_experts);
+  const auto num_types = static_cast<int64_t>(model.layer_types.size());
+  check_value(num_types == 0 || num_types == model.num_hidden_layers, "model.layer_types", model.layer_types,
+              "must name model.num_hidden_layers types, ", model.num_hidden_layers, ", not ", num_types);
+
+  // Values that config.json may hold and that are not built.
+  check_value(model.hidden_act == "silu", "model.hidden_act", model.hidden_act, "only silu is supported");
+  check_value(!model.attention_bias, "model.attention_bias", model.attention_bias, "only false is supported");
+  check_value(model.attention_dropout == 0, "model.attention_dropout", model.attention_dropout, "only 0 is supported");
+  check_value(!model.tie_word_embeddings, "model.tie_word_embeddings", model.tie_word_embeddings,
+              "only false is supported");
+}
+
+void check_batches(const RunConfig& config) {
+  const TrainSection& train = config.train;
+  check_count("train.micro_batch_size", train.micro_batch_size, 1);
+  check_count("train.global_batch_size", train.global_batch_size, 1);
+  check_divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size);
+  check_count("train.seq_length", train.seq_length, 2);
+  check_value(train.seq_length <= config.model.max_position_embeddings, "train.seq_length", train.seq_length,
+              "must be at most model.max_position_embeddings, ", config.model.max_position_embeddings);
+  check_value(train.seed >= 0, "train.seed", train.seed, "must be at least 0");
+  const double tokens = static_cast<double>(config.run.steps) * static_cast<double>(train.global_batch_size) *
+                        static_cast<double>(train.seq_length);
+  check_value(tokens < 9e18, "run.steps", config.run.steps, "that many steps of ", train.global_batch_size,
+              " sequences of ", train.seq_length, " tokens are more tokens than 64 bits can count");
+}
+
+void check_optimizer(const OptimizerConfig& optimizer) {
+  check_not_negative("optimizer.lr", optimizer.lr);
+  check_share_below_one("optimizer.beta1", optimizer.beta1);
+  check_share_below_one("optimizer.beta2", optimizer.beta2);
+  check_positive("optimizer.eps", optimizer.eps);
+  check_not_negative("optimizer.weight_decay", optimizer.weight_decay);
+  check_not_negative("optimizer.max_grad_norm", optimizer.max_grad_norm);
+}
+
+// A run may be shorter than its warm-up or its decay: `run.steps` is what one cuts down to try something.
+void check_schedule(const ScheduleConfig& schedule) {
+  const int64_t warmup = schedule.warmup_steps, decay = schedule.decay_steps;
+  check_count("schedule.warmup_steps", warmup, 0);
+  check_count("schedule.decay_steps", decay, 0);
+  if (schedule.kind == ScheduleKind::kLinear || schedule.kind == ScheduleKind::kCosine)
+    check_value(decay == 0 || decay > warmup, "schedule.decay_steps", decay,
+                "must be 0 or greater than schedule.warmup_steps, ", warmup, ", which it includes");
+  check_value(schedule.min_lr_ratio >= 0 && schedule.min_lr_ratio <= 1, "schedule.min_lr_ratio", schedule.min_lr_ratio,
+              "must be within 0 and 1");
+}
+
+void check_data(const DataConfig& data) {
+  check_share_below_one("data.validation_fraction", data.validation_fraction);
+  check_count("data.prefetch_steps", data.prefetch_steps, 1);
+  check<ConfigError>(!data.sources.empty(), "data.sources is empty, but a run needs at least one source: ",
+                     "data: {sources: [{name: mine, shards: [folder]}]}");
+  std::set<std::string> names;
+  for (size_t i = 0; i < data.sources.size(); ++i) {
+    const SourceConfig& source = data.sources[i];
+    const std::string key = concat("data.sources[", i, "]");
+    const std::string_view legal = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
+    check_value(!source.name.empty() && source.name.find_first_not_of(legal) == std::string::npos, key + ".name",
+                source.name, "must be one or more of A-Z a-z 0-9 _ . - as metrics and files are named after it");
+    check_value(names.insert(source.name).second, key + ".name", source.name, "another source has that name already");
+    check<ConfigError>(source.shards.empty() != source.text.empty(), key, " (", source.name,
+                       ") must have either shards or text, but has ", source.text.empty() ? "neither" : "both");
+    for (const std::string& path : source.shards) check_value(!path.empty(), key + ".shards", path, "is no path");
+    for (const std::string& path : source.text) check_value(!path.empty(), key + ".text", path, "is no path");
+    check_positive(key + ".weight", source.weight);
+  }
+}
+
+}  // namespace
+
+void check_model_config(const RunConfig& config) {
+  check_model(config.model);
+  check_value(config.mtp.depth == 0 || config.mtp.depth == 1, "mtp.depth", config.mtp.depth, "must be 0 or 1");
+  check_not_negative("mtp.loss_weight", config.mtp.loss_weight);
+  check_not_negative("balance.loss_weight", config.balance.loss_weight);
+  check_not_negative("balance.z_loss_weight", config.balance.z_loss_weight);
+}
+
+void check_config(const RunConfig& config) {
+  check_model_config(config);
+  check<ConfigError>(!config.run.dir.empty(), "run.dir is not set, but a run needs a folder for what it writes");
+  check_count("run.steps", config.run.steps, 1);
+  check_value(config.precision != Precision::kBf16 || config.device != DeviceChoice::kCpu, "precision",
+              config.precision, "the CPU computes in fp32 or fp64 only: choose precision fp32 or device cuda");
+  check_value(config.precision != Precision::kFp64 || config.device != DeviceChoice::kCuda, "precision",
+              config.precision, "a GPU computes in bf16 or fp32 only: choose one of them or device cpu");
+  check_count("parallel.expert", config.parallel.expert, 1);
+  const double room = config.parallel.max_rows_factor;
+  check_value(room == 0 || (room >= 1 && room <= std::numeric_limits<double>::max()), "parallel.max_rows_factor", room,
+              "must be 0 or at least 1, as a rank receives the mean or more in some steps");
+  check_batches(config);
+  check_optimizer(config.optimizer);
+  check_schedule(config.schedule);
+  check_data(config.data);
+  check_count("eval.interval_steps", config.eval.interval_steps, 0);
+  check_count("eval.sequences", config.eval.sequences, 0);
+  check_value(config.eval.interval_steps == 0 || config.data.validation_fraction > 0, "eval.interval_steps",
+              config.eval.interval_steps, "data.validation_fraction 0 holds nothing out to evaluate on");
+  check_count("checkpoint.interval_steps", config.checkpoint.interval_steps, 0);
+  check_count("checkpoint.keep", config.checkpoint.keep, 0);
+  check_count("log.interval_steps", config.log.interval_steps, 1);
+}
+
+void check_config_for_ranks(const RunConfig& config, int64_t num_ranks) {
+  const int64_t expert = config.parallel.expert, num_experts = config.model.num_experts;
+  const std::vector<int64_t> legal = divisors(std::gcd(num_ranks, num_experts));
+  check_value(std::find(legal.begin(), legal.end(), expert) != legal.end(), "parallel.expert", expert,
+              "must divide both the ", num_ranks, " ranks and the ", num_experts,
+              " experts; valid here: ", list_text(legal));
+
+  const int64_t global = config.train.global_batch_size, micro = config.train.micro_batch_size;
+  check_count("train.micro_batch_size", micro, 1);
+  check_count("train.global_batch_size", global, 1);
+  const int64_t unit = micro * num_ranks;
+  if (global % unit == 0) return;
+  std::string micro_sizes;
+  if (global % num_ranks == 0)
+    micro_sizes = concat("; or train.micro_batch_size ", list_text(nearest(micro, divisors(global / num_ranks))));
+  check_value(false, "train.global_batch_size", global,
+              "must be a multiple of train.micro_batch_size * ranks = ", micro, " * ", num_ranks, " = ", unit,
+              "; nearest: ", list_text(nearest_multiples(global, unit)), micro_sizes);
+}
+
+}  // namespace braid

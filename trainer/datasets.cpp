@@ -1,0 +1,57 @@
+#include "trainer/datasets.h"
+
+#include <filesystem>
+
+#include "data/sha256.h"
+
+namespace braid {
+
+namespace fs = std::filesystem;
+
+std::vector<std::string> shard_paths(const SourceConfig& source, const std::string& run_dir) {
+  if (source.text.empty()) return expand_paths(source.shards, ".h5");
+  return {(fs::path(run_dir) / "data" / (source.name + ".h5")).string()};
+}
+
+void prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOnDisk on_disk) {
+  for (const SourceConfig& source : data.sources) {
+    if (source.text.empty()) continue;
+    const std::string path = shard_paths(source, run_dir).front();
+    if (on_disk == ShardsOnDisk::kKeep && fs::exists(path)) continue;
+    std::error_code error;
+    fs::create_directories(fs::path(path).parent_path(), error);
+    check<IoError>(!error, fs::path(path).parent_path().string(), ": cannot create the folder: ", error.message());
+    tokenize_files(expand_paths(source.text, ""), path);
+  }
+}
+
+std::vector<TokenDataset> open_datasets(const RunConfig& config, Split split) {
+  std::vector<TokenDataset> datasets;
+  for (const SourceConfig& source : config.data.sources) {
+    datasets.emplace_back(source.name, shard_paths(source, config.run.dir), config.train.seq_length, split,
+                          config.data.validation_fraction);
+    for (const TokenShard& shard : datasets.back().shards())
+      check<DataError>(shard.info().vocab_size <= config.model.vocab_size, shard.info().path, ": its vocabulary of ",
+                       shard.info().vocab_size, " ids does not fit model.vocab_size ", config.model.vocab_size);
+  }
+  return datasets;
+}
+
+std::string data_digest(const RunConfig& config, const std::vector<TokenDataset>& train) {
+  Sha256 digest;
+  auto add = [&](const std::string& text) { digest.update(text.data(), text.size() + 1); };
+  add(concat(config.train.seq_length, ' ', config.data.validation_fraction));
+  for (size_t i = 0; i < train.size(); ++i) {
+    add(concat(train[i].name(), ' ', config.data.sources[i].weight));
+    for (const TokenShard& shard : train[i].shards()) {
+      const ShardInfo& info = shard.info();
+      add(concat(info.num_tokens, ' ', info.num_documents, ' ', info.vocab_size, ' ', info.tokenizer_digest, ' ',
+                 info.source_digest));
+      const auto& offsets = shard.document_offsets();
+      digest.update(offsets.data(), offsets.size() * sizeof(offsets[0]));
+    }
+  }
+  return digest.hex();
+}
+
+}  // namespace braid

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "data/token_dataset.h"
+#include "trainer/config.h"
+
+namespace braid {
+
+// Shards of a source: its own, or the one tokenized from its text into <run.dir>/data/<name>.h5.
+std::vector<std::string> shard_paths(const SourceConfig& source, const std::string& run_dir);
+
+// Tokenizes the sources that are given as text; a shard made from the same text stays. A resumed run keeps the shards
+// it began with, whatever has become of the text since. One rank only.
+enum class ShardsOnDisk { kCheck, kKeep };
+void prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOnDisk on_disk);
+
+// One dataset per source.   Errors: DataError, also if a shard's vocabulary is larger than the model's.
+std::vector<TokenDataset> open_datasets(const RunConfig& config, Split split);
+
+// SHA-256 over what decides which rows there are: the shards' sizes, tokenizers, document boundaries and how rows are
+// cut.
+std::string data_digest(const RunConfig& config, const std::vector<TokenDataset>& train);
+
+}  // namespace braid

@@ -1,0 +1,56 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <thread>
+
+#include "kernels/core/error.h"
+#include "trainer/build_info.h"
+#include "trainer/cli/commands.h"
+#include "trainer/cli/session.h"
+
+namespace {
+
+// One plain sentence, and the end of the whole job. The other ranks usually fail for the same reason: they give rank 0
+// a moment to say it once.
+[[noreturn]] void fail(int exit_code, const std::string& message) {
+  const int rank = braid::world_rank();
+  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+  std::fflush(stdout);
+  std::fprintf(stderr, "braid: %s%s\n", rank != 0 ? braid::concat("rank ", rank, ": ").c_str() : "", message.c_str());
+  std::fflush(stderr);
+  braid::end_process(exit_code);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Braid: pretraining of Qwen3-Next-style models", "braid");
+  app.set_version_flag("--version", std::string("braid ") + braid::kBuildId);
+  app.require_subcommand(1);
+  braid::Action action;
+  braid::add_train_command(app, action);
+  braid::add_eval_command(app, action);
+  braid::add_generate_command(app, action);
+  braid::add_plan_command(app, action);
+  braid::add_config_command(app, action);
+  braid::add_data_command(app, action);
+  braid::add_ckpt_command(app, action);
+  braid::add_plot_command(app, action);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    const bool is_help = e.get_exit_code() == 0;
+    if (is_help || braid::world_rank() == 0) app.exit(e);
+    return is_help ? 0 : static_cast<int>(braid::ExitCode::kConfig);
+  }
+  try {
+    return action();
+  } catch (const braid::Error& e) {
+    fail(static_cast<int>(e.code()), e.what());
+  } catch (const std::bad_alloc&) {
+    fail(static_cast<int>(braid::ExitCode::kOutOfMemory), "out of memory");
+  } catch (const std::exception& e) {
+    fail(static_cast<int>(braid::ExitCode::kInternal), braid::concat("internal error: ", e.what()));
+  }
+}

@@ -1,0 +1,114 @@
+#include "trainer/metrics/console.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <string_view>
+
+namespace braid {
+namespace {
+
+double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+int terminal_columns(std::FILE* file) {
+  winsize size = {};
+  return ioctl(fileno(file), TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+// mpirun gives its ranks a pseudo-terminal even if its own output goes to a file; only in front of a real terminal does
+// that one have a width.
+bool is_terminal(std::FILE* file) {
+  const char* term = std::getenv("TERM");
+  const char* no_color = std::getenv("NO_COLOR");
+  return isatty(fileno(file)) == 1 && terminal_columns(file) > 0 && term && std::string_view(term) != "dumb" &&
+         (!no_color || !*no_color);
+}
+
+// Eight characters for every number that training meets.
+std::string loss_column(double value) {
+  return std::abs(value) < 999.9999 ? fmt::format("{:8.4f}", value) : fmt::format("{:>8.2e}", value);
+}
+
+// 999, 1.234k, 12.35M: at most six characters below 1e18.
+std::string count_column(double value) {
+  constexpr double kRoundsToNextUnit = 999.95;
+  if (!(value >= kRoundsToNextUnit)) return fmt::format("{:>6.0f}", value);
+  const char* unit = "kMGTP";
+  for (value /= 1000; value >= kRoundsToNextUnit && unit[1]; ++unit) value /= 1000;
+  return fmt::format("{:#5.4g}{}", value, *unit);
+}
+
+}  // namespace
+
+Console::Console(std::FILE* out) : out_(out), terminal_(is_terminal(out)) {}
+
+Console::~Console() {
+  clear_progress();
+  std::fflush(out_);
+}
+
+void Console::clear_progress() {
+  if (progress_shown_) std::fputs("\r\033[K", out_);
+  progress_shown_ = false;
+}
+
+void Console::line(const std::string& text) {
+  clear_progress();
+  std::fputs(text.c_str(), out_);
+  if (text.empty() || text.back() != '\n') std::fputc('\n', out_);
+  std::fflush(out_);
+}
+
+double Console::seconds_left(const ConsoleStep& s) const {
+  if (s.step == first_step_) return std::numeric_limits<double>::quiet_NaN();
+  return (now_s() - first_step_s_) / double(s.step - first_step_) * double(s.run_steps - s.step);
+}
+
+void Console::step(const ConsoleStep& s, bool print_line) {
+  if (first_step_ < 0) {
+    first_step_ = s.step;
+    first_step_s_ = now_s();
+  }
+  const std::string left = format_duration(seconds_left(s));
+  if (print_line) line(format_step(s) + (terminal_ ? "" : "  left " + left));
+  constexpr double kRedrawSeconds = 0.1;
+  if (!terminal_ || (progress_shown_ && s.step < s.run_steps && now_s() - drawn_s_ < kRedrawSeconds)) return;
+
+  const double share = double(s.step) / double(s.run_steps);
+  std::string text =
+      fmt::format("{:3.0f}%  step {}/{}  lm {:.4f}  {} left", share * 100, s.step, s.run_steps, s.loss_lm, left);
+  const int columns = terminal_columns(out_) - 1;  // the last one would wrap on some terminals
+  const int bar = std::min(40, columns - static_cast<int>(text.size()) - 3);
+  if (bar >= 10) {
+    const auto done = std::clamp<size_t>(size_t(share * bar), 0, bar);
+    text = "[" + std::string(done, '#') + std::string(bar - done, '-') + "] " + text;
+  }
+  clear_progress();
+  std::fputs(text.substr(0, std::max(0, columns)).c_str(), out_);
+  std::fflush(out_);
+  progress_shown_ = true;
+  drawn_s_ = now_s();
+}
+
+std::string Console::format_step(const ConsoleStep& s) {
+  const size_t digits = std::to_string(s.run_steps).size();
+  return fmt::format("step {:{}}/{}  tokens {}  lm {}{}  balance {}  grad norm {}  lr {:.3e}  tokens/s {}", s.step,
+                     digits, s.run_steps, count_column(double(s.tokens)), loss_column(s.loss_lm),
+                     s.mtp ? "  mtp " + loss_column(s.loss_mtp) : "", loss_column(s.loss_balance),
+                     loss_column(s.grad_norm), s.lr, count_column(s.tokens_per_s));
+}
+
+std::string Console::format_duration(double seconds) {
+  if (!(seconds >= 0 && seconds < 1e12)) return "-:--";
+  const int64_t total = std::llround(seconds);
+  if (total >= 3600) return fmt::format("{}:{:02}:{:02}", total / 3600, total / 60 % 60, total % 60);
+  return fmt::format("{}:{:02}", total / 60, total % 60);
+}
+
+}  // namespace braid

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <string>
+
+namespace braid {
+
+// A run folder that this process owns: <dir>/LOCK is held (a kernel file lock, so it falls with the process) and
+// <dir>/OWNER.json says who holds it. Rank 0 only.
+// Errors: RunFolderError naming host and process of the owner if another live process holds it; IoError if the folder
+// cannot be made or written.
+class RunFolder {
+ public:
+  explicit RunFolder(const std::string& dir);
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  const std::string& dir() const { return dir_; }
+  std::string path(const std::string& name) const { return dir_ + "/" + name; }
+  // Does it hold metrics or checkpoints of an earlier start?
+  bool has_run() const;
+
+ private:
+  std::string dir_;
+  int lock_ = -1;
+};
+
+// Writes a small text file so that it is there whole or not at all (part, fsync, rename).   Errors: IoError.
+void write_file_atomically(const std::string& path, const std::string& text);
+
+}  // namespace braid

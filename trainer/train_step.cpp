@@ -1,0 +1,86 @@
+#include "trainer/train_step.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace braid {
+namespace {
+
+TokenCounts sum_over_ranks(Context& ctx, const TokenCounts& local, Communicator& world) {
+  int64_t values[] = {local.tokens, local.lm_targets, local.mtp_tokens, local.mtp_targets};
+  world.all_reduce(ctx, Tensor::of(values, {4}), ReduceOp::kSum);
+  return {values[0], values[1], values[2], values[3]};
+}
+
+// Tokens of the global batch that each MoE layer routes.
+std::vector<int64_t> tokens_per_layer(const Model& model, const TokenCounts& counts) {
+  std::vector<int64_t> tokens(model.num_moe_layers(), counts.tokens);
+  if (model.has_mtp()) tokens.back() = counts.mtp_tokens;
+  return tokens;
+}
+
+double ratio(double numerator, int64_t count) { return count > 0 ? numerator / double(count) : 0; }
+
+Tensor view_of(const std::vector<int64_t>& values) {
+  return Tensor::of(const_cast<int64_t*>(values.data()), {static_cast<int64_t>(values.size())});
+}
+
+}  // namespace
+
+ModelInputs view_inputs(const Batch& batch, const MtpShift& mtp) {
+  return {view_of(batch.tokens),     view_of(batch.targets), view_of(mtp.next_tokens),
+          view_of(mtp.next_targets), batch.segments,         mtp.segments};
+}
+
+StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLoss& balance, const StepBatches& batches,
+                      const ProcessMesh& mesh, const RunConfig& c, int64_t step) {
+  const TokenCounts counts = sum_over_ranks(ctx, batches.counts, mesh.world());
+  const LossScales scales = {ratio(1, counts.lm_targets), ratio(c.mtp.loss_weight, counts.mtp_targets)};
+
+  adamw.zero_gradients();
+  balance.begin_step(tokens_per_layer(model, counts));
+  const bool counts_first = balance.counts_come_first(static_cast<int64_t>(batches.micro_batches.size()));
+  if (counts_first) {
+    for (const Batch& batch : batches.micro_batches) {
+      const MtpShift mtp = shift_for_mtp(batch);
+      model.forward(ctx, view_inputs(batch, mtp));
+      balance.count(model.routers());
+    }
+  }
+
+  LossSums sums;
+  for (const Batch& batch : batches.micro_batches) {
+    const MtpShift mtp = shift_for_mtp(batch);
+    const ModelInputs inputs = view_inputs(batch, mtp);
+    model.forward(ctx, inputs);
+    if (!counts_first) balance.count(model.routers());
+    balance.prepare_backward(ctx, model.routers());
+    const LossSums micro = model.losses_and_backward(ctx, inputs, scales, balance);
+    sums.lm += micro.lm;
+    sums.mtp += micro.mtp;
+  }
+
+  double loss_sums[] = {sums.lm, sums.mtp};
+  mesh.world().all_reduce(ctx, Tensor::of(loss_sums, {2}), ReduceOp::kSum);
+  StepResult result;
+  result.loss_lm = ratio(loss_sums[0], counts.lm_targets);
+  result.loss_mtp = ratio(loss_sums[1], counts.mtp_targets);
+  result.balance = balance.end_step(ctx);
+  result.tokens = counts.tokens;
+
+  adamw.reduce_gradients(ctx);
+  result.grad_norm = adamw.global_norm(ctx);
+  const double loss = result.loss_lm + result.loss_mtp + result.balance.loss + result.balance.z_loss;
+  check<NumericsError>(std::isfinite(loss), "step ", step, ": the loss is not finite (lm ", result.loss_lm, ", mtp ",
+                       result.loss_mtp, ", balance ", result.balance.loss, "); no update was applied");
+  check<NumericsError>(std::isfinite(result.grad_norm), "step ", step, ": the gradient norm is ", result.grad_norm,
+                       "; no update was applied");
+
+  result.lr = c.optimizer.lr * lr_factor(c.schedule, step, c.run.steps);
+  const double max_norm = c.optimizer.max_grad_norm;
+  const double clip = max_norm > 0 ? std::min(1.0, max_norm / (result.grad_norm + 1e-6)) : 1.0;
+  adamw.update(ctx, result.lr, clip, step);
+  return result;
+}
+
+}  // namespace braid

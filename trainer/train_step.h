@@ -1,0 +1,28 @@
+#pragma once
+
+#include "data/batch_stream.h"
+#include "model/model.h"
+#include "trainer/config.h"
+#include "trainer/optimizer.h"
+
+namespace braid {
+
+// Means over the targets of the global batch; balance: see BalanceReport.
+struct StepResult {
+  double loss_lm = 0, loss_mtp = 0;
+  BalanceReport balance;
+  double grad_norm = 0, lr = 0;
+  int64_t tokens = 0;  // valid tokens of the global batch
+};
+
+// One optimizer update, number `step` (1 = first), on the micro-batches of this rank. Every loss is a mean over the
+// valid tokens of the global batch, known before the first backward; gradients are summed and never divided, so the
+// result does not depend on ranks, micro-batches or masks. Errors: NumericsError if a loss or the gradient norm is not
+// finite, on every rank and before any weight has changed.
+StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLoss& balance, const StepBatches& batches,
+                      const ProcessMesh& mesh, const RunConfig& c, int64_t step);
+
+// The model's view of a batch in host memory; valid while `batch` and `mtp` are.
+ModelInputs view_inputs(const Batch& batch, const MtpShift& mtp);
+
+}  // namespace braid

@@ -1,0 +1,263 @@
+#include "trainer/training.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "data/batch_stream.h"
+#include "trainer/build_info.h"
+#include "trainer/checkpoint/checkpoint.h"
+#include "trainer/config_reader.h"
+#include "trainer/datasets.h"
+#include "trainer/evaluation.h"
+#include "trainer/metrics/console.h"
+#include "trainer/metrics/metrics_writer.h"
+#include "trainer/run_folder.h"
+#include "trainer/stop_signal.h"
+#include "trainer/train_step.h"
+#include "trainer/training_state.h"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Does any rank see the condition? The same answer on every rank.
+bool any_rank(Context& ctx, Communicator& world, bool condition) {
+  int64_t flag = condition;
+  world.all_reduce(ctx, Tensor::of(&flag, {1}), ReduceOp::kMax);
+  return flag != 0;
+}
+
+BatchPlan batch_plan(const RunConfig& config, const ProcessMesh& mesh) {
+  BatchPlan plan;
+  plan.global_batch_size = config.train.global_batch_size;
+  plan.micro_batch_size = config.train.micro_batch_size;
+  plan.num_ranks = mesh.size();
+  plan.rank = mesh.rank();
+  plan.seed = static_cast<uint64_t>(config.train.seed);
+  for (const SourceConfig& source : config.data.sources) plan.weights.push_back(source.weight);
+  plan.prefetch_steps = config.data.prefetch_steps;
+  return plan;
+}
+
+std::string two_digits(size_t n) { return (n < 10 ? "0" : "") + std::to_string(n); }
+
+MetricsLine training_line(int64_t step, int64_t tokens, const StepResult& r, const RunConfig& config, double seconds,
+                          double wait_seconds) {
+  MetricsLine line;
+  line.set("step", step);
+  line.set("tokens", tokens);
+  line.set("train/loss", r.loss_lm + config.mtp.loss_weight * r.loss_mtp + config.balance.loss_weight * r.balance.loss +
+                             config.balance.z_loss_weight * r.balance.z_loss);
+  line.set("train/loss_lm", r.loss_lm);
+  line.set("train/loss_mtp", r.loss_mtp);
+  line.set("train/loss_balance", r.balance.loss);
+  line.set("train/loss_router_z", r.balance.z_loss);
+  line.set("train/grad_norm", r.grad_norm);
+  line.set("train/lr", r.lr);
+  line.set("perf/tokens_per_s", double(r.tokens) / seconds);
+  line.set("perf/step_ms", seconds * 1e3);
+  line.set("perf/data_wait_ms", wait_seconds * 1e3);
+  for (size_t layer = 0; layer < r.balance.loads.size(); ++layer) {
+    const bool is_mtp = config.mtp.on() && layer + 1 == r.balance.loads.size();
+    const std::string prefix = is_mtp ? "moe/mtp/" : "moe/layer_" + two_digits(layer) + "/";
+    line.set(prefix + "load_max_over_mean", r.balance.loads[layer].max_over_mean);
+    line.set(prefix + "dead_experts", r.balance.loads[layer].dead);
+  }
+  return line;
+}
+
+// What rank 0 does beside computing: run folder, files, console. The other ranks have none.
+struct Front {
+  explicit Front(const RunConfig& config) : folder(config.run.dir), console(stdout) {}
+  RunFolder folder;
+  Console console;
+  std::unique_ptr<MetricsWriter> metrics;
+};
+
+class TrainingRun {
+ public:
+  TrainingRun(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume)
+      : ctx_(ctx), mesh_(mesh), config_(config), state_(config, mesh) {
+    if (mesh.rank() == 0) open_run_folder(resume);
+    mesh.world().barrier(ctx);
+    train_data_ = open_datasets(config, Split::kTrain);
+    validation_data_ = open_datasets(config, Split::kValidation);
+    data_digest_ = data_digest(config, train_data_);
+    state_.allocate();
+    if (resume.resume) load(resume);
+    else state_.initialize(ctx);
+    if (front_) {
+      front_->metrics = std::make_unique<MetricsWriter>(config.run.dir, step_);
+      announce();
+    }
+  }
+
+  ExitCode run() {
+    BatchStream stream(train_data_, batch_plan(config_, mesh_), step_);
+    StopSignal signals;
+    double waited = 0;
+    while (step_ < config_.run.steps) {
+      const auto start = Clock::now();
+      const StepBatches batches = stream.next_step();
+      const StepResult result =
+          train_step(ctx_, state_.model, state_.adamw, state_.balance, batches, mesh_, config_, step_ + 1);
+      step_ += 1;
+      tokens_ += result.tokens;
+      report(result, seconds_since(start), stream.wait_seconds() - waited);
+      waited = stream.wait_seconds();
+
+      const bool stop = any_rank(ctx_, mesh_.world(), StopSignal::received() != 0);
+      if (!stop && is_due(config_.eval.interval_steps)) evaluate_all();
+      if (stop || is_due_or_last(config_.checkpoint.interval_steps)) save();
+      if (stop && step_ < config_.run.steps) {
+        say(concat("stopped on request after step ", step_, "; go on with --resume"));
+        return ExitCode::kStoppedOnRequest;
+      }
+    }
+    return ExitCode::kDone;
+  }
+
+ private:
+  bool is_due_or_last(int64_t interval) const {
+    return step_ == config_.run.steps || (interval > 0 && step_ % interval == 0);
+  }
+  bool is_due(int64_t interval) const { return interval > 0 && is_due_or_last(interval); }
+
+  void say(const std::string& text) {
+    if (front_) front_->console.line(text);
+  }
+
+  std::string checkpoint_folder() const { return config_.run.dir + "/checkpoints"; }
+
+  void open_run_folder(const ResumeFrom& resume) {
+    front_.emplace(config_);
+    check<RunFolderError>(resume.resume || !front_->folder.has_run(), config_.run.dir,
+                          ": the folder already holds a run; go on with --resume or choose another run.dir");
+    prepare_shards(config_.data, config_.run.dir, resume.resume ? ShardsOnDisk::kKeep : ShardsOnDisk::kCheck);
+  }
+
+  // Tells what is about to run, on the console and in the run folder; on resume only once the checkpoint was accepted.
+  void announce() {
+    int64_t parameters = 0;
+    const auto table = parameter_table(config_.model, config_.mtp);
+    for (const Parameter& p : table) parameters += p.shape.numel();
+    write_file_atomically(front_->folder.path("config.resolved.yaml"), to_yaml(config_));
+    write_file_atomically(front_->folder.path("parameters.txt"), format_parameter_table(table));
+    write_file_atomically(front_->folder.path("build.txt"), std::string(kBuildId) + "\n");
+    say(concat("braid ", kBuildId));
+    say("resolved config (also in " + front_->folder.path("config.resolved.yaml") + "):");
+    say(to_yaml(config_));
+    say("parameters (also in " + front_->folder.path("parameters.txt") + "):");
+    say(format_parameter_table(table));
+    say(concat("ranks ", mesh_.size(), ", expert parallel ", mesh_.expert().size(), ", ", parameters, " parameters, ",
+               state_.memory().total_bytes() >> 20, " MiB per rank planned, device cpu, ",
+               name_of_enum(config_.precision)));
+    for (const TokenDataset& data : train_data_)
+      say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows"));
+    if (step_ > 0) say(concat("resumed after step ", step_, " (", tokens_, " tokens)"));
+  }
+
+  void load(const ResumeFrom& resume) {
+    std::string path = resume.checkpoint;
+    if (path.empty()) {
+      const auto checkpoints = list_checkpoints(checkpoint_folder());
+      check<CheckpointError>(!checkpoints.empty(), checkpoint_folder(), ": no checkpoint to resume from");
+      path = checkpoints.back().path;
+    }
+    const CheckpointReader reader(path);
+    check_resume_config(read_config_text(reader.info().config_yaml, path), config_, path);
+    check<CheckpointError>(reader.info().data_digest == data_digest_, path,
+                           ": the run was trained on other data (or other shards of it) than data.sources now names");
+    check<CheckpointError>(reader.info().step <= config_.run.steps, path, ": is after step ", reader.info().step,
+                           ", run.steps is ", config_.run.steps);
+    state_.load(reader);
+    step_ = reader.info().step;
+    tokens_ = reader.info().tokens;
+  }
+
+  void report(const StepResult& result, double seconds, double wait_seconds) {
+    if (!front_) return;
+    front_->metrics->write_train(training_line(step_, tokens_, result, config_, seconds, wait_seconds));
+    ConsoleStep shown;
+    shown.step = step_;
+    shown.run_steps = config_.run.steps;
+    shown.tokens = tokens_;
+    shown.loss_lm = result.loss_lm;
+    shown.loss_mtp = result.loss_mtp;
+    shown.loss_balance = result.balance.loss;
+    shown.grad_norm = result.grad_norm;
+    shown.lr = result.lr;
+    shown.tokens_per_s = double(result.tokens) / seconds;
+    shown.mtp = config_.mtp.on();
+    front_->console.step(shown, is_due_or_last(config_.log.interval_steps));
+  }
+
+  void evaluate_all() {
+    std::vector<Evaluation> evaluations;
+    for (const TokenDataset& data : validation_data_) {
+      evaluations.push_back(
+          evaluate(ctx_, state_.model, mesh_, data, config_.train.micro_batch_size, config_.eval.sequences));
+      const Evaluation& e = evaluations.back();
+      if (e.targets > 0)
+        say(concat("step ", step_, ": held-out loss of ", e.name, " ", float(e.loss), " (unigram entropy ",
+                   float(e.unigram_entropy), ")"));
+    }
+    if (front_) front_->metrics->write_validation(validation_line(step_, evaluations));
+  }
+
+  void save() {
+    CheckpointInfo info;
+    info.step = step_;
+    info.tokens = tokens_;
+    info.config_yaml = to_yaml(config_);
+    info.build_id = kBuildId;
+    info.data_digest = data_digest_;
+    info.parameter_table = format_parameter_table(parameter_table(config_.model, config_.mtp));
+    info.num_ranks = mesh_.size();
+    info.expert_parallel = mesh_.expert().size();
+    const std::string path = save_checkpoint(ctx_, mesh_.world(), checkpoint_folder(), info, state_.slices());
+    say("saved " + path);
+    if (front_) prune_checkpoints(checkpoint_folder(), config_.checkpoint.keep);
+  }
+
+  Context& ctx_;
+  const ProcessMesh& mesh_;
+  const RunConfig& config_;
+  TrainingState state_;
+  std::optional<Front> front_;
+  std::vector<TokenDataset> train_data_, validation_data_;
+  std::string data_digest_;
+  int64_t step_ = 0, tokens_ = 0;
+};
+
+}  // namespace
+
+void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path) {
+  static const char* const kFreePrefixes[] = {"run.",        "device", "parallel.",   "train.micro_batch_size",
+                                              "eval.",       "log.",   "checkpoint.", "data.prefetch_steps",
+                                              "data.sources"};  // the data itself is compared by its digest
+  std::string differing;
+  int64_t count = 0;
+  for (const ConfigDifference& d : compare_configs(stored, config)) {
+    const bool is_free = std::any_of(std::begin(kFreePrefixes), std::end(kFreePrefixes),
+                                     [&](const char* prefix) { return d.key.rfind(prefix, 0) == 0; });
+    if (is_free) continue;
+    if (++count <= 3) differing += concat(count > 1 ? ", " : "", d.key, " was ", d.before, " and is ", d.after);
+  }
+  check<CheckpointError>(count == 0, checkpoint_path, ": made with another config: ", differing,
+                         count > 3 ? ", …" : "");
+}
+
+ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume) {
+  return TrainingRun(ctx, mesh, config, resume).run();
+}
+
+}  // namespace braid

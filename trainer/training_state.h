@@ -1,0 +1,65 @@
+#pragma once
+
+#include "kernels/core/arena.h"
+#include "model/model.h"
+#include "trainer/checkpoint/checkpoint.h"
+#include "trainer/config.h"
+#include "trainer/optimizer.h"
+
+namespace braid {
+
+DType dtype_of_precision(Precision precision);
+
+// Bytes of this rank, by what they are for.
+struct MemoryPlan {
+  Planner weights, gradients, moments, activations;
+  int64_t total_bytes() const {
+    return weights.total_bytes() + gradients.total_bytes() + moments.total_bytes() + activations.total_bytes();
+  }
+};
+
+// Everything that a step changes or fills: model, optimizer, balance counts, and the memory behind them. Constructing
+// it only plans; allocate() takes the memory, one block per purpose.
+class TrainingState {
+ public:
+  TrainingState(const RunConfig& config, const ProcessMesh& mesh);
+  TrainingState(const TrainingState&) = delete;
+  TrainingState& operator=(const TrainingState&) = delete;
+
+  const MemoryPlan& memory() const { return plan_; }
+  void allocate();  // Errors: OutOfMemoryError
+
+  void initialize(Context& ctx);              // weights from the seed, moments and counts 0
+  void load(const CheckpointReader& reader);  // everything, from any layout
+  std::vector<CheckpointSlice> slices();      // what this rank stores
+
+  Model model;
+  ShardedAdamW adamw;
+  BalanceLoss balance;
+
+ private:
+  CheckpointSlice balance_slice();
+
+  const RunConfig& config_;
+  const ProcessMesh& mesh_;
+  MemoryPlan plan_;
+  Arena weights_, gradients_, moments_, activations_;
+};
+
+// The model with weights alone, for evaluation and generation on micro-batches of num_rows sequences.
+class InferenceState {
+ public:
+  InferenceState(const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows, int64_t row_tokens);
+  InferenceState(const InferenceState&) = delete;
+  InferenceState& operator=(const InferenceState&) = delete;
+  void load(const CheckpointReader& reader);
+
+  Model model;
+
+ private:
+  ParameterLayout layout_;
+  Tensor dense_, expert_;
+  Arena weights_, activations_;
+};
+
+}  // namespace braid
