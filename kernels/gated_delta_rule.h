@@ -26,7 +26,9 @@ struct DeltaRuleInputs {
 inline constexpr int64_t kDeltaRuleChunk = 64;
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
 
-// All five gradients are overwritten; those of q and k are summed over the value heads that share a key head.
+// All five gradients are overwritten; those of q and k are summed over the value heads that share a key head. Nothing
+// is kept from the forward pass: the state before every chunk is recomputed, in scratch that holds those of one
+// document and key head per thread.
 void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
                                const Segments& segments);
 

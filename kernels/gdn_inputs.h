@@ -61,8 +61,9 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
                         const Segments& segments, const GdnDims& dims);
 
 // Overwrites the q, k and v columns of d_x.qkvz (z belongs to gated_rms_norm_backward) and all of d_x.ba; accumulates
-// into d_weights, one partial sum per document added in document order: packed and separate documents give the same
-// bits. `out` is what the forward wrote; `d_out` the gradients of the delta rule's inputs.
+// into d_weights partial sums of tiles that restart at every document, added in order: packed and separate documents
+// give the same bits, for every thread count. `out` is what the forward wrote; `d_out` the gradients of the delta
+// rule's inputs.
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
                          const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
                          const Segments& segments, const GdnDims& dims);

@@ -1,45 +1,70 @@
 #!/usr/bin/env bash
-# Installs what building and testing Braid needs on Debian 12 or Ubuntu 24.04, and nothing that is there already.
-#   scripts/install_packages.sh [--no-install]     --no-install: only say what is missing; exits 10 if anything is
-set -euo pipefail
+# Installs what Braid needs and this machine lacks, with apt. Debian 12, Ubuntu 24.04.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-packages=(
-  "g++:compiler"
-  "cmake:build"
-  "ninja-build:build"
-  "pkg-config:finds OpenBLAS for the build"
-  "git:the commit that a build is made from"
-  "openmpi-bin:mpirun"
-  "libopenmpi-dev:communication between ranks"
-  "libhdf5-dev:token shards"
-  "libyaml-cpp-dev:configs"
-  "libcli11-dev:command line"
-  "nlohmann-json3-dev:metrics and checkpoints"
-  "libfmt-dev:console lines"
-  "libopenblas-dev:matrix products"
-  "libssl-dev:SHA-256 of checkpoints and shards"
-  "libgtest-dev:tests"
-)
+usage() {
+  cat <<'TEXT'
+Usage: scripts/install_packages.sh [--no-install]
+Installs the packages that Braid needs and that are missing (apt-get, with sudo unless you are root).
+  --no-install   install nothing: list what is missing, and fail if that is anything
+TEXT
+}
+
+install=true
+while [ $# -gt 0 ]; do
+  case $1 in
+    --no-install) install=false ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; die "unknown option $1" ;;
+  esac
+  shift
+done
+
+packages='
+g++                 C++20 compiler
+cmake               build
+ninja-build         build
+pkg-config          finds libraries
+openmpi-bin         mpirun, which starts several ranks
+libopenmpi-dev      messages between ranks
+libhdf5-dev         token shards
+libyaml-cpp-dev     configs
+libcli11-dev        command line
+nlohmann-json3-dev  metrics and checkpoints
+libfmt-dev          text output
+libopenblas-dev     matrix products
+libssl-dev          SHA-256 of checkpoints and data
+libgtest-dev        tests
+libbenchmark-dev    operator benchmarks
+'
+
+if ! command -v dpkg-query >/dev/null; then
+  echo "This is not Debian or Ubuntu, so nothing was checked or installed. Braid needs what these packages hold there:"
+  printf '%s\n' "$packages" | sed '/^$/d; s/^/  /'
+  exit 0
+fi
 
 missing=()
-for entry in "${packages[@]}"; do
-  name=${entry%%:*}
-  dpkg-query -W -f='${Status}' "$name" 2>/dev/null | grep -q 'ok installed' && continue
+while read -r name purpose; do
+  [ -n "$name" ] || continue
+  [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" = installed ] && continue
+  [ ${#missing[@]} -gt 0 ] || echo "Missing packages:"
+  printf '  %-20s%s\n' "$name" "$purpose"
   missing+=("$name")
-  echo "missing: $name (${entry#*:})"
-done
-[ ${#missing[@]} -eq 0 ] && exit 0
+done <<<"$packages"
 
-if [ "${1:-}" = "--no-install" ]; then
-  echo "install them with: apt-get install ${missing[*]}" >&2
-  exit 10
+if [ ${#missing[@]} = 0 ]; then
+  echo "All packages that Braid needs are installed."
+  exit 0
 fi
-command -v apt-get >/dev/null || { echo "apt-get is not here; install by hand: ${missing[*]}" >&2; exit 10; }
+$install || die "packages are missing and --no-install was given; install them with: apt-get install ${missing[*]}"
+
 as_root=()
 if [ "$(id -u)" != 0 ]; then
-  command -v sudo >/dev/null || { echo "installing needs root or sudo: ${missing[*]}" >&2; exit 10; }
+  command -v sudo >/dev/null || die "needs root to install packages, and there is no sudo; as root: apt-get install ${missing[*]}"
   as_root=(sudo)
 fi
-echo "installing ${missing[*]}"
-"${as_root[@]}" apt-get update -qq
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+echo "Installing them with ${as_root[*]:+${as_root[*]} }apt-get."
+apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o Acquire::Retries=3)
+"${apt[@]}" update
+"${apt[@]}" install -y --no-install-recommends "${missing[@]}"

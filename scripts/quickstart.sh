@@ -1,75 +1,97 @@
 #!/usr/bin/env bash
-# From nothing to a trained model: installs, builds, makes token shards from text on this machine, trains on two ranks with
-# expert parallelism, shows the loss curve, evaluates on held-out text, prints a sample.
-usage="usage: scripts/quickstart.sh [--no-install] [--text PATH]… [--steps N] [--run-dir DIR]
-  --no-install   do not install packages; stop with their names if some are missing
-  --text PATH    train on this file or folder instead of the installed C++ standard headers; repeatable
-  --steps N      shorter or longer than the 300 updates of configs/runs/laptop.yaml
-  --run-dir DIR  where the run goes; default runs/laptop, or the next free runs/laptop-N"
-set -euo pipefail
+# From a bare machine to a trained model, its loss curve and a text sample.
+caller=$PWD
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-install_flag= steps= run_dir= text=()
+usage() {
+  cat <<'TEXT'
+Usage: scripts/quickstart.sh [--no-install] [--text PATH]... [--steps N] [--run-dir DIR]
+Installs what is missing, builds Braid, trains a small model on two ranks (configs/runs/laptop.yaml), shows the loss curve,
+the held-out loss and a text sample. Can be run again: every start gets a run folder of its own.
+  --no-install    install nothing; fail if a package is missing
+  --text PATH     train on this text file or folder (repeatable); default: the installed C++ standard headers
+  --steps N       training steps; default: those of the config
+  --run-dir DIR   run folder; default runs/laptop. If it holds a run, DIR-2, DIR-3, ... is taken
+TEXT
+}
+
+# A path as the caller meant it.
+from_caller() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac; }
+
+install_arguments=() text=() steps='' run_dir=runs/laptop
 while [ $# -gt 0 ]; do
   case $1 in
-    --no-install) install_flag=--no-install ;;
+    --no-install) install_arguments=(--no-install) ;;
     --text | --steps | --run-dir)
-      [ $# -ge 2 ] || { echo "$1 needs a value" >&2; echo "$usage" >&2; exit 2; }
+      [ $# -ge 2 ] || die "$1 needs a value"
       case $1 in
-        --text) text+=(--text "$(realpath -- "$2")") ;;
-        --steps) steps=$2 ;;
-        --run-dir) run_dir=$(realpath -m -- "$2") ;;
+        --text) [ -e "$(from_caller "$2")" ] || die "--text $2: there is no such file or folder"; text+=(--text "$(from_caller "$2")") ;;
+        --steps) [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--steps is '$2', but must be a whole number greater than 0"; steps=$2 ;;
+        --run-dir) run_dir=$(from_caller "$2") ;;
       esac
       shift ;;
-    -h | --help) echo "$usage"; exit 0 ;;
-    *) echo "unknown argument $1" >&2; echo "$usage" >&2; exit 2 ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; die "unknown option $1" ;;
   esac
   shift
 done
-cd "$(dirname "$0")/.."
 
-say() { printf '\n== %s\n' "$*"; }
-
-say "packages"
-scripts/install_packages.sh $install_flag
-
-say "build (preset release)"
-cmake --preset release >/dev/null
-cmake --build --preset release --parallel "$(nproc)" --target braid
 braid=build/release/braid
+config=configs/runs/laptop.yaml
+ranks=2
+cores=$(usable_cores)
 
-data=runs/laptop-data
-[ ${#text[@]} -eq 0 ] || data=$data-$(printf '%s' "${text[*]}" | cksum | cut -d' ' -f1)
-say "token shards from text, in $data"
-"$braid" data demo --out "$data" "${text[@]}"
+say "1/7 Packages: what Braid needs and this machine lacks"
+scripts/install_packages.sh "${install_arguments[@]}"
 
-if [ -z "$run_dir" ]; then
-  run_dir=runs/laptop
-  for ((n = 2; ; n++)); do
-    [ -e "$run_dir/metrics.jsonl" ] || break
-    run_dir=runs/laptop-$n
-  done
+say "2/7 Build: preset release in build/release, on $cores cores"
+mkdir -p build
+quietly build/configure.log cmake --preset release
+quietly build/build.log cmake --build --preset release --target braid --parallel "$cores"
+"$braid" --version
+
+base=$run_dir
+for ((number = 2; ; ++number)); do
+  [ -e "$run_dir/metrics.jsonl" ] || [ -e "$run_dir/checkpoints" ] || break
+  run_dir=$base-$number
+done
+[ "$run_dir" = "$base" ] || echo "$base holds a run, which stays as it is; this one goes to $run_dir."
+
+overrides=("run.dir=$run_dir" parallel.expert=2)
+if [ ${#text[@]} -gt 0 ]; then
+  say "3/7 Data: the bytes of your text become tokens"
+  data_dir=$run_dir/data
+  shard=$(realpath -m "$data_dir/train.h5")
+  shard=${shard//\\/\\\\}
+  overrides+=("data.sources=[{name: text, shards: [\"${shard//\"/\\\"}\"]}]")
+  prompt=()
+else
+  say "3/7 Data: the bytes of the installed C++ standard headers become tokens"
+  data_dir=runs/laptop-data
+  prompt=(--prompt "template <")
 fi
-overrides=("run.dir=$run_dir" parallel.expert=2 "data.sources=[{name: demo, shards: [$PWD/$data/train.h5]}]")
-[ -z "$steps" ] || overrides+=("run.steps=$steps")
+"$braid" data demo --out "$data_dir" "${text[@]}"
 
-say "training configs/runs/laptop.yaml on two ranks, in $run_dir"
-launch=(mpirun -n 2 --bind-to none)
-[ "$(nproc)" -ge 2 ] || launch+=(--oversubscribe)
-[ "$(id -u)" != 0 ] || launch+=(--allow-run-as-root)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) >= 2 ? $(nproc) / 2 : 1))}
-if [ -t 1 ]; then export BRAID_PROGRESS=1; fi
-"${launch[@]}" "$braid" train configs/runs/laptop.yaml "${overrides[@]}"
+if [ -n "$steps" ]; then
+  overrides+=("run.steps=$steps" "schedule.warmup_steps=$((steps < 300 ? steps / 10 : 30))" "eval.interval_steps=$((steps < 50 ? steps : 50))")
+fi
+threads=${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}
+prepare_mpi
+say "4/7 Training: $ranks ranks that share the experts, $threads thread(s) each; Ctrl-C saves and stops"
+OMP_NUM_THREADS=$threads mpirun -n $ranks "$braid" train "$config" "${overrides[@]}"
 
-say "loss curve"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cores}  # one process from here on
+say "5/7 Loss curve"
 "$braid" plot "$run_dir"
 
-say "held-out part"
-"${launch[@]}" "$braid" eval "$run_dir" --expert 2
+say "6/7 Held-out loss: text that was not trained on, beside what the best model without context would reach"
+"$braid" eval "$run_dir" --sequences 128
 
-say "checkpoint"
-"$braid" ckpt inspect "$run_dir"
+say "7/7 Sample: the model continues a text"
+"$braid" generate "$run_dir" "${prompt[@]}" --tokens 200 --temperature 0.7 --seed 1
 
-say "a sample of 200 bytes"
-"$braid" generate "$run_dir" --prompt $'\n  template<typename _Tp>\n' --tokens 200 --seed 1
-
-say "go on with: mpirun -n 2 $braid train configs/runs/laptop.yaml ${overrides[*]@Q} --resume"
+checkpoints=("$run_dir"/checkpoints/step-*)
+say "Done"
+echo "Run folder   $run_dir (metrics.jsonl, metrics.csv, loss.svg, config.resolved.yaml)"
+echo "Checkpoint   ${checkpoints[-1]}"
+echo "More text    $braid generate $run_dir --prompt 'class '"

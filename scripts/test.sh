@@ -1,16 +1,29 @@
 #!/usr/bin/env bash
-# Builds and runs all tests.
-#   scripts/test.sh [--no-install] [ctest arguments …]      for example: scripts/test.sh -R kernels
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# Builds Braid and runs all its tests.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-install_flag=
-if [ "${1:-}" = "--no-install" ]; then
-  install_flag=--no-install
-  shift
-fi
-scripts/install_packages.sh $install_flag
+usage() {
+  cat <<'TEXT'
+Usage: scripts/test.sh [--no-install] [ctest arguments ...]
+Installs missing packages, builds the preset "release" in build/release and runs every test, the end-to-end tests under
+mpirun included.
+  --no-install   install nothing; fail if a package is missing
+  others         go to ctest, for example -R kernels or --repeat until-fail:3
+TEXT
+}
 
-cmake --preset release -DBRAID_TESTS=ON >/dev/null
-cmake --build --preset release --parallel "$(nproc)"
-ctest --preset release --parallel "$(nproc)" "$@"
+install_arguments=()
+case ${1:-} in
+  --no-install) install_arguments=(--no-install); shift ;;
+  -h | --help) usage; exit 0 ;;
+esac
+
+say "Packages"
+scripts/install_packages.sh "${install_arguments[@]}"
+say "Build of everything (preset release, in build/release)"
+mkdir -p build
+quietly build/configure.log cmake --preset release -DBRAID_TESTS=ON
+quietly build/build.log cmake --build --preset release --parallel "$(usable_cores)"
+say "Tests"
+prepare_mpi
+ctest --test-dir build/release --output-on-failure -j2 "$@"

@@ -254,7 +254,7 @@ struct Chunk {
   T* gamma;      // (n)
   T* e_gamma;    // (n)          exp(gamma)
   T* e_rest;     // (n)          exp(Gamma - gamma)
-  T e_last = 0;  //            exp(Gamma)
+  T e_last = 0;  // exp(Gamma)
   T* rhs;        // (n, Dv)      B (V - diag(e^gamma) K S0)
 };
 

@@ -45,7 +45,7 @@ void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_w
     const T *d_y_data = d_y.data<T>(), *o_data = o.data<T>(), *rstd_data = rstd.data<T>();
     const T *qkvz_data = qkvz.data<T>(), *weight_data = weight.data<T>();
     sum_rows_in_order(ctx, d_weight.data<T>(), Dv, N, kTileTokens, [&](T* d_weight_tile, int64_t begin, int64_t end) {
-      const T* w = weight_data;  // a local copy: the loops below do not vectorise over a captured pointer
+      const T* w = weight_data;  // captured pointers keep the loops below from vectorising
       for (int64_t n = begin; n < end; ++n) {
         for (int64_t j = 0; j < Hv; ++j) {
           const int64_t row = (n * Hv + j) * Dv, z = n * dims.qkvz_columns() + dims.z_column(j);

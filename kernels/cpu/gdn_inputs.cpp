@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kTileTokens = 64;
 constexpr double kL2NormEps = 1e-6;
-constexpr double kSoftplusIsIdentity = 20;  // from here on, in value and in slope
+constexpr double kSoftplusIsIdentity = 20;  // above this, in value and in slope
 
 // Tokens of one document, with the bounds that the convolution may not cross.
 struct Tile {

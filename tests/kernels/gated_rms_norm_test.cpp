@@ -98,7 +98,7 @@ TEST(GatedRmsNorm, SinglePrecisionIsCloseToDouble) {
   expect_close(single.y, norm.y, 2e-7, "y");
   expect_close(single.d_o, norm.d_o, 3e-7, "d_o");
   expect_close(single.d_qkvz, norm.d_qkvz, 3e-7, "d_qkvz");
-  expect_close(single.d_weight, norm.d_weight, 1e-6, "d_weight");
+  expect_close(single.d_weight, norm.d_weight, 3e-6, "d_weight");
 }
 
 TEST(GatedRmsNorm, SameBitsForEveryThreadCount) {

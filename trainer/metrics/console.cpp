@@ -87,7 +87,7 @@ void Console::step(const ConsoleStep& s, bool print_line) {
   const int bar = std::min(40, columns - static_cast<int>(text.size()) - 3);
   if (bar >= 10) {
     const auto done = std::clamp<size_t>(size_t(share * bar), 0, bar);
-    text = "[" + std::string(done, '#') + std::string(bar - done, '-') + "] " + text;
+    text = fmt::format("[{}{}] {}", std::string(done, '#'), std::string(bar - done, '-'), text);
   }
   clear_progress();
   std::fputs(text.substr(0, std::max(0, columns)).c_str(), out_);

@@ -362,13 +362,13 @@ std::string plot_in_terminal(const std::vector<CurveSeries>& all_series, int wid
   numbers.pop_back();
   out.add(std::string(label_width + 1, ' ') + glyph.corner);
   for (const bool tick : is_tick) out.add(tick ? glyph.bottom_tick : glyph.horizontal);
-  out.add("\n" + numbers + "\n");
+  out.add(fmt::format("\n{}\n", numbers));
   for (const std::vector<size_t>& line : legend) {
     out.add(std::string(kLegendIndent - kLegendGap, ' '));
     for (size_t s : line) {
       out.add(std::string(kLegendGap, ' '));
       out.add(mark(s), static_cast<int>(s));
-      out.add(" " + legend_text(series[s]));
+      out.add(fmt::format(" {}", legend_text(series[s])));
     }
     out.add("\n");
   }
