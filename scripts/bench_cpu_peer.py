@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Tokens per second of Braid and of transformers' Qwen3NextForCausalLM on PyTorch, on this CPU, in one run.
+"""Training speed of Braid and of transformers on PyTorch, side by side on this machine's CPU.
 
-The same model shape, micro-batch, global batch, sequence length and number of threads; fp32; forward, backward, clipping and AdamW on
-tokens of the same shard. The matched comparison trains without MTP and without balance loss, which transformers lacks; Braid as
-shipped (with both) is measured as well. transformers runs each of its expert implementations, and the fastest counts.
+The same model (read from a Braid config), micro-batch, global batch, number of threads, precision (fp32) and token file for
+both; a step is forward, backward, clipping and AdamW. Braid runs once matched (no MTP, no balance loss: the peer has
+neither switched on) and once with the config as it is. For the peer, every implementation of attention and experts that
+runs on a CPU is tried first and the fastest is measured; torch.compile is off. Repeats of all of them take turns, so a
+change of the machine's load meets all alike; medians are reported.
 
-Needs torch, transformers, h5py, pyyaml from pip, a built braid and a shard (build/release/braid data demo --out runs/laptop-data).
-
-    python3 scripts/bench_cpu_peer.py --threads 2
+Needs the Python packages torch, transformers (4.57 or newer), h5py, numpy and pyyaml, a built braid, and the config's token
+shard (for configs/runs/laptop.yaml: build/release/braid data demo --out runs/laptop-data).
 """
 
 import argparse
@@ -21,155 +22,224 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+WARMUP_STEPS = 2
+PILOT_STEPS = 2
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", default=str(ROOT / "configs/runs/laptop.yaml"))
-    parser.add_argument("--braid", default=str(ROOT / "build/release/braid"))
-    parser.add_argument("--shard", default=str(ROOT / "runs/laptop-data/train.h5"))
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--seq-length", type=int, help="instead of the config's")
-    parser.add_argument("--micro-batch-size", type=int, help="instead of the config's")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps; one more in front is not counted")
-    parser.add_argument("--repeats", type=int, default=2, help="Braid and the peer take turns this often")
-    parser.add_argument("--json", action="store_true")
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--braid", type=Path, default=ROOT / "build/release/braid", help="program (%(default)s)")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/runs/laptop.yaml", help="%(default)s")
+    parser.add_argument("--shard", type=Path, help="token shard; default: the first of the config")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="%(default)s")
+    parser.add_argument("--seq-length", type=int, help="tokens per sequence; default: that of the config")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of a repeat, after 2 that are not (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of every measurement (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return parser.parse_args()
 
 
-def overrides(args):
-    values = [f"data.sources=[{{name: demo, shards: [{args.shard}]}}]", "eval.interval_steps=0"]
-    if args.seq_length:
-        values.append(f"train.seq_length={args.seq_length}")
-    if args.micro_batch_size:
-        values += [f"train.micro_batch_size={args.micro_batch_size}"]
-    return values
+def run_braid(arguments, *command, threads=1):
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([arguments.braid, *command], capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        sys.exit(f"{arguments.braid} {' '.join(map(str, command))} failed:\n{done.stdout[-2000:]}{done.stderr}")
+    return done.stdout
 
 
-def braid_config(args):
-    import yaml
+class Braid:
+    """Each repeat is a short run of its own; the steps' times are those in its metrics."""
 
-    text = subprocess.run(
-        [args.braid, "config", "print", args.config, *overrides(args)], check=True, capture_output=True, text=True
-    ).stdout
-    return yaml.safe_load(text)
+    def __init__(self, arguments, config, shard, overrides):
+        self.arguments = arguments
+        self.overrides = [
+            f"data.sources=[{{name: bench, shards: [{json.dumps(str(shard))}]}}]",
+            f"train.seq_length={config['train']['seq_length']}",
+            f"run.steps={WARMUP_STEPS + arguments.steps}",
+            "schedule.warmup_steps=0",
+            "eval.interval_steps=0",
+            "checkpoint.interval_steps=0",
+            *overrides,
+        ]
+
+    def tokens_per_s(self):
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["train", self.arguments.config, f"run.dir={folder}", *self.overrides]
+            run_braid(self.arguments, *command, threads=self.arguments.threads)
+            lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        return [line["perf/tokens_per_s"] for line in lines if line["step"] > WARMUP_STEPS]
 
 
-def time_braid(args, extra):
-    """Median tokens/s over the timed steps of a fresh run."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [args.braid, "train", args.config, *overrides(args), f"run.dir={folder}/run",
-                   f"run.steps={args.steps + 1}", *extra]
-        environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads))
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-        lines = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
-    return statistics.median(line["perf/tokens_per_s"] for line in lines[1:])
+def layer_types(model):
+    interval = model["full_attention_interval"]
+    return model["layer_types"] or [
+        "full_attention" if (layer + 1) % interval == 0 else "linear_attention"
+        for layer in range(model["num_hidden_layers"])
+    ]
 
 
 class Peer:
-    """The same training step in transformers and torch."""
+    """transformers' Qwen3NextForCausalLM with torch.optim.AdamW, a fresh model for every repeat."""
 
-    def __init__(self, config, args, experts):
-        import h5py
+    def __init__(self, config, tokens, implementations):
+        self.config, self.tokens, self.implementations = config, tokens, implementations
+
+    def make_model(self):
         import torch
         from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
-        torch.set_num_threads(args.threads)
+        keys = dict(self.config["model"])
+        keys.pop("full_attention_interval")
+        keys["layer_types"] = layer_types(self.config["model"])
+        model_config = Qwen3NextConfig(**keys, use_cache=False)
+        model_config._attn_implementation = self.implementations["attention"]
+        if "experts" in self.implementations:
+            model_config._experts_implementation = self.implementations["experts"]
         torch.manual_seed(1)
-        self.torch, self.train = torch, config["train"]
-        shape = dict(config["model"])
-        if not shape.get("layer_types"):
-            shape.pop("layer_types", None)
-        rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta"),
-                "partial_rotary_factor": shape.pop("partial_rotary_factor")}
-        hf = Qwen3NextConfig(**shape, rope_parameters=rope, use_cache=False, mlp_only_layers=[], decoder_sparse_step=1)
-        hf._attn_implementation = "sdpa"
-        if experts:
-            hf._experts_implementation = experts
-        self.model = Qwen3NextForCausalLM(hf).float().train()
-        decay = [p for p in self.model.parameters() if p.dim() > 1]
-        rest = [p for p in self.model.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-                                           lr=1e-3, betas=(0.9, 0.95))
-        with h5py.File(args.shard) as shard:
-            self.tokens = torch.from_numpy(shard["tokens"][:4_000_000].astype("int64"))
-        self.position = 0
-
-    def step(self):
-        torch, train = self.torch, self.train
-        rows, length = train["micro_batch_size"], train["seq_length"]
-        micro_batches = train["global_batch_size"] // rows
-        for _ in range(micro_batches):
-            begin = self.position % (len(self.tokens) - rows * length)
-            batch = self.tokens[begin : begin + rows * length].view(rows, length)
-            self.position += rows * length
-            loss = self.model(input_ids=batch, labels=batch).loss / micro_batches
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach()) * micro_batches
+        return Qwen3NextForCausalLM(model_config).float().train()
 
     def tokens_per_s(self, steps):
-        self.step()
-        times = []
-        for _ in range(steps):
+        import torch
+
+        train, optimizer = self.config["train"], self.config["optimizer"]
+        rows, length, micro = train["global_batch_size"], train["seq_length"], train["micro_batch_size"]
+        model = self.make_model()
+        adamw = torch.optim.AdamW(
+            model.parameters(),
+            lr=optimizer["lr"],
+            betas=(optimizer["beta1"], optimizer["beta2"]),
+            eps=optimizer["eps"],
+            weight_decay=optimizer["weight_decay"],
+            fused=True,  # PyTorch's fastest on a CPU
+        )
+        speeds = []
+        for step in range(WARMUP_STEPS + steps):
+            begin = step * rows * length % (len(self.tokens) - rows * length)
+            batch = torch.from_numpy(self.tokens[begin : begin + rows * length]).view(rows, length)
             start = time.perf_counter()
-            self.step()
-            times.append(time.perf_counter() - start)
-        return self.train["global_batch_size"] * self.train["seq_length"] / statistics.median(times)
+            for first in range(0, rows, micro):
+                ids = batch[first : first + micro]
+                (model(input_ids=ids, labels=ids).loss * (len(ids) / rows)).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer["max_grad_norm"])
+            adamw.step()
+            adamw.zero_grad(set_to_none=True)
+            if step >= WARMUP_STEPS:
+                speeds.append(rows * length / (time.perf_counter() - start))
+        return speeds
+
+
+def candidates(config):
+    """What transformers offers on a CPU. batched_mm copies the weights of an expert for every token that uses it."""
+    model = config["model"]
+    copies = config["train"]["micro_batch_size"] * config["train"]["seq_length"] * model["num_experts_per_tok"]
+    copied_bytes = 4 * copies * 2 * model["moe_intermediate_size"] * model["hidden_size"]
+    try:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS  # noqa: F401
+    except ImportError:  # before transformers 5 there is one implementation
+        return [{"attention": attention} for attention in ("sdpa", "eager")]
+    experts = ["grouped_mm", "eager"] + (["batched_mm"] if copied_bytes < 2**31 else [])
+    return [{"attention": attention, "experts": name} for attention in ("sdpa", "eager") for name in experts]
+
+
+def load_tokens(shard, count):
+    import h5py
+    import numpy
+
+    with h5py.File(shard) as file:
+        tokens = file["tokens"]
+        return tokens[: min(count, len(tokens))].astype(numpy.int64)
 
 
 def main():
-    args = arguments()
-    config = braid_config(args)
-    peers = {}
-    for experts in (None, "eager", "batched_mm", "grouped_mm"):
+    arguments = parse_arguments()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded: the model is made from its config
+    try:
+        import torch
+        import transformers
+        import yaml
+        import h5py  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"{error}; this script needs: pip install torch transformers h5py numpy pyyaml")
+    if not arguments.braid.exists():
+        sys.exit(f"{arguments.braid}: not there; build it (cmake --preset release && cmake --build --preset release)")
+
+    config = yaml.safe_load(run_braid(arguments, "config", "print", arguments.config))
+    if arguments.seq_length:
+        config["train"]["seq_length"] = arguments.seq_length
+    shard = arguments.shard or Path(config["data"]["sources"][0]["shards"][0])
+    if not shard.exists():
+        sys.exit(f"{shard}: not there; make it with: braid data demo --out {shard.parent}")
+
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    step_tokens = config["train"]["global_batch_size"] * config["train"]["seq_length"]
+    tokens = load_tokens(shard.resolve(), step_tokens * (WARMUP_STEPS + arguments.steps + 1))
+
+    pilots = []
+    for implementations in candidates(config):
         try:
-            peer = Peer(config, args, experts)
-            peer.step()
-            peers[experts or "default"] = peer
-        except Exception as error:  # an implementation this version or this CPU does not have
-            print(f"transformers with experts {experts}: {type(error).__name__}: {error}", file=sys.stderr)
-    if not peers:
-        sys.exit("transformers could not train with any expert implementation")
+            speed = statistics.median(Peer(config, tokens, implementations).tokens_per_s(PILOT_STEPS))
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            pilots.append({**implementations, "tokens_per_s": None, "error": str(error).splitlines()[0]})
+            continue
+        pilots.append({**implementations, "tokens_per_s": speed})
+    best = max((p for p in pilots if p["tokens_per_s"]), key=lambda p: p["tokens_per_s"])
 
-    matched = ["mtp.depth=0", "balance.loss_weight=0"]
-    braid, shipped, peer = [], [], {name: [] for name in peers}
-    for _ in range(args.repeats):
-        braid.append(time_braid(args, matched))
-        shipped.append(time_braid(args, []))
-        for name in peers:
-            peer[name].append(peers[name].tokens_per_s(args.steps))
-    medians = {name: statistics.median(values) for name, values in peer.items()}
-    best = max(medians, key=medians.get)
+    peer = Peer(config, tokens, {key: best[key] for key in ("attention", "experts") if key in best})
+    matched = Braid(arguments, config, shard.resolve(), ["mtp.depth=0", "balance.loss_weight=0"])
+    shipped = Braid(arguments, config, shard.resolve(), [])
+    speeds = {"transformers": [], "braid_matched": [], "braid_shipped": []}
+    for _ in range(arguments.repeats):
+        speeds["transformers"].append(statistics.median(peer.tokens_per_s(arguments.steps)))
+        speeds["braid_matched"].append(statistics.median(matched.tokens_per_s()))
+        speeds["braid_shipped"].append(statistics.median(shipped.tokens_per_s()))
 
-    import torch
-    import transformers
-
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
     result = {
-        "threads": args.threads,
+        "threads": arguments.threads,
         "seq_length": config["train"]["seq_length"],
         "micro_batch_size": config["train"]["micro_batch_size"],
         "global_batch_size": config["train"]["global_batch_size"],
-        "braid_tokens_per_s": statistics.median(braid),
-        "braid_as_shipped_tokens_per_s": statistics.median(shipped),
-        "transformers_tokens_per_s": medians,
-        "ratio": statistics.median(braid) / medians[best],
-        "ratio_as_shipped": statistics.median(shipped) / medians[best],
+        "steps": arguments.steps,
+        "repeats": arguments.repeats,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "braid": run_braid(arguments, "--version").strip(),
+        "peer_implementations": pilots,
+        "peer_used": peer.implementations,
+        "tokens_per_s": medians,
+        "tokens_per_s_of_repeats": speeds,
+        "ratio_matched": medians["braid_matched"] / medians["transformers"],
+        "ratio_shipped": medians["braid_shipped"] / medians["transformers"],
     }
-    if args.json:
-        print(json.dumps(result))
-        return
-    print(f"{args.threads} threads, {result['global_batch_size']} x {result['seq_length']} tokens per step, "
-          f"micro-batch {result['micro_batch_size']}, fp32; torch {torch.__version__}, transformers {transformers.__version__}")
-    for name, value in medians.items():
-        print(f"  transformers, experts {name:12} {value:10.0f} tokens/s")
-    print(f"  Braid, same work             {result['braid_tokens_per_s']:10.0f} tokens/s   {result['ratio']:.2f}x")
-    print(f"  Braid as shipped (MTP, balance) {result['braid_as_shipped_tokens_per_s']:7.0f} tokens/s   "
-          f"{result['ratio_as_shipped']:.2f}x")
+    print(json.dumps(result) if arguments.json else table(result))
+
+
+def table(result):
+    def described(implementations):
+        return ", ".join(f"{key} {implementations[key]}" for key in ("attention", "experts") if key in implementations)
+
+    lines = [
+        f"{result['braid']}; torch {result['torch']}, transformers {result['transformers']}",
+        f"{result['threads']} threads, fp32, {result['global_batch_size']} x {result['seq_length']} tokens a step in "
+        f"micro-batches of {result['micro_batch_size']}; medians of {result['repeats']} repeats of {result['steps']} steps",
+        "",
+        f"{'':44}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}",
+    ]
+    names = {
+        "transformers": f"transformers ({described(result['peer_used'])})",
+        "braid_matched": "Braid, matched (no MTP, no balance loss)",
+        "braid_shipped": "Braid, config as it is",
+    }
+    for key, name in names.items():
+        speed, repeats = result["tokens_per_s"][key], result["tokens_per_s_of_repeats"][key]
+        ratio = speed / result["tokens_per_s"]["transformers"]
+        lines.append(f"{name:44}{speed:10.0f}{min(repeats):10.0f}{max(repeats):10.0f}{ratio:8.2f}")
+    lines += ["", "transformers' implementations, tried for 2 steps each:"]
+    for pilot in result["peer_implementations"]:
+        speed = f"{pilot['tokens_per_s']:10.0f}" if pilot["tokens_per_s"] else f"  {pilot['error']}"
+        lines.append(f"  {described(pilot):42}{speed}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ std::vector<std::string> tick_labels(const std::vector<double>& ticks, double st
 }
 
 // The range of one coordinate of all points, never empty, with at most max_ticks ticks at 1, 2 or 5 times a power of
-// ten.
+// ten (at least least_step) apart.
 template <class Coordinate>
-Axis make_axis(const std::vector<CurveSeries>& series, Coordinate coordinate, int max_ticks) {
+Axis make_axis(const std::vector<CurveSeries>& series, Coordinate coordinate, int max_ticks, double least_step = 0) {
   Axis axis{INFINITY, -INFINITY, {}, {}};
   for (const CurveSeries& s : series)
     for (const Point& p : s.points) {
@@ -92,6 +92,7 @@ Axis make_axis(const std::vector<CurveSeries>& series, Coordinate coordinate, in
   double step = 10 * power;
   for (double factor : {5.0, 2.0, 1.0})
     if (factor * power >= least) step = factor * power;
+  step = std::max(step, least_step);
   for (double i = std::ceil(axis.low / step - 1e-9); i <= axis.high / step + 1e-9; ++i)
     axis.ticks.push_back(i == 0 ? 0 : i * step);  // no -0
   axis.labels = tick_labels(axis.ticks, step);
@@ -324,7 +325,7 @@ std::string plot_in_terminal(const std::vector<CurveSeries>& all_series, int wid
   for (const std::string& label : y.labels) label_width = std::max(label_width, label.size());
   const int left = static_cast<int>(label_width) + 2;  // labels, a space, the axis
   Canvas canvas(rows, width - left);
-  const Axis x = make_axis(series, &Point::first, canvas.columns() / 8);
+  const Axis x = make_axis(series, &Point::first, canvas.columns() / 8, 1);
 
   for (int s = 0; s < static_cast<int>(series.size()); ++s) {
     if (s == 0 && utf8) draw_dots(canvas, series[s], x, y);
@@ -380,7 +381,7 @@ std::string plot_as_svg(const std::vector<CurveSeries>& all_series, const std::s
   constexpr double kWidth = 960, kHeight = 560, kRight = 28, kBottom = 58, kTitleBottom = 52, kLegendLine = 22;
   constexpr double kLegendLeft = 28, kLetter = 7.3;  // about the width of a letter of size 13
   constexpr size_t kMostDots = 60, kMostRawPoints = 150, kMostDrawn = 800;
-  const Axis y = make_axis(series, &Point::second, 9), x = make_axis(series, &Point::first, 10);
+  const Axis y = make_axis(series, &Point::second, 9), x = make_axis(series, &Point::first, 10, 1);
   size_t label_size = 0;
   for (const std::string& label : y.labels) label_size = std::max(label_size, label.size());
   const double left = 34 + kLetter * double(label_size);

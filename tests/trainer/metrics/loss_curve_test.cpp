@@ -215,6 +215,17 @@ TEST_F(LossCurve, TicksAreRoundNumbers) {
   EXPECT_EQ(labels(0, 2e-4), "0.0002 0.00015 0.0001 5e-05 0 ");
 }
 
+TEST_F(LossCurve, StepsAreWhole) {
+  for (int steps : {1, 2, 6}) {
+    CurveSeries s{"x", {}};
+    for (int i = 1; i <= steps; ++i) s.points.emplace_back(i, i);
+    const std::string text = plot_in_terminal({s}, 120, 10, TerminalColor::kNo);
+    const std::string numbers = text.substr(text.find("\nstep") + 5, text.find('\n', text.find("\nstep") + 5));
+    EXPECT_EQ(numbers.substr(0, numbers.find('\n')).find('.'), std::string::npos) << text;
+    for (int i = 1; i <= steps; ++i) EXPECT_NE(numbers.find(std::to_string(i)), std::string::npos) << text;
+  }
+}
+
 TEST_F(LossCurve, ColoursOnlyIfAskedFor) {
   const std::vector<CurveSeries> series = {straight("a", 50, 3, 1), straight("b", 5, 2, 1)};
   const std::string plain = plot_in_terminal(series, 60, 12, TerminalColor::kNo);
