@@ -22,7 +22,7 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
 // y[n] = sum over slots k = 0, 1, ... of rows[row_of_slot[n, k]]; dropped pairs add nothing.    y (N, C) overwritten
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order);
 
-// Moves blocks of consecutive rows: destination block b starts at row to[b], source block at from[b], size[b] rows each.
+// Moves blocks of consecutive rows: block b goes from row `from` of src to row `to` of dst.
 // Used to regroup rows received per (rank, expert) into (expert, rank) order and back.    dst, src (R, C)
 struct RowBlock {
   int64_t to, from, rows;

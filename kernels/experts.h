@@ -14,7 +14,8 @@ struct ExpertWeights {  // also holds their gradients
 //   [a | b] = x gate_up_e^T;   out = (row_gate * silu(a) * b) down_e^T
 //   out, x (R, C);  gate_up_out (R, 2F) is [a | b], saved for backward;  row_gate (R)
 //   rows_per_expert (El) I64, sums to R.   All floats of one dtype, fp32 or fp64.
-// The routing weight is applied here, to the narrow rows, so combining is a plain sum and expert outputs need not be kept.
+// The routing weight is applied here, to the narrow rows, so combining is a plain sum and expert outputs need not be
+// kept.
 // Source: Qwen3NextExperts in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
                      const Tensor& rows_per_expert, const ExpertWeights& weights);

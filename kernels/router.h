@@ -7,7 +7,7 @@
 namespace braid {
 
 struct RouterOutputs {
-  Tensor expert_id;  // (N, K) I32   in order of falling probability, ties to the lower id; -1 where a token is not valid
+  Tensor expert_id;  // (N, K) I32   by falling probability, ties to the lower id; -1 where a token is not valid
   Tensor gate;       // (N, K)       weight of each chosen expert; 0 where a token is not valid
   Tensor prob;       // (N, E)       softmax over all experts
   Tensor lse;        // (N)          log-sum-exp of the logits
