@@ -77,7 +77,7 @@ if [ -n "$steps" ]; then
 fi
 threads=${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}
 prepare_mpi
-say "4/7 Training: $ranks ranks that share the experts, $threads thread(s) each; Ctrl-C saves and stops"
+say "4/7 Training: $ranks ranks that share the experts, $threads thread(s) each"
 OMP_NUM_THREADS=$threads mpirun -n $ranks "$braid" train "$config" "${overrides[@]}"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cores}  # one process from here on
