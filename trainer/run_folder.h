@@ -5,7 +5,7 @@
 namespace braid {
 
 // A run folder that this process owns: <dir>/LOCK is held (a kernel file lock, so it falls with the process) and
-// <dir>/OWNER.json says who holds it. Rank 0 only.
+// <dir>/OWNER.json says who holds it since when. Rank 0 only. The folder and its parents are made if they are missing.
 // Errors: RunFolderError naming host and process of the owner if another live process holds it; IoError if the folder
 // cannot be made or written.
 class RunFolder {

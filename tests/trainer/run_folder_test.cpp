@@ -3,67 +3,143 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
-#include "tests/testing.h"
+#include "tests/trainer/checkpoint/checkpoint_testing.h"
 
 namespace braid {
 namespace {
 
 namespace fs = std::filesystem;
+using namespace braid::testing;
 
-class RunFolderTest : public ::testing::Test {
+class RunFolderTest : public FolderTest {
  protected:
-  std::string dir_ = ::testing::TempDir() + "braid_run_folder_test/nested";
-  void SetUp() override { fs::remove_all(fs::path(dir_).parent_path()); }
-  void TearDown() override { SetUp(); }
+  void SetUp() override {
+    FolderTest::SetUp();
+    dir_ = path("deeply/nested/run");
+  }
 
-  // What a second process says when it wants the folder: 0 got it, 8 in use.
-  int other_process() {
+  // What a second process gets that wants the folder: the error's text, or nothing if it gets the folder.
+  std::string error_in_other_process() {
+    int ends[2];
+    EXPECT_EQ(pipe(ends), 0);
     const pid_t child = fork();
     if (child == 0) {
+      std::string message;
       try {
         RunFolder folder(dir_);
-        _exit(0);
       } catch (const RunFolderError& e) {
-        _exit(std::string(e.what()).find(std::to_string(getppid())) != std::string::npos ? 8 : 9);
+        message = e.what();
+      } catch (const std::exception& e) {
+        message = std::string("another error: ") + e.what();
       }
+      _exit(write(ends[1], message.data(), message.size()) == ssize_t(message.size()) ? 0 : 1);
     }
+    close(ends[1]);
+    std::string message(4096, '\0');
+    const ssize_t n = read(ends[0], message.data(), message.size());
+    close(ends[0]);
     int status = 0;
     waitpid(child, &status, 0);
-    return WEXITSTATUS(status);
+    EXPECT_EQ(status, 0);
+    return message.substr(0, size_t(std::max<ssize_t>(n, 0)));
   }
+
+  std::string dir_;
 };
 
 TEST_F(RunFolderTest, IsHeldByOneProcessAndFreedWithIt) {
   {
     RunFolder folder(dir_);
-    EXPECT_FALSE(folder.has_run());
-    EXPECT_EQ(other_process(), 8) << "the message names the owner's process";
-    std::ofstream(folder.path("metrics.jsonl")) << "{}\n";
-    EXPECT_TRUE(folder.has_run());
+    EXPECT_EQ(folder.dir(), dir_);
+    EXPECT_EQ(folder.path("x"), dir_ + "/x");
+    const auto owner = nlohmann::json::parse(bytes_of(folder.path("OWNER.json")));
+    EXPECT_EQ(owner.at("pid"), getpid());
+    const std::string since = owner.at("since"), host = owner.at("host");
+    EXPECT_EQ(since.size(), std::string("2026-01-31T23:59:59Z").size());
+    EXPECT_FALSE(host.empty());
+    EXPECT_EQ(error_in_other_process(), dir_ + ": the run folder is in use by process " + std::to_string(getpid()) +
+                                            " on " + host + " since " + since);
   }
-  EXPECT_EQ(other_process(), 0);
+  EXPECT_EQ(error_in_other_process(), "");
+  RunFolder again(dir_);
+}
+
+TEST_F(RunFolderTest, IsFreedWhenItsOwnerIsKilled) {
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    RunFolder folder(dir_);
+    const bool told = write(ready[1], "x", 1) == 1;
+    while (told) pause();
+    _exit(1);
+  }
+  char byte;
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  expect_contains(message_of<RunFolderError>([&] { RunFolder{dir_}; }), "process " + std::to_string(child) + " on ");
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  RunFolder folder(dir_);
+  close(ready[0]);
+  close(ready[1]);
+}
+
+TEST_F(RunFolderTest, AnUnreadableOwnerFileHidesNoError) {
+  RunFolder folder(dir_);
+  for (const char* text : {"", "garbage", "{}", R"({"pid": "x", "host": 3, "since": null})"}) {
+    write_bytes(folder.path("OWNER.json"), text);
+    EXPECT_EQ(error_in_other_process(),
+              dir_ + ": the run folder is in use by another process (" + dir_ + "/OWNER.json does not say which)");
+  }
 }
 
 TEST_F(RunFolderTest, AFileInTheWayIsNamed) {
-  fs::create_directories(fs::path(dir_).parent_path());
-  std::ofstream(dir_) << "x";
-  EXPECT_THROW(RunFolder{dir_}, IoError);
+  write_bytes(path("file"), "x");
+  expect_contains(message_of<IoError>([&] { RunFolder{path("file")}; }),
+                  path("file") + ": the folder cannot be created");
+  expect_contains(message_of<IoError>([&] { RunFolder{path("file/run")}; }), "file");
+  fs::create_directories(dir_ + "/LOCK");
+  expect_contains(message_of<IoError>([&] { RunFolder{dir_}; }), dir_ + "/LOCK: cannot be opened");
+}
+
+TEST_F(RunFolderTest, AFolderThatCannotBeWrittenIsRefusedAndFreed) {
+  {
+    FileSizeLimit nothing(0);
+    expect_contains(message_of<IoError>([&] { RunFolder{dir_}; }), "OWNER.json: cannot be written");
+  }
+  EXPECT_EQ(error_in_other_process(), "");
+}
+
+TEST_F(RunFolderTest, KnowsWhetherItHoldsARun) {
+  RunFolder folder(dir_);
+  EXPECT_FALSE(folder.has_run());
+  write_bytes(folder.path("metrics.jsonl"), "");
+  fs::create_directories(folder.path("checkpoints/.tmp-step-000000001"));
+  EXPECT_FALSE(folder.has_run()) << "a start that came to nothing may be repeated";
+  write_bytes(folder.path("metrics.jsonl"), "{}\n");
+  EXPECT_TRUE(folder.has_run());
+  fs::remove(folder.path("metrics.jsonl"));
+  fs::create_directories(folder.path("checkpoints/step-000000001"));
+  write_bytes(folder.path("checkpoints/step-000000001/MANIFEST.json"), "");
+  EXPECT_TRUE(folder.has_run());
 }
 
 TEST_F(RunFolderTest, WritesFilesWholeOrNotAtAll) {
-  RunFolder folder(dir_);
-  write_file_atomically(folder.path("note.txt"), "one");
-  write_file_atomically(folder.path("note.txt"), "two");
-  std::ifstream in(folder.path("note.txt"));
-  std::string text;
-  std::getline(in, text);
-  EXPECT_EQ(text, "two");
-  EXPECT_FALSE(fs::exists(folder.path("note.txt.part")));
-  EXPECT_THROW(write_file_atomically(dir_ + "/absent/note.txt", "x"), IoError);
+  const std::string note = path("note.txt");
+  write_file_atomically(note, "one");
+  write_file_atomically(note, "");
+  EXPECT_EQ(bytes_of(note), "");
+  write_file_atomically(note, "two");
+  {
+    FileSizeLimit tight(10);
+    EXPECT_THROW(write_file_atomically(note, std::string(11, 'x')), IoError);
+  }
+  EXPECT_EQ(bytes_of(note), "two");
+  EXPECT_FALSE(fs::exists(note + ".part"));
+  EXPECT_THROW(write_file_atomically(path("absent/note.txt"), "x"), IoError);
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ struct CheckpointInfo {
   int64_t num_ranks = 1, expert_parallel = 1;
 };
 
-// <folder>/step-000000100/ holds rank-00000.safetensors … and MANIFEST.json.
+// <folder>/step-000000100/ holds rank-00000.safetensors … and MANIFEST.json; a checkpoint of the same step is replaced.
 // Commit protocol: every rank writes its file into <folder>/.tmp-step-…/ (part, fsync, rename); digests are gathered;
 // rank 0 checks that the slices cover every logical tensor exactly once, writes the manifest last (self-digest inside),
 // and renames the folder, with fsync of file and folder at each stage. A folder without a valid manifest is no
@@ -40,14 +40,16 @@ struct CheckpointInfo {
 std::string save_checkpoint(Context& ctx, Communicator& world, const std::string& folder, const CheckpointInfo& info,
                             const std::vector<CheckpointSlice>& slices);
 
-// Committed checkpoints of a folder, oldest first (by step). Temporary and foreign entries are ignored.
+// Committed checkpoints of a folder, oldest first (by step). Temporary and foreign entries are ignored; a damaged
+// checkpoint is not, so that opening it says what is wrong.
 struct CheckpointEntry {
   int64_t step;
   std::string path;
 };
 std::vector<CheckpointEntry> list_checkpoints(const std::string& folder);
 
-// Removes all but the newest `keep` (0 = keep all) and left-over temporary folders. Rank 0 only.
+// Removes all but the newest `keep` (0 = keep all) and the one committed last, and left-over temporary folders. Rank 0
+// only.
 void prune_checkpoints(const std::string& folder, int64_t keep);
 
 // Opens a committed checkpoint: the manifest's own digest, the presence, size and header of every file are checked at

@@ -1,19 +1,11 @@
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <set>
-#include <sstream>
+#include <map>
 
-#include "data/sha256.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/safetensors.h"
+#include "trainer/checkpoint/stored_file.h"
 
 namespace braid {
 
@@ -21,53 +13,34 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A regular file of the checkpoint, open for reading; never a link to somewhere else.
-class ShardFile {
- public:
-  explicit ShardFile(std::string path) : path_(std::move(path)) {
-    fd_ = open(path_.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    check<CheckpointError>(fd_ >= 0, path_, ": cannot be opened: ", std::strerror(errno));
-    struct stat status = {};
-    const bool regular = fstat(fd_, &status) == 0 && S_ISREG(status.st_mode);
-    bytes_ = status.st_size;
-    if (!regular) {
-      close(fd_);
-      throw CheckpointError(path_ + ": is not a regular file");
-    }
-  }
-  ~ShardFile() { close(fd_); }
-  ShardFile(const ShardFile&) = delete;
-  ShardFile& operator=(const ShardFile&) = delete;
+constexpr int64_t kMaxManifestBytes = int64_t{1} << 28;
 
-  int64_t bytes() const { return bytes_; }
-  void read(int64_t offset, void* out, int64_t bytes) const {
-    char* at = static_cast<char*>(out);
-    while (bytes > 0) {
-      const ssize_t n = pread(fd_, at, static_cast<size_t>(bytes), offset);
-      if (n < 0 && errno == EINTR) continue;
-      check<CheckpointError>(n > 0, path_, ": cannot be read at byte ", offset, ": ",
-                             n < 0 ? std::strerror(errno) : "it has become shorter");
-      at += n;
-      offset += n;
-      bytes -= n;
-    }
-  }
-  std::string sha256() const {
-    Sha256 digest;
-    std::vector<char> buffer(size_t{1} << 20);
-    for (int64_t at = 0; at < bytes_; at += static_cast<int64_t>(buffer.size())) {
-      const int64_t n = std::min<int64_t>(buffer.size(), bytes_ - at);
-      read(at, buffer.data(), n);
-      digest.update(buffer.data(), static_cast<size_t>(n));
-    }
-    return digest.hex();
-  }
+struct Shard {
+  StoredFile file;
+  std::string sha256;
+  SafetensorsHeader header;
+  int64_t used_entries = 0;
+  bool verified = false;
 
- private:
-  std::string path_;
-  int fd_ = -1;
-  int64_t bytes_ = 0;
+  void verify() {
+    if (verified) return;
+    check<CheckpointError>(file.sha256() == sha256, file.path(),
+                           ": does not match its digest in the manifest; the file is damaged or was changed");
+    verified = true;
+  }
 };
+
+std::string read_manifest(const std::string& checkpoint, const std::string& path) {
+  std::error_code error;
+  check<CheckpointError>(fs::is_directory(checkpoint, error), checkpoint,
+                         ": there is no checkpoint folder of this name");
+  const StoredFile file(path, Links::kRefuse);
+  check<CheckpointError>(file.size() <= kMaxManifestBytes, path, ": is ", file.size(),
+                         " bytes long, too long for a manifest");
+  std::string text(static_cast<size_t>(file.size()), '\0');
+  file.read(text.data(), file.size(), 0);
+  return text;
+}
 
 }  // namespace
 
@@ -75,19 +48,42 @@ struct CheckpointReader::State {
   std::string path;
   Manifest manifest;
   std::vector<LogicalTensor> tensors;
-  struct Shard {
-    std::string path, sha256;
-    std::unique_ptr<ShardFile> file;
-    SafetensorsHeader header;
-    bool verified = false;
-  };
   std::map<std::string, Shard> shards;
 
-  void verify(Shard& shard) {
-    if (shard.verified) return;
-    check<CheckpointError>(shard.file->sha256() == shard.sha256, shard.path,
-                           ": its bytes do not match the digest in the manifest; the file is damaged");
-    shard.verified = true;
+  void open_shards(const std::string& manifest_path) {
+    for (const Manifest::File& listed : manifest.files) {
+      StoredFile file((fs::path(path) / listed.name).string(), Links::kRefuse);
+      check<CheckpointError>(file.size() == listed.bytes, file.path(), ": is ", file.size(),
+                             " bytes long, the manifest says ", listed.bytes);
+      SafetensorsHeader header = read_safetensors_header(file);
+      const bool is_new =
+          shards.try_emplace(listed.name, Shard{std::move(file), listed.sha256, std::move(header)}).second;
+      check<CheckpointError>(is_new, manifest_path, ": lists ", listed.name, " twice");
+    }
+  }
+
+  // The extents of the manifest and the tensors in the headers must be the same.
+  void compare_with_headers(const std::string& manifest_path) {
+    for (const auto& [name, tensor] : manifest.tensors) {
+      for (const Manifest::Extent& e : tensor.extents) {
+        const auto found = shards.find(e.file);
+        check<CheckpointError>(found != shards.end(), manifest_path, ": tensor ", name, " lies in ", e.file,
+                               ", which is not listed");
+        Shard& shard = found->second;
+        const SafetensorsTensor expected = stored_tensor(name, tensor.dtype, tensor.shape, e.begin, e.end);
+        const auto entry = shard.header.entries.find(expected.name);
+        check<CheckpointError>(entry != shard.header.entries.end() && entry->second.dtype == expected.dtype &&
+                                   entry->second.shape == expected.shape &&
+                                   shard.header.data_offset + entry->second.begin == e.offset,
+                               shard.file.path(), ": its header has no tensor ", expected.name,
+                               " of the dtype, shape and place that the manifest says");
+        ++shard.used_entries;
+      }
+    }
+    for (const auto& [name, shard] : shards)
+      check<CheckpointError>(shard.used_entries == static_cast<int64_t>(shard.header.entries.size()), shard.file.path(),
+                             ": holds ", shard.header.entries.size(), " tensors, the manifest knows ",
+                             shard.used_entries, " of them");
   }
 };
 
@@ -95,34 +91,11 @@ CheckpointReader::CheckpointReader(const std::string& path) : state_(std::make_u
   State& s = *state_;
   s.path = path;
   const std::string manifest_path = (fs::path(path) / kManifestName).string();
-  std::ifstream in(manifest_path, std::ios::binary);
-  check<CheckpointError>(bool(in), path, ": is not a checkpoint: it has no readable ", kManifestName);
-  std::stringstream text;
-  text << in.rdbuf();
-  s.manifest = Manifest::parse(text.str(), manifest_path);
-
-  for (const Manifest::File& file : s.manifest.files) {
-    State::Shard& shard = s.shards[file.name];
-    shard.path = (fs::path(path) / file.name).string();
-    shard.sha256 = file.sha256;
-    shard.file = std::make_unique<ShardFile>(shard.path);
-    check<CheckpointError>(shard.file->bytes() == file.bytes, shard.path, ": is ", shard.file->bytes(),
-                           " bytes long, the manifest says ", file.bytes);
-    shard.header = read_safetensors_header(shard.path);
-  }
-  for (const auto& [name, tensor] : s.manifest.tensors) {
-    for (const Manifest::Extent& e : tensor.extents) {
-      const auto shard = s.shards.find(e.file);
-      check<CheckpointError>(shard != s.shards.end(), manifest_path, ": tensor ", name, " lies in ", e.file,
-                             ", which is not listed");
-      const auto entry = shard->second.header.entries.find(e.entry);
-      check<CheckpointError>(entry != shard->second.header.entries.end() && entry->second.dtype == tensor.dtype &&
-                                 entry->second.end - entry->second.begin == (e.end - e.begin) * size_of(tensor.dtype),
-                             shard->second.path, ": holds no tensor ", e.entry,
-                             " of the dtype and size the manifest says");
-    }
-    s.tensors.push_back({name, tensor.dtype, tensor.shape});
-  }
+  s.manifest = Manifest::parse(read_manifest(path, manifest_path), manifest_path);
+  s.manifest.check_coverage(manifest_path);
+  s.open_shards(manifest_path);
+  s.compare_with_headers(manifest_path);
+  for (const auto& [name, tensor] : s.manifest.tensors) s.tensors.push_back({name, tensor.dtype, tensor.shape});
 }
 
 CheckpointReader::~CheckpointReader() = default;
@@ -131,7 +104,7 @@ CheckpointReader::CheckpointReader(CheckpointReader&&) noexcept = default;
 const std::string& CheckpointReader::path() const { return state_->path; }
 const CheckpointInfo& CheckpointReader::info() const { return state_->manifest.info; }
 const std::vector<CheckpointReader::LogicalTensor>& CheckpointReader::tensors() const { return state_->tensors; }
-bool CheckpointReader::contains(const std::string& name) const { return state_->manifest.tensors.count(name) > 0; }
+bool CheckpointReader::contains(const std::string& name) const { return state_->manifest.tensors.contains(name); }
 
 void CheckpointReader::read(CheckpointSlice& slice) const {
   const auto found = state_->manifest.tensors.find(slice.name);
@@ -140,21 +113,21 @@ void CheckpointReader::read(CheckpointSlice& slice) const {
   check<CheckpointError>(tensor.shape == slice.shape && tensor.dtype == slice.data.dtype(), state_->path, ": tensor ",
                          slice.name, " is ", name_of(tensor.dtype), ' ', tensor.shape.to_string(), ", expected ",
                          name_of(slice.data.dtype()), ' ', slice.shape.to_string());
+  check_slice(slice);
   const int64_t element_bytes = size_of(tensor.dtype);
   char* out = static_cast<char*>(slice.data.raw());
   for (const Manifest::Extent& e : tensor.extents) {
     const int64_t begin = std::max(slice.begin, e.begin), end = std::min(slice.end, e.end);
     if (begin >= end) continue;
-    State::Shard& shard = state_->shards.at(e.file);
-    state_->verify(shard);
-    const int64_t offset = shard.header.data_offset + shard.header.entries.at(e.entry).begin;
-    shard.file->read(offset + (begin - e.begin) * element_bytes, out + (begin - slice.begin) * element_bytes,
-                     (end - begin) * element_bytes);
+    Shard& shard = state_->shards.at(e.file);
+    shard.verify();
+    shard.file.read(out + (begin - slice.begin) * element_bytes, (end - begin) * element_bytes,
+                    e.offset + (begin - e.begin) * element_bytes);
   }
 }
 
 void CheckpointReader::verify() const {
-  for (auto& [name, shard] : state_->shards) state_->verify(shard);
+  for (auto& [name, shard] : state_->shards) shard.verify();
 }
 
 }  // namespace braid

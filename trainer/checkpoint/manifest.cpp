@@ -1,5 +1,6 @@
 #include "trainer/checkpoint/manifest.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "data/sha256.h"
@@ -7,26 +8,22 @@
 namespace braid {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
 
 constexpr const char* kFormat = "braid-checkpoint";
-constexpr int kMajor = 1, kMinor = 0;
+constexpr int64_t kMajor = 1, kMinor = 0;
+constexpr int kMaxDepth = 5;  // manifest, tensors, tensor, extents, extent
 
-std::string digest_tail(const std::string& body) { return ",\n\"digest\": \"" + sha256(body) + "\"\n}\n"; }
+// The digest and what closes the text behind it.
+std::string last_lines(const std::string& body) { return "\"digest\": \"" + sha256(body) + "\"\n}\n"; }
 
 // rank-00000.safetensors and nothing else: a manifest cannot point outside its folder.
 bool is_shard_name(const std::string& name) {
-  static const std::string prefix = "rank-", suffix = ".safetensors";
-  if (name.size() != prefix.size() + 5 + suffix.size()) return false;
-  if (name.compare(0, prefix.size(), prefix) != 0) return false;
-  if (name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0) return false;
-  return name.find_first_not_of("0123456789", prefix.size()) == prefix.size() + 5;
-}
-
-DType dtype_named(const std::string& name) {
-  for (DType dtype : {DType::kF64, DType::kF32, DType::kBF16, DType::kI64, DType::kI32, DType::kU8})
-    if (name == name_of(dtype)) return dtype;
-  throw std::invalid_argument("unknown dtype " + name);
+  constexpr std::string_view kPrefix = "rank-", kSuffix = ".safetensors";
+  if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix) || name.size() < kPrefix.size() + 5 + kSuffix.size())
+    return false;
+  const auto digits = std::string_view(name).substr(kPrefix.size(), name.size() - kPrefix.size() - kSuffix.size());
+  return digits.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
 Json to_json(const Shape& shape) {
@@ -35,86 +32,201 @@ Json to_json(const Shape& shape) {
   return json;
 }
 
+std::string file_line(const Manifest::File& file) {
+  return Json({{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}}).dump();
+}
+
+std::string tensor_line(const std::pair<const std::string, Manifest::LogicalTensor>& named) {
+  const auto& [name, tensor] = named;
+  Json extents = Json::array();
+  for (const Manifest::Extent& e : tensor.extents) extents.push_back({e.begin, e.end, e.file, e.offset});
+  const Json json = {
+      {"dtype", name_of(tensor.dtype)}, {"shape", to_json(tensor.shape)}, {"extents", std::move(extents)}};
+  return Json(name).dump() + ": " + json.dump();
+}
+
+template <class Items, class Line>
+std::string lines(const Items& items, Line&& line) {
+  std::string text;
+  for (const auto& item : items) text += (text.empty() ? "\n" : ",\n") + line(item);
+  return text + "\n";
+}
+
+// How deep lists and objects lie in one another. (The parser's own callback would tell, but takes time that grows with
+// the square of the number of tensors.)
+int depth_of(const std::string& json) {
+  int depth = 0, deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    const char c = json[i];
+    if (c == '"') in_string = !in_string;
+    else if (in_string && c == '\\') ++i;
+    else if (!in_string && (c == '[' || c == '{')) deepest = std::max(deepest, ++depth);
+    else if (!in_string && (c == ']' || c == '}')) --depth;
+  }
+  return deepest;
+}
+
+// What is wrong with a field, without the path.
+struct Problem : std::runtime_error {
+  using runtime_error::runtime_error;
+};
+template <class... Parts>
+void require(bool ok, const Parts&... parts) {
+  if (!ok) throw Problem(concat(parts...));
+}
+
+const Json& field(const Json& json, const char* name) {
+  require(json.is_object() && json.contains(name), "it has no ", name, " where one belongs");
+  return json[name];
+}
+
+int64_t number(const Json& json, const char* what) {
+  require(json.is_number_unsigned() && json.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX), what,
+          " is no number of 0 or more");
+  return json.get<int64_t>();
+}
+int64_t number_field(const Json& json, const char* name) { return number(field(json, name), name); }
+
+std::string text(const Json& json, const char* what) {
+  require(json.is_string(), what, " is not a text");
+  return json.get<std::string>();
+}
+std::string text_field(const Json& json, const char* name) { return text(field(json, name), name); }
+
+const Json& list_field(const Json& json, const char* name) {
+  require(field(json, name).is_array(), name, " is not a list");
+  return json[name];
+}
+
+Manifest::File read_file(const Json& json) {
+  Manifest::File file{text_field(json, "name"), number_field(json, "bytes"), text_field(json, "sha256")};
+  require(is_shard_name(file.name), "it names the file ", Json(file.name).dump(), ", expected rank-NNNNN.safetensors");
+  return file;
+}
+
+void read_tensor(Manifest& manifest, const std::string& name, const Json& json) {
+  const std::string dtype_name = text_field(json, "dtype");
+  const auto dtype = find_dtype(dtype_name);
+  require(dtype.has_value(), "tensor ", name, " has the dtype ", dtype_name);
+  Shape shape;
+  int64_t bytes = size_of(*dtype);
+  for (const Json& dim : list_field(json, "shape")) {
+    require(shape.rank() < Shape::kMaxRank, "tensor ", name, " has more than ", Shape::kMaxRank, " axes");
+    shape.append(number(dim, "a dimension"));
+    require(!__builtin_mul_overflow(bytes, shape[shape.rank() - 1], &bytes), "tensor ", name, " is too large to count");
+  }
+  manifest.add(name, *dtype, shape, {});
+  for (const Json& e : list_field(json, "extents")) {
+    require(e.is_array() && e.size() == 4, "tensor ", name, " has an extent that is not [begin, end, file, offset]");
+    const Manifest::Extent extent{number(e[0], "an extent's begin"), number(e[1], "an extent's end"),
+                                  text(e[2], "an extent's file"), number(e[3], "an extent's offset")};
+    require(extent.begin < extent.end, "tensor ", name, " has the extent ", e.dump());
+    manifest.add(name, *dtype, shape, extent);
+  }
+}
+
 }  // namespace
 
 std::string Manifest::to_text() const {
-  Json json;
-  json["format"] = kFormat;
-  json["format_version"] = {{"major", kMajor}, {"minor", kMinor}};
-  json["step"] = info.step;
-  json["tokens"] = info.tokens;
-  json["build_id"] = info.build_id;
-  json["ranks"] = info.num_ranks;
-  json["expert_parallel"] = info.expert_parallel;
-  json["data_digest"] = info.data_digest;
-  json["config"] = info.config_yaml;
-  json["parameter_table"] = info.parameter_table;
-  json["files"] = Json::array();
-  for (const File& file : files)
-    json["files"].push_back({{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}});
-  json["tensors"] = Json::object();
-  for (const auto& [name, tensor] : tensors) {
-    Json extents = Json::array();
-    for (const Extent& e : tensor.extents) extents.push_back({e.begin, e.end, e.file, e.entry});
-    json["tensors"][name] = {
-        {"dtype", name_of(tensor.dtype)}, {"shape", to_json(tensor.shape)}, {"extents", std::move(extents)}};
+  try {
+    const Json version = {{"major", kMajor}, {"minor", kMinor}};
+    std::string body = "{\n";
+    const auto line = [&](const char* name, const Json& value) {
+      body += concat('"', name, "\": ", value.dump(), ",\n");
+    };
+    line("format", kFormat);
+    line("format_version", version);
+    line("step", info.step);
+    line("tokens", info.tokens);
+    line("build_id", info.build_id);
+    line("world", info.num_ranks);
+    line("expert_parallel", info.expert_parallel);
+    line("data_digest", info.data_digest);
+    line("config", info.config_yaml);
+    line("parameter_table", info.parameter_table);
+    body += concat("\"files\": [", lines(files, file_line), "],\n");
+    body += concat("\"tensors\": {", lines(tensors, tensor_line), "},\n");
+    return body + last_lines(body);
+  } catch (const Json::exception&) {
+    throw CheckpointError("a name or text of the checkpoint is not valid UTF-8, so it cannot be saved");
   }
-  std::string body = json.dump();
-  body.pop_back();  // the closing brace comes behind the digest
-  return body + digest_tail(body);
 }
 
 Manifest Manifest::parse(const std::string& text, const std::string& path) {
-  const size_t tail = text.rfind(",\n\"digest\"");
-  check<CheckpointError>(tail != std::string::npos && text.substr(tail) == digest_tail(text.substr(0, tail)), path,
+  const size_t end_bytes = last_lines("").size();
+  check<CheckpointError>(text.size() > end_bytes, path, ": is truncated");
+  const std::string body = text.substr(0, text.size() - end_bytes);
+  check<CheckpointError>(text.compare(body.size(), end_bytes, last_lines(body)) == 0, path,
                          ": does not match its own digest; it is truncated or was changed");
   Manifest manifest;
   try {
+    require(depth_of(text) <= kMaxDepth, "it nests too deep");
     const Json json = Json::parse(text);
-    check<CheckpointError>(json.at("format") == kFormat, path, ": is not the manifest of a checkpoint");
-    const int major = json.at("format_version").at("major");
-    check<CheckpointError>(major == kMajor, path, ": has format version ", major, ", this program reads version ",
-                           kMajor);
+    require(text_field(json, "format") == kFormat, "its format is not ", kFormat);
+    const Json& version = field(json, "format_version");
+    const int64_t major = number_field(version, "major");
+    require(major == kMajor, "it has format version ", major, ".", number_field(version, "minor"),
+            ", this program reads ", kMajor, ".x; ",
+            major > kMajor ? "use a newer braid" : "use the braid that wrote it");
     CheckpointInfo& info = manifest.info;
-    info.step = json.at("step");
-    info.tokens = json.at("tokens");
-    info.build_id = json.at("build_id");
-    info.num_ranks = json.at("ranks");
-    info.expert_parallel = json.at("expert_parallel");
-    info.data_digest = json.at("data_digest");
-    info.config_yaml = json.at("config");
-    info.parameter_table = json.at("parameter_table");
-    for (const Json& file : json.at("files")) {
-      manifest.files.push_back({file.at("name"), file.at("bytes"), file.at("sha256")});
-      check<CheckpointError>(is_shard_name(manifest.files.back().name), path, ": names the file ",
-                             manifest.files.back().name, ", which is no shard of a checkpoint");
-    }
-    for (const auto& [name, value] : json.at("tensors").items()) {
-      LogicalTensor& tensor = manifest.tensors[name];
-      tensor.dtype = dtype_named(value.at("dtype"));
-      for (int64_t dim : value.at("shape")) tensor.shape.append(dim);
-      for (const Json& e : value.at("extents")) tensor.extents.push_back({e.at(0), e.at(1), e.at(2), e.at(3)});
-    }
-  } catch (const CheckpointError&) {
-    throw;
-  } catch (const std::exception& e) {
-    throw CheckpointError(concat(path, ": is not a manifest this program can read (", e.what(), ")"));
+    info.step = number_field(json, "step");
+    info.tokens = number_field(json, "tokens");
+    info.build_id = text_field(json, "build_id");
+    info.num_ranks = number_field(json, "world");
+    info.expert_parallel = number_field(json, "expert_parallel");
+    info.data_digest = text_field(json, "data_digest");
+    info.config_yaml = text_field(json, "config");
+    info.parameter_table = text_field(json, "parameter_table");
+    for (const Json& file : list_field(json, "files")) manifest.files.push_back(read_file(file));
+    require(field(json, "tensors").is_object(), "tensors is not an object");
+    for (const auto& [name, tensor] : json["tensors"].items()) read_tensor(manifest, name, tensor);
+  } catch (const Problem& e) {
+    throw CheckpointError(path + ": cannot be used: " + e.what());
+  } catch (const Json::exception& e) {
+    throw CheckpointError(path + ": is not valid JSON");
   }
-  manifest.check_coverage(path);
   return manifest;
+}
+
+void Manifest::add(const std::string& name, DType dtype, const Shape& shape, const Extent& extent) {
+  const auto [found, is_new] = tensors.try_emplace(name, LogicalTensor{dtype, shape, {}});
+  LogicalTensor& tensor = found->second;
+  check<CheckpointError>(tensor.dtype == dtype && tensor.shape == shape, "tensor ", name, " is ", name_of(tensor.dtype),
+                         ' ', tensor.shape.to_string(), " and ", name_of(dtype), ' ', shape.to_string(),
+                         " in the same checkpoint");
+  if (extent.begin == extent.end) return;
+  const auto by_begin = [](const Extent& a, const Extent& b) { return a.begin < b.begin; };
+  tensor.extents.insert(std::upper_bound(tensor.extents.begin(), tensor.extents.end(), extent, by_begin), extent);
 }
 
 void Manifest::check_coverage(const std::string& path) const {
   for (const auto& [name, tensor] : tensors) {
     int64_t position = 0;
     for (const Extent& e : tensor.extents) {
-      check<CheckpointError>(e.begin == position && e.end > e.begin, path, ": tensor ", name, ": a piece begins at ",
-                             e.begin, ", the pieces before it end at ", position);
+      check<CheckpointError>(e.begin == position, path, ": tensor ", name, ": elements ", std::min(e.begin, position),
+                             " to ", std::max(e.begin, position), " are there ",
+                             e.begin < position ? "twice" : "not at all");
       position = e.end;
     }
-    check<CheckpointError>(position == tensor.shape.numel(), path, ": tensor ", name, ": its pieces end at ", position,
-                           " of ", tensor.shape.numel(), " elements");
+    check<CheckpointError>(position == tensor.shape.numel(), path, ": tensor ", name, ": its parts end at element ",
+                           position, " of ", tensor.shape.numel());
   }
+}
+
+SafetensorsTensor stored_tensor(const std::string& name, DType dtype, const Shape& shape, int64_t begin, int64_t end) {
+  if (begin != 0 || end != shape.numel()) return {concat(name, '@', begin), dtype, {end - begin}};
+  SafetensorsTensor whole{name, dtype, {}};
+  for (int axis = 0; axis < shape.rank(); ++axis) whole.shape.push_back(shape[axis]);
+  return whole;
+}
+
+void check_slice(const CheckpointSlice& slice) {
+  check<ShapeError>(0 <= slice.begin && slice.begin <= slice.end && slice.end <= slice.shape.numel(), slice.name,
+                    ": elements ", slice.begin, " to ", slice.end, " are outside a tensor of shape ",
+                    slice.shape.to_string());
+  check<ShapeError>(slice.data.numel() == slice.end - slice.begin, slice.name, ": a slice of ", slice.end - slice.begin,
+                    " elements comes with ", slice.data.numel());
 }
 
 }  // namespace braid

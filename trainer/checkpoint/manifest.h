@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "trainer/checkpoint/checkpoint.h"
+#include "trainer/checkpoint/safetensors.h"
 
 namespace braid {
 
@@ -15,28 +16,40 @@ struct Manifest {
     int64_t bytes = 0;
     std::string sha256;
   };
-  struct Extent {  // elements [begin, end) of the logical tensor are tensor `entry` of `file`
+  struct Extent {  // elements [begin, end) of the logical tensor lie in `file` from byte `offset`
     int64_t begin = 0, end = 0;
-    std::string file, entry;
+    std::string file;
+    int64_t offset = 0;
   };
   struct LogicalTensor {
     DType dtype = DType::kF32;
     Shape shape;
-    std::vector<Extent> extents;  // ascending, without gap or overlap
+    std::vector<Extent> extents;  // by begin
   };
 
   CheckpointInfo info;
   std::vector<File> files;
   std::map<std::string, LogicalTensor> tensors;
 
-  // Text that ends with the SHA-256 of everything before it.
+  // JSON text; its last field is the SHA-256 of everything before the line it stands on.
   std::string to_text() const;
-  // Errors: CheckpointError naming `path` and the rule.
+  // Errors: CheckpointError naming `path` and what is wrong.
   static Manifest parse(const std::string& text, const std::string& path);
+
+  // Adds an extent of a tensor, or with `extent.begin == extent.end` only the tensor.
+  // Errors: CheckpointError if the tensor is there with another dtype or shape.
+  void add(const std::string& name, DType dtype, const Shape& shape, const Extent& extent);
   // Throws CheckpointError unless the extents of every tensor cover it exactly once.
   void check_coverage(const std::string& path) const;
 };
 
 inline constexpr const char* kManifestName = "MANIFEST.json";
+
+// What elements [begin, end) of a logical tensor are called in a file: a whole tensor keeps its name and shape, a part
+// is NAME@BEGIN with one axis.
+SafetensorsTensor stored_tensor(const std::string& name, DType dtype, const Shape& shape, int64_t begin, int64_t end);
+
+// Throws ShapeError unless the slice lies inside its tensor and its data has as many elements.
+void check_slice(const CheckpointSlice& slice);
 
 }  // namespace braid

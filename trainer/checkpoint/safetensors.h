@@ -2,10 +2,13 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/core/tensor.h"
+#include "trainer/checkpoint/stored_file.h"
 
 namespace braid {
 
@@ -22,9 +25,10 @@ struct SafetensorsHeader {
   int64_t data_offset = 0;                      // of the data part in the file
 };
 
-// Parses and checks the header of a file of `file_bytes`: every rule of the format, duplicate names included, before
-// any allocation larger than the header.  Errors: CheckpointError with file and rule.
+// Parses and checks the header of a file: every rule of the format, duplicate names included. Takes no memory beyond a
+// small multiple of the header.  Errors: CheckpointError with file and rule.
 SafetensorsHeader read_safetensors_header(const std::string& path);
+SafetensorsHeader read_safetensors_header(const StoredFile& file);
 
 // Header bytes (length prefix included) for entries in the given order, padded with spaces to 8 bytes.
 struct SafetensorsTensor {
@@ -34,5 +38,8 @@ struct SafetensorsTensor {
 };
 std::string make_safetensors_header(const std::vector<SafetensorsTensor>& tensors,
                                     const std::map<std::string, std::string>& metadata);
+
+// The dtype of a name as name_of() gives it.
+std::optional<DType> find_dtype(std::string_view name);
 
 }  // namespace braid

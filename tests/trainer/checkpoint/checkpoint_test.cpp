@@ -1,15 +1,18 @@
 #include "trainer/checkpoint/checkpoint.h"
 
-#include <sys/resource.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-#include <csignal>
 #include <filesystem>
-#include <fstream>
+#include <map>
 #include <random>
-#include <sstream>
 
 #include "tests/testing.h"
+#include "tests/trainer/checkpoint/checkpoint_testing.h"
 #include "trainer/checkpoint/manifest.h"
+#include "trainer/run_folder.h"
 
 namespace braid {
 namespace {
@@ -17,25 +20,15 @@ namespace {
 namespace fs = std::filesystem;
 using namespace braid::testing;
 
-std::string bytes_of(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
-class CheckpointTest : public ::testing::Test {
+class CheckpointTest : public FolderTest {
  protected:
-  std::string folder_ = ::testing::TempDir() + "braid_checkpoint_test";
   Context ctx_ = Context::cpu();
   std::unique_ptr<Communicator> world_ = make_local_communicator();
   Tensor matrix_ = random_normal({3, 5}, DType::kF32, 1), vector_ = random_f64({7}, 2);
-  Tensor counts_ = tensor_of<int64_t>({1, 2, 3, 4}, {2, 2});
+  Tensor counts_ = tensor_of<int64_t>({1, 2, 3, 4}, {2, 2}), half_ = poisoned({2, 1, 3}, DType::kBF16);
+  Tensor none_ = zeros({0}, DType::kF32);
 
-  void SetUp() override { fs::remove_all(folder_); }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  CheckpointInfo info(int64_t step) {
+  static CheckpointInfo info(int64_t step, int64_t ranks = 1) {
     CheckpointInfo info;
     info.step = step;
     info.tokens = 1000 * step;
@@ -43,192 +36,445 @@ class CheckpointTest : public ::testing::Test {
     info.build_id = "test build";
     info.data_digest = "abc";
     info.parameter_table = "table\n";
-    info.num_ranks = 1;
+    info.num_ranks = ranks;
     return info;
   }
   // The matrix in three pieces that ignore its rows, the rest whole.
-  std::vector<CheckpointSlice> slices() {
+  std::vector<CheckpointSlice> slices() const {
     Tensor flat = matrix_.view({15});
     return {{"weights/matrix", {3, 5}, 7, 15, flat.rows(7, 15)},
             {"weights/matrix", {3, 5}, 0, 4, flat.rows(0, 4)},
             {"weights/matrix", {3, 5}, 4, 7, flat.rows(4, 7)},
             {"exp_avg/vector", {7}, 0, 7, vector_},
-            {"balance/counts", {2, 2}, 0, 4, counts_}};
+            {"exp_avg/none", {7, 0}, 0, 0, none_},
+            {"balance/counts", {2, 2}, 0, 4, counts_},
+            {"half", {2, 1, 3}, 0, 6, half_}};
+  }
+  // Those slices dealt to `size` ranks in turn.
+  std::vector<CheckpointSlice> slices_of_rank(int rank, int size) const {
+    std::vector<CheckpointSlice> own;
+    const auto all = slices();
+    for (size_t i = static_cast<size_t>(rank); i < all.size(); i += static_cast<size_t>(size)) own.push_back(all[i]);
+    return own;
   }
   std::string save(int64_t step) { return save_checkpoint(ctx_, *world_, folder_, info(step), slices()); }
-  void expect_refused(const std::string& path, const std::string& what) {
-    try {
-      CheckpointReader(path).verify();
-      FAIL() << "accepted, although " << what;
-    } catch (const CheckpointError& e) {
-      EXPECT_NE(std::string(e.what()).find(folder_), std::string::npos) << "names the file: " << e.what();
+  std::string save_from_ranks(int64_t step, int size) {
+    std::string path;
+    ThreadRanks(size).run([&](Context& ctx, Communicator& world) {
+      const std::string saved =
+          save_checkpoint(ctx, world, folder_, info(step, size), slices_of_rank(world.rank(), size));
+      if (world.rank() == 0) path = saved;
+    });
+    return path;
+  }
+
+  void expect_content(const CheckpointReader& reader) const {
+    for (const auto& [name, expected] : std::map<std::string, Tensor>{
+             {"weights/matrix", matrix_}, {"exp_avg/vector", vector_}, {"balance/counts", counts_}, {"half", half_}}) {
+      Tensor t = zeros(expected.shape(), expected.dtype());
+      CheckpointSlice slice{name, t.shape(), 0, t.numel(), t};
+      reader.read(slice);
+      expect_same_bits(t, expected, name.c_str());
     }
+  }
+  // Opening or verifying must fail with a CheckpointError that names a file of the folder; returns what it says.
+  std::string refusal(const std::string& path) const {
+    const std::string message = message_of<CheckpointError>([&] { CheckpointReader(path).verify(); });
+    expect_contains(message, folder_);
+    return message;
+  }
+  std::vector<int64_t> steps() const {
+    std::vector<int64_t> steps;
+    for (const CheckpointEntry& entry : list_checkpoints(folder_)) steps.push_back(entry.step);
+    return steps;
+  }
+  std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder_)) names.push_back(entry.path().filename());
+    std::sort(names.begin(), names.end());
+    return names;
   }
 };
 
+using Steps = std::vector<int64_t>;
+using Names = std::vector<std::string>;
+
 TEST_F(CheckpointTest, GivesBackTheSameBits) {
   const CheckpointReader reader(save(12));
-  EXPECT_EQ(fs::path(reader.path()).filename(), "step-000000012");
+  EXPECT_EQ(reader.path(), path("step-000000012"));
   EXPECT_EQ(reader.info().step, 12);
   EXPECT_EQ(reader.info().tokens, 12000);
   EXPECT_EQ(reader.info().config_yaml, info(12).config_yaml);
   EXPECT_EQ(reader.info().data_digest, "abc");
-  ASSERT_EQ(reader.tensors().size(), 3u);
+  ASSERT_EQ(reader.tensors().size(), 5u);
+  EXPECT_EQ(reader.tensors()[0].name, "balance/counts");
+  EXPECT_EQ(reader.tensors()[0].dtype, DType::kI64);
+  EXPECT_EQ(reader.tensors()[4].shape, Shape({3, 5}));
   EXPECT_TRUE(reader.contains("weights/matrix"));
-  Tensor matrix = zeros({3, 5}, DType::kF32), vector = zeros_f64({7}), counts = zeros({2, 2}, DType::kI64);
-  CheckpointSlice a{"weights/matrix", {3, 5}, 0, 15, matrix}, b{"exp_avg/vector", {7}, 0, 7, vector};
-  CheckpointSlice c{"balance/counts", {2, 2}, 0, 4, counts};
-  for (auto* slice : {&a, &b, &c}) reader.read(*slice);
-  expect_same_bits(matrix, matrix_);
-  expect_same_bits(vector, vector_);
-  expect_same_bits(counts, counts_);
+  EXPECT_TRUE(reader.contains("exp_avg/none"));
+  EXPECT_FALSE(reader.contains("weights/matrix@0"));
+  expect_content(reader);
+  EXPECT_EQ(names(), (Names{"LATEST", "step-000000012"}));
+  EXPECT_EQ(bytes_of(path("LATEST")), "step-000000012\n");
+}
+
+TEST_F(CheckpointTest, LoadsWhatAnyNumberOfRanksWrote) {
+  for (int size : {1, 2, 3, 9}) {  // of nine, two have nothing to write
+    const std::string saved = save_from_ranks(size, size);
+    const CheckpointReader reader(saved);
+    reader.verify();
+    expect_content(reader);
+    EXPECT_EQ(reader.info().num_ranks, size);
+    EXPECT_EQ(std::distance(fs::directory_iterator(saved), fs::directory_iterator()), size + 1);
+  }
 }
 
 TEST_F(CheckpointTest, ReadsEveryRangeAcrossPieces) {
-  const CheckpointReader reader(save(1));
+  CheckpointReader moved(save_from_ranks(1, 2));
+  const CheckpointReader reader = std::move(moved);
   for (int64_t begin = 0; begin <= 15; ++begin)
     for (int64_t end = begin; end <= 15; ++end) {
-      Tensor part = zeros({std::max<int64_t>(1, end - begin)}, DType::kF32);
+      Tensor part = zeros({end - begin}, DType::kF32);
       CheckpointSlice slice{"weights/matrix", {3, 5}, begin, end, part};
       reader.read(slice);
-      EXPECT_EQ(std::memcmp(part.raw(), matrix_.data<float>() + begin, (end - begin) * sizeof(float)), 0);
+      expect_same_bits(part, matrix_.view({15}).rows(begin, end));
     }
 }
 
 TEST_F(CheckpointTest, RefusesWhatDoesNotFit) {
   const CheckpointReader reader(save(1));
   Tensor t = zeros({15}, DType::kF32), d = zeros_f64({15});
-  CheckpointSlice absent{"weights/other", {15}, 0, 15, t}, shape{"weights/matrix", {5, 3}, 0, 15, t};
-  CheckpointSlice dtype{"weights/matrix", {3, 5}, 0, 15, d};
-  EXPECT_THROW(reader.read(absent), CheckpointError);
-  EXPECT_THROW(reader.read(shape), CheckpointError);
-  EXPECT_THROW(reader.read(dtype), CheckpointError);
+  auto message = [&](CheckpointSlice slice) { return message_of<CheckpointError>([&] { reader.read(slice); }); };
+  EXPECT_EQ(message({"weights/other", {15}, 0, 15, t}), reader.path() + ": holds no tensor weights/other");
+  EXPECT_EQ(message({"weights/matrix", {5, 3}, 0, 15, t}),
+            reader.path() + ": tensor weights/matrix is F32 (3, 5), expected F32 (5, 3)");
+  EXPECT_EQ(message({"weights/matrix", {3, 5}, 0, 15, d}),
+            reader.path() + ": tensor weights/matrix is F32 (3, 5), expected F64 (3, 5)");
+  for (auto [begin, end] : std::vector<std::pair<int64_t, int64_t>>{{-1, 14}, {1, 16}, {9, 3}, {0, 14}}) {
+    CheckpointSlice slice{"weights/matrix", {3, 5}, begin, end, t};
+    EXPECT_THROW(reader.read(slice), ShapeError) << begin << " to " << end;
+  }
 }
 
-TEST_F(CheckpointTest, RefusesToCommitATensorThatIsNotCoveredExactlyOnce) {
+TEST_F(CheckpointTest, CommitsOnlyWhatIsCoveredExactlyOnce) {
   save(1);
-  auto pieces = slices();
-  pieces.erase(pieces.begin() + 2);
-  EXPECT_THROW(save_checkpoint(ctx_, *world_, folder_, info(2), pieces), CheckpointError);
-  pieces = slices();
-  pieces[2].begin = 3;
-  pieces[2].data = matrix_.view({15}).rows(3, 7);
-  EXPECT_THROW(save_checkpoint(ctx_, *world_, folder_, info(2), pieces), CheckpointError);
-  ASSERT_EQ(list_checkpoints(folder_).size(), 1u);
-  EXPECT_EQ(list_checkpoints(folder_)[0].step, 1);
-  EXPECT_FALSE(fs::exists(folder_ + "/.tmp-step-000000002"));
+  auto message = [&](auto&& change) {
+    auto pieces = slices();
+    change(pieces);
+    return message_of<Error>([&] { save_checkpoint(ctx_, *world_, folder_, info(2), pieces); });
+  };
+  const std::string where = path("step-000000002") + ": ";
+  EXPECT_EQ(message([](auto& p) { p.erase(p.begin() + 2); }),
+            where + "tensor weights/matrix: elements 4 to 7 are there not at all");
+  EXPECT_EQ(message([&](auto& p) { p[2].begin = 3, p[2].data = matrix_.view({15}).rows(3, 7); }),
+            where + "tensor weights/matrix: elements 3 to 4 are there twice");
+  EXPECT_EQ(message([](auto& p) {
+              p[1].shape = {5, 3};
+            }),
+            "tensor weights/matrix is F32 (3, 5) and F32 (5, 3) in the same checkpoint");
+  EXPECT_EQ(message([](auto& p) { p.push_back(p[3]); }),
+            "tensor \"exp_avg/vector\" cannot be stored: the name is taken");
+  EXPECT_EQ(message([](auto& p) { p[3].end = 6; }), "exp_avg/vector: a slice of 6 elements comes with 7");
+  EXPECT_EQ(message([](auto& p) { p[3].begin = 1, p[3].end = 8; }),
+            "exp_avg/vector: elements 1 to 8 are outside a tensor of shape (7)");
+  EXPECT_EQ(names(), (Names{"LATEST", "step-000000001"}));
 }
 
-TEST_F(CheckpointTest, EveryTruncationIsDetected) {
-  const std::string path = save(1);
-  for (const char* name : {"MANIFEST.json", "rank-00000.safetensors"}) {
-    const fs::path file = fs::path(path) / name;
-    const std::string whole = bytes_of(file);
-    for (size_t length = 0; length < whole.size(); length += 1 + whole.size() / 150) {
-      std::ofstream(file, std::ios::binary) << whole.substr(0, length);
-      expect_refused(path, concat(name, " was cut to ", length, " bytes"));
+TEST_F(CheckpointTest, RanksThatDisagreeCommitNothing) {
+  const Tensor floats = zeros({4}, DType::kF32), doubles = zeros_f64({4});
+  ThreadRanks(2).run([&](Context& ctx, Communicator& world) {
+    const Tensor own = world.rank() == 0 ? floats : doubles;
+    const int64_t begin = 4 * world.rank();
+    EXPECT_EQ(message_of<CheckpointError>([&] {
+                save_checkpoint(ctx, world, folder_, info(1, 2), {{"t", {8}, begin, begin + 4, own}});
+              }),
+              "tensor t is F32 (8) and F64 (8) in the same checkpoint (on rank 0)");
+  });
+  EXPECT_EQ(names(), Names{});
+}
+
+TEST_F(CheckpointTest, AFailureOfOneRankIsTheErrorOfAll) {
+  save_from_ranks(1, 3);
+  Tensor large = zeros({20000}, DType::kF32);
+  {
+    FileSizeLimit disk(16384);
+    ThreadRanks(3).run([&](Context& ctx, Communicator& world) {
+      auto own = slices_of_rank(world.rank(), 3);
+      if (world.rank() == 1) own.push_back({"large", {20000}, 0, 20000, large});
+      const std::string message = message_of<IoError>([&] { save_checkpoint(ctx, world, folder_, info(2, 3), own); });
+      expect_contains(message, "rank-00001.safetensors: cannot be written: ");
+      expect_contains(message, " bytes needed, ");
+      expect_contains(message, "(on rank 1)");
+    });
+  }
+  EXPECT_EQ(names(), (Names{"LATEST", "step-000000001"}));
+  expect_content(CheckpointReader(path("step-000000001")));
+  save_from_ranks(2, 3);
+  EXPECT_EQ(steps(), (Steps{1, 2})) << "and the next save is as good as any";
+}
+
+TEST_F(CheckpointTest, AFullDiskAtTheManifestLeavesTheOlderCheckpoint) {
+  save(1);
+  CheckpointInfo wordy = info(2);
+  wordy.config_yaml = std::string(20000, '#');
+  FileSizeLimit disk(16384);
+  expect_contains(message_of<IoError>([&] { save_checkpoint(ctx_, *world_, folder_, wordy, slices()); }),
+                  "MANIFEST.json: cannot be written");
+  EXPECT_EQ(names(), (Names{"LATEST", "step-000000001"}));
+  expect_content(CheckpointReader(path("step-000000001")));
+}
+
+TEST_F(CheckpointTest, AFileInPlaceOfTheFolderIsNamedByEveryRank) {
+  write_bytes(path("file"), "x");
+  ThreadRanks(2).run([&](Context& ctx, Communicator& world) {
+    expect_contains(message_of<IoError>([&] { save_checkpoint(ctx, world, path("file"), info(1, 2), {}); }),
+                    path("file") + ": the folder cannot be created");
+  });
+  EXPECT_EQ(bytes_of(path("file")), "x");
+}
+
+TEST_F(CheckpointTest, EveryTruncationIsSeen) {
+  const std::string saved = save_from_ranks(1, 2);
+  for (const char* name : {"MANIFEST.json", "rank-00000.safetensors", "rank-00001.safetensors"}) {
+    const std::string file = saved + "/" + name, whole = bytes_of(file);
+    for (size_t length = 0; length < whole.size(); length += 1 + whole.size() / 300) {
+      ASSERT_EQ(truncate(file.c_str(), static_cast<off_t>(length)), 0);
+      ASSERT_NE(refusal(saved), "nothing was thrown") << name << " cut to " << length;
+      std::ofstream(file, std::ios::binary | std::ios::app) << whole.substr(length);
     }
-    std::ofstream(file, std::ios::binary) << whole + "x";
-    expect_refused(path, concat(name, " is one byte longer"));
-    std::ofstream(file, std::ios::binary) << whole;
-    CheckpointReader(path).verify();
+    std::ofstream(file, std::ios::binary | std::ios::app) << "x";
+    ASSERT_NE(refusal(saved), "nothing was thrown") << name << " with one byte more";
+    ASSERT_EQ(truncate(file.c_str(), static_cast<off_t>(whole.size())), 0);
+    ASSERT_EQ(bytes_of(file), whole);
+    expect_content(CheckpointReader(saved));
   }
 }
 
-TEST_F(CheckpointTest, EveryFlippedBitIsDetected) {
-  const std::string path = save(1);
+TEST_F(CheckpointTest, EveryFlippedBitIsSeenBeforeAByteIsUsed) {
+  const std::string saved = save_from_ranks(1, 2);
   std::mt19937 random(7);
-  for (const char* name : {"MANIFEST.json", "rank-00000.safetensors"}) {
-    const fs::path file = fs::path(path) / name;
-    const std::string whole = bytes_of(file);
-    for (int trial = 0; trial < 500; ++trial) {
-      std::string flipped = whole;
-      const size_t bit = random() % (8 * whole.size());
-      flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
-      std::ofstream(file, std::ios::binary) << flipped;
-      expect_refused(path, concat("bit ", bit, " of ", name, " was flipped"));
+  for (const char* name : {"MANIFEST.json", "rank-00000.safetensors", "rank-00001.safetensors"}) {
+    const std::string file = saved + "/" + name, whole = bytes_of(file);
+    const int fd = open(file.c_str(), O_RDWR | O_CLOEXEC);
+    ASSERT_GE(fd, 0);
+    for (int trial = 0; trial < 1500; ++trial) {
+      const size_t bit = random() % (8 * whole.size()), at = bit / 8;
+      const char flipped = static_cast<char>(whole[at] ^ (1 << bit % 8));
+      ASSERT_EQ(pwrite(fd, &flipped, 1, static_cast<off_t>(at)), 1);
+      ASSERT_NE(message_of<CheckpointError>([&] { expect_content(CheckpointReader(saved)); }), "nothing was thrown")
+          << "bit " << bit << " of " << name;
+      ASSERT_EQ(pwrite(fd, &whole[at], 1, static_cast<off_t>(at)), 1);
     }
-    std::ofstream(file, std::ios::binary) << whole;
+    close(fd);
   }
+  expect_content(CheckpointReader(saved));
 }
 
-TEST_F(CheckpointTest, RefusesFoldersAndFilesThatAreNotOnes) {
-  expect_refused(folder_ + "/absent", "there is no such folder");
-  const std::string path = save(1), shard = path + "/rank-00000.safetensors";
-  fs::rename(shard, folder_ + "/elsewhere");
-  expect_refused(path, "the shard is missing");
-  fs::create_symlink(folder_ + "/elsewhere", shard);
-  expect_refused(path, "the shard is a link");
+TEST_F(CheckpointTest, SaysWhichFileIsDamaged) {
+  const std::string saved = save_from_ranks(1, 2), shard = saved + "/rank-00001.safetensors";
+  const std::string whole = bytes_of(shard);
+  std::string flipped = whole;
+  flipped.back() ^= 1;
+  write_bytes(shard, flipped);
+  EXPECT_EQ(refusal(saved), shard + ": does not match its digest in the manifest; the file is damaged or was changed");
+  write_bytes(shard, whole.substr(0, whole.size() - 1));
+  EXPECT_EQ(refusal(saved), concat(shard, ": is ", whole.size() - 1, " bytes long, the manifest says ", whole.size()));
   fs::remove(shard);
-  fs::create_directory(shard);
-  expect_refused(path, "the shard is a folder");
+  EXPECT_EQ(refusal(saved), shard + ": is missing");
 }
 
-TEST_F(CheckpointTest, ManifestCannotPointOutsideItsFolder) {
-  Manifest manifest;
-  manifest.files = {{"../rank-00000.safetensors", 10, "00"}};
-  EXPECT_THROW(Manifest::parse(manifest.to_text(), folder_ + "/MANIFEST.json"), CheckpointError);
-  manifest.files = {{"rank-0000x.safetensors", 10, "00"}};
-  EXPECT_THROW(Manifest::parse(manifest.to_text(), folder_ + "/MANIFEST.json"), CheckpointError);
-  manifest.files = {{"rank-00003.safetensors", 10, "00"}};
-  EXPECT_EQ(Manifest::parse(manifest.to_text(), "x").files[0].name, "rank-00003.safetensors");
+TEST_F(CheckpointTest, FilesOfOthersAreRefused) {
+  const std::string one = save_from_ranks(1, 2);
+  vector_.data<double>()[0] += 1;  // on rank 1 of 2
+  const std::string two = save_from_ranks(2, 2);
+  const std::string shard = "/rank-00001.safetensors";
+  fs::copy_file(one + shard, two + shard, fs::copy_options::overwrite_existing);
+  EXPECT_EQ(refusal(two),
+            two + shard + ": does not match its digest in the manifest; the file is damaged or was changed");
+  fs::rename(one + shard, one + "/x");
+  fs::rename(one + "/rank-00000.safetensors", one + shard);
+  fs::rename(one + "/x", one + "/rank-00000.safetensors");
+  EXPECT_NE(refusal(one), "nothing was thrown") << "swapped";
 }
 
-TEST_F(CheckpointTest, ListsCommittedCheckpointsOnly) {
-  save(10);
-  save(2);
-  save(300);
-  fs::create_directories(folder_ + "/.tmp-step-000000400");
-  fs::create_directories(folder_ + "/step-000000500");  // a folder without a manifest is no checkpoint
-  fs::create_directories(folder_ + "/step-7");
-  const auto entries = list_checkpoints(folder_);
-  ASSERT_EQ(entries.size(), 3u);
-  EXPECT_EQ(entries[0].step, 2);
-  EXPECT_EQ(entries[2].step, 300);
-  EXPECT_TRUE(list_checkpoints(folder_ + "/absent").empty());
-  prune_checkpoints(folder_, 2);
-  ASSERT_EQ(list_checkpoints(folder_).size(), 2u);
-  EXPECT_EQ(list_checkpoints(folder_)[0].step, 10);
-  EXPECT_FALSE(fs::exists(folder_ + "/.tmp-step-000000400"));
+TEST_F(CheckpointTest, OpensNothingButRegularFilesOfItsFolder) {
+  EXPECT_EQ(refusal(path("absent")), path("absent") + ": there is no checkpoint folder of this name");
+  fs::create_directory(path("empty"));
+  EXPECT_EQ(refusal(path("empty")), path("empty/MANIFEST.json") + ": is missing");
+  write_bytes(path("file"), "x");
+  EXPECT_EQ(refusal(path("file")), path("file") + ": there is no checkpoint folder of this name");
+
+  const std::string saved = save(1);
+  for (const char* name : {"MANIFEST.json", "rank-00000.safetensors"}) {
+    const std::string file = saved + "/" + name;
+    fs::rename(file, path("elsewhere"));
+    fs::create_symlink(path("elsewhere"), file);
+    EXPECT_EQ(refusal(saved), file + ": is a link, expected a file");
+    fs::remove(file);
+    fs::create_directory(file);
+    EXPECT_EQ(refusal(saved), file + ": expected a file, found a folder");
+    fs::remove(file);
+    ASSERT_EQ(mkfifo(file.c_str(), 0600), 0);
+    EXPECT_EQ(refusal(saved), file + ": expected a file, found something else");
+    fs::remove(file);
+    fs::rename(path("elsewhere"), file);
+  }
+  expect_content(CheckpointReader(saved));
+}
+
+// A manifest whose own digest is right can still be wrong about the files.
+TEST_F(CheckpointTest, HeadersMustAgreeWithTheManifest) {
+  const std::string saved = save_from_ranks(1, 2), manifest = saved + "/MANIFEST.json";
+  const std::string original = bytes_of(manifest);
+  auto refusal_with = [&](auto&& change) {
+    Manifest m = Manifest::parse(original, manifest);
+    change(m);
+    write_bytes(manifest, m.to_text());
+    return refusal(saved);
+  };
+  const std::string first = saved + "/rank-00000.safetensors";
+  const std::string disagrees = " of the dtype, shape and place that the manifest says";
+  // On rank 0: the matrix from 7, its part from 4, the empty one, half.
+  EXPECT_EQ(refusal_with([](Manifest& m) { m.tensors.at("half").extents[0].offset += 2; }),
+            first + ": its header has no tensor half" + disagrees);
+  EXPECT_EQ(refusal_with([](Manifest& m) {
+              m.tensors.at("half").shape = {3, 1, 2};
+            }),
+            first + ": its header has no tensor half" + disagrees);
+  EXPECT_EQ(refusal_with([](Manifest& m) { m.tensors.at("weights/matrix").dtype = DType::kI32; }),
+            saved + "/rank-00001.safetensors: its header has no tensor weights/matrix@0" + disagrees);
+  EXPECT_EQ(refusal_with([](Manifest& m) {
+              auto& extents = m.tensors.at("weights/matrix").extents;
+              extents[0].end = extents[1].begin = 3;
+            }),
+            saved + "/rank-00001.safetensors: its header has no tensor weights/matrix@0" + disagrees);
+  EXPECT_EQ(refusal_with([](Manifest& m) { m.tensors.erase("half"); }),
+            first + ": holds 3 tensors, the manifest knows 2 of them");
+  EXPECT_EQ(refusal_with([](Manifest& m) { m.tensors.at("half").extents[0].file = "rank-00009.safetensors"; }),
+            manifest + ": tensor half lies in rank-00009.safetensors, which is not listed");
+  EXPECT_EQ(refusal_with([](Manifest& m) { m.files.push_back(m.files[0]); }),
+            manifest + ": lists rank-00000.safetensors twice");
+  EXPECT_EQ(refusal_with([](Manifest& m) { m.tensors.at("weights/matrix").extents.pop_back(); }),
+            manifest + ": tensor weights/matrix: its parts end at element 7 of 15");
+  EXPECT_EQ(
+      refusal_with([](Manifest& m) { m.files[1].sha256 = "x"; }),
+      saved + "/rank-00001.safetensors: does not match its digest in the manifest; the file is damaged or was changed");
+  fs::resize_file(manifest, (int64_t{1} << 28) + 1);
+  expect_contains(refusal(saved), "too long for a manifest");
+}
+
+TEST_F(CheckpointTest, ListsCommittedCheckpointsInOrder) {
+  for (int64_t step : {10, 2, 1234567890}) save(step);
+  fs::create_directories(path(".tmp-step-000000400"));
+  fs::create_directories(path("step-000000500"));  // a folder without a manifest is no checkpoint
+  for (const char* foreign : {"step-7", "step-0000000010", "step-000000010x", "xstep-000000010", "step--00000001",
+                              "step-", "step-99999999999999999999"}) {
+    fs::create_directories(path(foreign));
+    write_bytes(path(foreign) + "/MANIFEST.json", "{}");
+  }
+  EXPECT_EQ(steps(), (Steps{2, 10, 1234567890}));
+  EXPECT_EQ(list_checkpoints(folder_)[0].path, path("step-000000002"));
+  EXPECT_TRUE(list_checkpoints(path("absent")).empty());
+  EXPECT_TRUE(list_checkpoints(path("LATEST")).empty());
+}
+
+TEST_F(CheckpointTest, PrunesAllButTheNewest) {
+  for (int64_t step : {1, 2, 3, 4}) save(step);
+  fs::create_directories(path(".corrupt-step-000000001"));
+  fs::create_directories(path(".tmp-step-000000400/deep"));
   prune_checkpoints(folder_, 0);
-  EXPECT_EQ(list_checkpoints(folder_).size(), 2u);
+  EXPECT_EQ(steps(), (Steps{1, 2, 3, 4})) << "0 keeps all";
+  EXPECT_EQ(names(), (Names{".corrupt-step-000000001", "LATEST", "step-000000001", "step-000000002", "step-000000003",
+                            "step-000000004"}));
+  for (const char* killed : {".trash-step-000000000/deep", ".trash-step-000000001/deep"})  // of a pruning
+    fs::create_directories(path(killed));
+  prune_checkpoints(folder_, 2);
+  EXPECT_EQ(steps(), (Steps{3, 4}));
+  prune_checkpoints(folder_, 2);
+  EXPECT_EQ(steps(), (Steps{3, 4}));
+  prune_checkpoints(folder_, 1);
+  EXPECT_EQ(names(), (Names{".corrupt-step-000000001", "LATEST", "step-000000004"}));
+  prune_checkpoints(path("absent"), 1);
+}
+
+// After a resume from step 10 because step 30 was damaged, what is saved at 20 is worth more than 30.
+TEST_F(CheckpointTest, NeverPrunesTheOneCommittedLast) {
+  for (int64_t step : {10, 30, 20}) save(step);
+  prune_checkpoints(folder_, 1);
+  EXPECT_EQ(steps(), (Steps{20, 30}));
+  for (const char* garbage : {"", "step-000000020/../x\n", "\xff\n"}) {
+    write_bytes(path("LATEST"), garbage);
+    prune_checkpoints(folder_, 2);
+    EXPECT_EQ(steps(), (Steps{20, 30})) << "LATEST is a hint only";
+  }
+  prune_checkpoints(folder_, 1);
+  EXPECT_EQ(steps(), (Steps{30}));
 }
 
 TEST_F(CheckpointTest, SavingAStepAgainReplacesIt) {
   save(5);
+  fs::create_directories(path(".trash-step-000000005/left over"));
   vector_.data<double>()[3] = 42;
-  const CheckpointReader reader(save(5));
-  Tensor vector = zeros_f64({7});
-  CheckpointSlice slice{"exp_avg/vector", {7}, 0, 7, vector};
-  reader.read(slice);
-  EXPECT_EQ(vector.data<double>()[3], 42);
-  EXPECT_EQ(list_checkpoints(folder_).size(), 1u);
-  EXPECT_FALSE(fs::exists(folder_ + "/.trash-step-000000005"));
+  expect_content(CheckpointReader(save_from_ranks(5, 2)));
+  EXPECT_EQ(names(), (Names{"LATEST", "step-000000005"}));
+  // A folder of that name that is no checkpoint goes the same way.
+  fs::remove(path("step-000000005/MANIFEST.json"));
+  expect_content(CheckpointReader(save(5)));
 }
 
-// What a kill in the middle of a save leaves does not count, and does not disturb the next save.
+TEST_F(CheckpointTest, ASaveThatFailsLeavesTheSameStepAsItWas) {
+  save(5);
+  auto pieces = slices();
+  pieces.erase(pieces.begin());
+  EXPECT_THROW(save_checkpoint(ctx_, *world_, folder_, info(5), pieces), CheckpointError);
+  expect_content(CheckpointReader(path("step-000000005")));
+}
+
+// LATEST is written when the checkpoint is there already, so it cannot take it back.
+TEST_F(CheckpointTest, CommitsEvenIfTheHintCannotBeWritten) {
+  fs::create_directory(path("LATEST"));
+  expect_content(CheckpointReader(save(1)));
+  save(2);
+  prune_checkpoints(folder_, 1);
+  EXPECT_EQ(steps(), (Steps{2}));
+}
+
 TEST_F(CheckpointTest, LeftOversOfAKilledSaveDoNotMatter) {
   save(1);
-  fs::create_directories(folder_ + "/.tmp-step-000000002");
-  std::ofstream(folder_ + "/.tmp-step-000000002/rank-00000.safetensors.part") << "half";
-  EXPECT_EQ(list_checkpoints(folder_).size(), 1u);
-  CheckpointReader(save(2)).verify();
-  EXPECT_EQ(list_checkpoints(folder_).size(), 2u);
+  fs::create_directories(path(".tmp-step-000000002"));
+  write_bytes(path(".tmp-step-000000002/rank-00000.safetensors.part"), "half");
+  write_bytes(path(".tmp-step-000000002/rank-00007.safetensors"), "whole, of a rank that is no more");
+  EXPECT_EQ(steps(), Steps{1});
+  const std::string saved = save(2);
+  expect_content(CheckpointReader(saved));
+  EXPECT_FALSE(fs::exists(saved + "/rank-00007.safetensors"));
 }
 
-TEST_F(CheckpointTest, AFullDiskLeavesTheOlderCheckpoint) {
+// A process that saves and prunes without end is killed at random times: what is listed afterwards is always whole.
+TEST_F(CheckpointTest, AKillAtAnyTimeLeavesOnlyWholeCheckpoints) {
   save(1);
-  std::signal(SIGXFSZ, SIG_IGN);
-  rlimit before = {};
-  getrlimit(RLIMIT_FSIZE, &before);
-  rlimit small = before;
-  small.rlim_cur = 100;
-  setrlimit(RLIMIT_FSIZE, &small);
-  EXPECT_THROW(save(2), IoError);
-  setrlimit(RLIMIT_FSIZE, &before);
-  ASSERT_EQ(list_checkpoints(folder_).size(), 1u);
-  CheckpointReader(list_checkpoints(folder_)[0].path).verify();
-  EXPECT_FALSE(fs::exists(folder_ + "/.tmp-step-000000002"));
+  std::mt19937 random(3);
+  for (int kills = 0; kills < 20; ++kills) {
+    const pid_t child = fork();
+    if (child == 0) {
+      for (int64_t turn = 0;; ++turn) {
+        save(1 + turn % 3);  // new and replaced ones
+        prune_checkpoints(folder_, 1);
+      }
+    }
+    usleep(1000 + random() % 20000);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    int64_t whole = 0;
+    for (const CheckpointEntry& entry : list_checkpoints(folder_)) {
+      expect_content(CheckpointReader(entry.path));
+      ++whole;
+    }
+    ASSERT_GT(whole, 0) << "after kill " << kills;
+  }
+  save(4);
+  prune_checkpoints(folder_, 1);
+  EXPECT_EQ(names(), (Names{"LATEST", "step-000000004"}));
 }
 
 }  // namespace

@@ -1,0 +1,192 @@
+// What a save does when the operating system fails. This program has system calls of its own, which fail or stop short
+// on demand: the ones it defines below take the place of the C library's.
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "tests/testing.h"
+#include "tests/trainer/checkpoint/checkpoint_testing.h"
+#include "trainer/checkpoint/checkpoint.h"
+
+namespace {
+
+// The `nth` call from now on fails, and with `forever` every one after it.
+struct Fault {
+  int64_t nth = 0;  // 0: none
+  int error = EIO;
+  bool forever = false;
+  int64_t calls = 0;
+} fault;
+bool reserves_space = true;
+int64_t short_writes = 0;  // 0: writes are whole. Else write that many bytes at a time and be interrupted in between
+
+bool fails() {
+  if (fault.nth == 0) return false;
+  ++fault.calls;
+  errno = fault.error;
+  return fault.calls == fault.nth || (fault.forever && fault.calls > fault.nth);
+}
+
+}  // namespace
+
+extern "C" {
+
+ssize_t write(int fd, const void* data, size_t bytes) {
+  if (fails()) return -1;
+  static bool interrupted = false;
+  if (short_writes > 0) {
+    if ((interrupted = !interrupted)) return errno = EINTR, -1;
+    bytes = std::min(bytes, static_cast<size_t>(short_writes));
+  }
+  return syscall(SYS_write, fd, data, bytes);
+}
+int fsync(int) { return fails() ? -1 : 0; }  // nobody cuts the power here, so it need not take its time
+int posix_fallocate(int fd, off_t offset, off_t bytes) {
+  if (!reserves_space) return EOPNOTSUPP;
+  if (fails()) return fault.error;
+  return syscall(SYS_fallocate, fd, 0, offset, bytes) == 0 ? 0 : errno;
+}
+int rename(const char* from, const char* to) noexcept {
+  return fails() ? -1 : static_cast<int>(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
+}
+int mkdir(const char* path, mode_t mode) noexcept {
+  return fails() ? -1 : static_cast<int>(syscall(SYS_mkdirat, AT_FDCWD, path, mode));
+}
+
+}  // extern "C"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace braid::testing;
+
+class CheckpointFaultsTest : public FolderTest {
+ protected:
+  Context ctx_ = Context::cpu();
+  std::unique_ptr<Communicator> world_ = make_local_communicator();
+
+  void TearDown() override {
+    fault = {};
+    short_writes = 0;
+    reserves_space = true;
+    FolderTest::TearDown();
+  }
+
+  std::string save(int64_t step, double value) {
+    Tensor t = zeros_f64({3});
+    t.data<double>()[1] = value;
+    CheckpointInfo info;
+    info.step = step;
+    return save_checkpoint(ctx_, *world_, path("run/checkpoints"), info, {{"t", {3}, 0, 3, t}});
+  }
+  double value_of(int64_t step) {
+    Tensor t = zeros_f64({3});
+    CheckpointSlice slice{"t", {3}, 0, 3, t};
+    for (const CheckpointEntry& entry : list_checkpoints(path("run/checkpoints")))
+      if (entry.step == step) CheckpointReader(entry.path).read(slice);
+    return t.data<double>()[1];
+  }
+  std::vector<std::string> left_overs() {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::recursive_directory_iterator(path("run"))) {
+      const std::string name = entry.path().filename();
+      if (name[0] == '.' || name.ends_with(".part")) names.push_back(name);
+    }
+    return names;
+  }
+
+  // Saves again and again, each time with a later call failing, until a save needs no more calls.
+  void fail_every_call(const Fault& kind, int64_t step) {
+    int failures = 0;
+    for (int64_t nth = 1;; ++nth) {
+      const double before = value_of(step);
+      fault = kind;
+      fault.nth = nth;
+      bool saved = false;
+      try {
+        save(step, static_cast<double>(nth));
+        saved = true;
+      } catch (const IoError& e) {
+        expect_contains(e.what(), folder_);
+        ++failures;
+      }
+      const bool was_hit = fault.calls >= nth;
+      fault = {};
+      const double after = value_of(step);
+      // Storage that refuses to make the commit last and to take it back as well leaves it: whole, though not promised.
+      if (saved || !kind.forever || after != static_cast<double>(nth)) {
+        EXPECT_EQ(after, saved ? static_cast<double>(nth) : before) << "call " << nth;
+      }
+      EXPECT_EQ(value_of(1), step == 1 ? value_of(step) : -1) << "call " << nth;
+      EXPECT_EQ(left_overs(), std::vector<std::string>{}) << "call " << nth;
+      if (HasFailure()) return;
+      if (!was_hit) {
+        // All but the five that write LATEST: reserve, write, sync, name, sync the folder.
+        EXPECT_EQ(failures, nth - 1 - 5);
+        EXPECT_GE(failures, 12);
+        return;
+      }
+      if (step != 1) fs::remove_all(path("run/checkpoints/step-000000002"));
+    }
+  }
+};
+
+TEST_F(CheckpointFaultsTest, AFailingCallCommitsNothingAndTouchesNothingElse) {
+  for (const int error : {EIO, ENOSPC}) {
+    save(1, -1);
+    fail_every_call({.error = error}, 2);
+    fs::remove_all(path("run"));
+  }
+}
+
+TEST_F(CheckpointFaultsTest, NeitherDoesAStorageThatFailsFromThenOn) {
+  save(1, -1);
+  fail_every_call({.forever = true}, 2);
+}
+
+TEST_F(CheckpointFaultsTest, ACheckpointOfTheSameStepComesBack) {
+  save(1, -1);
+  fail_every_call({}, 1);
+}
+
+TEST_F(CheckpointFaultsTest, TheFirstSaveOfARunMayFailAnywhere) {
+  for (int64_t nth = 1;; ++nth) {
+    fault = {.nth = nth};
+    const bool failed = message_of<IoError>([&] { save(5, 5); }) != "nothing was thrown";
+    const bool was_hit = fault.calls >= nth;
+    fault = {};
+    if (failed) {
+      EXPECT_TRUE(list_checkpoints(path("run/checkpoints")).empty()) << nth;
+      EXPECT_EQ(value_of(5), 0);
+    }
+    save(5, 6);
+    EXPECT_EQ(value_of(5), 6);
+    fs::remove_all(path("run"));
+    if (!was_hit) break;
+    ASSERT_LT(nth, 100);
+  }
+}
+
+TEST_F(CheckpointFaultsTest, ShortAndInterruptedWritesAreContinued) {
+  const std::string whole = bytes_of(save(1, 3) + "/rank-00000.safetensors");
+  for (int64_t bytes : {1, 7}) {
+    short_writes = bytes;
+    const std::string saved = save(2, 3);
+    short_writes = 0;
+    EXPECT_EQ(bytes_of(saved + "/rank-00000.safetensors"), whole);
+    CheckpointReader(saved).verify();
+  }
+}
+
+TEST_F(CheckpointFaultsTest, AFileSystemThatReservesNoSpaceWillDo) {
+  reserves_space = false;
+  save(2, 3);
+  EXPECT_EQ(value_of(2), 3);
+}
+
+}  // namespace
+}  // namespace braid

@@ -1,0 +1,78 @@
+#include "trainer/rank_text.h"
+
+#include <mutex>
+#include <new>
+
+#include "tests/trainer/checkpoint/checkpoint_testing.h"
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+TEST(RankText, EveryRankGetsEveryText) {
+  for (int size : {1, 2, 5}) {
+    ThreadRanks(size).run([size](Context& ctx, Communicator& world) {
+      // Of different lengths, one of them empty, with a zero byte.
+      auto text = [](int rank) { return rank == 0 ? "" : std::string(100 * rank, char('a' + rank)) + '\0'; };
+      const auto texts = gather_text(ctx, world, text(world.rank()));
+      ASSERT_EQ(texts.size(), size_t(size));
+      for (int rank = 0; rank < size; ++rank) EXPECT_EQ(texts[rank], text(rank));
+    });
+  }
+}
+
+TEST(RankText, ReturnsWhatEveryRankReturned) {
+  ThreadRanks(3).run([](Context& ctx, Communicator& world) {
+    EXPECT_EQ(all_or_none(ctx, world, [&] { return std::string(world.rank(), 'x'); }),
+              (std::vector<std::string>{"", "x", "xx"}));
+  });
+}
+
+TEST(RankText, EveryRankThrowsTheErrorOfTheLowestThatFailed) {
+  ThreadRanks(4).run([](Context& ctx, Communicator& world) {
+    const std::string message = message_of<IoError>([&] {
+      all_or_none(ctx, world, [&]() -> std::string {
+        if (world.rank() == 2) throw IoError("disk full");
+        if (world.rank() == 3) throw CheckpointError("later");
+        return "fine";
+      });
+    });
+    EXPECT_EQ(message, "disk full (on rank 2)");
+    EXPECT_EQ(message_of<CheckpointError>([&] {
+                all_or_none(ctx, world, [&]() -> std::string {
+                  if (world.rank() == 1) throw CheckpointError("a hole");
+                  return "";
+                });
+              }),
+              "a hole (on rank 1)");
+  });
+}
+
+TEST(RankText, ErrorsThatAreNotOursLeaveNoRankWaiting) {
+  ThreadRanks(2).run([](Context& ctx, Communicator& world) {
+    for (const bool memory : {true, false}) {
+      try {
+        all_or_none(ctx, world, [&]() -> std::string {
+          if (world.rank() == 0) return "";
+          if (memory) throw std::bad_alloc();
+          throw std::runtime_error("odd");
+        });
+        ADD_FAILURE() << "nothing was thrown";
+      } catch (const Error& e) {
+        EXPECT_EQ(e.code(), memory ? ExitCode::kOutOfMemory : ExitCode::kInternal);
+        EXPECT_EQ(std::string(e.what()), memory ? "out of memory (on rank 1)" : "internal error: odd (on rank 1)");
+      }
+    }
+  });
+}
+
+TEST(RankText, OneRankIsNotNumbered) {
+  ThreadRanks(1).run([](Context& ctx, Communicator& world) {
+    EXPECT_EQ(message_of<IoError>([&] { all_or_none(ctx, world, []() -> std::string { throw IoError("full"); }); }),
+              "full");
+  });
+}
+
+}  // namespace
+}  // namespace braid

@@ -1,0 +1,119 @@
+#include "trainer/checkpoint/checkpoint_scan.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <map>
+
+namespace braid {
+namespace {
+
+using LogicalTensor = CheckpointReader::LogicalTensor;
+
+constexpr int64_t kBlockElements = int64_t{1} << 17;
+
+// A logical tensor of a checkpoint, one block of elements in memory at a time.
+class BlockReader {
+ public:
+  BlockReader(const CheckpointReader& checkpoint, const LogicalTensor& tensor)
+      : checkpoint_(checkpoint), tensor_(tensor), memory_(std::min(kBlockElements, tensor.shape.numel())) {}
+
+  void load(int64_t begin, int64_t end) {
+    block_ = Tensor(memory_.data(), tensor_.dtype, {end - begin});
+    CheckpointSlice slice{tensor_.name, tensor_.shape, begin, end, block_};
+    checkpoint_.read(slice);
+  }
+  const Tensor& block() const { return block_; }
+  double at(int64_t i) const {
+    switch (tensor_.dtype) {
+      case DType::kF64: return block_.data<double>()[i];
+      case DType::kF32: return block_.data<float>()[i];
+      case DType::kI64: return static_cast<double>(block_.data<int64_t>()[i]);
+      case DType::kI32: return block_.data<int32_t>()[i];
+      case DType::kU8: return block_.data<uint8_t>()[i];
+      case DType::kBF16:  // the upper half of a float
+        return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(block_.raw())[i]} << 16);
+    }
+    return 0;
+  }
+
+ private:
+  const CheckpointReader& checkpoint_;
+  const LogicalTensor& tensor_;
+  std::vector<uint64_t> memory_;  // 8 bytes hold an element of every dtype
+  Tensor block_;
+};
+
+// body(begin, end) for consecutive blocks of a tensor
+template <class Body>
+void for_each_block(const LogicalTensor& tensor, Body&& body) {
+  const int64_t numel = tensor.shape.numel();
+  for (int64_t begin = 0; begin < numel; begin += kBlockElements) body(begin, std::min(begin + kBlockElements, numel));
+}
+
+std::string description(const LogicalTensor& tensor) {
+  return concat(name_of(tensor.dtype), ' ', tensor.shape.to_string());
+}
+
+constexpr double kInfinite = std::numeric_limits<double>::infinity();
+
+// Of two tensors of the same dtype and shape; `same_bits` tells a zero of other bits from none at all.
+double relative_rms(const CheckpointReader& a, const CheckpointReader& b, const LogicalTensor& tensor,
+                    bool& same_bits) {
+  BlockReader x(a, tensor), y(b, tensor);
+  double difference = 0, norm = 0;
+  same_bits = true;
+  for_each_block(tensor, [&](int64_t begin, int64_t end) {
+    x.load(begin, end);
+    y.load(begin, end);
+    same_bits = same_bits && std::memcmp(x.block().raw(), y.block().raw(), x.block().bytes()) == 0;
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const double d = x.at(i) - y.at(i);
+      difference += d * d;
+      norm += x.at(i) * x.at(i);
+    }
+  });
+  if (difference == 0) return 0;
+  const double relative = std::sqrt(difference / norm);
+  return std::isnan(relative) ? kInfinite : relative;
+}
+
+}  // namespace
+
+void check_finite(const CheckpointReader& checkpoint) {
+  for (const LogicalTensor& tensor : checkpoint.tensors()) {
+    if (!is_float(tensor.dtype)) continue;
+    BlockReader reader(checkpoint, tensor);
+    for_each_block(tensor, [&](int64_t begin, int64_t end) {
+      reader.load(begin, end);
+      for (int64_t i = 0; i < end - begin; ++i)
+        check<CheckpointError>(std::isfinite(reader.at(i)), checkpoint.path(), ": tensor ", tensor.name, " element ",
+                               begin + i, " is ", reader.at(i));
+    });
+  }
+}
+
+std::vector<TensorDifference> compare_checkpoints(const CheckpointReader& a, const CheckpointReader& b) {
+  std::map<std::string, std::pair<const LogicalTensor*, const LogicalTensor*>> pairs;
+  for (const LogicalTensor& tensor : a.tensors()) pairs[tensor.name].first = &tensor;
+  for (const LogicalTensor& tensor : b.tensors()) pairs[tensor.name].second = &tensor;
+  std::vector<TensorDifference> differences;
+  for (const auto& [name, pair] : pairs) {
+    const auto [x, y] = pair;
+    if (!x || !y) {
+      differences.push_back({name, x ? "only in the first" : "only in the second", kInfinite});
+    } else if (x->dtype != y->dtype || x->shape != y->shape) {
+      differences.push_back({name, description(*x) + " against " + description(*y), kInfinite});
+    } else {
+      bool same_bits = true;
+      const double relative = relative_rms(a, b, *x, same_bits);
+      if (!same_bits) differences.push_back({name, concat("relative RMS difference ", relative), relative});
+    }
+  }
+  return differences;
+}
+
+}  // namespace braid

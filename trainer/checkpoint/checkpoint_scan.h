@@ -1,0 +1,23 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "trainer/checkpoint/checkpoint.h"
+
+namespace braid {
+
+// Throws CheckpointError naming the first element of a floating-point tensor that is NaN or infinite.
+void check_finite(const CheckpointReader& checkpoint);
+
+struct TensorDifference {
+  std::string name;
+  std::string what;  // in words
+  double relative_rms =
+      0;  // sqrt(sum (a - b)^2 / sum a^2); infinite where it has no value or only one side has the tensor
+};
+
+// Tensors that are not bit for bit the same, by name, those on one side only included.
+std::vector<TensorDifference> compare_checkpoints(const CheckpointReader& a, const CheckpointReader& b);
+
+}  // namespace braid

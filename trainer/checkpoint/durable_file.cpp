@@ -1,0 +1,93 @@
+#include "trainer/checkpoint/durable_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <utility>
+
+#include "kernels/core/error.h"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string reason(int error) { return std::generic_category().message(error); }
+
+std::string parent_of(const std::string& path) {
+  const std::string parent = fs::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
+}  // namespace
+
+DurableFile::DurableFile(const std::string& path, int64_t bytes) : path_(path), part_(path + ".part") {
+  fd_ = ::open(part_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
+  check<IoError>(fd_ >= 0, part_, ": cannot be created: ", reason(errno));
+  int status = 0;
+  do status = bytes > 0 ? ::posix_fallocate(fd_, 0, bytes) : 0;
+  while (status == EINTR);
+  // A file system that cannot reserve space reports a full disk when it is written.
+  if (status == 0 || status == EOPNOTSUPP || status == EINVAL) return;
+  std::error_code ignored;
+  const auto space = fs::space(parent_of(path_), ignored);
+  ::close(std::exchange(fd_, -1));
+  std::remove(part_.c_str());
+  throw IoError(concat(path_, ": cannot be written: ", reason(status), " (", bytes, " bytes needed, ", space.available,
+                       " free)"));
+}
+
+DurableFile::~DurableFile() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  std::remove(part_.c_str());
+}
+
+void DurableFile::check_done(bool ok, const char* what) const {
+  const int error = errno;
+  check<IoError>(ok, path_, ": cannot be ", what, ": ", reason(error));
+}
+
+void DurableFile::write(const void* data, int64_t bytes) {
+  for (int64_t done = 0; done < bytes;) {
+    const ssize_t n = ::write(fd_, static_cast<const char*>(data) + done, static_cast<size_t>(bytes - done));
+    if (n < 0 && errno == EINTR) continue;
+    check_done(n > 0, "written");
+    done += n;
+  }
+}
+
+void DurableFile::finish() {
+  check_done(::fsync(fd_) == 0, "flushed to the disk");
+  const bool closed = ::close(std::exchange(fd_, -1)) == 0;
+  const int error = errno;
+  if (closed && std::rename(part_.c_str(), path_.c_str()) == 0) return sync_folder(parent_of(path_));
+  const int status = closed ? errno : error;
+  std::remove(part_.c_str());
+  throw IoError(concat(path_, ": cannot be ", closed ? "given its name" : "closed", ": ", reason(status)));
+}
+
+void sync_folder(const std::string& folder) {
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  check<IoError>(fd >= 0, folder, ": cannot be opened: ", reason(errno));
+  const int status = ::fsync(fd) == 0 ? 0 : errno;
+  ::close(fd);
+  check<IoError>(status == 0, folder, ": cannot be flushed to the disk: ", reason(status));
+}
+
+void create_folder(const std::string& folder) {
+  std::error_code error;
+  if (fs::is_directory(folder, error)) return;
+  const std::string parent = parent_of(folder);
+  if (parent != folder) create_folder(parent);
+  if (::mkdir(folder.c_str(), 0755) == 0) return sync_folder(parent);
+  const int status = errno;
+  check<IoError>(status == EEXIST && fs::is_directory(folder, error), folder,
+                 ": the folder cannot be created: ", reason(status));
+}
+
+}  // namespace braid
