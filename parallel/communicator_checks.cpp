@@ -25,7 +25,8 @@ void check_counts(const char* counts_name, std::span<const int64_t> counts, cons
 }  // namespace
 
 void check_reducible(const char* name, const Tensor& tensor) {
-  check<DTypeError>(tensor.dtype() != DType::kBF16, name, ": expected F64, F32, I64, I32 or U8, got BF16");
+  check<DTypeError>(size_of(tensor.dtype()) != 2, name, ": expected F64, F32, I64, I32 or U8, got ",
+                    name_of(tensor.dtype()));
 }
 
 void check_shards(const Tensor& full, const Tensor& shard, int num_ranks) {

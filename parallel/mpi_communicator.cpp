@@ -57,7 +57,8 @@ void reduce_in_order(DType dtype, ReduceOp op, std::byte* out, int num_parts, in
     case DType::kI64: return reduce_as.template operator()<int64_t>();
     case DType::kI32: return reduce_as.template operator()<int32_t>();
     case DType::kU8: return reduce_as.template operator()<uint8_t>();
-    case DType::kBF16: assert(false);  // refused by check_reducible
+    case DType::kBF16:
+    case DType::kF16: assert(false);  // refused by check_reducible
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/sum_squares.h"
+#include "trainer/weight_source.h"
 
 namespace braid {
 namespace {
@@ -116,17 +117,6 @@ void ShardedAdamW::load(const CheckpointReader& reader) {
       reader.read(exp_avg);
       reader.read(exp_avg_sq);
     });
-  }
-}
-
-void load_weights(const CheckpointReader& reader, const ParameterLayout& layout, Tensor dense, Tensor expert) {
-  for (const FlatGroup* group : {&layout.dense(), &layout.expert()}) {
-    Tensor& flat = group->owner == Owner::kExpertRank ? expert : dense;
-    for (const FlatParameter& p : group->parameters) {
-      const int64_t end = p.offset + p.local_numel;
-      auto slice = slice_of("weights", p, p.offset, end, flat.rows(p.offset, end));
-      reader.read(slice);
-    }
   }
 }
 

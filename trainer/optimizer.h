@@ -59,7 +59,4 @@ class ShardedAdamW {
   Group groups_[2];
 };
 
-// Reads only the weights of a checkpoint into flat buffers (evaluation, generation).
-void load_weights(const CheckpointReader& reader, const ParameterLayout& layout, Tensor dense, Tensor expert);
-
 }  // namespace braid

@@ -75,6 +75,6 @@ InferenceState::InferenceState(const RunConfig& config, const ProcessMesh& mesh,
   layout_.bind(model.weights(), dense_, expert_);
 }
 
-void InferenceState::load(const CheckpointReader& reader) { load_weights(reader, layout_, dense_, expert_); }
+void InferenceState::load(const WeightSource& source) { load_weights(source, layout_, dense_, expert_); }
 
 }  // namespace braid

@@ -5,6 +5,7 @@
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/config.h"
 #include "trainer/optimizer.h"
+#include "trainer/weight_source.h"
 
 namespace braid {
 
@@ -52,7 +53,7 @@ class InferenceState {
   InferenceState(const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows, int64_t row_tokens);
   InferenceState(const InferenceState&) = delete;
   InferenceState& operator=(const InferenceState&) = delete;
-  void load(const CheckpointReader& reader);
+  void load(const WeightSource& source);
 
   Model model;
 

@@ -8,7 +8,8 @@ int64_t size_of(DType dtype) {
     case DType::kI64: return 8;
     case DType::kF32:
     case DType::kI32: return 4;
-    case DType::kBF16: return 2;
+    case DType::kBF16:
+    case DType::kF16: return 2;
     case DType::kU8: return 1;
   }
   return 0;
@@ -19,6 +20,7 @@ const char* name_of(DType dtype) {
     case DType::kF64: return "F64";
     case DType::kF32: return "F32";
     case DType::kBF16: return "BF16";
+    case DType::kF16: return "F16";
     case DType::kI64: return "I64";
     case DType::kI32: return "I32";
     case DType::kU8: return "U8";
@@ -26,7 +28,9 @@ const char* name_of(DType dtype) {
   return "?";
 }
 
-bool is_float(DType dtype) { return dtype == DType::kF64 || dtype == DType::kF32 || dtype == DType::kBF16; }
+bool is_float(DType dtype) {
+  return dtype == DType::kF64 || dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+}
 
 Shape::Shape(std::initializer_list<int64_t> dims) {
   check<ShapeError>(dims.size() <= kMaxRank, "a tensor has at most ", kMaxRank, " axes, not ", dims.size());

@@ -11,18 +11,23 @@
 
 namespace braid {
 
-enum class DType : uint8_t { kF64, kF32, kBF16, kI64, kI32, kU8 };
+enum class DType : uint8_t { kF64, kF32, kBF16, kF16, kI64, kI32, kU8 };
 enum class Device : uint8_t { kCpu, kCuda };
 
 int64_t size_of(DType dtype);      // bytes of one element
 const char* name_of(DType dtype);  // "F32"; the names safetensors uses
 bool is_float(DType dtype);
 
+struct BFloat16;  // kernels/core/float_types.h
+struct Float16;
+
 template <class T>
 constexpr DType dtype_of() {
   using U = std::remove_const_t<T>;
   if constexpr (std::is_same_v<U, double>) return DType::kF64;
   else if constexpr (std::is_same_v<U, float>) return DType::kF32;
+  else if constexpr (std::is_same_v<U, BFloat16>) return DType::kBF16;
+  else if constexpr (std::is_same_v<U, Float16>) return DType::kF16;
   else if constexpr (std::is_same_v<U, int64_t>) return DType::kI64;
   else if constexpr (std::is_same_v<U, int32_t>) return DType::kI32;
   else if constexpr (std::is_same_v<U, uint8_t>) return DType::kU8;

@@ -8,6 +8,7 @@
 #include "kernels/core/context.h"
 #include "kernels/core/tensor.h"
 #include "parallel/communicator.h"
+#include "trainer/weight_source.h"
 
 namespace braid {
 
@@ -55,13 +56,13 @@ void prune_checkpoints(const std::string& folder, int64_t keep);
 // Opens a committed checkpoint: the manifest's own digest, the presence, size and header of every file are checked at
 // once; the digest of a file when its first slice is read (every byte is verified before it is used).
 // Errors: CheckpointError naming file and what is wrong.
-class CheckpointReader {
+class CheckpointReader : public WeightSource {
  public:
   explicit CheckpointReader(const std::string& path);
-  ~CheckpointReader();
+  ~CheckpointReader() override;
   CheckpointReader(CheckpointReader&&) noexcept;
 
-  const std::string& path() const;
+  const std::string& path() const override;
   const CheckpointInfo& info() const;
 
   struct LogicalTensor {
@@ -73,6 +74,8 @@ class CheckpointReader {
   bool contains(const std::string& name) const;
   // Fills slice.data with elements [begin, end). Throws if name, shape or dtype do not fit what is stored.
   void read(CheckpointSlice& slice) const;
+  // From "weights/<name>", stored in any floating-point dtype.
+  void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const override;
   // Checks the digests of all files.
   void verify() const;
 

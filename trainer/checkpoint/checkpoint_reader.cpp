@@ -2,6 +2,7 @@
 #include <filesystem>
 #include <map>
 
+#include "kernels/core/float_types.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/safetensors.h"
@@ -14,6 +15,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int64_t kMaxManifestBytes = int64_t{1} << 28;
+constexpr int64_t kConvertElements = int64_t{1} << 17;  // converted at a time
 
 struct Shard {
   StoredFile file;
@@ -123,6 +125,23 @@ void CheckpointReader::read(CheckpointSlice& slice) const {
     shard.verify();
     shard.file.read(out + (begin - slice.begin) * element_bytes, (end - begin) * element_bytes,
                     e.offset + (begin - e.begin) * element_bytes);
+  }
+}
+
+void CheckpointReader::read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const {
+  const std::string name = "weights/" + parameter.name;
+  const auto found = state_->manifest.tensors.find(name);
+  const DType stored = found == state_->manifest.tensors.end() ? out.dtype() : found->second.dtype;
+  if (stored == out.dtype()) {
+    CheckpointSlice slice{name, parameter.shape, begin, end, out};
+    return read(slice);
+  }
+  std::vector<uint64_t> memory(std::min(kConvertElements, end - begin));  // 8 bytes hold an element of every dtype
+  for (int64_t first = begin; first < end; first += kConvertElements) {
+    const int64_t last = std::min(first + kConvertElements, end);
+    CheckpointSlice slice{name, parameter.shape, first, last, Tensor(memory.data(), stored, {last - first})};
+    read(slice);
+    convert(out.view({end - begin}).rows(first - begin, last - begin), slice.data);
   }
 }
 

@@ -1,12 +1,13 @@
 #include "trainer/checkpoint/checkpoint_scan.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <map>
+
+#include "kernels/core/float_types.h"
 
 namespace braid {
 namespace {
@@ -34,8 +35,8 @@ class BlockReader {
       case DType::kI64: return static_cast<double>(block_.data<int64_t>()[i]);
       case DType::kI32: return block_.data<int32_t>()[i];
       case DType::kU8: return block_.data<uint8_t>()[i];
-      case DType::kBF16:  // the upper half of a float
-        return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(block_.raw())[i]} << 16);
+      case DType::kBF16: return static_cast<float>(block_.data<BFloat16>()[i]);
+      case DType::kF16: return static_cast<float>(block_.data<Float16>()[i]);
     }
     return 0;
   }

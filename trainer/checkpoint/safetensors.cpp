@@ -62,7 +62,7 @@ class HeaderParser : public nlohmann::json_sax<Json> {
     if (at_ != At::kEntry || field_ != "dtype") return other_value();
     const auto dtype = find_dtype(value);
     check<CheckpointError>(dtype.has_value(), where(), ": dtype ", shown(value),
-                           " is not supported (F64, F32, BF16, I64, I32 and U8 are)");
+                           " is not supported (F64, F32, BF16, F16, I64, I32 and U8 are)");
     entry_.dtype = *dtype;
     return true;
   }
@@ -249,7 +249,7 @@ std::string make_safetensors_header(const std::vector<SafetensorsTensor>& tensor
 }
 
 std::optional<DType> find_dtype(std::string_view name) {
-  for (DType dtype : {DType::kF64, DType::kF32, DType::kBF16, DType::kI64, DType::kI32, DType::kU8})
+  for (DType dtype : {DType::kF64, DType::kF32, DType::kBF16, DType::kF16, DType::kI64, DType::kI32, DType::kU8})
     if (name == name_of(dtype)) return dtype;
   return std::nullopt;
 }

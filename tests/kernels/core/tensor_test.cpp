@@ -20,8 +20,9 @@ std::string message_of(Body&& body) {
 
 TEST(DType, SizesAndNames) {
   const std::vector<std::tuple<DType, int64_t, std::string, bool>> expected = {
-      {DType::kF64, 8, "F64", true},  {DType::kF32, 4, "F32", true},  {DType::kBF16, 2, "BF16", true},
-      {DType::kI64, 8, "I64", false}, {DType::kI32, 4, "I32", false}, {DType::kU8, 1, "U8", false}};
+      {DType::kF64, 8, "F64", true}, {DType::kF32, 4, "F32", true},  {DType::kBF16, 2, "BF16", true},
+      {DType::kF16, 2, "F16", true}, {DType::kI64, 8, "I64", false}, {DType::kI32, 4, "I32", false},
+      {DType::kU8, 1, "U8", false}};
   for (const auto& [dtype, bytes, name, floating] : expected) {
     EXPECT_EQ(size_of(dtype), bytes) << name;
     EXPECT_EQ(name_of(dtype), name);

@@ -105,7 +105,7 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
       {"rank-00000.safetensors\",\"sha", "rank-../00.safetensors\",\"sha", "expected rank-NNNNN.safetensors"},
       {"\"bytes\":200", "\"bytes\":-1", "bytes is no number of 0 or more"},
       {"\"files\": [", "\"files\": [1,", "it has no name where one belongs"},
-      {"\"I64\"", "\"F16\"", "tensor b has the dtype F16"},
+      {"\"I64\"", "\"F8_E4M3\"", "tensor b has the dtype F8_E4M3"},
       {"\"shape\":[2]", "\"shape\":2", "shape is not a list"},
       {"\"shape\":[2]", "\"shape\":[-2]", "a dimension is no number of 0 or more"},
       {"\"shape\":[2]", "\"shape\":[1,1,1,1,2]", "tensor b has more than 4 axes"},

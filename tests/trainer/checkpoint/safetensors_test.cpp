@@ -160,7 +160,7 @@ TEST_F(SafetensorsTest, RefusesBrokenHeaders) {
       {with_dtype("{}"), "dtype is not a string"},
       {with_dtype("null"), "dtype is not a string"},
       {with_dtype("\"f32\""), "dtype \"f32\" is not supported"},
-      {with_dtype("\"F16\""), "dtype \"F16\" is not supported (F64, F32, BF16, I64, I32 and U8 are)"},
+      {with_dtype("\"F8_E4M3\""), "dtype \"F8_E4M3\" is not supported (F64, F32, BF16, F16, I64, I32 and U8 are)"},
       {with_dtype("\"F8_E4M3\""), "dtype \"F8_E4M3\" is not supported"},
       {with_dtype("\"BOOL\""), "dtype \"BOOL\" is not supported"},
       {with_dtype("\"F32 \""), "dtype \"F32 \" is not supported"},
