@@ -135,10 +135,14 @@ struct BalanceConfig {
 };
 
 struct InitConfig {
+  std::string from;
   bool equal_norm_router_rows = true;
   bool scale_output_projections = true;
   template <class Visit>
   void visit(Visit&& key) {
+    key("from", from,
+        "take the weights of this checkpoint or run folder (its newest) instead of random ones; step, moments and data "
+        "start anew");
     key("equal_norm_router_rows", equal_norm_router_rows,
         "scale every row of the router to one norm, so that no expert is preferred at the start");
     key("scale_output_projections", scale_output_projections,

@@ -444,12 +444,15 @@ class Reader {
 
 // ---- Files and overrides
 
-// Source paths that are still relative were stated by the text that has just been read.
-void resolve_data_paths(DataConfig& data, const fs::path& folder) {
-  for (SourceConfig& source : data.sources)
+// Paths of what is read that are still relative were stated by the text that has just been read.
+void resolve_input_paths(RunConfig& config, const fs::path& folder) {
+  const auto resolve = [&](std::string& path) {
+    if (!path.empty()) path = (folder / path).lexically_normal().string();
+  };
+  resolve(config.init.from);
+  for (SourceConfig& source : config.data.sources)
     for (std::vector<std::string>* paths : {&source.shards, &source.text})
-      for (std::string& path : *paths)
-        if (!path.empty()) path = (folder / path).lexically_normal().string();
+      for (std::string& path : *paths) resolve(path);
 }
 
 // Stops soon behind the longest text allowed, so that an endless file does no harm. False: errno says why.
@@ -488,7 +491,7 @@ class FileReader {
     }
     open_.pop_back();
     reader.read(root, "", config_);
-    resolve_data_paths(config_.data, folder);
+    resolve_input_paths(config_, folder);
   }
 
  private:
@@ -526,7 +529,7 @@ void apply_override(RunConfig& config, const std::string& text) {
     node = std::move(parent);
   }
   Reader(origin).read(node, "", config);
-  resolve_data_paths(config.data, fs::current_path());
+  resolve_input_paths(config, fs::current_path());
 }
 
 }  // namespace

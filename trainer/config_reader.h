@@ -9,8 +9,8 @@ namespace braid {
 
 // Reads a YAML config strictly and applies overrides of the form "section.key=value" in order.
 // - `base: other.yaml` (or a list) is read first; a mapping is merged key by key, everything else is replaced. Paths of
-//   `base` and of data.sources are relative to the file that states them; those of overrides and run.dir to the working
-//   folder. The result holds absolute data paths.
+//   `base`, init.from and data.sources are relative to the file that states them; those of overrides and run.dir to the
+//   working folder. The result holds init.from and data paths absolute.
 // - Refused with file, line and what is wrong: unknown keys (with the nearest known one, or what another framework's
 //   name is called here), duplicate keys, values of the wrong type, anchors, aliases, tags, several documents, files
 //   over 1 MiB, nesting deeper than 32.

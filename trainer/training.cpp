@@ -93,6 +93,7 @@ class TrainingRun {
     data_digest_ = data_digest(config, train_data_);
     state_.allocate();
     if (resume.resume) load(resume);
+    else if (!config.init.from.empty()) load_initial_weights();
     else state_.initialize(ctx);
     if (front_) {
       front_->metrics = std::make_unique<MetricsWriter>(config.run.dir, step_);
@@ -173,6 +174,8 @@ class TrainingRun {
       path = checkpoints.back().path;
     }
     const CheckpointReader reader(path);
+    check<CheckpointError>(reader.info().step > 0, path,
+                           ": holds weights alone, no state of a run to go on with: start a run with init.from");
     check_resume_config(read_config_text(reader.info().config_yaml, path), config_, path);
     check<CheckpointError>(reader.info().data_digest == data_digest_, path,
                            ": the run was trained on other data (or other shards of it) than data.sources now names");
@@ -181,6 +184,17 @@ class TrainingRun {
     state_.load(reader);
     step_ = reader.info().step;
     tokens_ = reader.info().tokens;
+  }
+
+  // Of the checkpoint that the weights come from nothing else is used, but where its model computes otherwise with
+  // weights of the same shapes, that may be a mistake.
+  void load_initial_weights() {
+    const CheckpointReader source = open_checkpoint(config_.init.from);
+    state_.load_weights(source);
+    say(concat("weights from ", source.path(), ", after step ", source.info().step));
+    const RunConfig stored = read_config_text(source.info().config_yaml, source.path());
+    for (const ConfigDifference& d : compare_configs(stored, config_))
+      if (d.key.starts_with("model.")) say(concat("note: ", d.key, " was ", d.before, " there and is ", d.after));
   }
 
   void report(const StepResult& result, double seconds, double wait_seconds) {
@@ -243,6 +257,7 @@ class TrainingRun {
 void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path) {
   static const char* const kFreePrefixes[] = {"run.",        "device", "parallel.",   "train.micro_batch_size",
                                               "eval.",       "log.",   "checkpoint.", "data.prefetch_steps",
+                                              "init.from",  // the weights that came from there are in the checkpoint
                                               "data.sources"};  // the data itself is compared by its digest
   std::string differing;
   int64_t count = 0;

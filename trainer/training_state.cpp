@@ -6,6 +6,7 @@ namespace braid {
 namespace {
 
 constexpr const char* kBalanceTensor = "balance/previous_counts";
+constexpr const char* kMtpTensor = "weights/mtp.fc.weight";  // every MTP block has it
 
 }  // namespace
 
@@ -53,6 +54,12 @@ void TrainingState::load(const CheckpointReader& reader) {
   adamw.load(reader);
   CheckpointSlice counts = balance_slice();
   reader.read(counts);
+}
+
+void TrainingState::load_weights(const CheckpointReader& source) {
+  check<CheckpointError>(!config_.mtp.on() || source.contains(kMtpTensor), source.path(),
+                         ": holds no MTP block (mtp.*), but this run trains one: set mtp.depth=0");
+  braid::load_weights(source, adamw.layout(), adamw.dense_weights(), adamw.expert_weights());
 }
 
 std::vector<CheckpointSlice> TrainingState::slices() {

@@ -32,7 +32,10 @@ class TrainingState {
 
   void initialize(Context& ctx);              // weights from the seed, moments and counts 0
   void load(const CheckpointReader& reader);  // everything, from any layout
-  std::vector<CheckpointSlice> slices();      // what this rank stores
+  // The weights alone, in any floating-point dtype; the rest starts at 0.   Errors: CheckpointError if one is missing
+  // or has another shape.
+  void load_weights(const CheckpointReader& source);
+  std::vector<CheckpointSlice> slices();  // what this rank stores
 
   Model model;
   ShardedAdamW adamw;

@@ -1,4 +1,4 @@
-# Shared by the end-to-end tests. Called as: TEST.sh BRAID_EXECUTABLE SOURCE_FOLDER
+# Shared by the end-to-end tests. Called as: TEST.sh BRAID_EXECUTABLE SOURCE_FOLDER [MAKE_MODEL_FOLDER_EXECUTABLE]
 set -euo pipefail
 BRAID=$1
 SOURCE=$2

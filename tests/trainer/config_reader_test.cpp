@@ -487,13 +487,18 @@ TEST_F(ConfigReader, MergesBasesKeyByKeyAndReplacesEverythingElse) {
   EXPECT_EQ(c.data.prefetch_steps, 5);
 }
 
-TEST_F(ConfigReader, ResolvesDataPathsFromTheFileThatStatesThem) {
-  write("shared/data.yaml", "data: {sources: [{name: a, shards: [x/a.h5, /abs/b.h5, ../c.h5]}]}\n");
+TEST_F(ConfigReader, ResolvesInputPathsFromTheFileThatStatesThem) {
+  write("shared/data.yaml",
+        "init: {from: ../start}\n"
+        "data: {sources: [{name: a, shards: [x/a.h5, /abs/b.h5, ../c.h5]}]}\n");
   const std::string path = write("runs/deep/r.yaml", "base: ../../shared/data.yaml\nrun: {dir: relative/dir}\n");
   const std::string root = folder_.string();
   RunConfig c = read_config(path, {});
   EXPECT_EQ(c.data.sources[0].shards, (std::vector<std::string>{root + "/shared/x/a.h5", "/abs/b.h5", root + "/c.h5"}));
+  EXPECT_EQ(c.init.from, root + "/start");
   EXPECT_EQ(c.run.dir, "relative/dir");
+  EXPECT_EQ(read_config(path, {"init.from=there"}).init.from, (fs::current_path() / "there").string());
+  EXPECT_EQ(read_config(path, {"init.from=\"\""}).init.from, "");
   c = read_config(path, {"data.sources=[{name: x, text: [a.txt]}]", "optimizer.lr=1"});
   EXPECT_EQ(c.data.sources[0].text, std::vector<std::string>{(fs::current_path() / "a.txt").string()});
 
@@ -646,6 +651,7 @@ TEST_F(ConfigReader, WritesWhatItReadsBackExactly) {
   for (int i = 0; i < 300; ++i) {
     RunConfig config;
     randomise(random, config);
+    config.init.from = fs::path("/" + config.init.from).lexically_normal().string();  // what reading does to paths
     for (ConfigComments comments : {ConfigComments::kNo, ConfigComments::kYes}) {
       const std::string text = to_yaml(config, comments);
       RunConfig read_back;

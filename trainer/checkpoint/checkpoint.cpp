@@ -5,10 +5,9 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "data/sha256.h"
+#include "trainer/checkpoint/checkpoint_file.h"
 #include "trainer/checkpoint/durable_file.h"
 #include "trainer/checkpoint/manifest.h"
-#include "trainer/checkpoint/safetensors.h"
 #include "trainer/rank_text.h"
 #include "trainer/run_folder.h"
 
@@ -20,7 +19,6 @@ namespace {
 
 constexpr std::string_view kStepPrefix = "step-", kTemporary = ".tmp-", kTrash = ".trash-";
 constexpr const char* kLatestName = "LATEST";
-constexpr int64_t kBlockBytes = int64_t{1} << 20;  // digested and written while it is in the cache
 
 std::string numbered(const char* format, int64_t number) {
   char name[40];
@@ -47,52 +45,20 @@ auto with_io_errors(Body&& body) {
 // Writes a rank's slices into a file of `folder`, straight from where they lie.   Returns the rank's part of the
 // manifest.
 Manifest write_shard(const fs::path& folder, int rank, const std::vector<CheckpointSlice>& slices) {
-  std::vector<SafetensorsTensor> entries;
-  int64_t data_bytes = 0;
+  std::vector<CheckpointExtent> extents;
   for (const CheckpointSlice& s : slices) {
     check_slice(s);
-    if (s.begin < s.end) entries.push_back(stored_tensor(s.name, s.data.dtype(), s.shape, s.begin, s.end));
-    data_bytes += s.data.bytes();
+    extents.push_back({s.name, s.data.dtype(), s.shape, s.begin, s.end});
   }
-  const std::string header = make_safetensors_header(entries, {{"format", "braid-checkpoint"}});
-  const int64_t header_bytes = static_cast<int64_t>(header.size());
-
-  Manifest part;
-  Manifest::File stored{shard_name(rank), header_bytes + data_bytes, ""};
-  DurableFile file((folder / stored.name).string(), stored.bytes);
-  Sha256 digest;
-  const auto write = [&](const void* data, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += kBlockBytes) {
-      const char* block = static_cast<const char*>(data) + at;
-      const int64_t block_bytes = std::min(kBlockBytes, bytes - at);
-      digest.update(block, static_cast<size_t>(block_bytes));
-      file.write(block, block_bytes);
-    }
-  };
-  write(header.data(), header_bytes);
-  int64_t offset = header_bytes;
-  for (const CheckpointSlice& s : slices) {
-    part.add(s.name, s.data.dtype(), s.shape, {s.begin, s.end, stored.name, offset});
-    write(s.data.raw(), s.data.bytes());
-    offset += s.data.bytes();
-  }
-  file.finish();
-  stored.sha256 = digest.hex();
-  part.files.push_back(std::move(stored));
-  return part;
+  CheckpointFile file(folder.string(), shard_name(rank), extents);
+  for (const CheckpointSlice& s : slices) file.write(s.data.raw(), s.data.bytes());
+  return file.finish();
 }
 
 Manifest joined(const CheckpointInfo& info, const std::vector<std::string>& parts, const std::string& path) {
   Manifest whole;
   whole.info = info;
-  for (const std::string& text : parts) {
-    const Manifest part = Manifest::parse(text, path);
-    whole.files.insert(whole.files.end(), part.files.begin(), part.files.end());
-    for (const auto& [name, tensor] : part.tensors) {
-      whole.add(name, tensor.dtype, tensor.shape, {});
-      for (const Manifest::Extent& extent : tensor.extents) whole.add(name, tensor.dtype, tensor.shape, extent);
-    }
-  }
+  for (const std::string& text : parts) whole.append(Manifest::parse(text, path));
   whole.check_coverage(path);
   return whole;
 }
@@ -197,6 +163,15 @@ std::vector<CheckpointEntry> list_checkpoints(const std::string& folder) {
   }
   std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
   return entries;
+}
+
+CheckpointReader open_checkpoint(const std::string& path) {
+  std::error_code ignored;
+  if (fs::exists(fs::path(path) / kManifestName, ignored)) return CheckpointReader(path);
+  const fs::path in_run = fs::path(path) / "checkpoints";
+  const auto checkpoints = list_checkpoints(fs::exists(in_run, ignored) ? in_run.string() : path);
+  check<CheckpointError>(!checkpoints.empty(), path, ": neither a checkpoint nor a run folder with one");
+  return CheckpointReader(checkpoints.back().path);
 }
 
 void prune_checkpoints(const std::string& folder, int64_t keep) {

@@ -21,6 +21,9 @@ struct CheckpointSlice {
   Tensor data;  // (end - begin), any shape with as many elements
 };
 
+// What the weights of a parameter are called in a checkpoint.
+std::string weights_name(const Parameter& parameter);
+
 // What is stored beside the tensors.
 struct CheckpointInfo {
   int64_t step = 0;         // updates done
@@ -70,8 +73,9 @@ class CheckpointReader : public WeightSource {
     DType dtype;
     Shape shape;
   };
-  const std::vector<LogicalTensor>& tensors() const;  // sorted by name
-  bool contains(const std::string& name) const;
+  const std::vector<LogicalTensor>& tensors() const;         // sorted by name
+  const LogicalTensor* find(const std::string& name) const;  // null if there is none
+  bool contains(const std::string& name) const { return find(name) != nullptr; }
   // Fills slice.data with elements [begin, end). Throws if name, shape or dtype do not fit what is stored.
   void read(CheckpointSlice& slice) const;
   // From "weights/<name>", stored in any floating-point dtype.
@@ -83,5 +87,8 @@ class CheckpointReader : public WeightSource {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// The checkpoint in `path`: a checkpoint folder, or a run folder (the newest of its checkpoints).
+CheckpointReader open_checkpoint(const std::string& path);
 
 }  // namespace braid

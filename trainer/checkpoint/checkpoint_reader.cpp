@@ -89,6 +89,8 @@ struct CheckpointReader::State {
   }
 };
 
+std::string weights_name(const Parameter& parameter) { return "weights/" + parameter.name; }
+
 CheckpointReader::CheckpointReader(const std::string& path) : state_(std::make_unique<State>()) {
   State& s = *state_;
   s.path = path;
@@ -106,7 +108,12 @@ CheckpointReader::CheckpointReader(CheckpointReader&&) noexcept = default;
 const std::string& CheckpointReader::path() const { return state_->path; }
 const CheckpointInfo& CheckpointReader::info() const { return state_->manifest.info; }
 const std::vector<CheckpointReader::LogicalTensor>& CheckpointReader::tensors() const { return state_->tensors; }
-bool CheckpointReader::contains(const std::string& name) const { return state_->manifest.tensors.contains(name); }
+
+const CheckpointReader::LogicalTensor* CheckpointReader::find(const std::string& name) const {
+  const auto by_name = [](const LogicalTensor& tensor, const std::string& name) { return tensor.name < name; };
+  const auto at = std::lower_bound(state_->tensors.begin(), state_->tensors.end(), name, by_name);
+  return at != state_->tensors.end() && at->name == name ? &*at : nullptr;
+}
 
 void CheckpointReader::read(CheckpointSlice& slice) const {
   const auto found = state_->manifest.tensors.find(slice.name);
@@ -129,9 +136,9 @@ void CheckpointReader::read(CheckpointSlice& slice) const {
 }
 
 void CheckpointReader::read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const {
-  const std::string name = "weights/" + parameter.name;
-  const auto found = state_->manifest.tensors.find(name);
-  const DType stored = found == state_->manifest.tensors.end() ? out.dtype() : found->second.dtype;
+  const std::string name = weights_name(parameter);
+  const LogicalTensor* found = find(name);
+  const DType stored = found ? found->dtype : out.dtype();
   if (stored == out.dtype()) {
     CheckpointSlice slice{name, parameter.shape, begin, end, out};
     return read(slice);

@@ -1,6 +1,7 @@
 #include "trainer/checkpoint/durable_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,11 +17,21 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int64_t kWritebackBytes = int64_t{8} << 20;
+
 std::string reason(int error) { return std::generic_category().message(error); }
 
 std::string parent_of(const std::string& path) {
   const std::string parent = fs::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
+}
+
+void remove_contents(const std::string& folder) {
+  try {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) fs::remove_all(entry.path());
+  } catch (const fs::filesystem_error& e) {
+    throw IoError(concat(e.path1().string(), ": cannot be removed: ", e.code().message()));
+  }
 }
 
 }  // namespace
@@ -59,6 +70,15 @@ void DurableFile::write(const void* data, int64_t bytes) {
     check_done(n > 0, "written");
     done += n;
   }
+  written_ += bytes;
+  if (written_ - handed_over_ >= kWritebackBytes) start_writeback();
+}
+
+// The disk works while the rest is computed, instead of once fsync asks for everything. Only a hint: a system or file
+// system that does not know it writes later, and what goes wrong is for fsync to say.
+void DurableFile::start_writeback() {
+  ::sync_file_range(fd_, handed_over_, written_ - handed_over_, SYNC_FILE_RANGE_WRITE);
+  handed_over_ = written_;
 }
 
 void DurableFile::finish() {
@@ -88,6 +108,50 @@ void create_folder(const std::string& folder) {
   const int status = errno;
   check<IoError>(status == EEXIST && fs::is_directory(folder, error), folder,
                  ": the folder cannot be created: ", reason(status));
+}
+
+DurableFolder::DurableFolder(const std::string& path) {
+  fs::path name = fs::absolute(path).lexically_normal();
+  if (!name.has_filename()) name = name.parent_path();  // a/b/ is a/b
+  path_ = name.string();
+  temporary_ = (name.parent_path() / (".tmp-" + name.filename().string())).string();
+
+  std::error_code error;
+  const auto found = fs::symlink_status(name, error);
+  check<IoError>(!fs::exists(found) || fs::is_directory(found), path_, ": is there already and is no folder");
+  check<IoError>(!fs::exists(found) || fs::is_empty(name, error), path_, ": is there already and is not empty");
+  create_folder(name.parent_path().string());
+  check<IoError>(::mkdir(temporary_.c_str(), 0755) == 0 || errno == EEXIST, temporary_,
+                 ": the folder cannot be created: ", reason(errno));
+  lock_ = ::open(temporary_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  check<IoError>(lock_ >= 0, temporary_, ": cannot be opened: ", reason(errno));
+  try {
+    if (::flock(lock_, LOCK_EX | LOCK_NB) != 0)
+      throw IoError(path_ +
+                    ": cannot be written: " + (errno == EWOULDBLOCK ? "another process is writing it" : reason(errno)));
+    remove_contents(temporary_);
+  } catch (const IoError&) {
+    ::close(lock_);
+    throw;
+  }
+}
+
+DurableFolder::~DurableFolder() {
+  std::error_code ignored;
+  if (!temporary_.empty()) fs::remove_all(temporary_, ignored);
+  ::close(lock_);
+}
+
+void DurableFolder::finish() {
+  check<IoError>(std::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
+                 ": cannot be given its name: ", reason(errno));
+  try {
+    sync_folder(parent_of(path_));
+  } catch (const IoError&) {
+    std::rename(path_.c_str(), temporary_.c_str());
+    throw;
+  }
+  temporary_.clear();
 }
 
 }  // namespace braid

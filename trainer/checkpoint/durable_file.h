@@ -22,9 +22,30 @@ class DurableFile {
 
  private:
   void check_done(bool ok, const char* what) const;
+  void start_writeback();
 
   std::string path_, part_;
   int fd_ = -1;
+  int64_t written_ = 0, handed_over_ = 0;  // bytes written, and those of them that the disk was told to take
+};
+
+// A folder that is filled once and appears under its name whole or not at all: until finish() it is .tmp-NAME beside
+// it, which the destructor removes; what a killed process left there is replaced. The name may be that of an empty
+// folder.
+// Errors: IoError naming the folder if the name is taken, another process is writing it, or the system refuses.
+class DurableFolder {
+ public:
+  explicit DurableFolder(const std::string& path);
+  ~DurableFolder();
+  DurableFolder(const DurableFolder&) = delete;
+  DurableFolder& operator=(const DurableFolder&) = delete;
+
+  const std::string& temporary() const { return temporary_; }  // where its files are to be written, as DurableFiles
+  void finish();
+
+ private:
+  std::string path_, temporary_;
+  int lock_ = -1;  // on the temporary folder; it falls with the process
 };
 
 // Makes what was created, renamed or removed in a folder survive a loss of power.   Errors: IoError.

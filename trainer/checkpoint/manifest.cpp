@@ -17,13 +17,13 @@ constexpr int kMaxDepth = 5;  // manifest, tensors, tensor, extents, extent
 // The digest and what closes the text behind it.
 std::string last_lines(const std::string& body) { return "\"digest\": \"" + sha256(body) + "\"\n}\n"; }
 
-// rank-00000.safetensors and nothing else: a manifest cannot point outside its folder.
-bool is_shard_name(const std::string& name) {
-  constexpr std::string_view kPrefix = "rank-", kSuffix = ".safetensors";
-  if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix) || name.size() < kPrefix.size() + 5 + kSuffix.size())
-    return false;
-  const auto digits = std::string_view(name).substr(kPrefix.size(), name.size() - kPrefix.size() - kSuffix.size());
-  return digits.find_first_not_of("0123456789") == std::string_view::npos;
+// rank-00000.safetensors, weights-00000.safetensors and nothing else: a manifest cannot point outside its folder.
+bool is_data_file_name(const std::string& name) {
+  constexpr std::string_view kDigits = "0123456789", kSuffix = ".safetensors";
+  const size_t first = name.starts_with("rank-") ? 5 : name.starts_with("weights-") ? 8 : std::string::npos;
+  if (first == std::string::npos || !name.ends_with(kSuffix)) return false;
+  const std::string number = name.substr(first, name.size() - kSuffix.size() - first);
+  return number.size() >= 5 && number.find_first_not_of(kDigits) == std::string::npos;
 }
 
 Json to_json(const Shape& shape) {
@@ -101,7 +101,8 @@ const Json& list_field(const Json& json, const char* name) {
 
 Manifest::File read_file(const Json& json) {
   Manifest::File file{text_field(json, "name"), number_field(json, "bytes"), text_field(json, "sha256")};
-  require(is_shard_name(file.name), "it names the file ", Json(file.name).dump(), ", expected rank-NNNNN.safetensors");
+  require(is_data_file_name(file.name), "it names the file ", Json(file.name).dump(),
+          ", expected rank-NNNNN.safetensors or weights-NNNNN.safetensors");
   return file;
 }
 
@@ -198,6 +199,14 @@ void Manifest::add(const std::string& name, DType dtype, const Shape& shape, con
   if (extent.begin == extent.end) return;
   const auto by_begin = [](const Extent& a, const Extent& b) { return a.begin < b.begin; };
   tensor.extents.insert(std::upper_bound(tensor.extents.begin(), tensor.extents.end(), extent, by_begin), extent);
+}
+
+void Manifest::append(const Manifest& part) {
+  files.insert(files.end(), part.files.begin(), part.files.end());
+  for (const auto& [name, tensor] : part.tensors) {
+    add(name, tensor.dtype, tensor.shape, {});
+    for (const Extent& extent : tensor.extents) add(name, tensor.dtype, tensor.shape, extent);
+  }
 }
 
 void Manifest::check_coverage(const std::string& path) const {

@@ -39,6 +39,8 @@ struct Manifest {
   // Adds an extent of a tensor, or with `extent.begin == extent.end` only the tensor.
   // Errors: CheckpointError if the tensor is there with another dtype or shape.
   void add(const std::string& name, DType dtype, const Shape& shape, const Extent& extent);
+  // Adds the files and tensors of a part.
+  void append(const Manifest& part);
   // Throws CheckpointError unless the extents of every tensor cover it exactly once.
   void check_coverage(const std::string& path) const;
 };

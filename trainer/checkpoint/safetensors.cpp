@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "trainer/checkpoint/json_text.h"
+
 namespace braid {
 namespace {
 
@@ -21,13 +23,6 @@ constexpr const char* kFields[] = {"dtype", "shape", "data_offsets"};
 constexpr unsigned kAllFields = 7;
 
 std::string quoted(const std::string& text) { return Json(text).dump(); }
-
-// A name from a file, safe and short enough to print.
-std::string shown(const std::string& name) {
-  constexpr size_t kLongest = 200;
-  const std::string start = name.size() <= kLongest ? name : name.substr(0, kLongest) + "…";
-  return Json(start).dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 // Takes the header value by value and refuses the first that breaks a rule, so memory is only ever taken for entries
 // that are right, and nothing nests deeper than the format does.
@@ -61,7 +56,7 @@ class HeaderParser : public nlohmann::json_sax<Json> {
     }
     if (at_ != At::kEntry || field_ != "dtype") return other_value();
     const auto dtype = find_dtype(value);
-    check<CheckpointError>(dtype.has_value(), where(), ": dtype ", shown(value),
+    check<CheckpointError>(dtype.has_value(), where(), ": dtype ", shown_name(value),
                            " is not supported (F64, F32, BF16, F16, I64, I32 and U8 are)");
     entry_.dtype = *dtype;
     return true;
@@ -85,20 +80,20 @@ class HeaderParser : public nlohmann::json_sax<Json> {
       name_ = value;
       const bool is_new =
           name_ == kMetadataName ? !std::exchange(has_metadata_, true) : !header.entries.contains(name_);
-      check<CheckpointError>(is_new, path_, ": the safetensors header holds the name ", shown(name_), " twice");
+      check<CheckpointError>(is_new, path_, ": the safetensors header holds the name ", shown_name(name_), " twice");
       return true;
     }
     field_ = value;
     if (at_ == At::kMetadata) {
-      check<CheckpointError>(!header.metadata.contains(field_), path_, ": __metadata__ holds the name ", shown(field_),
-                             " twice");
+      check<CheckpointError>(!header.metadata.contains(field_), path_, ": __metadata__ holds the name ",
+                             shown_name(field_), " twice");
       check<CheckpointError>(header.metadata.size() < kMaxMetadata, path_, ": __metadata__ has more than ",
                              kMaxMetadata, " entries");
       return true;
     }
     const auto known = std::find(std::begin(kFields), std::end(kFields), field_);
     check<CheckpointError>(known != std::end(kFields), where(),
-                           ": must have exactly dtype, shape and data_offsets, found ", shown(field_));
+                           ": must have exactly dtype, shape and data_offsets, found ", shown_name(field_));
     const unsigned bit = 1u << (known - std::begin(kFields));
     check<CheckpointError>((fields_ & bit) == 0, where(), ": holds ", field_, " twice");
     fields_ |= bit;
@@ -131,7 +126,7 @@ class HeaderParser : public nlohmann::json_sax<Json> {
   // Where the next value belongs.
   enum class At { kStart, kHeader, kMetadata, kEntry, kShape, kOffsets, kEnd };
 
-  std::string where() const { return path_ + ": tensor " + shown(name_); }
+  std::string where() const { return path_ + ": tensor " + shown_name(name_); }
 
   // A value where its kind does not belong.
   bool other_value() const {
@@ -141,7 +136,7 @@ class HeaderParser : public nlohmann::json_sax<Json> {
       case At::kHeader:
         if (name_ == kMetadataName) throw CheckpointError(path_ + ": __metadata__ is not an object");
         throw CheckpointError(where() + ": is not an object");
-      case At::kMetadata: throw CheckpointError(path_ + ": __metadata__ " + shown(field_) + " is not a string");
+      case At::kMetadata: throw CheckpointError(path_ + ": __metadata__ " + shown_name(field_) + " is not a string");
       case At::kEntry:
         throw CheckpointError(where() + ": " + field_ + (field_ == "dtype" ? " is not a string" : " is not a list"));
       case At::kShape:
@@ -187,7 +182,7 @@ void check_no_overlap_no_hole(const std::string& path, const SafetensorsHeader& 
   int64_t position = 0;
   for (const auto* named : in_order) {
     const auto& [name, entry] = *named;
-    check<CheckpointError>(entry.begin == position, path, ": tensor ", shown(name), ": its data begins at ",
+    check<CheckpointError>(entry.begin == position, path, ": tensor ", shown_name(name), ": its data begins at ",
                            entry.begin, ", the data before it ends at ", position, ": ",
                            entry.begin < position ? "an overlap" : "a hole");
     position = entry.end;
@@ -212,11 +207,8 @@ SafetensorsHeader read_safetensors_header(const StoredFile& file) {
                              header_bytes <= static_cast<uint64_t>(file.size() - kPrefixBytes),
                          path, ": declares a safetensors header of ", header_bytes, " bytes in a file of ", file.size(),
                          " (at least 2, at most ", kMaxHeaderBytes, ")");
-  std::string text(header_bytes, '\0');
-  file.read(text.data(), static_cast<int64_t>(header_bytes), kPrefixBytes);
+  const std::string text = read_json_text(file, kPrefixBytes, static_cast<int64_t>(header_bytes));
   check<CheckpointError>(text[0] == '{', path, ": the safetensors header does not start with {");
-  // The parser takes a zero byte for the end of the text.
-  check<CheckpointError>(text.find('\0') == std::string::npos, path, ": the safetensors header holds a zero byte");
 
   const int64_t data_offset = kPrefixBytes + static_cast<int64_t>(header_bytes);
   const int64_t data_bytes = file.size() - data_offset;
@@ -233,7 +225,7 @@ std::string make_safetensors_header(const std::vector<SafetensorsTensor>& tensor
   std::set<std::string> names = {kMetadataName};
   int64_t position = 0;
   for (const SafetensorsTensor& tensor : tensors) {
-    check<CheckpointError>(names.insert(tensor.name).second, "tensor ", shown(tensor.name),
+    check<CheckpointError>(names.insert(tensor.name).second, "tensor ", shown_name(tensor.name),
                            " cannot be stored: the name is taken");
     int64_t bytes = size_of(tensor.dtype);
     for (int64_t dim : tensor.shape) bytes *= dim;

@@ -1,12 +1,16 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <functional>
 #include <memory>
+#include <optional>
 
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/checkpoint_scan.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/session.h"
+#include "trainer/huggingface/export.h"
+#include "trainer/huggingface/import.h"
 
 namespace braid {
 namespace {
@@ -51,15 +55,46 @@ int diff(const std::string& path_a, const std::string& path_b, double rtol) {
   return beyond == 0 ? 0 : 1;
 }
 
+// The bound of import and export, said before they start; how fast they were, once they are done.
+void convert_model(const std::function<void()>& body) {
+  say(concat("memory bound: ", kConversionMemoryBytes >> 20, " MiB"));
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  std::printf("done in %.1f s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+}
+
+int import_from(const std::string& from, const std::string& to, NonFinite non_finite) {
+  convert_model([&] {
+    const HuggingFaceReader source(from, non_finite);
+    say(concat(from, ": ", source.parameters().size(), " parameters, ", source.has_mtp() ? "with" : "without",
+               " an MTP block, ", source.total_bytes(), " bytes"));
+    import_model(source, to);
+    say(to + ": a checkpoint with these weights; train from it with init.from");
+  });
+  return 0;
+}
+
+int export_to(const std::string& from, const std::string& to, const std::string& dtype) {
+  convert_model([&] {
+    const CheckpointReader source = open_checkpoint(from);
+    std::optional<DType> wanted;
+    if (!dtype.empty()) wanted = dtype == "bf16" ? DType::kBF16 : DType::kF32;
+    export_model(source, to, wanted);
+    say(concat(to, ": the weights of ", source.path(), " as a Hugging Face folder"));
+  });
+  return 0;
+}
+
 }  // namespace
 
 void add_ckpt_command(CLI::App& app, Action& action) {
   struct Options {
-    std::string a, b;
+    std::string a, b, dtype;
     double rtol = 0;
+    bool allow_nonfinite = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("ckpt", "Show, check and compare checkpoints");
+  CLI::App* command = app.add_subcommand("ckpt", "Show, check, compare, import and export checkpoints");
   command->require_subcommand(1);
   const std::string what = "checkpoint folder, or run folder (its newest checkpoint)";
 
@@ -79,6 +114,25 @@ void add_ckpt_command(CLI::App& app, Action& action) {
       ->check(CLI::NonNegativeNumber);
   diff_command->callback(
       [options, &action] { action = [options] { return diff(options->a, options->b, options->rtol); }; });
+
+  CLI::App* import_command = command->add_subcommand(
+      "import", "Make a checkpoint from a Hugging Face folder: its weights alone, to train from (init.from) or use");
+  import_command->add_option("--from", options->a, "folder with config.json and safetensors files")->required();
+  import_command->add_option("--to", options->b, "checkpoint folder to make; may not hold anything yet")->required();
+  import_command->add_flag("--allow-nonfinite", options->allow_nonfinite, "take weights that are NaN or infinite");
+  import_command->callback([options, &action] {
+    action = [options] {
+      return import_from(options->a, options->b, options->allow_nonfinite ? NonFinite::kAllow : NonFinite::kRefuse);
+    };
+  });
+
+  CLI::App* export_command = command->add_subcommand("export", "Write a checkpoint's weights as a Hugging Face folder");
+  export_command->add_option("--from", options->a, what)->required();
+  export_command->add_option("--to", options->b, "folder to make; may not hold anything yet")->required();
+  export_command->add_option("--dtype", options->dtype, "of all tensors; without it, each as the checkpoint has it")
+      ->check(CLI::IsMember({"bf16", "fp32"}));
+  export_command->callback(
+      [options, &action] { action = [options] { return export_to(options->a, options->b, options->dtype); }; });
 }
 
 }  // namespace braid

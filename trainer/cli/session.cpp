@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 
 #include "kernels/build_config.h"
 #include "parallel/mpi_session.h"
@@ -54,18 +53,6 @@ void check_device(const RunConfig& config) {
   check<EnvironmentError>(config.device != DeviceChoice::kCuda || kWithCuda,
                           "device: cuda was asked for, but this build of braid has no CUDA operators; use device: cpu");
   check<ConfigError>(config.precision != Precision::kBf16, "precision: bf16 needs a GPU; the CPU has fp32 and fp64");
-}
-
-CheckpointReader open_checkpoint(const std::string& path) {
-  namespace fs = std::filesystem;
-  std::string checkpoint = path;
-  if (!fs::exists(fs::path(path) / "MANIFEST.json")) {
-    const std::string folder = fs::exists(fs::path(path) / "checkpoints") ? path + "/checkpoints" : path;
-    const auto checkpoints = list_checkpoints(folder);
-    check<CheckpointError>(!checkpoints.empty(), path, ": neither a checkpoint nor a run folder with one");
-    checkpoint = checkpoints.back().path;
-  }
-  return CheckpointReader(checkpoint);
 }
 
 TrainedModel open_trained_model(const std::string& path) {

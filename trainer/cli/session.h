@@ -23,9 +23,6 @@ void use_default_threads();
 // What the build and the machine can run of `device` and `precision`.   Errors: EnvironmentError, ConfigError.
 void check_device(const RunConfig& config);
 
-// A checkpoint named on the command line: its folder, or a run folder (the newest of its checkpoints).
-CheckpointReader open_checkpoint(const std::string& path);
-
 struct TrainedModel {
   CheckpointReader reader;
   RunConfig config;  // of its run

@@ -14,12 +14,12 @@ enum class NonFinite { kRefuse, kAllow };
 // A model folder in the Hugging Face format: config.json and model.safetensors, or shards listed by
 // model.safetensors.index.json. Experts may be stored one tensor per expert and projection, or as two 3-D tensors per
 // layer. Opening it reads the headers and the norm weights and checks that
-//   - every file passes read_safetensors_header and lies in the folder; the index names each tensor of each file once,
-//     and metadata.total_size is right;
-//   - every parameter of the model is there exactly once with its shape, and nothing else is: all missing, unexpected
-//   and
-//     misshaped names are listed (the first 20 of each and their number). The MTP block may be absent as a whole;
-//   - norm weights are centred where they should be: zero-centred norms around 0, the gated norm around 1.
+//   - files and index meet the rules of tensor_folder.h;
+//   - every parameter of the model is there exactly once with its shape, as BF16, F16 or F32, and nothing else is: all
+//     missing, unexpected and misshaped names are listed (the first 20 of each and their number). The MTP block may be
+//     absent as a whole; the pieces of a parameter have one dtype, the experts of a layer one layout;
+//   - norm weights are centred where they should be (norm_check.h): zero-centred norms around 0, the gated norm
+//   around 1.
 // Takes memory for the headers alone.   Errors: CheckpointError with file and rule.
 class HuggingFaceReader : public WeightSource {
  public:

@@ -1,62 +1,8 @@
-// What a save does when the operating system fails. This program has system calls of its own, which fail or stop short
-// on demand: the ones it defines below take the place of the C library's.
-#include <fcntl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-
+// What a save does when the operating system fails.
 #include "tests/testing.h"
 #include "tests/trainer/checkpoint/checkpoint_testing.h"
+#include "tests/trainer/checkpoint/faulty_system.h"
 #include "trainer/checkpoint/checkpoint.h"
-
-namespace {
-
-// The `nth` call from now on fails, and with `forever` every one after it.
-struct Fault {
-  int64_t nth = 0;  // 0: none
-  int error = EIO;
-  bool forever = false;
-  int64_t calls = 0;
-} fault;
-bool reserves_space = true;
-int64_t short_writes = 0;  // 0: writes are whole. Else write that many bytes at a time and be interrupted in between
-
-bool fails() {
-  if (fault.nth == 0) return false;
-  ++fault.calls;
-  errno = fault.error;
-  return fault.calls == fault.nth || (fault.forever && fault.calls > fault.nth);
-}
-
-}  // namespace
-
-extern "C" {
-
-ssize_t write(int fd, const void* data, size_t bytes) {
-  if (fails()) return -1;
-  static bool interrupted = false;
-  if (short_writes > 0) {
-    if ((interrupted = !interrupted)) return errno = EINTR, -1;
-    bytes = std::min(bytes, static_cast<size_t>(short_writes));
-  }
-  return syscall(SYS_write, fd, data, bytes);
-}
-int fsync(int) { return fails() ? -1 : 0; }  // nobody cuts the power here, so it need not take its time
-int posix_fallocate(int fd, off_t offset, off_t bytes) {
-  if (!reserves_space) return EOPNOTSUPP;
-  if (fails()) return fault.error;
-  return syscall(SYS_fallocate, fd, 0, offset, bytes) == 0 ? 0 : errno;
-}
-int rename(const char* from, const char* to) noexcept {
-  return fails() ? -1 : static_cast<int>(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
-}
-int mkdir(const char* path, mode_t mode) noexcept {
-  return fails() ? -1 : static_cast<int>(syscall(SYS_mkdirat, AT_FDCWD, path, mode));
-}
-
-}  // extern "C"
 
 namespace braid {
 namespace {

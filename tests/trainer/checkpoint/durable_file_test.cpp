@@ -1,5 +1,6 @@
 #include "trainer/checkpoint/durable_file.h"
 
+#include <algorithm>
 #include <random>
 
 #include "kernels/core/error.h"
@@ -92,6 +93,92 @@ TEST_F(DurableFileTest, CreatesFoldersWithTheirParents) {
   expect_contains(message_of<IoError>([&] { create_folder(path("file/x")); }), "file: the folder cannot be created");
   expect_contains(message_of<IoError>([&] { create_folder(""); }), "the folder cannot be created");
   EXPECT_THROW(sync_folder(path("absent")), IoError);
+}
+
+// More than the disk is told to take at once.
+TEST_F(DurableFileTest, LongFilesAreWhole) {
+  std::string bytes(20 << 20, 'x');
+  for (size_t i = 0; i < bytes.size(); i += 1000) bytes[i] = static_cast<char>(i / 1000);
+  DurableFile file(path("f"), static_cast<int64_t>(bytes.size()));
+  for (size_t at = 0; at < bytes.size(); at += 3 << 20)
+    file.write(bytes.data() + at, static_cast<int64_t>(std::min<size_t>(3 << 20, bytes.size() - at)));
+  file.finish();
+  EXPECT_TRUE(bytes_of(path("f")) == bytes);
+}
+
+class DurableFolderTest : public FolderTest {
+ protected:
+  // Fills a folder of this name.
+  void make(const std::string& name, bool finish = true) {
+    DurableFolder folder(name);
+    write_bytes(folder.temporary() + "/file", "new");
+    EXPECT_FALSE(fs::exists(name + "/file"));
+    if (finish) folder.finish();
+  }
+  std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder_)) names.push_back(entry.path().filename());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+};
+
+TEST_F(DurableFolderTest, AppearsWhenItIsFinishedAndLeavesNothingOtherwise) {
+  make(path("f"), false);
+  EXPECT_TRUE(fs::is_empty(folder_));
+  make(path("f"));
+  EXPECT_EQ(names(), std::vector<std::string>{"f"});
+  EXPECT_EQ(bytes_of(path("f/file")), "new");
+}
+
+TEST_F(DurableFolderTest, ItsNameMayBeAnEmptyFolderEndInASlashOrHaveNoParentYet) {
+  fs::create_directory(path("empty"));
+  make(path("empty"));
+  make(path("slash/"));
+  make(path("no/parent"));
+  make(path("./a/../dots"));
+  for (const char* name : {"empty", "slash", "no/parent", "dots"}) EXPECT_EQ(bytes_of(path(name) + "/file"), "new");
+  EXPECT_EQ(names(), (std::vector<std::string>{"dots", "empty", "no", "slash"}));
+}
+
+TEST_F(DurableFolderTest, WhatAKilledProcessLeftIsReplaced) {
+  fs::create_directories(path(".tmp-f/folder"));
+  write_bytes(path(".tmp-f/folder/old"), "old");
+  make(path("f"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(path("f")), {}), 1);
+  EXPECT_EQ(names(), std::vector<std::string>{"f"});
+}
+
+TEST_F(DurableFolderTest, ATakenNameIsRefusedAndLeftAlone) {
+  const auto refusal = [&](const std::string& name) { return message_of<IoError>([&] { make(path(name)); }); };
+  write_bytes(path("file"), "x");
+  EXPECT_EQ(refusal("file"), path("file") + ": is there already and is no folder");
+  fs::create_directory(path("full"));
+  write_bytes(path("full/x"), "x");
+  EXPECT_EQ(refusal("full"), path("full") + ": is there already and is not empty");
+  fs::create_directory(path("empty"));
+  fs::create_symlink(path("empty"), path("link"));
+  EXPECT_EQ(refusal("link"), path("link") + ": is there already and is no folder");
+  fs::create_symlink(path("empty"), path(".tmp-f"));
+  expect_contains(refusal("f"), path(".tmp-f") + ": cannot be opened: ");
+  EXPECT_EQ(names(), (std::vector<std::string>{".tmp-f", "empty", "file", "full", "link"}));
+}
+
+TEST_F(DurableFolderTest, ATakenNameIsNoticedAtTheEndAsWell) {
+  DurableFolder folder(path("f"));
+  fs::create_directory(path("f"));
+  write_bytes(path("f/x"), "x");
+  expect_contains(message_of<IoError>([&] { folder.finish(); }), path("f") + ": cannot be given its name: ");
+  EXPECT_EQ(bytes_of(path("f/x")), "x");
+}
+
+TEST_F(DurableFolderTest, OneProcessAtATimeWritesIt) {
+  DurableFolder folder(path("f"));
+  write_bytes(folder.temporary() + "/file", "first");
+  EXPECT_EQ(message_of<IoError>([&] { make(path("f")); }),
+            path("f") + ": cannot be written: another process is writing it");
+  folder.finish();
+  EXPECT_EQ(bytes_of(path("f/file")), "first");
 }
 
 }  // namespace

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "data/sha256.h"
+#include "trainer/checkpoint/durable_file.h"
+#include "trainer/checkpoint/manifest.h"
+
+namespace braid {
+
+// Elements [begin, end) of a logical tensor, as a data file holds them.
+struct CheckpointExtent {
+  std::string name;
+  DType dtype;
+  Shape shape;  // of the whole
+  int64_t begin = 0, end = 0;
+};
+
+// Writes a data file of a checkpoint, front to back: the header first, then the bytes of the extents in their order, in
+// pieces of any size; each is digested and written while it is in the cache.   Errors: IoError naming the file.
+class CheckpointFile {
+ public:
+  CheckpointFile(const std::string& folder, const std::string& name, const std::vector<CheckpointExtent>& extents);
+
+  void write(const void* data, int64_t bytes);
+  // The file gets its name.   Returns its part of the manifest.
+  Manifest finish();
+
+ private:
+  CheckpointFile(const std::string& folder, const std::string& name, const std::vector<CheckpointExtent>& extents,
+                 const std::string& header);
+
+  Manifest part_;
+  DurableFile file_;
+  Sha256 digest_;
+};
+
+}  // namespace braid
