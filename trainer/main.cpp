@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   braid::add_data_command(app, action);
   braid::add_ckpt_command(app, action);
   braid::add_plot_command(app, action);
+  braid::add_parity_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -20,5 +20,6 @@ void add_config_command(CLI::App& app, Action& action);    // check, print
 void add_plan_command(CLI::App& app, Action& action);
 void add_ckpt_command(CLI::App& app, Action& action);      // inspect, verify, diff, import, export
 void add_plot_command(CLI::App& app, Action& action);
+void add_parity_command(CLI::App& app, Action& action);
 
 }  // namespace braid

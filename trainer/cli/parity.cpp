@@ -1,0 +1,74 @@
+#include "trainer/parity/parity.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <map>
+#include <memory>
+
+#include "trainer/cli/commands.h"
+#include "trainer/cli/session.h"
+#include "trainer/parity/report.h"
+
+namespace braid {
+namespace {
+
+constexpr int kDiffers = 1;
+
+// The values of an enum by name.
+template <class E>
+std::map<std::string, E> choices(std::initializer_list<E> values) {
+  std::map<std::string, E> names;
+  for (E value : values) names[name_of_enum(value)] = value;
+  return names;
+}
+
+void check_machine(const ParityOptions& options) {
+  RunConfig config;
+  config.device = options.device;
+  config.precision = options.precision;
+  check_device(config);
+  check<ConfigError>(options.device != DeviceChoice::kCuda || options.precision != Precision::kFp64,
+                     "--precision fp64 is for the CPU; a GPU computes in bf16 or fp32");
+}
+
+}  // namespace
+
+void add_parity_command(CLI::App& app, Action& action) {
+  struct Options {
+    ParityOptions parity;
+    std::string forward, training;
+    bool json = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "parity",
+      "Compare a Hugging Face model's logits, loss, gradients or training with stored references; exit 1 if "
+      "they differ");
+  command->add_option("--model", options->parity.model, "Hugging Face folder")->required();
+  CLI::Option_group* file = command->add_option_group("reference", "one of");
+  file->add_option("--reference", options->forward, "safetensors file with logits, and loss and gradients if wanted");
+  file->add_option("--train", options->training, "safetensors file with batches, losses and gradient norms");
+  file->require_option(1);
+  command->add_option("--device", options->parity.device, "where to compute; default cpu")
+      ->transform(CLI::CheckedTransformer(choices({DeviceChoice::kCpu, DeviceChoice::kCuda})))
+      ->option_text("cpu|cuda");
+  command->add_option("--precision", options->parity.precision, "default fp32; fp64 on the CPU, bf16 on a GPU")
+      ->transform(CLI::CheckedTransformer(choices({Precision::kFp32, Precision::kFp64, Precision::kBf16})))
+      ->option_text("fp32|fp64|bf16");
+  command->add_option("--rtol", options->parity.rtol, "relative RMS error allowed per tensor; default 1e-4");
+  command->add_flag("--json", options->json, "print one JSON object");
+  command->callback([options, &action] {
+    action = [options] {
+      ParityOptions& parity = options->parity;
+      const bool trains = options->forward.empty();
+      parity.reference = trains ? options->training : options->forward;
+      check_machine(parity);
+      use_default_threads();
+      const ParityReport report = trains ? check_training(parity) : check_forward(parity);
+      std::fputs((options->json ? to_json(report, parity) : to_text(report, parity)).c_str(), stdout);
+      return report.passed() ? 0 : kDiffers;
+    };
+  });
+}
+
+}  // namespace braid
