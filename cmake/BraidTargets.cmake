@@ -4,6 +4,7 @@ target_compile_features(braid_options INTERFACE cxx_std_20)
 target_include_directories(braid_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
 target_compile_options(braid_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers -fno-math-errno -fno-trapping-math>)
+target_compile_options(braid_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
 if(BRAID_NATIVE)
   target_compile_options(braid_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 elseif(CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")

@@ -23,7 +23,7 @@ struct DeltaRuleInputs {
 //   o (N, Hv, Dv)  overwritten
 // Packed documents give the same bits as separate ones, for every thread count.
 // Source: arXiv 2412.06464; the decay-free form as in FlashQLA.   Errors: ShapeError, DTypeError, naming the tensor.
-inline constexpr int64_t kDeltaRuleChunk = 64;
+inline constexpr int64_t kDeltaRuleChunk = Segments::kChunkTokens;
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
 
 // All five gradients are overwritten; those of q and k are summed over the value heads that share a key head. Nothing

@@ -10,7 +10,7 @@ enum class Accumulate { kNo, kYes };  // overwrite the output, or add to it
 
 // Dense product
 //   c (M, N) [+]= op(a) op(b),   op(a) (M, K), op(b) (K, N)
-//   All three the same dtype: fp32 or fp64 on the CPU.
+//   a, b of one dtype, c of that or of its wide dtype (fp32 out of bf16); sums in fp32 or wider.
 // Same bits for every thread count.   Errors: ShapeError, DTypeError, naming the tensor.
 void matmul(Context& ctx, Tensor c, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b,
             Accumulate accumulate = Accumulate::kNo);

@@ -50,14 +50,11 @@ class Arena {
  public:
   Arena() = default;
   // Throws OutOfMemoryError with the bytes asked for and the largest entries of the plan.
-  Arena(const std::string& purpose, Planner& plan);
+  Arena(const std::string& purpose, Planner& plan, Device device = Device::kCpu);
   int64_t bytes() const { return bytes_; }
 
  private:
-  struct Free {
-    void operator()(std::byte* block) const;
-  };
-  std::unique_ptr<std::byte, Free> block_;
+  std::shared_ptr<std::byte> block_;
   int64_t bytes_ = 0;
 };
 

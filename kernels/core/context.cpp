@@ -1,16 +1,37 @@
 #include "kernels/core/context.h"
 
 #include <algorithm>
-#include <new>
+
+#include "kernels/build_config.h"
+#include "kernels/core/memory.h"
 
 namespace braid {
 namespace {
-constexpr int64_t kAlignBytes = 64;
 constexpr int64_t kMinBlockBytes = int64_t{1} << 20;
 }  // namespace
 
+namespace cuda {
+std::shared_ptr<Gpu> open_gpu(int device_index);
+void synchronize(Gpu& gpu);
+}  // namespace cuda
+
+Context Context::gpu(int device_index) {
+  Context ctx;
+  if constexpr (kWithCuda) {
+    ctx.gpu_ = cuda::open_gpu(device_index);
+    return ctx;
+  }
+  throw EnvironmentError("this build of braid has no CUDA operators");
+}
+
+void Context::synchronize() const {
+  if constexpr (kWithCuda) {
+    if (on_cuda()) cuda::synchronize(*gpu_);
+  }
+}
+
 std::byte* Context::push(int64_t bytes) {
-  bytes = (bytes + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
+  bytes = round_up(bytes, kMemoryAlignBytes);
   while (top_ < blocks_.size() && blocks_[top_].used_bytes + bytes > blocks_[top_].bytes) {
     // Everything above the top is free: a block that is too small for this request is replaced by a larger one.
     if (blocks_[top_].used_bytes == 0) {
@@ -22,14 +43,12 @@ std::byte* Context::push(int64_t bytes) {
   if (top_ == blocks_.size()) {
     Block block;
     block.bytes = std::max({bytes, kMinBlockBytes, 2 * peak_bytes_});
-    block.memory.reset(new (std::nothrow) std::byte[block.bytes + kAlignBytes]);
+    block.memory = allocate_memory(device(), block.bytes);
     check<OutOfMemoryError>(block.memory != nullptr, "cannot allocate ", block.bytes, " bytes of scratch");
     blocks_.push_back(std::move(block));
   }
   Block& block = blocks_[top_];
-  auto base = reinterpret_cast<uintptr_t>(block.memory.get());
-  base = (base + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
-  auto* result = reinterpret_cast<std::byte*>(base + block.used_bytes);
+  std::byte* result = block.memory.get() + block.used_bytes;
   block.used_bytes += bytes;
   in_use_bytes_ += bytes;
   peak_bytes_ = std::max(peak_bytes_, in_use_bytes_);
@@ -50,7 +69,7 @@ Scratch::~Scratch() {
 }
 
 Tensor Scratch::tensor(Shape shape, DType dtype) {
-  return Tensor(ctx_.push(shape.numel() * size_of(dtype)), dtype, shape);
+  return Tensor(ctx_.push(shape.numel() * size_of(dtype)), dtype, shape, ctx_.device());
 }
 
 }  // namespace braid

@@ -8,13 +8,24 @@
 
 namespace braid {
 
+namespace cuda {
+struct Gpu;  // kernels/cuda/gpu.h: the device's stream, library handles and properties
+}
+
 // Where an operator runs: the device and its scratch memory. One per thread of control; operators enqueue on it.
 class Context {
  public:
   static Context cpu() { return Context(); }
+  // The GPU with this index, with a stream of its own; it becomes the calling thread's current device.
+  // Errors: EnvironmentError if there is no such device, or if it is too old.
+  static Context gpu(int device_index);
 
-  Device device() const { return Device::kCpu; }
+  Device device() const { return gpu_ ? Device::kCuda : Device::kCpu; }
   bool on_cuda() const { return device() == Device::kCuda; }
+  cuda::Gpu& gpu() const { return *gpu_; }  // on_cuda() only
+
+  // Waits until everything that was enqueued has run.   Errors: EnvironmentError if a kernel failed.
+  void synchronize() const;
 
   // Most scratch bytes that were in use at one time.
   int64_t scratch_peak_bytes() const { return peak_bytes_; }
@@ -22,12 +33,13 @@ class Context {
  private:
   friend class Scratch;
   struct Block {
-    std::unique_ptr<std::byte[]> memory;
+    std::shared_ptr<std::byte> memory;
     int64_t bytes = 0;
     int64_t used_bytes = 0;
   };
   std::byte* push(int64_t bytes);
 
+  std::shared_ptr<cuda::Gpu> gpu_;
   std::vector<Block> blocks_;  // a stack; blocks are kept, so a step after the first allocates nothing
   size_t top_ = 0;             // the block in use
   int64_t in_use_bytes_ = 0;

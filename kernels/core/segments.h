@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/core/error.h"
+#include "kernels/core/arena.h"
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
 
 namespace braid {
 
@@ -13,10 +15,22 @@ namespace braid {
 // Tokens that are not valid (padding; MTP positions without a next token) are computed but never routed to an expert,
 // counted in a loss or in a load.
 struct Segments {
+  // The same in a GPU's memory, for its kernels, which also want to know without searching where a token's document
+  // begins and which pieces of at most kChunkTokens the documents are cut into.
+  struct Tables {
+    Tensor offsets;         // (D + 1) I32
+    Tensor document_begin;  // (N) I32      first token of the document that the token belongs to
+    Tensor valid;           // (N) U8
+    Tensor first_chunk;     // (D + 1) I32  chunks [first_chunk[d], first_chunk[d + 1]) cut document d, in order
+    Tensor chunk_begin;  // (num_chunks + 1) I32, last entry N: chunk i owns tokens [chunk_begin[i], chunk_begin[i + 1])
+  };
+  static constexpr int64_t kChunkTokens = 64;
+
   int64_t num_rows = 0;          // B
   int64_t row_tokens = 0;        // T
   std::vector<int64_t> offsets;  // (D + 1), offsets[0] = 0, offsets[D] = N, strictly increasing
   std::vector<uint8_t> valid;    // (N)
+  Tables on_gpu;                 // defined after upload()
 
   // Every row is one document, every token valid.
   static Segments whole_rows(int64_t num_rows, int64_t row_tokens) {
@@ -32,6 +46,16 @@ struct Segments {
     return s;
   }
 
+  // Memory of the tables of any segments with up to max_tokens tokens.
+  static void plan_tables(Planner& planner, Tables& tables, int64_t max_tokens);
+  // Fills on_gpu, in memory that was planned for `tables`; only on a GPU.
+  void upload(Context& ctx, const Tables& tables);
+
+  int64_t num_chunks() const {
+    int64_t count = 0;
+    for (int64_t d = 0; d < num_documents(); ++d) count += (length(d) + kChunkTokens - 1) / kChunkTokens;
+    return count;
+  }
   int64_t num_documents() const { return static_cast<int64_t>(offsets.size()) - 1; }
   int64_t num_tokens() const { return num_rows * row_tokens; }
   int64_t begin(int64_t document) const { return offsets[document]; }

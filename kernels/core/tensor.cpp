@@ -32,6 +32,10 @@ bool is_float(DType dtype) {
   return dtype == DType::kF64 || dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
 }
 
+DType wide_dtype(DType activation) { return activation == DType::kBF16 ? DType::kF32 : activation; }
+
+const char* name_of(Device device) { return device == Device::kCuda ? "GPU" : "CPU"; }
+
 Shape::Shape(std::initializer_list<int64_t> dims) {
   check<ShapeError>(dims.size() <= kMaxRank, "a tensor has at most ", kMaxRank, " axes, not ", dims.size());
   for (int64_t dim : dims) dims_[rank_++] = dim;
@@ -77,16 +81,20 @@ Tensor Tensor::rows(int64_t begin, int64_t end) const {
 }
 
 void check_shapes(std::initializer_list<NamedShape> tensors) {
+  const auto& [first_name, first, first_shape] = *tensors.begin();
   for (const auto& [name, tensor, expected] : tensors) {
-    check<ShapeError>(tensor.shape() == expected, name, ": expected shape ", expected.to_string(), ", got ",
-                      tensor.shape().to_string());
+    if (tensor.shape() != expected)
+      throw ShapeError(concat(name, ": expected shape ", expected.to_string(), ", got ", tensor.shape().to_string()));
+    if (tensor.device() != first.device())
+      throw ShapeError(concat(name, ": lies on the ", name_of(tensor.device()), ", ", first_name, " on the ",
+                              name_of(first.device())));
   }
 }
 
 void check_dtype(DType expected, std::initializer_list<NamedDType> tensors) {
   for (const auto& [name, tensor] : tensors) {
-    check<DTypeError>(tensor.dtype() == expected, name, ": expected dtype ", name_of(expected), ", got ",
-                      name_of(tensor.dtype()));
+    if (tensor.dtype() != expected)
+      throw DTypeError(concat(name, ": expected dtype ", name_of(expected), ", got ", name_of(tensor.dtype())));
   }
 }
 

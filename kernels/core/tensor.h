@@ -17,6 +17,10 @@ enum class Device : uint8_t { kCpu, kCuda };
 int64_t size_of(DType dtype);      // bytes of one element
 const char* name_of(DType dtype);  // "F32"; the names safetensors uses
 bool is_float(DType dtype);
+// What statistics, router outputs, decays, weight gradients and small weights of an operator are stored in when its
+// activations are `activation`: fp32 for bf16, else the same.
+DType wide_dtype(DType activation);
+const char* name_of(Device device);  // "CPU", "GPU"
 
 struct BFloat16;  // kernels/core/float_types.h
 struct Float16;
@@ -99,6 +103,7 @@ class Tensor {
 };
 
 // Operator contracts. Each throws ShapeError or DTypeError that names the tensor, what was expected and what was found.
+// All tensors of one check lie on the same device.
 struct NamedShape {
   const char* name;
   const Tensor& tensor;

@@ -1,5 +1,6 @@
 #include "kernels/core/arena.h"
 
+#include "kernels/core/memory.h"
 #include "tests/testing.h"
 
 // A sanitizer must let an absurd request fail as the system does.
@@ -18,8 +19,8 @@ TEST(Planner, GivesShapesBeforeMemory) {
   EXPECT_TRUE(weight.defined());
   EXPECT_EQ(weight.raw(), nullptr);
   EXPECT_EQ(plan.entries()[0].bytes, 60);
-  EXPECT_EQ(plan.entries()[1].offset_bytes, 64);
-  EXPECT_EQ(plan.total_bytes(), 128);
+  EXPECT_EQ(plan.entries()[1].offset_bytes, kMemoryAlignBytes);
+  EXPECT_EQ(plan.total_bytes(), 2 * kMemoryAlignBytes);
 }
 
 TEST(Planner, PrefixesNamesWithItsScopes) {
@@ -49,7 +50,7 @@ TEST(Arena, BacksEveryTensorWithItsOwnAlignedZeroedMemory) {
   EXPECT_EQ(arena.bytes(), plan.total_bytes());
   for (int64_t i = 0; i < 20; ++i) {
     ASSERT_EQ(tensors[i].shape(), (Shape{i, 3}));
-    ASSERT_EQ(reinterpret_cast<uintptr_t>(tensors[i].raw()) % 64, 0u);
+    ASSERT_EQ(reinterpret_cast<uintptr_t>(tensors[i].raw()) % kMemoryAlignBytes, 0u);
     for (int64_t byte = 0; byte < tensors[i].bytes(); ++byte)
       ASSERT_EQ(static_cast<uint8_t*>(tensors[i].raw())[byte], 0);
     std::memset(tensors[i].raw(), static_cast<int>(i + 1), tensors[i].bytes());
@@ -66,7 +67,7 @@ TEST(Arena, KeepsItsMemoryWhenMoved) {
   Arena arena;
   arena = Arena("weights", plan);
   t.data<double>()[3] = 1;
-  EXPECT_EQ(arena.bytes(), 64);
+  EXPECT_EQ(arena.bytes(), kMemoryAlignBytes);
 }
 
 TEST(Arena, OfAnEmptyPlanTakesNothing) {
@@ -90,7 +91,7 @@ TEST(Arena, NamesTheLargestEntriesWhenMemoryRunsOut) {
     FAIL();
   } catch (const OutOfMemoryError& e) {
     EXPECT_STREQ(e.what(),
-                 "cannot allocate 1152922604118478848 bytes for activations; the largest: huge 1152921504606846976, "
+                 "cannot allocate 1152922604118479104 bytes for activations; the largest: huge 1152921504606846976, "
                  "large 1099511627776, medium 4000");
     EXPECT_EQ(e.code(), ExitCode::kOutOfMemory);
   }

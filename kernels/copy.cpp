@@ -1,0 +1,43 @@
+#include "kernels/copy.h"
+
+#include <cstring>
+
+#include "kernels/build_config.h"
+#include "kernels/core/float_types.h"
+
+namespace braid {
+
+namespace cuda {
+decltype(braid::fill_zero) fill_zero;
+decltype(braid::copy) copy;
+void convert(Context& ctx, Tensor to, const Tensor& from);
+}  // namespace cuda
+
+void fill_zero(Context& ctx, Tensor x) {
+  if (x.bytes() == 0) return;
+  if constexpr (kWithCuda) {
+    if (x.device() == Device::kCuda) return cuda::fill_zero(ctx, x);
+  }
+  std::memset(x.raw(), 0, static_cast<size_t>(x.bytes()));
+}
+
+void copy(Context& ctx, Tensor to, const Tensor& from) {
+  check_dtype(from.dtype(), {{"to", to}});
+  check<ShapeError>(to.numel() == from.numel(), "to: expected ", from.numel(), " elements, got ", to.numel());
+  if (from.bytes() == 0) return;
+  if constexpr (kWithCuda) {
+    if (to.device() == Device::kCuda || from.device() == Device::kCuda) return cuda::copy(ctx, to, from);
+  }
+  std::memmove(to.raw(), from.raw(), static_cast<size_t>(from.bytes()));
+}
+
+void convert(Context& ctx, Tensor to, const Tensor& from) {
+  check_shapes({{"to", to, from.shape()}, {"from", from, from.shape()}});
+  if (from.bytes() == 0) return;
+  if constexpr (kWithCuda) {
+    if (to.device() == Device::kCuda) return cuda::convert(ctx, to, from);
+  }
+  convert(to, from);
+}
+
+}  // namespace braid

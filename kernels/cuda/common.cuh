@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/core/tensor.h"
+#include "kernels/cuda/gpu.h"
+
+// What every kernel file uses: types, reductions, 16-byte vectors, launch arithmetic.
+namespace braid::cuda {
+
+using bf16 = __nv_bfloat16;
+
+inline constexpr int kWarpSize = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Calls body.template operator()<float>() or <bf16>() for the dtype of an activation. On the GPU statistics and sums
+// are fp32 for both.
+template <class Body>
+void dispatch_activation(const char* name, const Tensor& tensor, Body&& body) {
+  switch (tensor.dtype()) {
+    case DType::kF32: return body.template operator()<float>();
+    case DType::kBF16: return body.template operator()<bf16>();
+    default: throw DTypeError(concat(name, ": expected F32 or BF16 on the GPU, got ", name_of(tensor.dtype())));
+  }
+}
+
+// The typed pointer of a tensor in device memory.
+template <class T>
+T* pointer(Tensor& tensor) {
+  return static_cast<T*>(tensor.raw());
+}
+template <class T>
+const T* pointer(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.raw());
+}
+
+__device__ __forceinline__ float square(float x) { return x * x; }
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+
+// Sum over the lanes of a warp, in a fixed order; every lane gets it.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
+  return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
+  return x;
+}
+
+// 16 bytes of consecutive elements: 8 bf16 or 4 floats. Loads and stores need 16-byte alignment.
+template <class T>
+struct Vec {
+  static constexpr int kSize = 16 / sizeof(T);
+  alignas(16) T element[kSize];
+
+  __device__ __forceinline__ static Vec load(const T* from) {
+    Vec v;
+    *reinterpret_cast<uint4*>(&v) = *reinterpret_cast<const uint4*>(from);
+    return v;
+  }
+  __device__ __forceinline__ void store(T* to) const {
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(this);
+  }
+  __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(element[i]); }
+  __device__ __forceinline__ void set(int i, float value) { element[i] = static_cast<T>(value); }
+};
+
+}  // namespace braid::cuda

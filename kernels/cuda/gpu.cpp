@@ -1,0 +1,68 @@
+#include "kernels/cuda/gpu.h"
+
+#include "kernels/core/memory.h"
+
+namespace braid {
+namespace cuda {
+
+void check_cuda(cudaError_t result, const char* call) {
+  if (result == cudaSuccess) return;
+  const std::string message = concat(call, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")");
+  if (result == cudaErrorMemoryAllocation) throw OutOfMemoryError(message);
+  throw EnvironmentError(message);
+}
+
+void check_cublas(cublasStatus_t result, const char* call) {
+  check<EnvironmentError>(result == CUBLAS_STATUS_SUCCESS, call, ": ", cublasLtGetStatusString(result));
+}
+
+void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), kernel); }
+
+Gpu::Gpu(int index) : device_index(index) {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  check<EnvironmentError>(found == cudaSuccess && count > 0, "no NVIDIA GPU can be used: ", cudaGetErrorString(found));
+  check<EnvironmentError>(index < count, "GPU ", index, " was asked for, but this process sees ", count);
+  check_cuda(cudaSetDevice(index), "cudaSetDevice");
+  cudaDeviceProp properties;
+  check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  num_sms = properties.multiProcessorCount;
+  compute_capability = properties.major * 10 + properties.minor;
+  check<EnvironmentError>(compute_capability >= 80, "GPU ", index, " (", properties.name, ") has compute capability ",
+                          properties.major, '.', properties.minor, "; Braid needs 8.0 or newer");
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  check_cublas(cublasLtCreate(&cublas), "cublasLtCreate");
+  cublas_workspace_bytes = int64_t{32} << 20;
+  cublas_workspace = allocate_memory(Device::kCuda, cublas_workspace_bytes);
+  check<OutOfMemoryError>(cublas_workspace != nullptr, "GPU ", index, ": no memory left for cuBLAS");
+}
+
+Gpu::~Gpu() {
+  if (cublas) cublasLtDestroy(cublas);
+  if (stream) cudaStreamDestroy(stream);
+}
+
+std::shared_ptr<Gpu> open_gpu(int device_index) { return std::make_shared<Gpu>(device_index); }
+
+void synchronize(Gpu& gpu) { check_cuda(cudaStreamSynchronize(gpu.stream), "cudaStreamSynchronize"); }
+
+void* allocate(int64_t bytes) {
+  void* block = nullptr;
+  const cudaError_t result = cudaMalloc(&block, static_cast<size_t>(bytes));
+  if (result == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it is handled here
+    return nullptr;
+  }
+  check_cuda(result, "cudaMalloc");
+  return block;
+}
+
+void release(void* block) { cudaFree(block); }
+
+void zero(void* block, int64_t bytes) {
+  check_cuda(cudaMemset(block, 0, static_cast<size_t>(bytes)), "cudaMemset");
+  check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
+}  // namespace cuda
+}  // namespace braid

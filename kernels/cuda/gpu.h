@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include "kernels/core/context.h"
+
+namespace braid::cuda {
+
+// Throw EnvironmentError (OutOfMemoryError where that is the cause) naming the call that failed.
+void check_cuda(cudaError_t result, const char* call);
+void check_cublas(cublasStatus_t result, const char* call);
+// After every launch: errors of the launch itself. Errors of the kernel show at the next call that waits.
+void check_launch(const char* kernel);
+
+// What a context on a GPU holds.
+struct Gpu {
+  explicit Gpu(int device_index);
+  ~Gpu();
+  Gpu(const Gpu&) = delete;
+  Gpu& operator=(const Gpu&) = delete;
+
+  int device_index = 0;
+  int num_sms = 0;
+  int compute_capability = 0;  // 90 = 9.0
+  cudaStream_t stream = nullptr;
+  cublasLtHandle_t cublas = nullptr;
+  std::shared_ptr<std::byte> cublas_workspace;
+  int64_t cublas_workspace_bytes = 0;
+};
+
+inline cudaStream_t stream_of(const Context& ctx) { return ctx.gpu().stream; }
+
+}  // namespace braid::cuda
