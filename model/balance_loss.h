@@ -34,11 +34,11 @@ class BalanceLoss {
   void plan(Planner& planner, int64_t num_rows);
 
   // tokens_per_layer: valid tokens of the global batch that reach each layer's router.
-  void begin_step(const std::vector<int64_t>& tokens_per_layer);
+  void begin_step(Context& ctx, const std::vector<int64_t>& tokens_per_layer);
   // Must every micro-batch of the step be counted before the first backward?
   bool counts_come_first(int64_t micro_batches) const;
   // Adds the counts of one micro-batch; once per micro-batch and step.
-  void count(const std::vector<const RouterOutputs*>& layers);
+  void count(Context& ctx, const std::vector<const RouterOutputs*>& layers);
   // Fills d_prob of every layer for the backward of this micro-batch and adds to the step's loss. Every rank calls it.
   void prepare_backward(Context& ctx, const std::vector<const RouterOutputs*>& layers);
   // (B, E) F64, for router_backward
@@ -51,16 +51,16 @@ class BalanceLoss {
   Tensor& previous_counts() { return previous_counts_; }
 
  private:
-  // f of one layer from counts over some scope; uniform where nothing was counted.
-  void load_shares(const int64_t* counts, double* shares) const;
+  // (loads, E) of one layer, by which the load f of a micro-batch is judged.
+  Tensor load_counts(Context& ctx, int64_t layer, const RouterOutputs& router);
 
   BalanceConfig config_;
   int64_t num_layers_, num_experts_;
   Communicator& world_;
   std::vector<Tensor> d_prob_;
   Tensor step_counts_, shared_counts_, previous_counts_;  // (layers, E): this rank, all ranks, all ranks a step ago
+  Tensor row_counts_;                                     // (E): this micro-batch
   Tensor sums_;                                           // (2) F64: loss, z-loss of this rank
-  Tensor shares_;                                         // (E) F64
   std::vector<int64_t> tokens_;
 };
 

@@ -12,8 +12,8 @@ void DecoderLayer::plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows
   planner.add("x_mid", s.x_mid, {N, C_}, dtype);
   planner.add("mixer_in", s.mixer_in, {N, C_}, dtype);
   planner.add("moe_in", s.moe_in, {N, C_}, dtype);
-  planner.add("mixer_rstd", s.mixer_rstd, {N}, dtype);
-  planner.add("moe_rstd", s.moe_rstd, {N}, dtype);
+  planner.add("mixer_rstd", s.mixer_rstd, {N}, wide_dtype(dtype));
+  planner.add("moe_rstd", s.moe_rstd, {N}, wide_dtype(dtype));
   {
     Planner::Scope scope(planner, type_ == LayerType::kFullAttention ? "self_attn." : "linear_attn.");
     if (type_ == LayerType::kFullAttention) full_.plan(planner, s.full, N, dtype);

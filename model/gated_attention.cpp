@@ -16,16 +16,17 @@ AttentionTensors attention_tensors(const GatedAttentionSaved& s) {
 
 void GatedAttention::plan(Planner& planner, GatedAttentionSaved& s, int64_t N, DType dtype) const {
   const int64_t Hq = dims_.query_heads, Hkv = dims_.kv_heads, Dh = dims_.head_dim;
+  const DType wide = wide_dtype(dtype);
   planner.add("q_gate", s.projections.q_gate, {N, Hq, 2, Dh}, dtype);
   planner.add("k_proj", s.projections.k, {N, Hkv, Dh}, dtype);
   planner.add("v", s.v, {N, Hkv, Dh}, dtype);
   planner.add("q", s.inputs.q, {N, Hq, Dh}, dtype);
   planner.add("k", s.inputs.k, {N, Hkv, Dh}, dtype);
-  planner.add("q_rstd", s.inputs.q_rstd, {N, Hq}, dtype);
-  planner.add("k_rstd", s.inputs.k_rstd, {N, Hkv}, dtype);
+  planner.add("q_rstd", s.inputs.q_rstd, {N, Hq}, wide);
+  planner.add("k_rstd", s.inputs.k_rstd, {N, Hkv}, wide);
   planner.add("o", s.outputs.o, {N, Hq, Dh}, dtype);
   planner.add("y", s.outputs.y, {N, Hq, Dh}, dtype);
-  planner.add("lse", s.outputs.lse, {N, Hq}, dtype);
+  planner.add("lse", s.outputs.lse, {N, Hq}, wide);
 }
 
 void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,

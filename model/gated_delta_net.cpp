@@ -7,17 +7,18 @@ namespace braid {
 
 void GatedDeltaNet::plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DType dtype) const {
   const auto [Hk, Hv, Dk, Dv, taps] = dims_;
+  const DType wide = wide_dtype(dtype);
   planner.add("qkvz", s.projections.qkvz, {N, dims_.qkvz_columns()}, dtype);
-  planner.add("ba", s.projections.ba, {N, dims_.ba_columns()}, dtype);
+  planner.add("ba", s.projections.ba, {N, dims_.ba_columns()}, wide);
   planner.add("q", s.inputs.rule.q, {N, Hk, Dk}, dtype);
   planner.add("k", s.inputs.rule.k, {N, Hk, Dk}, dtype);
   planner.add("v", s.inputs.rule.v, {N, Hv, Dv}, dtype);
-  planner.add("beta", s.inputs.rule.beta, {N, Hv}, dtype);
-  planner.add("log_decay", s.inputs.rule.log_decay, {N, Hv}, dtype);
-  planner.add("q_rstd", s.inputs.q_rstd, {N, Hk}, dtype);
-  planner.add("k_rstd", s.inputs.k_rstd, {N, Hk}, dtype);
+  planner.add("beta", s.inputs.rule.beta, {N, Hv}, wide);
+  planner.add("log_decay", s.inputs.rule.log_decay, {N, Hv}, wide);
+  planner.add("q_rstd", s.inputs.q_rstd, {N, Hk}, wide);
+  planner.add("k_rstd", s.inputs.k_rstd, {N, Hk}, wide);
   planner.add("o", s.o, {N, Hv, Dv}, dtype);
-  planner.add("rstd", s.rstd, {N, Hv}, dtype);
+  planner.add("rstd", s.rstd, {N, Hv}, wide);
   planner.add("y", s.y, {N, Hv, Dv}, dtype);
 }
 
@@ -35,16 +36,15 @@ void GatedDeltaNet::backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, c
                              const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
                              const Segments& segments) const {
   Scratch scratch(ctx);
-  const DType dtype = x.dtype();
   const int64_t N = x.dim(0);
-  auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), dtype); };
+  auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), t.dtype()); };
 
   Tensor d_y = like(s.y);
   linear_backward_weight(ctx, g.out_proj, d_out, s.y.view({N, p.out_proj.dim(1)}));
   linear_backward_input(ctx, d_y.view({N, p.out_proj.dim(1)}), d_out, p.out_proj);
 
   Tensor d_o = like(s.o);
-  GdnProjections d_projections = {like(s.projections.qkvz), like(s.projections.ba)};
+  GdnProjections d_projections = {like(s.projections.qkvz), scratch.tensor(s.projections.ba.shape(), x.dtype())};
   gated_rms_norm_backward(ctx, d_o, d_projections.qkvz, g.norm, d_y, s.o, s.rstd, s.projections.qkvz, p.norm, dims_);
 
   const DeltaRuleInputs& in = s.inputs.rule;

@@ -1,7 +1,6 @@
 #include "model/model.h"
 
-#include <cstring>
-
+#include "kernels/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/lm_head_loss.h"
 #include "kernels/rms_norm.h"
@@ -24,76 +23,92 @@ Model::Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, 
 
 void Model::plan_activations(Planner& planner) {
   const int64_t N = num_tokens(), C = config_.hidden_size;
+  planner.add("tokens", tokens_, {N}, DType::kI64);
+  planner.add("targets", targets_, {N}, DType::kI64);
+  Segments::plan_tables(planner, tables_, N);
   planner.add("embedding", embedding_, {N, C}, dtype_);
   for (size_t i = 0; i < layers_.size(); ++i) {
     Planner::Scope scope(planner, "layers." + std::to_string(i) + ".");
     layers_[i].plan(planner, saved_[i], num_rows_, N, dtype_);
   }
   planner.add("x_final", x_final_, {N, C}, dtype_);
-  planner.add("rstd", rstd_, {N}, dtype_);
+  planner.add("rstd", rstd_, {N}, wide_dtype(dtype_));
   planner.add("hidden", hidden_, {N, C}, dtype_);
-  planner.add("loss_sum", loss_sum_, {1}, DType::kF64);
+  planner.add("loss_sums", loss_sums_, {2}, DType::kF64);
   if (mtp_) {
     Planner::Scope scope(planner, "mtp.");
+    planner.add("next_tokens", next_tokens_, {N}, DType::kI64);
+    planner.add("next_targets", next_targets_, {N}, DType::kI64);
+    Segments::plan_tables(planner, mtp_tables_, N);
     planner.add("hidden", mtp_hidden_, {N, C}, dtype_);
     mtp_->plan(planner, mtp_saved_, num_rows_, N, dtype_);
   }
 }
 
+void Model::set_inputs(Context& ctx, const ModelInputs& in) {
+  copy(ctx, tokens_, in.tokens);
+  copy(ctx, targets_, in.targets);
+  segments_ = in.segments;
+  if (ctx.on_cuda()) segments_.upload(ctx, tables_);
+  if (!mtp_) return;
+  copy(ctx, next_tokens_, in.next_tokens);
+  copy(ctx, next_targets_, in.next_targets);
+  mtp_segments_ = in.mtp_segments;
+  if (ctx.on_cuda()) mtp_segments_.upload(ctx, mtp_tables_);
+}
+
 void Model::forward(Context& ctx, const ModelInputs& in) {
+  set_inputs(ctx, in);
   Scratch scratch(ctx);
   Tensor delta = scratch.tensor(hidden_.shape(), dtype_);
-  std::memset(delta.raw(), 0, delta.bytes());
+  fill_zero(ctx, delta);
 
-  embedding_forward(ctx, embedding_, in.tokens, weights_.embed_tokens);
+  embedding_forward(ctx, embedding_, tokens_, weights_.embed_tokens);
   const Tensor* x = &embedding_;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], in.segments);
+    layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], segments_);
     x = &saved_[i].x_mid;
   }
   add_rms_norm_forward(ctx, hidden_, x_final_, rstd_, *x, delta, weights_.norm, config_.rms_norm_eps);
   if (mtp_)
-    mtp_->forward(ctx, mtp_hidden_, hidden_, in.next_tokens, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
-                  in.mtp_segments);
+    mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
+                  mtp_segments_);
 }
 
-LossSums Model::losses(Context& ctx, const ModelInputs& in) {
-  LossSums sums;
-  lm_head_loss_forward(ctx, loss_sum_, hidden_, weights_.lm_head, in.targets);
-  sums.lm = loss_sum_.data<double>()[0];
-  if (mtp_) {
-    lm_head_loss_forward(ctx, loss_sum_, mtp_hidden_, weights_.lm_head, in.next_targets);
-    sums.mtp = loss_sum_.data<double>()[0];
-  }
-  return sums;
+LossSums Model::read_loss_sums(Context& ctx) const {
+  double sums[2];
+  copy(ctx, Tensor::of(sums, {2}), loss_sums_);
+  return {sums[0], mtp_ ? sums[1] : 0};
 }
 
-LossSums Model::losses_and_backward(Context& ctx, const ModelInputs& in, const LossScales& scales,
-                                    const BalanceLoss& balance) {
+LossSums Model::losses(Context& ctx) {
+  lm_head_loss_forward(ctx, loss_sums_.rows(0, 1), hidden_, weights_.lm_head, targets_);
+  if (mtp_) lm_head_loss_forward(ctx, loss_sums_.rows(1, 2), mtp_hidden_, weights_.lm_head, next_targets_);
+  return read_loss_sums(ctx);
+}
+
+LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance) {
   Scratch scratch(ctx);
-  LossSums sums;
   Tensor d_hidden = scratch.tensor(hidden_.shape(), dtype_);
-  lm_head_loss_forward_backward(ctx, loss_sum_, d_hidden, gradients_.lm_head, hidden_, weights_.lm_head, in.targets,
-                                scales.lm);
-  sums.lm = loss_sum_.data<double>()[0];
+  lm_head_loss_forward_backward(ctx, loss_sums_.rows(0, 1), d_hidden, gradients_.lm_head, hidden_, weights_.lm_head,
+                                targets_, scales.lm);
 
   if (mtp_) {
     const int64_t layer = num_moe_layers() - 1;
     Tensor d_mtp_hidden = scratch.tensor(hidden_.shape(), dtype_);
-    lm_head_loss_forward_backward(ctx, loss_sum_, d_mtp_hidden, gradients_.lm_head, mtp_hidden_, weights_.lm_head,
-                                  in.next_targets, scales.mtp);
-    sums.mtp = loss_sum_.data<double>()[0];
-    mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, hidden_, in.next_tokens,
-                   weights_.mtp[0], mtp_saved_, in.mtp_segments, balance.d_prob(layer), balance.z_weight(layer));
+    lm_head_loss_forward_backward(ctx, loss_sums_.rows(1, 2), d_mtp_hidden, gradients_.lm_head, mtp_hidden_,
+                                  weights_.lm_head, next_targets_, scales.mtp);
+    mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, hidden_, next_tokens_,
+                   weights_.mtp[0], mtp_saved_, mtp_segments_, balance.d_prob(layer), balance.z_weight(layer));
   }
 
   Tensor d_stream = scratch.tensor(hidden_.shape(), dtype_);
   rms_norm_backward(ctx, d_stream, gradients_.norm, d_hidden, x_final_, weights_.norm, rstd_);
   for (size_t i = layers_.size(); i-- > 0;)
-    layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], in.segments,
+    layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], segments_,
                         balance.d_prob(i), balance.z_weight(i));
-  embedding_backward(ctx, gradients_.embed_tokens, d_stream, in.tokens);
-  return sums;
+  embedding_backward(ctx, gradients_.embed_tokens, d_stream, tokens_);
+  return read_loss_sums(ctx);
 }
 
 std::vector<const RouterOutputs*> Model::routers() const {

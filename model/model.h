@@ -8,8 +8,8 @@
 
 namespace braid {
 
-// What a forward pass reads: one micro-batch of B rows with T tokens, N = B T. The next_ tensors are the MTP block's
-// view, shifted by one inside every document; -1 where there is nothing.
+// What a forward pass reads, in host memory: one micro-batch of B rows with T tokens, N = B T. The next_ tensors are
+// the MTP block's view, shifted by one inside every document; -1 where there is nothing.
 struct ModelInputs {
   Tensor tokens, targets;            // (N) I64
   Tensor next_tokens, next_targets;  // (N) I64
@@ -46,13 +46,12 @@ class Model {
   // What one micro-batch saves. Must be committed to an arena before the first forward.
   void plan_activations(Planner& planner);
 
-  // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs.
+  // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs. Copies `in`.
   void forward(Context& ctx, const ModelInputs& in);
   // Sums of the losses of the last forward.
-  LossSums losses(Context& ctx, const ModelInputs& in);
+  LossSums losses(Context& ctx);
   // The same, and all gradients of  scales.lm * lm + scales.mtp * mtp + balance and z losses;  gradients +=
-  LossSums losses_and_backward(Context& ctx, const ModelInputs& in, const LossScales& scales,
-                               const BalanceLoss& balance);
+  LossSums losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance);
 
   // Router outputs of the last forward, one per MoE layer, the MTP block's last.
   std::vector<const RouterOutputs*> routers() const;
@@ -62,6 +61,9 @@ class Model {
   const Tensor& mtp_hidden() const { return mtp_hidden_; }
 
  private:
+  void set_inputs(Context& ctx, const ModelInputs& in);
+  LossSums read_loss_sums(Context& ctx) const;
+
   ModelConfig config_;
   int64_t num_rows_, row_tokens_;
   DType dtype_;
@@ -72,10 +74,15 @@ class Model {
 
   std::vector<DecoderLayerSaved> saved_;
   MtpBlockSaved mtp_saved_;
+  // The micro-batch, where the model computes.
+  Tensor tokens_, targets_, next_tokens_, next_targets_;  // (N) I64
+  Segments segments_, mtp_segments_;
+  Segments::Tables tables_, mtp_tables_;
+
   Tensor embedding_;                // (N, C)
   Tensor x_final_, rstd_, hidden_;  // (N, C), (N), (N, C)
   Tensor mtp_hidden_;               // (N, C)
-  Tensor loss_sum_;                 // (1) F64
+  Tensor loss_sums_;                // (2) F64: lm, mtp
 };
 
 }  // namespace braid

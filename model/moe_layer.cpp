@@ -16,20 +16,21 @@ MoeLayer::MoeLayer(const ModelConfig& c, ExpertExchange& exchange)
 
 void MoeLayer::plan(Planner& planner, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
   const int64_t Rmax = exchange_.max_rows();
+  const DType wide = wide_dtype(dtype);
   planner.add("expert_id", s.router.expert_id, {N, K_}, DType::kI32);
-  planner.add("gate", s.router.gate, {N, K_}, dtype);
-  planner.add("prob", s.router.prob, {N, E_}, dtype);
-  planner.add("lse", s.router.lse, {N}, dtype);
+  planner.add("gate", s.router.gate, {N, K_}, wide);
+  planner.add("prob", s.router.prob, {N, E_}, wide);
+  planner.add("lse", s.router.lse, {N}, wide);
   planner.add("counts", s.router.counts, {num_rows, E_}, DType::kI64);
   planner.add("prob_sum", s.router.prob_sum, {num_rows, E_}, DType::kF64);
   planner.add("z_sum", s.router.z_sum, {num_rows}, DType::kF64);
   exchange_.plan_memory(planner, s.route);
   planner.add("rows", s.rows, {Rmax, C_}, dtype);
-  planner.add("row_gate", s.row_gate, {Rmax}, dtype);
+  planner.add("row_gate", s.row_gate, {Rmax}, wide);
   planner.add("gate_up_out", s.gate_up_out, {Rmax, 2 * F_}, dtype);
   planner.add("shared_a", s.shared_a, {N, Fs_}, dtype);
   planner.add("shared_b", s.shared_b, {N, Fs_}, dtype);
-  planner.add("shared_gate", s.shared_gate, {N, 1}, dtype);
+  planner.add("shared_gate", s.shared_gate, {N, 1}, wide);
 }
 
 void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s,
@@ -37,7 +38,7 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
   const int64_t N = x.dim(0);
   Scratch scratch(ctx);
 
-  Tensor logits = scratch.tensor({N, E_}, x.dtype());
+  Tensor logits = scratch.tensor({N, E_}, wide_dtype(x.dtype()));
   linear_forward(ctx, logits, x, p.router);
   router_forward(ctx, s.router, logits, segments, norm_);
 
@@ -60,13 +61,13 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
 void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
                         const MoeSaved& s, const Segments& segments, const Tensor& d_prob, double z_weight) const {
   const int64_t N = x.dim(0), R = s.route.num_rows;
-  const DType dtype = x.dtype();
+  const DType dtype = x.dtype(), wide = wide_dtype(dtype);
   Scratch scratch(ctx);
 
   // Routed experts: the transpose of combine brings d_y to the experts, the transpose of dispatch brings d_x back.
   const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
   Tensor d_rows_out = scratch.tensor({R, C_}, dtype), d_rows = scratch.tensor({R, C_}, dtype);
-  Tensor d_row_gate = scratch.tensor({R}, dtype), d_gate = scratch.tensor({N, K_}, dtype);
+  Tensor d_row_gate = scratch.tensor({R}, wide), d_gate = scratch.tensor({N, K_}, wide);
   exchange_.dispatch(ctx, d_rows_out, d_y, s.route);
   experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),
                    s.route.rows_per_expert, p.experts);

@@ -1,7 +1,6 @@
 #include "model/mtp_block.h"
 
-#include <cstring>
-
+#include "kernels/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/matmul.h"
 #include "kernels/rms_norm.h"
@@ -14,11 +13,11 @@ MtpBlock::MtpBlock(const ModelConfig& c, ExpertExchange& exchange)
 void MtpBlock::plan(Planner& planner, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
   planner.add("embedding", s.embedding, {N, C_}, dtype);
   planner.add("joined", s.inputs.joined, {N, 2 * C_}, dtype);
-  planner.add("embedding_rstd", s.inputs.embedding_rstd, {N}, dtype);
-  planner.add("hidden_rstd", s.inputs.hidden_rstd, {N}, dtype);
+  planner.add("embedding_rstd", s.inputs.embedding_rstd, {N}, wide_dtype(dtype));
+  planner.add("hidden_rstd", s.inputs.hidden_rstd, {N}, wide_dtype(dtype));
   planner.add("x", s.x, {N, C_}, dtype);
   planner.add("x_final", s.x_final, {N, C_}, dtype);
-  planner.add("rstd", s.rstd, {N}, dtype);
+  planner.add("rstd", s.rstd, {N}, wide_dtype(dtype));
   Planner::Scope scope(planner, "layers.0.");
   layer_.plan(planner, s.layer, num_rows, N, dtype);
 }
@@ -31,7 +30,7 @@ void MtpBlock::forward(Context& ctx, Tensor out, const Tensor& hidden, const Ten
   mtp_inputs_forward(ctx, s.inputs, s.embedding, hidden, p.inputs, eps_);
   linear_forward(ctx, s.x, s.inputs.joined, p.fc);
   Tensor delta = scratch.tensor(s.x.shape(), s.x.dtype());
-  std::memset(delta.raw(), 0, delta.bytes());
+  fill_zero(ctx, delta);
   layer_.forward(ctx, delta, s.x, p.layer, s.layer, segments);
   add_rms_norm_forward(ctx, out, s.x_final, s.rstd, s.layer.x_mid, delta, p.norm, eps_);
 }

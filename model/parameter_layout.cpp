@@ -1,78 +1,22 @@
 #include "model/parameter_layout.h"
 
 #include <algorithm>
-#include <cmath>
+#include <map>
 #include <sstream>
 
-#include "kernels/random.h"
+#include "kernels/core/memory.h"
 
 namespace braid {
 namespace {
 
-constexpr int64_t kShardAlignment = 16;  // elements, so that every shard starts on a cache line
+constexpr int64_t kParameterAlignment = 128;  // elements: every parameter starts at a multiple of 256 bytes in bf16
 
-// FNV-1a: the random stream of a parameter, from its name.
-uint64_t stream_of(const std::string& name) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3;
-  return hash;
-}
+int64_t end_of(const FlatParameter& p) { return p.offset + p.local_numel; }
 
 void pad_to_shards(FlatGroup& group, int64_t shards) {
-  int64_t used = 0;
-  for (const auto& p : group.parameters) used += p.local_numel;
-  const int64_t unit = shards * kShardAlignment;
-  group.numel = (used + unit - 1) / unit * unit;
+  const int64_t used = group.parameters.empty() ? 0 : end_of(group.parameters.back());
+  group.numel = round_up(used, shards * kParameterAlignment);
   group.shard_numel = group.numel / shards;
-}
-
-template <class T>
-void map_values(Tensor& t, T (*function)(T)) {
-  for (int64_t i = 0; i < t.numel(); ++i) t.data<T>()[i] = function(t.data<T>()[i]);
-}
-
-template <class T>
-void scale_rows_to_norm(Tensor& rows, double norm) {
-  const int64_t C = rows.dim(1);
-  for (int64_t r = 0; r < rows.dim(0); ++r) {
-    T* row = rows.data<T>() + r * C;
-    double sum_sq = 0;
-    for (int64_t c = 0; c < C; ++c) sum_sq += double(row[c]) * double(row[c]);
-    for (int64_t c = 0; c < C; ++c) row[c] = T(double(row[c]) * norm / std::sqrt(sum_sq));
-  }
-}
-
-template <class T>
-void initialize(Context& ctx, Tensor t, const FlatParameter& flat, const ModelConfig& c, const InitConfig& init,
-                uint64_t seed) {
-  const Parameter& p = flat.parameter;
-  const uint64_t stream = stream_of(p.name);
-  auto normal = [&](double stddev) { fill_normal(ctx, t, 0, stddev, seed, stream, flat.global_first); };
-  switch (p.init) {
-    case Init::kZero: std::fill_n(t.data<T>(), t.numel(), T(0)); break;
-    case Init::kOne: std::fill_n(t.data<T>(), t.numel(), T(1)); break;
-    case Init::kNormal: normal(c.initializer_range); break;
-    case Init::kOutputProjection:
-      normal(c.initializer_range /
-             (init.scale_output_projections ? std::sqrt(2.0 * double(c.num_hidden_layers)) : 1.0));
-      break;
-    case Init::kEqualNormRows:
-      normal(c.initializer_range);
-      if (init.equal_norm_router_rows) {
-        Tensor rows = t.view(p.shape);
-        scale_rows_to_norm<T>(rows, c.initializer_range * std::sqrt(double(c.hidden_size)));
-      }
-      break;
-    case Init::kConv: {
-      const double bound = 1 / std::sqrt(double(p.shape[2]));
-      fill_uniform(ctx, t, -bound, bound, seed, stream, flat.global_first);
-      break;
-    }
-    case Init::kLogDecay:
-      fill_uniform(ctx, t, 1, 16, seed, stream, flat.global_first);
-      map_values<T>(t, std::log);
-      break;
-  }
 }
 
 }  // namespace
@@ -111,45 +55,66 @@ std::string format_parameter_table(const std::vector<Parameter>& table) {
   return out.str();
 }
 
+std::string FlatGroup::name() const {
+  return owner == Owner::kExpertRank ? "expert" : storage == Storage::kWide ? "small" : "dense";
+}
+
+Storage storage_of(const Parameter& p) {
+  return p.shape.rank() == 1 || p.init == Init::kConv ? Storage::kWide : Storage::kActivation;
+}
+
 ParameterLayout::ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, int64_t expert_ranks, int64_t expert_rank,
                                  int64_t dense_shards, int64_t expert_shards)
-    : config_(c), expert_ranks_(expert_ranks) {
+    : config_(c),
+      expert_ranks_(expert_ranks),
+      groups_{{Owner::kEveryRank, Storage::kActivation, {}},
+              {Owner::kEveryRank, Storage::kWide, {}},
+              {Owner::kExpertRank, Storage::kActivation, {}}} {
   for (const Parameter& p : parameter_table(c, mtp)) {
     const bool sharded = p.owner == Owner::kExpertRank;
-    FlatGroup& group = sharded ? expert_ : dense_;
+    FlatGroup& group = group_of(p);
     const int64_t local = p.shape.numel() / (sharded ? expert_ranks : 1);
     const int64_t offset =
-        group.parameters.empty() ? 0 : group.parameters.back().offset + group.parameters.back().local_numel;
+        group.parameters.empty() ? 0 : round_up(end_of(group.parameters.back()), kParameterAlignment);
     group.parameters.push_back({p, offset, local, sharded ? expert_rank * local : 0});
   }
-  pad_to_shards(dense_, dense_shards);
-  pad_to_shards(expert_, expert_shards);
+  for (FlatGroup& group : groups_)
+    pad_to_shards(group, group.owner == Owner::kExpertRank ? expert_shards : dense_shards);
 }
 
 ParameterLayout::ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh)
     : ParameterLayout(c, mtp, mesh.expert().size(), mesh.expert().rank(), mesh.size(), mesh.expert_data().size()) {}
 
-void ParameterLayout::bind(ModelParams& params, Tensor dense, Tensor expert) const {
-  size_t next_dense = 0, next_expert = 0;
-  params.visit(config_, [&](const std::string&, Tensor& slot, Shape shape, Owner owner, Init, Decay) {
-    const bool sharded = owner == Owner::kExpertRank;
-    const FlatParameter& flat = sharded ? expert_.parameters[next_expert++] : dense_.parameters[next_dense++];
-    Shape local = {sharded ? shape[0] / expert_ranks_ : shape[0]};
-    for (int axis = 1; axis < shape.rank(); ++axis) local.append(shape[axis]);
-    slot = (sharded ? expert : dense).rows(flat.offset, flat.offset + flat.local_numel).view(local);
-  });
+FlatGroup& ParameterLayout::group_of(const Parameter& p) {
+  for (FlatGroup& group : groups_)
+    if (group.owner == p.owner && group.storage == storage_of(p)) return group;
+  throw ShapeError(p.name + ": no group of parameters is of its kind");
 }
 
-void initialize_weights(Context& ctx, const ModelConfig& c, const InitConfig& init, const ParameterLayout& layout,
-                        Tensor dense, Tensor expert, uint64_t seed) {
-  for (const FlatGroup* group : {&layout.dense(), &layout.expert()}) {
-    Tensor& flat = group->owner == Owner::kExpertRank ? expert : dense;
-    for (const FlatParameter& p : group->parameters) {
-      Tensor t = flat.rows(p.offset, p.offset + p.local_numel);
-      if (t.dtype() == DType::kF64) initialize<double>(ctx, t, p, c, init, seed);
-      else initialize<float>(ctx, t, p, c, init, seed);
+void ParameterLayout::bind(ModelParams& params, const std::vector<Tensor>& flat) const {
+  std::map<std::string, Tensor> local;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    for (const FlatParameter& p : groups_[i].parameters) {
+      const Shape& whole = p.parameter.shape;
+      Shape shape = {p.parameter.owner == Owner::kExpertRank ? whole[0] / expert_ranks_ : whole[0]};
+      for (int axis = 1; axis < whole.rank(); ++axis) shape.append(whole[axis]);
+      local[p.parameter.name] = flat[i].rows(p.offset, end_of(p)).view(shape);
     }
   }
+  params.visit(config_,
+               [&](const std::string& name, Tensor& slot, Shape, Owner, Init, Decay) { slot = local.at(name); });
+}
+
+void ParameterLayout::plan_weights(Planner& planner, std::vector<Tensor>& flat, DType activation) const {
+  flat.resize(groups_.size());
+  for (size_t i = 0; i < groups_.size(); ++i)
+    planner.add(groups_[i].name() + ".weights", flat[i], {groups_[i].numel}, groups_[i].weight_dtype(activation));
+}
+
+void ParameterLayout::plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation) const {
+  flat.resize(groups_.size());
+  for (size_t i = 0; i < groups_.size(); ++i)
+    planner.add(groups_[i].name() + ".gradients", flat[i], {groups_[i].numel}, wide_dtype(activation));
 }
 
 }  // namespace braid

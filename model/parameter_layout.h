@@ -35,8 +35,13 @@ std::vector<Parameter> parameter_table(const ModelConfig& c, const MtpConfig& mt
 // A line per parameter: name, shape, owner, init, decay; then the totals.
 std::string format_parameter_table(const std::vector<Parameter>& table);
 
-// All parameters of one owner lie one after the other in a flat buffer, so that gradients are reduced and optimizer
-// states sharded without looking at names. The buffer is padded to equal shards for the ranks that share it.
+// How a parameter is stored beside bf16 activations: matrices like them, everything small (norms, biases, decays, the
+// convolution) in fp32. Beside fp32 or fp64 all are alike.
+enum class Storage { kActivation, kWide };
+Storage storage_of(const Parameter& parameter);
+
+// All parameters of one owner and storage lie one after the other in a flat buffer, so that gradients are reduced and
+// optimizer states sharded without looking at names. The buffer is padded to equal shards for the ranks that share it.
 struct FlatParameter {
   Parameter parameter;
   int64_t offset;        // of its first local element in the flat buffer
@@ -45,9 +50,15 @@ struct FlatParameter {
 };
 struct FlatGroup {
   Owner owner;
+  Storage storage;
   std::vector<FlatParameter> parameters;
   int64_t shard_numel = 0;  // elements per rank of the group that shares the buffer
   int64_t numel = 0;        // of the buffer, padding included
+
+  std::string name() const;  // "dense", "small", "expert"
+  DType weight_dtype(DType activation) const {
+    return storage == Storage::kActivation ? activation : wide_dtype(activation);
+  }
 };
 
 class ParameterLayout {
@@ -58,20 +69,19 @@ class ParameterLayout {
                   int64_t dense_shards, int64_t expert_shards);
   ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh);
 
-  const FlatGroup& dense() const { return dense_; }
-  const FlatGroup& expert() const { return expert_; }
-  // Points every tensor of `params` into the flat buffers.
-  void bind(ModelParams& params, Tensor dense, Tensor expert) const;
+  const std::vector<FlatGroup>& groups() const { return groups_; }
+  // Points every tensor of `params` into the flat buffers, one per group.
+  void bind(ModelParams& params, const std::vector<Tensor>& flat) const;
+  // Names a buffer per group: weights in their dtypes beside `activation`, or gradients, which are all wide.
+  void plan_weights(Planner& planner, std::vector<Tensor>& flat, DType activation) const;
+  void plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation) const;
 
  private:
+  FlatGroup& group_of(const Parameter& parameter);
+
   const ModelConfig config_;
   int64_t expert_ranks_;
-  FlatGroup dense_{Owner::kEveryRank}, expert_{Owner::kExpertRank};
+  std::vector<FlatGroup> groups_;
 };
-
-// Fills the local elements of every parameter: a pure function of (seed, name, index in the whole tensor), so every
-// layout starts from the same weights.
-void initialize_weights(Context& ctx, const ModelConfig& c, const InitConfig& init, const ParameterLayout& layout,
-                        Tensor dense, Tensor expert, uint64_t seed);
 
 }  // namespace braid

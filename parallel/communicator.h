@@ -24,7 +24,8 @@ class Communicator {
 
   // in_out: the same shape and dtype (F64, F32, I64, I32, U8) on every rank.
   virtual void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) = 0;
-  // full (size * n), shard (n): rank r receives the reduction of elements [r * n, (r + 1) * n).
+  // full (size * n), shard (n): rank r receives the reduction of elements [r * n, (r + 1) * n). shard may be rank r's
+  // part of full.
   virtual void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) = 0;
   // full (size * n), shard (n): full becomes the shards in rank order. shard may be rank r's part of full.
   virtual void all_gather(Context& ctx, Tensor full, const Tensor& shard) = 0;

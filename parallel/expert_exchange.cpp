@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/copy.h"
+
 namespace braid {
 namespace {
 
@@ -81,6 +83,12 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
   order.row_of_slot = Tensor(order.row_of_slot.raw(), DType::kI32, {N, K});
   order.slot_of_row = Tensor(order.slot_of_row.raw(), DType::kI32, {N * K});
   expert_order(ctx, order, expert_id);
+  if (size == 1 && ctx.on_cuda()) {
+    // The counts stay on the device: every pair has a row, and those of dropped pairs are the last ones, not used.
+    route.num_rows = N * K;
+    copy(ctx, route.rows_per_expert, order.rows_per_expert);
+    return;
+  }
 
   // Row s of the matrix: for every rank r what s sends to each of r's experts, and the sum. Everybody gets the whole
   // matrix, so everybody comes to the same verdict on it and nobody waits for a rank that has given up.

@@ -11,7 +11,8 @@ namespace braid {
 
 // Where every (token, slot) pair of one micro-batch went: made by ExpertExchange::plan, read by the calls that move
 // rows, kept from forward to backward. R = rows this rank received, grouped by its local experts; inside an expert they
-// ascend by source rank, then token, then slot.
+// ascend by source rank, then token, then slot. On a single GPU, whose counts the host does not know, R is N K and only
+// the first sum(rows_per_expert) rows are used.
 struct ExpertRoute {
   ExpertOrder order;                          // of this rank's pairs over all E experts
   Tensor rows_per_expert;                     // (El) I64   received rows

@@ -44,9 +44,8 @@ Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const T
       else append_empty_row(batch, row_tokens);
     }
     const MtpShift mtp = shift_for_mtp(batch);
-    const ModelInputs inputs = view_inputs(batch, mtp);
-    model.forward(ctx, inputs);
-    loss_sum += model.losses(ctx, inputs).lm;
+    model.forward(ctx, view_inputs(batch, mtp));
+    loss_sum += model.losses(ctx).lm;
     for (int64_t target : batch.targets)
       if (target >= 0) ++histogram[target];
   }

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "data/batch.h"
+#include "kernels/copy.h"
 #include "kernels/core/philox.h"
 #include "kernels/matmul.h"
 #include "trainer/train_step.h"
@@ -61,16 +62,19 @@ std::vector<uint32_t> generate(Context& ctx, Model& model, std::vector<uint32_t>
   for (uint32_t token : prompt)
     check<ConfigError>(token < V, "the prompt holds token ", token, ", the model's vocabulary has ", V);
   std::vector<uint32_t> text = std::move(prompt), added;
+  std::vector<double> host_memory(static_cast<size_t>(V));  // logits of either dtype
   for (int64_t i = 0; i < sampling.num_tokens; ++i) {
     const Batch batch = batch_of_text(text, row_tokens);
     const MtpShift mtp = shift_for_mtp(batch);
     model.forward(ctx, view_inputs(batch, mtp));
 
     Scratch scratch(ctx);
-    Tensor logits = scratch.tensor({1, V}, model.hidden().dtype());
+    Tensor logits = scratch.tensor({1, V}, wide_dtype(model.hidden().dtype()));
     const int64_t last = std::min<int64_t>(text.size(), row_tokens) - 1;
     linear_forward(ctx, logits, model.hidden().rows(last, last + 1).view({1, C}), model.weights().lm_head);
-    const int64_t token = sample(logits, sampling, i);
+    Tensor host_logits(host_memory.data(), logits.dtype(), logits.shape());
+    copy(ctx, host_logits, logits);
+    const int64_t token = sample(host_logits, sampling, i);
     if (token == end_of_document) break;
     text.push_back(static_cast<uint32_t>(token));
     added.push_back(static_cast<uint32_t>(token));

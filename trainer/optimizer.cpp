@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "kernels/adamw.h"
+#include "kernels/copy.h"
 #include "kernels/sum_squares.h"
-#include "trainer/weight_source.h"
+#include "trainer/checkpoint/device_slices.h"
 
 namespace braid {
 namespace {
@@ -30,92 +30,117 @@ bool decays(Decay group, NormWeightDecay policy) {
 }
 
 ShardedAdamW::ShardedAdamW(const OptimizerConfig& config, ParameterLayout layout, const ProcessMesh& mesh, DType dtype)
-    : config_(config), layout_(std::move(layout)), world_(mesh.world()) {
-  groups_[0] = {&layout_.dense(), &mesh.world()};
-  groups_[1] = {&layout_.expert(), &mesh.expert_data()};
-  for (Group& g : groups_) g.weights = Tensor(nullptr, dtype, {g.flat->numel});
+    : config_(config), layout_(std::move(layout)), world_(mesh.world()), activation_(dtype) {
+  for (const FlatGroup& flat : layout_.groups()) {
+    Communicator& ranks = flat.owner == Owner::kExpertRank ? mesh.expert_data() : mesh.world();
+    shards_.push_back({&flat, &ranks, ranks.rank() * flat.shard_numel});
+  }
 }
 
-void ShardedAdamW::plan(Planner& weights, Planner& gradients, Planner& moments) {
-  for (Group& g : groups_) {
-    const DType dtype = g.weights.dtype();
-    const std::string prefix = g.flat->owner == Owner::kExpertRank ? "expert." : "dense.";
-    weights.add(prefix + "weights", g.weights, {g.flat->numel}, dtype);
-    gradients.add(prefix + "gradients", g.gradients, {g.flat->numel}, dtype);
-    gradients.add(prefix + "shard_gradient", g.shard_gradient, {g.flat->shard_numel}, dtype);
-    moments.add(prefix + "exp_avg", g.exp_avg, {g.flat->shard_numel}, dtype);
-    moments.add(prefix + "exp_avg_sq", g.exp_avg_sq, {g.flat->shard_numel}, dtype);
+void ShardedAdamW::plan(Planner& weights, Planner& gradients, Planner& state) {
+  layout_.plan_weights(weights, weights_, activation_);
+  layout_.plan_gradients(gradients, gradients_, activation_);
+  const DType wide = wide_dtype(activation_);
+  for (Shard& s : shards_) {
+    Planner::Scope scope(state, s.flat->name() + ".");
+    if (s.flat->weight_dtype(activation_) != wide) state.add("master", s.master, {s.flat->shard_numel}, wide);
+    state.add("exp_avg", s.exp_avg, {s.flat->shard_numel}, wide);
+    state.add("exp_avg_sq", s.exp_avg_sq, {s.flat->shard_numel}, wide);
   }
 }
 
 void ShardedAdamW::bind(ModelParams& weights, ModelParams& gradients) {
-  layout_.bind(weights, groups_[0].weights, groups_[1].weights);
-  layout_.bind(gradients, groups_[0].gradients, groups_[1].gradients);
+  layout_.bind(weights, weights_);
+  layout_.bind(gradients, gradients_);
 }
 
-void ShardedAdamW::zero_gradients() {
-  for (Group& g : groups_) std::memset(g.gradients.raw(), 0, g.gradients.bytes());
+void ShardedAdamW::zero_gradients(Context& ctx) {
+  for (Tensor& gradients : gradients_) fill_zero(ctx, gradients);
 }
 
 void ShardedAdamW::reduce_gradients(Context& ctx) {
-  for (Group& g : groups_) g.ranks->reduce_scatter(ctx, g.shard_gradient, g.gradients, ReduceOp::kSum);
+  for (size_t i = 0; i < shards_.size(); ++i)
+    shards_[i].ranks->reduce_scatter(ctx, shards_[i].of(gradients_[i]), gradients_[i], ReduceOp::kSum);
 }
 
 double ShardedAdamW::global_norm(Context& ctx) {
   Scratch scratch(ctx);
-  Tensor sums = scratch.tensor({2}, DType::kF64);
-  for (int i = 0; i < 2; ++i) sum_squares(ctx, sums.rows(i, i + 1), groups_[i].shard_gradient);
+  const int64_t groups = static_cast<int64_t>(shards_.size());
+  Tensor sums = scratch.tensor({groups}, DType::kF64);
+  for (int64_t i = 0; i < groups; ++i) sum_squares(ctx, sums.rows(i, i + 1), shards_[i].of(gradients_[i]));
   // Every element of either kind lies in exactly one shard of the world.
   world_.all_reduce(ctx, sums, ReduceOp::kSum);
-  return std::sqrt(sums.data<double>()[0] + sums.data<double>()[1]);
+  std::vector<double> squares(static_cast<size_t>(groups));
+  copy(ctx, Tensor::of(squares.data(), {groups}), sums);
+  double total = 0;
+  for (double square : squares) total += square;
+  return std::sqrt(total);
 }
 
 template <class Body>
-void ShardedAdamW::for_each_in_shard(const Group& group, Body&& body) const {
-  const int64_t first = group.shard_first(), last = first + group.flat->shard_numel;
-  for (const FlatParameter& p : group.flat->parameters) {
-    const int64_t begin = std::max(first, p.offset), end = std::min(last, p.offset + p.local_numel);
+void ShardedAdamW::for_each_parameter(const Shard& shard, Body&& body) const {
+  for (const FlatParameter& p : shard.flat->parameters) {
+    const int64_t begin = std::max(shard.first, p.offset);
+    const int64_t end = std::min(shard.first + shard.flat->shard_numel, p.offset + p.local_numel);
     if (begin < end) body(p, begin, end);
   }
 }
 
+Tensor ShardedAdamW::master_of(size_t group) {
+  Shard& s = shards_[group];
+  return s.master.defined() ? s.master : s.of(weights_[group]);
+}
+
 void ShardedAdamW::update(Context& ctx, double lr, double gradient_scale, int64_t step) {
-  for (Group& g : groups_) {
-    const int64_t first = g.shard_first();
-    for_each_in_shard(g, [&](const FlatParameter& p, int64_t begin, int64_t end) {
+  for (size_t i = 0; i < shards_.size(); ++i) {
+    Shard& s = shards_[i];
+    Tensor master = master_of(i), gradients = s.of(gradients_[i]), weights = s.of(weights_[i]);
+    for_each_parameter(s, [&](const FlatParameter& p, int64_t begin, int64_t end) {
       const bool decay = decays(p.parameter.decay, config_.norm_weight_decay);
-      auto shard_rows = [&](Tensor& t) { return t.rows(begin - first, end - first); };
+      auto own = [&](Tensor& t) { return t.rows(begin - s.first, end - s.first); };
       adamw_update(
-          ctx, g.weights.rows(begin, end), shard_rows(g.exp_avg), shard_rows(g.exp_avg_sq),
-          shard_rows(g.shard_gradient),
+          ctx, own(master), own(s.exp_avg), own(s.exp_avg_sq), own(gradients),
           {lr, config_.beta1, config_.beta2, config_.eps, decay ? config_.weight_decay : 0, gradient_scale, step});
     });
-    g.ranks->all_gather(ctx, g.weights, g.weights.rows(first, first + g.flat->shard_numel));
+    if (s.master.defined()) convert(ctx, weights, master);
+    s.ranks->all_gather(ctx, weights_[i], weights);
   }
 }
 
 std::vector<CheckpointSlice> ShardedAdamW::slices() {
   std::vector<CheckpointSlice> slices;
-  for (Group& g : groups_) {
-    const int64_t first = g.shard_first();
-    for_each_in_shard(g, [&](const FlatParameter& p, int64_t begin, int64_t end) {
-      slices.push_back(slice_of("weights", p, begin, end, g.weights.rows(begin, end)));
-      slices.push_back(slice_of("exp_avg", p, begin, end, g.exp_avg.rows(begin - first, end - first)));
-      slices.push_back(slice_of("exp_avg_sq", p, begin, end, g.exp_avg_sq.rows(begin - first, end - first)));
+  for (size_t i = 0; i < shards_.size(); ++i) {
+    Shard& s = shards_[i];
+    Tensor master = master_of(i);
+    for_each_parameter(s, [&](const FlatParameter& p, int64_t begin, int64_t end) {
+      auto own = [&](Tensor& t) { return t.rows(begin - s.first, end - s.first); };
+      slices.push_back(slice_of("weights", p, begin, end, own(master)));
+      slices.push_back(slice_of("exp_avg", p, begin, end, own(s.exp_avg)));
+      slices.push_back(slice_of("exp_avg_sq", p, begin, end, own(s.exp_avg_sq)));
     });
   }
   return slices;
 }
 
-void ShardedAdamW::load(const CheckpointReader& reader) {
-  load_weights(reader, layout_, groups_[0].weights, groups_[1].weights);
-  for (Group& g : groups_) {
-    const int64_t first = g.shard_first();
-    for_each_in_shard(g, [&](const FlatParameter& p, int64_t begin, int64_t end) {
-      auto exp_avg = slice_of("exp_avg", p, begin, end, g.exp_avg.rows(begin - first, end - first));
-      auto exp_avg_sq = slice_of("exp_avg_sq", p, begin, end, g.exp_avg_sq.rows(begin - first, end - first));
-      reader.read(exp_avg);
-      reader.read(exp_avg_sq);
+void ShardedAdamW::load_weights(Context& ctx, const WeightSource& source) {
+  braid::load_weights(ctx, source, layout_, weights_);
+  for (Shard& s : shards_) {
+    if (!s.master.defined()) continue;
+    for_each_parameter(s, [&](const FlatParameter& p, int64_t begin, int64_t end) {
+      load_elements(ctx, source, p, begin, end, s.master.rows(begin - s.first, end - s.first));
+    });
+  }
+}
+
+void ShardedAdamW::load(Context& ctx, const CheckpointReader& reader) {
+  load_weights(ctx, reader);
+  for (Shard& s : shards_) {
+    for_each_parameter(s, [&](const FlatParameter& p, int64_t begin, int64_t end) {
+      auto own = [&](Tensor& t) { return t.rows(begin - s.first, end - s.first); };
+      auto exp_avg = slice_of("exp_avg", p, begin, end, own(s.exp_avg));
+      auto exp_avg_sq = slice_of("exp_avg_sq", p, begin, end, own(s.exp_avg_sq));
+      read_slice(ctx, reader, exp_avg);
+      read_slice(ctx, reader, exp_avg_sq);
     });
   }
 }

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/core/arena.h"
-#include "model/parameter_layout.h"
+#include "model/weight_source.h"
 #include "parallel/process_mesh.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/optimizer_config.h"
@@ -14,21 +14,18 @@ namespace braid {
 bool decays(Decay group, NormWeightDecay policy);
 
 // Weights and gradients of this rank as flat buffers, and the AdamW state sharded over the ranks that hold copies of
-// them (ZeRO stage 1): dense parameters over the world, experts over the expert-data group. A step is
+// them (ZeRO stage 1): dense parameters over the world, experts over the expert-data group. Weights stored in bf16 have
+// an fp32 master in the state, from which they are rounded after every update. A step is
 //   reduce_gradients -> global_norm -> update
 // Gradients are sums over the global batch already scaled by the loss, so reduction adds and never divides.
 class ShardedAdamW {
  public:
   ShardedAdamW(const OptimizerConfig& config, ParameterLayout layout, const ProcessMesh& mesh, DType dtype);
-  // Memory of weights, gradients and moments.
-  void plan(Planner& weights, Planner& gradients, Planner& moments);
-
-  const ParameterLayout& layout() const { return layout_; }
-  Tensor& dense_weights() { return groups_[0].weights; }
-  Tensor& expert_weights() { return groups_[1].weights; }
+  // Memory of weights, gradients and the state: masters and moments.
+  void plan(Planner& weights, Planner& gradients, Planner& state);
   void bind(ModelParams& weights, ModelParams& gradients);
 
-  void zero_gradients();
+  void zero_gradients(Context& ctx);
   // Sums every gradient over the ranks that computed a part of it; each rank keeps its shard.
   void reduce_gradients(Context& ctx);
   // L2 norm over all parameters, each counted once; the same value on every rank. After reduce_gradients.
@@ -38,25 +35,33 @@ class ShardedAdamW {
 
   // What this rank stores in a checkpoint: its shards of weights and moments.
   std::vector<CheckpointSlice> slices();
-  // Fills all weights and the own shards of the moments from a checkpoint of any layout.
-  void load(const CheckpointReader& reader);
+  // Weights alone; the moments stay what they are.
+  void load_weights(Context& ctx, const WeightSource& source);
+  // Fills all weights and the own shards of the state from a checkpoint of any layout.
+  void load(Context& ctx, const CheckpointReader& reader);
 
  private:
-  struct Group {
+  // The own shard of a group of parameters.
+  struct Shard {
     const FlatGroup* flat;
-    Communicator* ranks;                         // that share the buffer
-    Tensor weights, gradients;                   // (numel)
-    Tensor shard_gradient, exp_avg, exp_avg_sq;  // (shard_numel)
-    int64_t shard_first() const { return ranks->rank() * flat->shard_numel; }
+    Communicator* ranks;         // that share the buffer
+    int64_t first;               // element of the flat buffer
+    Tensor master;               // (shard_numel); not defined where the weights themselves are as wide
+    Tensor exp_avg, exp_avg_sq;  // (shard_numel)
+    Tensor of(Tensor& flat_tensor) const { return flat_tensor.rows(first, first + flat->shard_numel); }
   };
-  // Calls body(parameter, begin, end) with the flat range of every parameter that lies in the own shard of the group.
+  // Calls body(parameter, begin, end) with the flat range of every parameter that lies in the shard.
   template <class Body>
-  void for_each_in_shard(const Group& group, Body&& body) const;
+  void for_each_parameter(const Shard& shard, Body&& body) const;
+  // The weights that are updated: the master, or where there is none the shard of the weights.
+  Tensor master_of(size_t group);
 
   OptimizerConfig config_;
   ParameterLayout layout_;
   Communicator& world_;
-  Group groups_[2];
+  DType activation_;
+  std::vector<Shard> shards_;                // per group of the layout
+  std::vector<Tensor> weights_, gradients_;  // per group (numel)
 };
 
 }  // namespace braid

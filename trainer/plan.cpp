@@ -76,7 +76,7 @@ MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks) {
                          std::make_unique<PlannedGroup>(num_ranks / expert));
   const TrainingState state(config, mesh);
   const MemoryPlan& plan = state.memory();
-  return {plan.weights.total_bytes(), plan.gradients.total_bytes(), plan.moments.total_bytes(),
+  return {plan.weights.total_bytes(), plan.gradients.total_bytes(), plan.optimizer.total_bytes(),
           plan.activations.total_bytes()};
 }
 
@@ -109,7 +109,7 @@ std::string format_plan(const RunConfig& config, int64_t num_ranks) {
                 config.train.seq_length, " tokens\n");
   row("weights", gib(memory.weights));
   row("gradients", gib(memory.gradients));
-  row("optimizer moments", gib(memory.moments));
+  row("optimizer state", gib(memory.optimizer));
   row("activations", gib(memory.activations));
   row("total", gib(memory.total()));
   return out;

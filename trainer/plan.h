@@ -17,8 +17,8 @@ ParameterCounts count_parameters(const ModelConfig& model, const MtpConfig& mtp)
 
 // Bytes of the fullest rank, computed from the same plans that training commits; nothing is allocated.
 struct MemoryEstimate {
-  int64_t weights = 0, gradients = 0, moments = 0, activations = 0;
-  int64_t total() const { return weights + gradients + moments + activations; }
+  int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0;
+  int64_t total() const { return weights + gradients + optimizer + activations; }
 };
 MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks);
 

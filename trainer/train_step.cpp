@@ -37,25 +37,24 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
   const TokenCounts counts = sum_over_ranks(ctx, batches.counts, mesh.world());
   const LossScales scales = {ratio(1, counts.lm_targets), ratio(c.mtp.loss_weight, counts.mtp_targets)};
 
-  adamw.zero_gradients();
-  balance.begin_step(tokens_per_layer(model, counts));
+  adamw.zero_gradients(ctx);
+  balance.begin_step(ctx, tokens_per_layer(model, counts));
   const bool counts_first = balance.counts_come_first(static_cast<int64_t>(batches.micro_batches.size()));
   if (counts_first) {
     for (const Batch& batch : batches.micro_batches) {
       const MtpShift mtp = shift_for_mtp(batch);
       model.forward(ctx, view_inputs(batch, mtp));
-      balance.count(model.routers());
+      balance.count(ctx, model.routers());
     }
   }
 
   LossSums sums;
   for (const Batch& batch : batches.micro_batches) {
     const MtpShift mtp = shift_for_mtp(batch);
-    const ModelInputs inputs = view_inputs(batch, mtp);
-    model.forward(ctx, inputs);
-    if (!counts_first) balance.count(model.routers());
+    model.forward(ctx, view_inputs(batch, mtp));
+    if (!counts_first) balance.count(ctx, model.routers());
     balance.prepare_backward(ctx, model.routers());
-    const LossSums micro = model.losses_and_backward(ctx, inputs, scales, balance);
+    const LossSums micro = model.losses_and_backward(ctx, scales, balance);
     sums.lm += micro.lm;
     sums.mtp += micro.mtp;
   }

@@ -10,6 +10,7 @@
 #include "data/batch_stream.h"
 #include "trainer/build_info.h"
 #include "trainer/checkpoint/checkpoint.h"
+#include "trainer/checkpoint/device_slices.h"
 #include "trainer/config_reader.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
@@ -91,7 +92,7 @@ class TrainingRun {
     train_data_ = open_datasets(config, Split::kTrain);
     validation_data_ = open_datasets(config, Split::kValidation);
     data_digest_ = data_digest(config, train_data_);
-    state_.allocate();
+    state_.allocate(ctx.device());
     if (resume.resume) load(resume);
     else if (!config.init.from.empty()) load_initial_weights();
     else state_.initialize(ctx);
@@ -181,7 +182,7 @@ class TrainingRun {
                            ": the run was trained on other data (or other shards of it) than data.sources now names");
     check<CheckpointError>(reader.info().step <= config_.run.steps, path, ": is after step ", reader.info().step,
                            ", run.steps is ", config_.run.steps);
-    state_.load(reader);
+    state_.load(ctx_, reader);
     step_ = reader.info().step;
     tokens_ = reader.info().tokens;
   }
@@ -190,7 +191,7 @@ class TrainingRun {
   // weights of the same shapes, that may be a mistake.
   void load_initial_weights() {
     const CheckpointReader source = open_checkpoint(config_.init.from);
-    state_.load_weights(source);
+    state_.load_weights(ctx_, source);
     say(concat("weights from ", source.path(), ", after step ", source.info().step));
     const RunConfig stored = read_config_text(source.info().config_yaml, source.path());
     for (const ConfigDifference& d : compare_configs(stored, config_))
@@ -237,7 +238,8 @@ class TrainingRun {
     info.parameter_table = format_parameter_table(parameter_table(config_.model, config_.mtp));
     info.num_ranks = mesh_.size();
     info.expert_parallel = mesh_.expert().size();
-    const std::string path = save_checkpoint(ctx_, mesh_.world(), checkpoint_folder(), info, state_.slices());
+    const HostSlices host(ctx_, state_.slices());
+    const std::string path = save_checkpoint(ctx_, mesh_.world(), checkpoint_folder(), info, host.slices());
     say("saved " + path);
     if (front_) prune_checkpoints(checkpoint_folder(), config_.checkpoint.keep);
   }

@@ -1,6 +1,7 @@
 #include "trainer/training_state.h"
 
-#include <cstring>
+#include "model/initial_weights.h"
+#include "trainer/checkpoint/device_slices.h"
 
 namespace braid {
 namespace {
@@ -27,22 +28,21 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
       balance(config.balance, model.num_moe_layers(), config.model.num_experts, mesh.world()),
       config_(config),
       mesh_(mesh) {
-  adamw.plan(plan_.weights, plan_.gradients, plan_.moments);
+  adamw.plan(plan_.weights, plan_.gradients, plan_.optimizer);
   model.plan_activations(plan_.activations);
   balance.plan(plan_.activations, config.train.micro_batch_size);
 }
 
-void TrainingState::allocate() {
-  weights_ = Arena("weights", plan_.weights);
-  gradients_ = Arena("gradients", plan_.gradients);
-  moments_ = Arena("optimizer moments", plan_.moments);
-  activations_ = Arena("activations", plan_.activations);
+void TrainingState::allocate(Device device) {
+  weights_ = Arena("weights", plan_.weights, device);
+  gradients_ = Arena("gradients", plan_.gradients, device);
+  optimizer_ = Arena("optimizer state", plan_.optimizer, device);
+  activations_ = Arena("activations", plan_.activations, device);
   adamw.bind(model.weights(), model.gradients());
 }
 
 void TrainingState::initialize(Context& ctx) {
-  initialize_weights(ctx, config_.model, config_.init, adamw.layout(), adamw.dense_weights(), adamw.expert_weights(),
-                     static_cast<uint64_t>(config_.train.seed));
+  adamw.load_weights(ctx, InitialWeights(config_.model, config_.init, static_cast<uint64_t>(config_.train.seed)));
 }
 
 CheckpointSlice TrainingState::balance_slice() {
@@ -50,16 +50,16 @@ CheckpointSlice TrainingState::balance_slice() {
   return {kBalanceTensor, counts.shape(), 0, counts.numel(), counts};
 }
 
-void TrainingState::load(const CheckpointReader& reader) {
-  adamw.load(reader);
+void TrainingState::load(Context& ctx, const CheckpointReader& reader) {
+  adamw.load(ctx, reader);
   CheckpointSlice counts = balance_slice();
-  reader.read(counts);
+  read_slice(ctx, reader, counts);
 }
 
-void TrainingState::load_weights(const CheckpointReader& source) {
+void TrainingState::load_weights(Context& ctx, const CheckpointReader& source) {
   check<CheckpointError>(!config_.mtp.on() || source.contains(kMtpTensor), source.path(),
                          ": holds no MTP block (mtp.*), but this run trains one: set mtp.depth=0");
-  braid::load_weights(source, adamw.layout(), adamw.dense_weights(), adamw.expert_weights());
+  adamw.load_weights(ctx, source);
 }
 
 std::vector<CheckpointSlice> TrainingState::slices() {
@@ -68,20 +68,21 @@ std::vector<CheckpointSlice> TrainingState::slices() {
   return slices;
 }
 
-InferenceState::InferenceState(const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows, int64_t row_tokens)
+InferenceState::InferenceState(Context& ctx, const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows,
+                               int64_t row_tokens)
     : model(config.model, config.mtp, num_rows, row_tokens, dtype_of_precision(config.precision), mesh.expert(),
             config.parallel.max_rows_factor),
       layout_(config.model, config.mtp, mesh) {
-  const DType dtype = dtype_of_precision(config.precision);
   Planner weights, activations;
-  weights.add("dense.weights", dense_, {layout_.dense().numel}, dtype);
-  weights.add("expert.weights", expert_, {layout_.expert().numel}, dtype);
+  layout_.plan_weights(weights, flat_weights_, dtype_of_precision(config.precision));
   model.plan_activations(activations);
-  weights_ = Arena("weights", weights);
-  activations_ = Arena("activations", activations);
-  layout_.bind(model.weights(), dense_, expert_);
+  weights_ = Arena("weights", weights, ctx.device());
+  activations_ = Arena("activations", activations, ctx.device());
+  layout_.bind(model.weights(), flat_weights_);
 }
 
-void InferenceState::load(const WeightSource& source) { load_weights(source, layout_, dense_, expert_); }
+void InferenceState::load(Context& ctx, const WeightSource& source) {
+  load_weights(ctx, source, layout_, flat_weights_);
+}
 
 }  // namespace braid

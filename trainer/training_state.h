@@ -5,7 +5,6 @@
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/config.h"
 #include "trainer/optimizer.h"
-#include "trainer/weight_source.h"
 
 namespace braid {
 
@@ -13,9 +12,9 @@ DType dtype_of_precision(Precision precision);
 
 // Bytes of this rank, by what they are for.
 struct MemoryPlan {
-  Planner weights, gradients, moments, activations;
+  Planner weights, gradients, optimizer, activations;
   int64_t total_bytes() const {
-    return weights.total_bytes() + gradients.total_bytes() + moments.total_bytes() + activations.total_bytes();
+    return weights.total_bytes() + gradients.total_bytes() + optimizer.total_bytes() + activations.total_bytes();
   }
 };
 
@@ -28,13 +27,13 @@ class TrainingState {
   TrainingState& operator=(const TrainingState&) = delete;
 
   const MemoryPlan& memory() const { return plan_; }
-  void allocate();  // Errors: OutOfMemoryError
+  void allocate(Device device);  // Errors: OutOfMemoryError
 
-  void initialize(Context& ctx);              // weights from the seed, moments and counts 0
-  void load(const CheckpointReader& reader);  // everything, from any layout
+  void initialize(Context& ctx);                            // weights from the seed, moments and counts 0
+  void load(Context& ctx, const CheckpointReader& reader);  // everything, from any layout
   // The weights alone, in any floating-point dtype; the rest starts at 0.   Errors: CheckpointError if one is missing
   // or has another shape.
-  void load_weights(const CheckpointReader& source);
+  void load_weights(Context& ctx, const CheckpointReader& source);
   std::vector<CheckpointSlice> slices();  // what this rank stores
 
   Model model;
@@ -47,22 +46,22 @@ class TrainingState {
   const RunConfig& config_;
   const ProcessMesh& mesh_;
   MemoryPlan plan_;
-  Arena weights_, gradients_, moments_, activations_;
+  Arena weights_, gradients_, optimizer_, activations_;
 };
 
 // The model with weights alone, for evaluation and generation on micro-batches of num_rows sequences.
 class InferenceState {
  public:
-  InferenceState(const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows, int64_t row_tokens);
+  InferenceState(Context& ctx, const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows, int64_t row_tokens);
   InferenceState(const InferenceState&) = delete;
   InferenceState& operator=(const InferenceState&) = delete;
-  void load(const WeightSource& source);
+  void load(Context& ctx, const WeightSource& source);
 
   Model model;
 
  private:
   ParameterLayout layout_;
-  Tensor dense_, expert_;
+  std::vector<Tensor> flat_weights_;
   Arena weights_, activations_;
 };
 

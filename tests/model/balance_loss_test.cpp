@@ -44,15 +44,15 @@ struct StepOutcome {
 StepOutcome run_step(Balance& b, const Tensor& logits, int64_t num_rows, int64_t micro_batches) {
   Context ctx = Context::cpu();
   const int64_t N = logits.dim(0), n = N / micro_batches, rows = num_rows / micro_batches;
-  b.loss.begin_step({N});
+  b.loss.begin_step(ctx, {N});
   std::vector<Routed> micro;
   for (int64_t i = 0; i < micro_batches; ++i) micro.push_back(route(logits.rows(i * n, (i + 1) * n), rows));
   const bool first = b.loss.counts_come_first(micro_batches);
   if (first)
-    for (auto& m : micro) b.loss.count({&m.out});
+    for (auto& m : micro) b.loss.count(ctx, {&m.out});
   Tensor d_logits = zeros_f64(logits.shape());
   for (int64_t i = 0; i < micro_batches; ++i) {
-    if (!first) b.loss.count({&micro[i].out});
+    if (!first) b.loss.count(ctx, {&micro[i].out});
     b.loss.prepare_backward(ctx, {&micro[i].out});
     router_backward(ctx, d_logits.rows(i * n, (i + 1) * n), zeros_f64({n, kChosen}), b.loss.d_prob(0), 0, micro[i].out,
                     micro[i].segments, GateNorm::kTopK);
@@ -131,9 +131,9 @@ TEST(BalanceLoss, ReportsLoadAndDeadExperts) {
   Tensor logits = zeros_f64({4, kExperts});
   for (int64_t n = 0; n < 4; ++n) logits.data<double>()[n * kExperts] = logits.data<double>()[n * kExperts + 1] = 5;
   Context ctx = Context::cpu();
-  b.loss.begin_step({4});
+  b.loss.begin_step(ctx, {4});
   const Routed r = route(logits, 1);
-  b.loss.count({&r.out});
+  b.loss.count(ctx, {&r.out});
   b.loss.prepare_backward(ctx, {&r.out});
   const BalanceReport report = b.loss.end_step(ctx);
   ASSERT_EQ(report.loads.size(), 1u);

@@ -27,7 +27,7 @@ double total_loss(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
   const MtpShift mtp = shift_for_mtp(batch);
   const ModelInputs in = view_inputs(batch, mtp);
   t.model.forward(t.ctx, in);
-  const LossSums sums = t.model.losses(t.ctx, in);
+  const LossSums sums = t.model.losses(t.ctx);
   const LossScales scales = t.scales(counts);
   double loss = scales.lm * sums.lm + scales.mtp * sums.mtp;
   const auto tokens = t.tokens_per_layer(counts);
@@ -52,10 +52,10 @@ void backward(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
   const MtpShift mtp = shift_for_mtp(batch);
   const ModelInputs in = view_inputs(batch, mtp);
   t.model.forward(t.ctx, in);
-  t.balance.begin_step(t.tokens_per_layer(counts));
-  t.balance.count(t.model.routers());
+  t.balance.begin_step(t.ctx, t.tokens_per_layer(counts));
+  t.balance.count(t.ctx, t.model.routers());
   t.balance.prepare_backward(t.ctx, t.model.routers());
-  t.model.losses_and_backward(t.ctx, in, t.scales(counts), t.balance);
+  t.model.losses_and_backward(t.ctx, t.scales(counts), t.balance);
 }
 
 // Every parameter tensor: central differences of a few of its elements in double.
@@ -69,10 +69,9 @@ TEST(ModelGradient, MatchesFiniteDifferencesForEveryParameter) {
   t.zero_gradients();
   backward(t, batch, counts);
 
-  for (const FlatGroup* group : {&t.layout.dense(), &t.layout.expert()}) {
-    Tensor weights = group->owner == Owner::kExpertRank ? t.expert : t.dense;
-    Tensor gradients = group->owner == Owner::kExpertRank ? t.d_expert : t.d_dense;
-    for (const FlatParameter& p : group->parameters) {
+  for (size_t group = 0; group < t.weights.size(); ++group) {
+    Tensor weights = t.weights[group], gradients = t.gradients[group];
+    for (const FlatParameter& p : t.layout.groups()[group].parameters) {
       double error = 0, norm = 0;
       const int64_t samples = std::min<int64_t>(p.local_numel, 12);
       for (int64_t s = 0; s < samples; ++s) {
@@ -109,7 +108,8 @@ TEST(Model, PackedDocumentsEqualSeparateOnes) {
   backward(packed, batch, counts);
   const double packed_loss = total_loss(packed, batch, counts);
 
-  Tensor d_dense = zeros_f64(packed.d_dense.shape()), d_expert = zeros_f64(packed.d_expert.shape());
+  std::vector<Tensor> sums;
+  for (const Tensor& g : packed.gradients) sums.push_back(zeros_f64(g.shape()));
   double separate_loss = 0;
   int64_t begin = 0;
   for (int64_t length : lengths) {
@@ -125,12 +125,13 @@ TEST(Model, PackedDocumentsEqualSeparateOnes) {
     single.zero_gradients();
     backward(single, one, counts);
     separate_loss += total_loss(single, one, counts);
-    for (int64_t i = 0; i < d_dense.numel(); ++i) d_dense.data<double>()[i] += single.d_dense.data<double>()[i];
-    for (int64_t i = 0; i < d_expert.numel(); ++i) d_expert.data<double>()[i] += single.d_expert.data<double>()[i];
+    for (size_t g = 0; g < sums.size(); ++g)
+      for (int64_t i = 0; i < sums[g].numel(); ++i)
+        sums[g].data<double>()[i] += single.gradients[g].data<double>()[i];
   }
   EXPECT_NEAR(packed_loss, separate_loss, 1e-12 * packed_loss);
-  expect_close(packed.d_dense, d_dense, 1e-12, "dense gradients");
-  expect_close(packed.d_expert, d_expert, 1e-12, "expert gradients");
+  for (size_t g = 0; g < sums.size(); ++g)
+    expect_close(packed.gradients[g], sums[g], 1e-12, packed.layout.groups()[g].name().c_str());
 }
 
 // Nothing about padding may reach a loss, a gradient or a count.
@@ -148,8 +149,7 @@ TEST(Model, PaddingChangesNothing) {
     backward(*t, t == &a ? plain : padded, counts);
   }
   EXPECT_NEAR(total_loss(a, plain, counts), total_loss(c, padded, counts), 1e-13);
-  expect_close(c.d_dense, a.d_dense, 1e-12);
-  expect_close(c.d_expert, a.d_expert, 1e-12);
+  for (size_t g = 0; g < a.gradients.size(); ++g) expect_close(c.gradients[g], a.gradients[g], 1e-12);
 }
 
 // The MTP block's gradients reach the trunk, and switching it off removes its parameters and nothing else.

@@ -1,8 +1,11 @@
 #include "model/parameter_layout.h"
 
 #include <cmath>
+#include <map>
 #include <set>
 
+#include "kernels/core/float_types.h"
+#include "model/initial_weights.h"
 #include "tests/testing.h"
 #include "trainer/plan.h"
 
@@ -69,41 +72,81 @@ TEST(ParameterTable, FollowsTheLayerPatternAndNamesOfTheReleasedFiles) {
   EXPECT_EQ(find(table, "model.norm.weight").decay, Decay::kNorm);
 }
 
+std::vector<Tensor> initial_weights(const ModelConfig& c, const ParameterLayout& layout, DType dtype, uint64_t seed) {
+  Context ctx = Context::cpu();
+  std::vector<Tensor> flat;
+  for (const FlatGroup& group : layout.groups()) flat.push_back(zeros({group.numel}, dtype));
+  load_weights(ctx, InitialWeights(c, {}, seed), layout, flat);
+  return flat;
+}
+
 // The ranks' shards together are the whole model, and its weights do not depend on how it is cut.
 TEST(ParameterLayout, EveryCutStartsFromTheSameWeights) {
-  Context ctx = Context::cpu();
   const ModelConfig c = small_config();
   const ParameterLayout whole(c, {}, 1, 0, 1, 1);
-  Tensor dense = zeros({whole.dense().numel}, DType::kF32), expert = zeros({whole.expert().numel}, DType::kF32);
-  initialize_weights(ctx, c, {}, whole, dense, expert, 42);
+  const std::vector<Tensor> weights = initial_weights(c, whole, DType::kF32, 42);
   for (int64_t ranks : {2, 4}) {
     for (int64_t rank = 0; rank < ranks; ++rank) {
       const ParameterLayout part(c, {}, ranks, rank, 8, 3);
-      EXPECT_EQ(part.dense().numel % 8, 0);
-      EXPECT_EQ(part.expert().shard_numel * 3, part.expert().numel);
-      Tensor part_dense = zeros({part.dense().numel}, DType::kF32),
-             part_expert = zeros({part.expert().numel}, DType::kF32);
-      initialize_weights(ctx, c, {}, part, part_dense, part_expert, 42);
-      for (size_t i = 0; i < part.expert().parameters.size(); ++i) {
-        const FlatParameter &p = part.expert().parameters[i], &w = whole.expert().parameters[i];
-        const int64_t first = w.offset + p.global_first;
-        expect_same_bits(part_expert.rows(p.offset, p.offset + p.local_numel),
-                         expert.rows(first, first + p.local_numel));
+      const std::vector<Tensor> part_weights = initial_weights(c, part, DType::kF32, 42);
+      for (size_t g = 0; g < part.groups().size(); ++g) {
+        const FlatGroup &group = part.groups()[g], &whole_group = whole.groups()[g];
+        EXPECT_EQ(group.shard_numel * (group.owner == Owner::kExpertRank ? 3 : 8), group.numel);
+        ASSERT_EQ(group.parameters.size(), whole_group.parameters.size());
+        for (size_t i = 0; i < group.parameters.size(); ++i) {
+          const FlatParameter &p = group.parameters[i], &w = whole_group.parameters[i];
+          const int64_t first = w.offset + p.global_first;
+          expect_same_bits(part_weights[g].rows(p.offset, p.offset + p.local_numel),
+                           weights[g].rows(first, first + p.local_numel), p.parameter.name.c_str());
+        }
       }
-      const int64_t used = whole.dense().parameters.back().offset + whole.dense().parameters.back().local_numel;
-      expect_same_bits(part_dense.rows(0, used), dense.rows(0, used));
     }
   }
 }
 
+TEST(ParameterLayout, MatricesAreBf16BesideBf16AndTheRestIsFp32) {
+  const ParameterLayout layout(small_config(), {}, 1, 0, 1, 1);
+  std::map<std::string, DType> dtypes;
+  for (const FlatGroup& group : layout.groups()) {
+    EXPECT_EQ(group.weight_dtype(DType::kF64), DType::kF64);
+    EXPECT_EQ(group.weight_dtype(DType::kF32), DType::kF32);
+    for (const FlatParameter& p : group.parameters) {
+      dtypes[p.parameter.name] = group.weight_dtype(DType::kBF16);
+      EXPECT_EQ(p.offset * 2 % 256, 0) << p.parameter.name << " is not aligned";
+    }
+  }
+  for (const char* name :
+       {"model.norm.weight", "model.layers.0.linear_attn.A_log", "model.layers.0.linear_attn.dt_bias",
+        "model.layers.0.linear_attn.conv1d.weight", "model.layers.0.linear_attn.norm.weight"})
+    EXPECT_EQ(dtypes.at(name), DType::kF32) << name;
+  for (const char* name : {"model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.gate.weight",
+                           "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.linear_attn.out_proj.weight"})
+    EXPECT_EQ(dtypes.at(name), DType::kBF16) << name;
+}
+
+// Any range of a parameter, in any dtype, is that range of the whole.
+TEST(InitialWeights, RangesAndDtypesAgree) {
+  const ModelConfig c = small_config();
+  const InitialWeights source(c, {}, 3);
+  for (const Parameter& p : parameter_table(c, {})) {
+    Tensor whole = zeros({p.shape.numel()}, DType::kF32);
+    source.read_weights(p, 0, p.shape.numel(), whole);
+    const int64_t begin = p.shape.numel() / 3, end = p.shape.numel() - p.shape.numel() / 4;
+    Tensor part = zeros({end - begin}, DType::kF32), half = zeros({end - begin}, DType::kBF16);
+    Tensor rounded = zeros({end - begin}, DType::kBF16);
+    source.read_weights(p, begin, end, part);
+    source.read_weights(p, begin, end, half);
+    convert(rounded, part);
+    expect_same_bits(part, whole.rows(begin, end), p.name.c_str());
+    expect_same_bits(half, rounded, p.name.c_str());
+  }
+}
+
 TEST(ParameterLayout, InitialValuesFollowTheTable) {
-  Context ctx = Context::cpu();
   const ModelConfig c = small_config();
   const ParameterLayout layout(c, {}, 1, 0, 1, 1);
-  Tensor dense = zeros_f64({layout.dense().numel}), expert = zeros_f64({layout.expert().numel});
-  initialize_weights(ctx, c, {}, layout, dense, expert, 7);
   ModelParams params(c, {});
-  layout.bind(params, dense, expert);
+  layout.bind(params, initial_weights(c, layout, DType::kF64, 7));
   const Tensor& router = params.layers[0].moe.router;
   for (int64_t e = 0; e < 4; ++e) {
     Tensor row = router.rows(e, e + 1);

@@ -3,6 +3,8 @@
 #include <memory>
 
 #include "data/batch.h"
+#include "kernels/copy.h"
+#include "model/initial_weights.h"
 #include "model/model.h"
 #include "tests/testing.h"
 #include "trainer/optimizer.h"
@@ -78,7 +80,7 @@ struct TinyModel {
   ParameterLayout layout;
   Model model;
   BalanceLoss balance;
-  Tensor dense, expert, d_dense, d_expert;
+  std::vector<Tensor> weights, gradients;  // per group of the layout
   Arena memory;
   Context ctx = Context::cpu();
 
@@ -91,28 +93,28 @@ struct TinyModel {
         model(c, mtp, num_rows, row_tokens, DType::kF64, *world, 0),
         balance(b, model.num_moe_layers(), c.num_experts, *world) {
     Planner plan;
-    plan.add("dense", dense, {layout.dense().numel}, DType::kF64);
-    plan.add("expert", expert, {layout.expert().numel}, DType::kF64);
-    plan.add("d_dense", d_dense, {layout.dense().numel}, DType::kF64);
-    plan.add("d_expert", d_expert, {layout.expert().numel}, DType::kF64);
+    layout.plan_weights(plan, weights, DType::kF64);
+    layout.plan_gradients(plan, gradients, DType::kF64);
     model.plan_activations(plan);
     balance.plan(plan, num_rows);
     memory = Arena("tiny model", plan);
-    layout.bind(model.weights(), dense, expert);
-    layout.bind(model.gradients(), d_dense, d_expert);
+    layout.bind(model.weights(), weights);
+    layout.bind(model.gradients(), gradients);
     InitConfig init;
     init.equal_norm_router_rows = false;
-    initialize_weights(ctx, c, init, layout, dense, expert, seed);
-    for (const FlatParameter& p : layout.dense().parameters) {  // norms, gates and biases off their special values
-      if (p.parameter.shape.rank() != 1) continue;
-      for (int64_t i = 0; i < p.local_numel; ++i)
-        dense.data<double>()[p.offset + i] += 0.3 * std::sin(double(p.offset + i));
+    load_weights(ctx, InitialWeights(c, init, seed), layout, weights);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      for (const FlatParameter& p :
+           layout.groups()[i].parameters) {  // norms, gates and biases off their special values
+        if (p.parameter.shape.rank() != 1) continue;
+        for (int64_t k = 0; k < p.local_numel; ++k)
+          weights[i].data<double>()[p.offset + k] += 0.3 * std::sin(double(p.offset + k));
+      }
     }
   }
 
   void zero_gradients() {
-    std::memset(d_dense.raw(), 0, d_dense.bytes());
-    std::memset(d_expert.raw(), 0, d_expert.bytes());
+    for (Tensor& gradient : gradients) fill_zero(ctx, gradient);
   }
   std::vector<int64_t> tokens_per_layer(const TokenCounts& counts) const {
     std::vector<int64_t> tokens(model.num_moe_layers(), counts.tokens);

@@ -11,6 +11,7 @@ using namespace braid::testing;
 
 class TrainingStateTest : public FolderTest {
  protected:
+  Context ctx_ = Context::cpu();
   RunConfig config_ = [] {
     RunConfig c;
     c.model = tiny_model();
@@ -25,8 +26,8 @@ class TrainingStateTest : public FolderTest {
   std::string load_error() {
     const ProcessMesh mesh(make_local_communicator(), 1, config_.model.num_experts);
     TrainingState state(config_, mesh);
-    state.allocate();
-    return message_of<CheckpointError>([&] { state.load_weights(open_checkpoint(path("ckpt"))); });
+    state.allocate(Device::kCpu);
+    return message_of<CheckpointError>([&] { state.load_weights(ctx_, open_checkpoint(path("ckpt"))); });
   }
 };
 
@@ -37,8 +38,8 @@ TEST_F(TrainingStateTest, LoadWeightsTakesThemAloneAndConvertsThem) {
       config_.precision = precision;
       const ProcessMesh mesh(make_local_communicator(), 1, config_.model.num_experts);
       TrainingState state(config_, mesh);
-      state.allocate();
-      state.load_weights(open_checkpoint(path("ckpt")));
+      state.allocate(Device::kCpu);
+      state.load_weights(ctx_, open_checkpoint(path("ckpt")));
       const auto table = table_of(tiny_model(), true);
       int64_t compared = 0;
       for (const CheckpointSlice& slice : state.slices()) {

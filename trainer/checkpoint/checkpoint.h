@@ -8,7 +8,7 @@
 #include "kernels/core/context.h"
 #include "kernels/core/tensor.h"
 #include "parallel/communicator.h"
-#include "trainer/weight_source.h"
+#include "model/weight_source.h"
 
 namespace braid {
 

@@ -34,8 +34,8 @@ void add_eval_command(CLI::App& app, Action& action) {
       const ProcessMesh mesh(open_world(), options->expert, config.model.num_experts);
       Context ctx = Context::cpu();
       const int64_t B = config.train.micro_batch_size;
-      InferenceState state(config, mesh, B, config.train.seq_length);
-      state.load(trained.reader);
+      InferenceState state(ctx, config, mesh, B, config.train.seq_length);
+      state.load(ctx, trained.reader);
 
       std::vector<Evaluation> evaluations;
       for (const TokenDataset& data : open_datasets(config, Split::kValidation)) {

@@ -32,8 +32,8 @@ void add_generate_command(CLI::App& app, Action& action) {
       use_default_threads();
       const ProcessMesh mesh(make_local_communicator(), 1, trained.config.model.num_experts);
       Context ctx = Context::cpu();
-      InferenceState state(trained.config, mesh, 1, trained.config.train.seq_length);
-      state.load(trained.reader);
+      InferenceState state(ctx, trained.config, mesh, 1, trained.config.train.seq_length);
+      state.load(ctx, trained.reader);
 
       const ByteTokenizer tokenizer;
       std::vector<uint32_t> prompt;

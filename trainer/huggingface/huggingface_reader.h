@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "model/config.h"
-#include "trainer/weight_source.h"
+#include "model/weight_source.h"
 
 namespace braid {
 

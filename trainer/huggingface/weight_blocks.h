@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "trainer/weight_source.h"
+#include "model/weight_source.h"
 
 namespace braid {
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "kernels/copy.h"
 #include "kernels/matmul.h"
 #include "trainer/huggingface/huggingface_reader.h"
 #include "trainer/parity/reference_file.h"
@@ -13,6 +14,10 @@ namespace braid {
 namespace {
 
 constexpr int64_t kBlockElements = int64_t{1} << 20;  // of a reference, in memory at a time
+
+Context open_context(DeviceChoice device) {
+  return device == DeviceChoice::kCuda ? Context::gpu(0) : Context::cpu();
+}
 
 // The next-token loss alone: nothing else has a weight.
 RunConfig config_of(const ParityOptions& options, const ModelConfig& model, bool with_mtp, const Batch& batch) {
@@ -43,13 +48,18 @@ std::vector<PositionRun> mtp_runs(const Segments& s) {
 Distance compare_logits(Context& ctx, const Tensor& hidden, const Tensor& lm_head, const ReferenceFile& file,
                         const std::string& name, const std::vector<PositionRun>& runs) {
   const int64_t V = lm_head.dim(0), block_rows = std::max<int64_t>(1, kBlockElements / V);
+  const DType dtype = wide_dtype(hidden.dtype());
+  std::vector<double> got_memory(static_cast<size_t>(block_rows * V));  // numbers of either dtype
+  std::vector<float> expected_memory(static_cast<size_t>(block_rows * V));
   Distance distance;
   for (const PositionRun& run : runs) {
     for (int64_t first = 0; first < run.count; first += block_rows) {
       const int64_t rows = std::min(block_rows, run.count - first), element = (run.stored + first) * V;
       Scratch scratch(ctx);
-      Tensor got = scratch.tensor({rows, V}, hidden.dtype()), expected = scratch.tensor({rows, V}, DType::kF32);
-      linear_forward(ctx, got, hidden.rows(run.hidden + first, run.hidden + first + rows), lm_head);
+      Tensor logits = scratch.tensor({rows, V}, dtype), got(got_memory.data(), dtype, {rows, V});
+      Tensor expected = Tensor::of(expected_memory.data(), {rows, V});
+      linear_forward(ctx, logits, hidden.rows(run.hidden + first, run.hidden + first + rows), lm_head);
+      copy(ctx, got, logits);
       file.read(name, element, expected);
       distance.add(got, expected, element);
     }
@@ -75,33 +85,36 @@ void compare_outputs(Context& ctx, Model& model, const ModelInputs& inputs, cons
     report.mtp_positions = segments.num_rows * (segments.row_tokens - 1);
   }
   if (file.has("loss")) {
-    const double got = model.losses(ctx, inputs).lm / double(count_tokens(reference.batch).lm_targets);
+    const double got = model.losses(ctx).lm / double(count_tokens(reference.batch).lm_targets);
     report.curves.push_back(judge_curve("loss", {got}, {file.read_all<float>("loss")[0]}, bounds.loss));
   }
 }
 
 // The backward pass of the last forward.
-void backward(Context& ctx, TrainingState& state, const ModelInputs& inputs, const Batch& batch) {
+void backward(Context& ctx, TrainingState& state, const Batch& batch) {
   const TokenCounts counts = count_tokens(batch);
-  state.adamw.zero_gradients();
-  state.balance.begin_step(std::vector<int64_t>(state.model.num_moe_layers(), counts.tokens));
+  state.adamw.zero_gradients(ctx);
+  state.balance.begin_step(ctx, std::vector<int64_t>(state.model.num_moe_layers(), counts.tokens));
   state.balance.prepare_backward(ctx, state.model.routers());
-  state.model.losses_and_backward(ctx, inputs, {.lm = 1 / double(counts.lm_targets)}, state.balance);
+  state.model.losses_and_backward(ctx, {.lm = 1 / double(counts.lm_targets)}, state.balance);
 }
 
-Distance compare_gradient(const Tensor& got, const ReferenceFile& file, const std::string& name) {
+Distance compare_gradient(Context& ctx, const Tensor& gradient, const ReferenceFile& file, const std::string& name) {
   Distance distance;
-  std::vector<float> block(std::min(kBlockElements, got.numel()));
-  for (int64_t first = 0; first < got.numel(); first += kBlockElements) {
-    const int64_t count = std::min(kBlockElements, got.numel() - first);
-    Tensor expected = Tensor::of(block.data(), {count});
+  const int64_t numel = gradient.numel();
+  std::vector<double> got_memory(static_cast<size_t>(std::min(kBlockElements, numel)));  // numbers of either dtype
+  std::vector<float> expected_memory(got_memory.size());
+  for (int64_t first = 0; first < numel; first += kBlockElements) {
+    const int64_t count = std::min(kBlockElements, numel - first);
+    Tensor got(got_memory.data(), gradient.dtype(), {count}), expected = Tensor::of(expected_memory.data(), {count});
+    copy(ctx, got, gradient.rows(first, first + count));
     file.read(name, first, expected);
-    distance.add(got.rows(first, first + count), expected, first);
+    distance.add(got, expected, first);
   }
   return distance;
 }
 
-void compare_gradients(Model& model, const ForwardReference& reference, const ParityBounds& bounds,
+void compare_gradients(Context& ctx, Model& model, const ForwardReference& reference, const ParityBounds& bounds,
                        ParityReport& report) {
   std::map<std::string, Tensor> flat;  // gradients by the name of their parameter
   model.gradients().visit(model.config(), [&](const std::string& name, Tensor& gradient, Shape, Owner, Init, Decay) {
@@ -111,7 +124,7 @@ void compare_gradients(Model& model, const ForwardReference& reference, const Pa
   double largest_rms = 0;
   for (const ReferenceGradient& g : reference.gradients) {
     const Tensor got = flat.at(g.parameter).rows(g.first, g.first + g.numel);
-    distances.push_back(compare_gradient(got, reference.file, g.name));
+    distances.push_back(compare_gradient(ctx, got, reference.file, g.name));
     largest_rms = std::max(largest_rms, distances.back().expected_rms());
   }
   for (size_t i = 0; i < distances.size(); ++i) {
@@ -141,19 +154,19 @@ ParityReport check_forward(const ParityOptions& options) {
   const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
   const MtpShift mtp = shift_for_mtp(reference.batch);
   const ModelInputs inputs = view_inputs(reference.batch, mtp);
-  Context ctx = Context::cpu();
+  Context ctx = open_context(options.device);
   ParityReport report{.not_compared = reference.not_compared};
   if (reference.gradients.empty()) {
-    InferenceState state(config, mesh, reference.batch.num_rows, reference.batch.row_tokens);
-    state.load(reader);
+    InferenceState state(ctx, config, mesh, reference.batch.num_rows, reference.batch.row_tokens);
+    state.load(ctx, reader);
     compare_outputs(ctx, state.model, inputs, reference, bounds, report);
   } else {
     TrainingState state(config, mesh);
-    state.allocate();
-    load_weights(reader, state.adamw.layout(), state.adamw.dense_weights(), state.adamw.expert_weights());
+    state.allocate(ctx.device());
+    state.adamw.load_weights(ctx, reader);
     compare_outputs(ctx, state.model, inputs, reference, bounds, report);
-    backward(ctx, state, inputs, reference.batch);
-    compare_gradients(state.model, reference, bounds, report);
+    backward(ctx, state, reference.batch);
+    compare_gradients(ctx, state.model, reference, bounds, report);
   }
   return report;
 }
@@ -168,10 +181,10 @@ ParityReport check_training(const ParityOptions& options) {
   config.run.steps = static_cast<int64_t>(reference.batches.size());
 
   const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
-  Context ctx = Context::cpu();
+  Context ctx = open_context(options.device);
   TrainingState state(config, mesh);
-  state.allocate();
-  load_weights(reader, state.adamw.layout(), state.adamw.dense_weights(), state.adamw.expert_weights());
+  state.allocate(ctx.device());
+  state.adamw.load_weights(ctx, reader);
   std::vector<double> losses, grad_norms;
   for (int64_t step = 1; step <= config.run.steps; ++step) {
     const Batch& batch = reference.batches[step - 1];

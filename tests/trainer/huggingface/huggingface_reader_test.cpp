@@ -96,13 +96,17 @@ TEST_F(HuggingFaceReaderTest, FillsALayout) {
   make_model_folder(c, DType::kF32, true).write(path("m"));
   const HuggingFaceReader reader(path("m"));
   const ParameterLayout layout(c, MtpConfig{}, 2, 1, 2, 1);  // the second half of the experts
-  std::vector<float> dense(layout.dense().numel), expert(layout.expert().numel);
-  load_weights(reader, layout, Tensor::of(dense.data(), {layout.dense().numel}),
-               Tensor::of(expert.data(), {layout.expert().numel}));
-  for (const FlatParameter& p : layout.expert().parameters) {
-    EXPECT_GT(p.global_first, 0);
-    for (int64_t i = 0; i < p.local_numel; ++i)
-      ASSERT_EQ(expert[p.offset + i], weight_of(p.parameter, p.global_first + i)) << p.parameter.name;
+  std::vector<Tensor> flat;
+  for (const FlatGroup& group : layout.groups()) flat.push_back(zeros({group.numel}, DType::kF32));
+  Context ctx = Context::cpu();
+  load_weights(ctx, reader, layout, flat);
+  for (size_t g = 0; g < flat.size(); ++g) {
+    const FlatGroup& group = layout.groups()[g];
+    for (const FlatParameter& p : group.parameters) {
+      EXPECT_EQ(p.global_first > 0, group.owner == Owner::kExpertRank);
+      for (int64_t i = 0; i < p.local_numel; ++i)
+        ASSERT_EQ(flat[g].data<float>()[p.offset + i], weight_of(p.parameter, p.global_first + i)) << p.parameter.name;
+    }
   }
 }
 

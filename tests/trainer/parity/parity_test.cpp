@@ -32,7 +32,7 @@ struct Oracle {
       : batch(make_batch(std::move(tokens), B, documents)),
         tiny(config, MtpConfig{.depth = with_mtp ? 1 : 0}, BalanceConfig{.loss_weight = 0}, B, batch.row_tokens),
         mtp(shift_for_mtp(batch)) {
-    load_weights(HuggingFaceReader(folder), tiny.layout, tiny.dense, tiny.expert);
+    load_weights(tiny.ctx, HuggingFaceReader(folder), tiny.layout, tiny.weights);
   }
 
   static Batch make_batch(std::vector<int64_t> tokens, int64_t B, const std::vector<int64_t>& documents) {
@@ -49,9 +49,9 @@ struct Oracle {
     const double targets = double(batch.num_rows * (batch.row_tokens - 1));
     tiny.zero_gradients();
     tiny.model.forward(tiny.ctx, inputs);
-    tiny.balance.begin_step(tiny.tokens_per_layer(count_tokens(batch)));
+    tiny.balance.begin_step(tiny.ctx, tiny.tokens_per_layer(count_tokens(batch)));
     tiny.balance.prepare_backward(tiny.ctx, tiny.model.routers());
-    return tiny.model.losses_and_backward(tiny.ctx, inputs, {1 / targets, 0}, tiny.balance).lm / targets;
+    return tiny.model.losses_and_backward(tiny.ctx, {1 / targets, 0}, tiny.balance).lm / targets;
   }
 
   Tensor logits(const Tensor& hidden) {
@@ -246,25 +246,26 @@ class TrainingTest : public ParityTest {
     const auto tokens = random_tokens(kSteps * kB * kT, config_.vocab_size, 7);
     Oracle oracle(path("model"), config_, false, {tokens.begin(), tokens.begin() + kB * kT}, kB);
     TinyModel& t = oracle.tiny;
-    std::vector<double> m[2], v[2];
+    std::vector<std::vector<double>> m(t.weights.size()), v(t.weights.size());
     for (int64_t step = 1; step <= kSteps; ++step) {
       const auto first = tokens.begin() + (step - 1) * kB * kT;
       oracle.batch = Oracle::make_batch({first, first + kB * kT}, kB, {});
       oracle.mtp = shift_for_mtp(oracle.batch);
       losses_.push_back(oracle.run());
-      const double norm = std::sqrt(dot(t.d_dense, t.d_dense) + dot(t.d_expert, t.d_expert));
+      double squares = 0;
+      for (const Tensor& g : t.gradients) squares += dot(g, g);
+      const double norm = std::sqrt(squares);
       grad_norms_.push_back(norm);
-      for (const FlatGroup* group : {&t.layout.dense(), &t.layout.expert()}) {
-        const bool is_expert = group == &t.layout.expert();
-        double* w = (is_expert ? t.expert : t.dense).data<double>();
-        const double* g = (is_expert ? t.d_expert : t.d_dense).data<double>();
-        m[is_expert].resize(group->numel);
-        v[is_expert].resize(group->numel);
-        for (const FlatParameter& p : group->parameters)
+      for (size_t group = 0; group < t.weights.size(); ++group) {
+        double* w = t.weights[group].data<double>();
+        const double* g = t.gradients[group].data<double>();
+        m[group].resize(t.weights[group].numel());
+        v[group].resize(t.weights[group].numel());
+        for (const FlatParameter& p : t.layout.groups()[group].parameters)
           for (int64_t i = p.offset; i < p.offset + p.local_numel; ++i) {
             const double clipped = g[i] * std::min(1.0, kMaxNorm / (norm + 1e-6));
-            double& first_moment = m[is_expert][i] = kBeta1 * m[is_expert][i] + (1 - kBeta1) * clipped;
-            double& second_moment = v[is_expert][i] = kBeta2 * v[is_expert][i] + (1 - kBeta2) * clipped * clipped;
+            double& first_moment = m[group][i] = kBeta1 * m[group][i] + (1 - kBeta1) * clipped;
+            double& second_moment = v[group][i] = kBeta2 * v[group][i] + (1 - kBeta2) * clipped * clipped;
             if (p.parameter.shape.rank() > 1) w[i] -= kLr * kDecay * w[i];
             const double root = std::sqrt(second_moment / (1 - std::pow(kBeta2, step)));
             w[i] -= kLr * first_moment / (1 - std::pow(kBeta1, step)) / (root + kEps);

@@ -1,0 +1,36 @@
+#include "model/weight_source.h"
+
+#include <algorithm>
+
+#include "kernels/copy.h"
+
+namespace braid {
+namespace {
+
+constexpr int64_t kStagedElements = int64_t{1} << 24;  // on their way to a GPU at a time
+
+}  // namespace
+
+void load_elements(Context& ctx, const WeightSource& source, const FlatParameter& p, int64_t begin, int64_t end,
+                   Tensor out) {
+  const int64_t first = p.global_first + begin - p.offset, count = end - begin;
+  if (out.device() == Device::kCpu) return source.read_weights(p.parameter, first, first + count, out);
+  std::vector<std::byte> staging(std::min(kStagedElements, count) * size_of(out.dtype()));
+  for (int64_t at = 0; at < count; at += kStagedElements) {
+    const int64_t n = std::min(kStagedElements, count - at);
+    Tensor host(staging.data(), out.dtype(), {n});
+    source.read_weights(p.parameter, first + at, first + at + n, host);
+    copy(ctx, out.rows(at, at + n), host);
+  }
+}
+
+void load_weights(Context& ctx, const WeightSource& source, const ParameterLayout& layout, std::vector<Tensor>& flat) {
+  for (size_t i = 0; i < flat.size(); ++i) {
+    for (const FlatParameter& p : layout.groups()[i].parameters) {
+      const int64_t end = p.offset + p.local_numel;
+      load_elements(ctx, source, p, p.offset, end, flat[i].rows(p.offset, end));
+    }
+  }
+}
+
+}  // namespace braid

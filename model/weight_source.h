@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/core/context.h"
+#include "model/parameter_layout.h"
+
+namespace braid {
+
+// Where weights come from: their initial distribution, a checkpoint or a Hugging Face folder.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual const std::string& path() const = 0;  // how messages call it
+  // Fills `out`, in host memory, with elements [begin, end) of a parameter in row-major order, converted to out's dtype
+  // (F64, F32, or BF16 by round-to-nearest-even).   Errors: CheckpointError if the source does not hold the parameter
+  // in this shape.
+  virtual void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const = 0;
+};
+
+// Fills elements [begin, end) of a flat buffer that lie in parameter p, on any device; `out` has as many.
+void load_elements(Context& ctx, const WeightSource& source, const FlatParameter& p, int64_t begin, int64_t end,
+                   Tensor out);
+
+// Fills the flat weight buffers of a layout, padding aside.
+void load_weights(Context& ctx, const WeightSource& source, const ParameterLayout& layout, std::vector<Tensor>& flat);
+
+}  // namespace braid

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <vector>
+
+#include "trainer/checkpoint/checkpoint.h"
+
+namespace braid {
+
+// Fills slice.data, on any device, from a checkpoint.
+void read_slice(Context& ctx, const CheckpointReader& reader, CheckpointSlice& slice);
+
+// What a save reads: slices in host memory. Those that lie there already are taken as they are, of the others it holds
+// a copy.
+class HostSlices {
+ public:
+  HostSlices(Context& ctx, std::vector<CheckpointSlice> slices);
+  const std::vector<CheckpointSlice>& slices() const { return slices_; }
+
+ private:
+  std::vector<CheckpointSlice> slices_;
+  std::vector<std::shared_ptr<std::byte>> memory_;
+};
+
+}  // namespace braid
