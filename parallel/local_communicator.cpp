@@ -1,13 +1,12 @@
-#include <cstring>
-
+#include "kernels/copy.h"
 #include "parallel/communicator.h"
 #include "parallel/communicator_checks.h"
 
 namespace braid {
 namespace {
 
-void copy(Tensor to, const Tensor& from) {
-  if (to.raw() != from.raw() && from.bytes() > 0) std::memcpy(to.raw(), from.raw(), from.bytes());
+void copy_unless_same(Context& ctx, Tensor to, const Tensor& from) {
+  if (to.raw() != from.raw()) copy(ctx, to, from);
 }
 
 class LocalCommunicator final : public Communicator {
@@ -17,23 +16,23 @@ class LocalCommunicator final : public Communicator {
 
   void all_reduce(Context&, Tensor in_out, ReduceOp) override { check_reducible("in_out", in_out); }
 
-  void reduce_scatter(Context&, Tensor shard, const Tensor& full, ReduceOp) override {
+  void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp) override {
     check_shards(full, shard, 1);
     check_reducible("full", full);
-    copy(shard, full);
+    copy_unless_same(ctx, shard, full);
   }
 
-  void all_gather(Context&, Tensor full, const Tensor& shard) override {
+  void all_gather(Context& ctx, Tensor full, const Tensor& shard) override {
     check_shards(full, shard, 1);
-    copy(full, shard);
+    copy_unless_same(ctx, full, shard);
   }
 
-  void all_to_all_rows(Context&, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
+  void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
     check_row_counts(recv, recv_rows, send, send_rows, 1);
     check<ShapeError>(recv_rows[0] == send_rows[0], "recv: ", recv_rows[0], " rows, but this only rank sends itself ",
                       send_rows[0]);
-    copy(recv, send);
+    copy_unless_same(ctx, recv, send);
   }
 
   void broadcast(Context&, Tensor, int root) override { check_root(root, 1); }

@@ -66,6 +66,15 @@ bool MpiSession::launched_by_mpi() {
 
 std::unique_ptr<Communicator> MpiSession::world() { return make_mpi_communicator(); }
 
+int MpiSession::local_rank() const {
+  MPI_Comm host = MPI_COMM_NULL;
+  int rank = 0;
+  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host), "ranks of this host");
+  check_mpi(MPI_Comm_rank(host, &rank), "ranks of this host");
+  check_mpi(MPI_Comm_free(&host), "ranks of this host");
+  return rank;
+}
+
 void MpiSession::abort(int exit_code) {
   std::fflush(nullptr);
   int initialized = 0, finalized = 0;

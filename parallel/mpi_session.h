@@ -23,6 +23,8 @@ class MpiSession {
   static bool launched_by_mpi();
 
   std::unique_ptr<Communicator> world();
+  // This process among those of its host.
+  int local_rank() const;
 
   // Ends every rank of the job with this exit code; used by main after it has printed what was wrong.
   [[noreturn]] static void abort(int exit_code);

@@ -160,8 +160,8 @@ class TrainingRun {
     say("parameters (also in " + front_->folder.path("parameters.txt") + "):");
     say(format_parameter_table(table));
     say(concat("ranks ", mesh_.size(), ", expert parallel ", mesh_.expert().size(), ", ", parameters, " parameters, ",
-               state_.memory().total_bytes() >> 20, " MiB per rank planned, device cpu, ",
-               name_of_enum(config_.precision)));
+               state_.memory().total_bytes() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu",
+               ", ", name_of_enum(config_.precision)));
     for (const TokenDataset& data : train_data_)
       say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows"));
     if (step_ > 0) say(concat("resumed after step ", step_, " (", tokens_, " tokens)"));

@@ -13,6 +13,7 @@ constexpr int64_t kMinBlockBytes = int64_t{1} << 20;
 namespace cuda {
 std::shared_ptr<Gpu> open_gpu(int device_index);
 void synchronize(Gpu& gpu);
+int num_gpus();
 }  // namespace cuda
 
 Context Context::gpu(int device_index) {
@@ -22,6 +23,11 @@ Context Context::gpu(int device_index) {
     return ctx;
   }
   throw EnvironmentError("this build of braid has no CUDA operators");
+}
+
+int Context::num_gpus() {
+  if constexpr (kWithCuda) return cuda::num_gpus();
+  return 0;
 }
 
 void Context::synchronize() const {

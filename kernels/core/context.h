@@ -20,6 +20,8 @@ class Context {
   // Errors: EnvironmentError if there is no such device, or if it is too old.
   static Context gpu(int device_index);
 
+  static int num_gpus();  // that this process sees; 0 in a build without CUDA
+
   Device device() const { return gpu_ ? Device::kCuda : Device::kCpu; }
   bool on_cuda() const { return device() == Device::kCuda; }
   cuda::Gpu& gpu() const { return *gpu_; }  // on_cuda() only

@@ -21,10 +21,12 @@ void fill_zero(Context& ctx, Tensor x) {
 }
 
 void copy(Context& ctx, Tensor to, const Tensor& from) {
+  const bool to_host = to.device() == Device::kCpu;
+  if (to_host) ctx.synchronize();  // a wait that notices errors of other ranks, which the copy's own would not
   check_cuda(
       cudaMemcpyAsync(to.raw(), from.raw(), static_cast<size_t>(from.bytes()), cudaMemcpyDefault, stream_of(ctx)),
       "cudaMemcpyAsync");
-  if (to.device() != from.device()) ctx.synchronize();
+  if (to_host) ctx.synchronize();
 }
 
 void convert(Context& ctx, Tensor to, const Tensor& from) {

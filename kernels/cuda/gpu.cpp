@@ -44,7 +44,20 @@ Gpu::~Gpu() {
 
 std::shared_ptr<Gpu> open_gpu(int device_index) { return std::make_shared<Gpu>(device_index); }
 
-void synchronize(Gpu& gpu) { check_cuda(cudaStreamSynchronize(gpu.stream), "cudaStreamSynchronize"); }
+void synchronize(Gpu& gpu) {
+  if (!gpu.health_checks.empty()) {
+    for (int64_t turn = 0; cudaStreamQuery(gpu.stream) == cudaErrorNotReady; ++turn) {
+      if (turn % 1024 == 0)
+        for (const auto& health_check : gpu.health_checks) health_check();
+    }
+  }
+  check_cuda(cudaStreamSynchronize(gpu.stream), "cudaStreamSynchronize");
+}
+
+int num_gpus() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
 
 void* allocate(int64_t bytes) {
   void* block = nullptr;

@@ -3,6 +3,9 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <functional>
+#include <vector>
+
 #include "kernels/core/context.h"
 
 namespace braid::cuda {
@@ -27,6 +30,8 @@ struct Gpu {
   cublasLtHandle_t cublas = nullptr;
   std::shared_ptr<std::byte> cublas_workspace;
   int64_t cublas_workspace_bytes = 0;
+  // Called again and again while the host waits for the stream; one throws if what is waited for can never come.
+  std::vector<std::function<void()>> health_checks;
 };
 
 inline cudaStream_t stream_of(const Context& ctx) { return ctx.gpu().stream; }

@@ -13,12 +13,12 @@ using Action = std::function<int()>;
 
 // One file per sub-command. Each adds its options to the app and, when chosen, sets `action`.
 void add_train_command(CLI::App& app, Action& action);
-void add_data_command(CLI::App& app, Action& action);      // demo, inspect
+void add_data_command(CLI::App& app, Action& action);  // demo, inspect
 void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
-void add_config_command(CLI::App& app, Action& action);    // check, print
+void add_config_command(CLI::App& app, Action& action);  // check, print
 void add_plan_command(CLI::App& app, Action& action);
-void add_ckpt_command(CLI::App& app, Action& action);      // inspect, verify, diff, import, export
+void add_ckpt_command(CLI::App& app, Action& action);  // inspect, verify, diff, import, export
 void add_plot_command(CLI::App& app, Action& action);
 void add_parity_command(CLI::App& app, Action& action);
 

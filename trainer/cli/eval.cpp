@@ -29,10 +29,10 @@ void add_eval_command(CLI::App& app, Action& action) {
     action = [options] {
       TrainedModel trained = open_trained_model(options->model);
       RunConfig& config = trained.config;
-      check_device(config);
       use_default_threads();
-      const ProcessMesh mesh(open_world(), options->expert, config.model.num_experts);
-      Context ctx = Context::cpu();
+      const std::unique_ptr<Machine> machine = open_machine(config);
+      Context& ctx = machine->ctx;
+      const ProcessMesh mesh(std::move(machine->world), options->expert, config.model.num_experts);
       const int64_t B = config.train.micro_batch_size;
       InferenceState state(ctx, config, mesh, B, config.train.seq_length);
       state.load(ctx, trained.reader);

@@ -28,10 +28,10 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->callback([options, &action] {
     action = [options] {
       TrainedModel trained = open_trained_model(options->model);
-      check_device(trained.config);
       use_default_threads();
+      const std::unique_ptr<Machine> machine = open_machine(trained.config);
+      Context& ctx = machine->ctx;
       const ProcessMesh mesh(make_local_communicator(), 1, trained.config.model.num_experts);
-      Context ctx = Context::cpu();
       InferenceState state(ctx, trained.config, mesh, 1, trained.config.train.seq_length);
       state.load(ctx, trained.reader);
 

@@ -22,13 +22,11 @@ std::map<std::string, E> choices(std::initializer_list<E> values) {
   return names;
 }
 
-void check_machine(const ParityOptions& options) {
+std::unique_ptr<Machine> open_machine(const ParityOptions& options) {
   RunConfig config;
   config.device = options.device;
   config.precision = options.precision;
-  check_device(config);
-  check<ConfigError>(options.device != DeviceChoice::kCuda || options.precision != Precision::kFp64,
-                     "--precision fp64 is for the CPU; a GPU computes in bf16 or fp32");
+  return open_machine(config);
 }
 
 }  // namespace
@@ -62,9 +60,9 @@ void add_parity_command(CLI::App& app, Action& action) {
       ParityOptions& parity = options->parity;
       const bool trains = options->forward.empty();
       parity.reference = trains ? options->training : options->forward;
-      check_machine(parity);
       use_default_threads();
-      const ParityReport report = trains ? check_training(parity) : check_forward(parity);
+      const std::unique_ptr<Machine> machine = open_machine(parity);
+      const ParityReport report = trains ? check_training(machine->ctx, parity) : check_forward(machine->ctx, parity);
       std::fputs((options->json ? to_json(report, parity) : to_text(report, parity)).c_str(), stdout);
       return report.passed() ? 0 : kDiffers;
     };

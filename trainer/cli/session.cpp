@@ -9,6 +9,7 @@
 
 #include "kernels/build_config.h"
 #include "parallel/mpi_session.h"
+#include "parallel/nccl_communicator.h"
 #include "trainer/config_reader.h"
 
 namespace braid {
@@ -16,15 +17,55 @@ namespace {
 
 MpiSession* mpi_session = nullptr;
 
-}  // namespace
-
-std::unique_ptr<Communicator> open_world() {
-  if (!MpiSession::launched_by_mpi()) return make_local_communicator();
+MpiSession& start_mpi() {
   static int argc = 0;
   static char** argv = nullptr;
   static MpiSession session(argc, argv);
   mpi_session = &session;
-  return session.world();
+  return session;
+}
+
+// Does every rank see a GPU? An error if only some do.
+bool every_rank_has_gpu(Communicator& world) {
+  Context cpu = Context::cpu();
+  std::vector<int64_t> gpus(static_cast<size_t>(world.size()));
+  gpus[world.rank()] = Context::num_gpus();
+  Tensor all = Tensor::of(gpus.data(), {world.size()});
+  world.all_gather(cpu, all, all.rows(world.rank(), world.rank() + 1));
+  for (size_t rank = 1; rank < gpus.size(); ++rank)
+    check<EnvironmentError>((gpus[rank] > 0) == (gpus[0] > 0), "rank ", gpus[rank] > 0 ? 0 : rank,
+                            " sees no GPU, but rank ", gpus[rank] > 0 ? rank : 0, " does");
+  return gpus[0] > 0;
+}
+
+bool use_gpu(const RunConfig& config, Communicator& world) {
+  const bool asked = config.device == DeviceChoice::kCuda;
+  check<EnvironmentError>(!asked || kWithCuda,
+                          "device: cuda was asked for, but this build of braid has no CUDA operators; use device: cpu");
+  check<ConfigError>(!asked || config.precision != Precision::kFp64, "precision: fp64 runs on the CPU only");
+  const bool possible = config.device != DeviceChoice::kCpu && config.precision != Precision::kFp64;
+  const bool chosen = possible && every_rank_has_gpu(world);
+  check<EnvironmentError>(!asked || chosen, "device: cuda was asked for, but no GPU is there");
+  check<ConfigError>(chosen || config.precision != Precision::kBf16,
+                     "precision: bf16 needs a GPU; the CPU has fp32 and fp64");
+  return chosen;
+}
+
+}  // namespace
+
+std::unique_ptr<Machine> open_machine(const RunConfig& config) {
+  auto machine = std::make_unique<Machine>(Machine{Context::cpu(), make_local_communicator()});
+  int local_rank = 0;
+  if (MpiSession::launched_by_mpi()) {
+    machine->world = start_mpi().world();
+    local_rank = start_mpi().local_rank();
+  }
+  if (!use_gpu(config, *machine->world)) return machine;
+  machine->ctx = Context::gpu(local_rank % Context::num_gpus());
+  if constexpr (kWithCuda) {
+    if (machine->world->size() > 1) machine->world = make_nccl_communicator(machine->ctx, std::move(machine->world));
+  }
+  return machine;
 }
 
 void end_process(int exit_code) {
@@ -47,12 +88,6 @@ void use_default_threads() {
   const char* local_size = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
   const int ranks = local_size ? std::max(1, std::atoi(local_size)) : 1;
   omp_set_num_threads(std::max(1, bound_by_launcher ? cores : cores / ranks));
-}
-
-void check_device(const RunConfig& config) {
-  check<EnvironmentError>(config.device != DeviceChoice::kCuda || kWithCuda,
-                          "device: cuda was asked for, but this build of braid has no CUDA operators; use device: cpu");
-  check<ConfigError>(config.precision != Precision::kBf16, "precision: bf16 needs a GPU; the CPU has fp32 and fp64");
 }
 
 TrainedModel open_trained_model(const std::string& path) {

@@ -10,18 +10,21 @@
 
 namespace braid {
 
-// The communicator of a command that computes: MPI's world under a launcher, one rank otherwise. MPI starts with the
-// first call and ends with the process.
-std::unique_ptr<Communicator> open_world();
+// Where a command computes. The communicator is MPI's world under a launcher, NCCL's on GPUs, one rank otherwise.
+struct Machine {
+  Context ctx;
+  std::unique_ptr<Communicator> world;
+};
+// `device: auto` takes a GPU if every rank has one and the precision runs there. MPI starts with the first call and
+// ends with the process; a machine ends before it. Errors: EnvironmentError, ConfigError for what the build or the
+// machine cannot run; CommunicationError.
+std::unique_ptr<Machine> open_machine(const RunConfig& config);
 // Ends the process after an error, and the whole job with it if there are other ranks. Never returns.
 [[noreturn]] void end_process(int exit_code);
 int world_rank();  // 0 without a launcher
 
 // Chooses the OpenMP thread count where the user has not: the cores of this process, shared with the ranks beside it.
 void use_default_threads();
-
-// What the build and the machine can run of `device` and `precision`.   Errors: EnvironmentError, ConfigError.
-void check_device(const RunConfig& config);
 
 struct TrainedModel {
   CheckpointReader reader;

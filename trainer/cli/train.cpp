@@ -25,13 +25,11 @@ void add_train_command(CLI::App& app, Action& action) {
       options->resume.resume |= !options->resume.checkpoint.empty();
       const RunConfig config = read_config(options->config, options->overrides);
       check_config(config);
-      check_device(config);
       use_default_threads();
-      std::unique_ptr<Communicator> world = open_world();
-      check_config_for_ranks(config, world->size());
-      const ProcessMesh mesh(std::move(world), config.parallel.expert, config.model.num_experts);
-      Context ctx = Context::cpu();
-      return static_cast<int>(run_training(ctx, mesh, config, options->resume));
+      const std::unique_ptr<Machine> machine = open_machine(config);
+      check_config_for_ranks(config, machine->world->size());
+      const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
+      return static_cast<int>(run_training(machine->ctx, mesh, config, options->resume));
     };
   });
 }

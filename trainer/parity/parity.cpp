@@ -15,10 +15,6 @@ namespace {
 
 constexpr int64_t kBlockElements = int64_t{1} << 20;  // of a reference, in memory at a time
 
-Context open_context(DeviceChoice device) {
-  return device == DeviceChoice::kCuda ? Context::gpu(0) : Context::cpu();
-}
-
 // The next-token loss alone: nothing else has a weight.
 RunConfig config_of(const ParityOptions& options, const ModelConfig& model, bool with_mtp, const Batch& batch) {
   RunConfig config;
@@ -141,7 +137,7 @@ bool ParityReport::passed() const {
          std::all_of(curves.begin(), curves.end(), has_passed);
 }
 
-ParityReport check_forward(const ParityOptions& options) {
+ParityReport check_forward(Context& ctx, const ParityOptions& options) {
   const ParityBounds bounds = parity_bounds(options.precision, options.rtol);
   ForwardReference reference(options.reference);
   const HuggingFaceReader reader(options.model);
@@ -154,7 +150,6 @@ ParityReport check_forward(const ParityOptions& options) {
   const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
   const MtpShift mtp = shift_for_mtp(reference.batch);
   const ModelInputs inputs = view_inputs(reference.batch, mtp);
-  Context ctx = open_context(options.device);
   ParityReport report{.not_compared = reference.not_compared};
   if (reference.gradients.empty()) {
     InferenceState state(ctx, config, mesh, reference.batch.num_rows, reference.batch.row_tokens);
@@ -171,7 +166,7 @@ ParityReport check_forward(const ParityOptions& options) {
   return report;
 }
 
-ParityReport check_training(const ParityOptions& options) {
+ParityReport check_training(Context& ctx, const ParityOptions& options) {
   const ParityBounds bounds = parity_bounds(options.precision, options.rtol);
   const HuggingFaceReader reader(options.model);
   const TrainingReference reference(options.reference, reader.config().vocab_size);
@@ -181,7 +176,6 @@ ParityReport check_training(const ParityOptions& options) {
   config.run.steps = static_cast<int64_t>(reference.batches.size());
 
   const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
-  Context ctx = open_context(options.device);
   TrainingState state(config, mesh);
   state.allocate(ctx.device());
   state.adamw.load_weights(ctx, reader);

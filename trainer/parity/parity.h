@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/context.h"
 #include "trainer/parity/comparison.h"
 
 namespace braid {
@@ -30,10 +31,10 @@ struct ParityReport {
 // Runs the model on the tokens of a reference file and compares logits, loss and gradients with those in the file, as
 // far as it holds them; docs/parity.md says what they must be. Logits are formed and read in blocks and never exist
 // whole.   Errors: DataError for the file, CheckpointError for the folder.
-ParityReport check_forward(const ParityOptions& options);
+ParityReport check_forward(Context& ctx, const ParityOptions& options);
 
 // Trains the model on the batches of a training reference with AdamW (constant learning rate, decay of tensors with
 // more than one dimension, no MTP, no balance loss) and compares the curves.   Errors: as above, and NumericsError.
-ParityReport check_training(const ParityOptions& options);
+ParityReport check_training(Context& ctx, const ParityOptions& options);
 
 }  // namespace braid

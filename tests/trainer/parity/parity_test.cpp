@@ -111,7 +111,8 @@ class ParityTest : public FolderTest {
   }
   ParityReport check(Precision precision = Precision::kFp32) {
     content_.write(path("reference.safetensors"));
-    return check_forward(options(precision));
+    Context ctx = Context::cpu();
+    return check_forward(ctx, options(precision));
   }
   static std::vector<std::string> failures(const ParityReport& report) {
     std::vector<std::string> names;
@@ -278,7 +279,8 @@ class TrainingTest : public ParityTest {
   }
   ParityReport train(Precision precision) {
     content_.write(path("reference.safetensors"));
-    return check_training(options(precision));
+    Context ctx = Context::cpu();
+    return check_training(ctx, options(precision));
   }
 };
 

@@ -1,0 +1,151 @@
+#include "parallel/nccl_communicator.h"
+
+#include <nccl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/gpu.h"
+#include "parallel/communicator_checks.h"
+
+namespace braid {
+namespace {
+
+void check_nccl(ncclResult_t result, const char* operation) {
+  check<CommunicationError>(result == ncclSuccess || result == ncclInProgress, operation, ": ",
+                            ncclGetErrorString(result), "; ", ncclGetLastError(nullptr));
+}
+
+ncclDataType_t nccl_type(DType dtype) {
+  switch (dtype) {
+    case DType::kF64: return ncclFloat64;
+    case DType::kF32: return ncclFloat32;
+    case DType::kBF16: return ncclBfloat16;
+    case DType::kF16: return ncclFloat16;
+    case DType::kI64: return ncclInt64;
+    case DType::kI32: return ncclInt32;
+    case DType::kU8: return ncclUint8;
+  }
+  return ncclUint8;
+}
+
+ncclRedOp_t nccl_op(ReduceOp op) { return op == ReduceOp::kSum ? ncclSum : ncclMax; }
+
+bool on_gpu(const Tensor& tensor) { return tensor.device() == Device::kCuda; }
+
+// Host and bus address of a rank's GPU.
+using GpuName = std::array<char, 128>;
+
+GpuName name_of_gpu(const cuda::Gpu& gpu) {
+  GpuName name{};
+  char host[64] = "", bus[32] = "";
+  gethostname(host, sizeof host - 1);
+  cuda::check_cuda(cudaDeviceGetPCIBusId(bus, sizeof bus, gpu.device_index), "cudaDeviceGetPCIBusId");
+  const std::string text = concat(bus, " of ", host);
+  std::strncpy(name.data(), text.c_str(), name.size() - 1);
+  return name;
+}
+
+void check_one_rank_per_gpu(Context& ctx, Communicator& host) {
+  std::vector<GpuName> names(static_cast<size_t>(host.size()));
+  names[host.rank()] = name_of_gpu(ctx.gpu());
+  const int64_t bytes = static_cast<int64_t>(names.size() * sizeof(GpuName));
+  Tensor all(names.data(), DType::kU8, {bytes});
+  Context cpu = Context::cpu();
+  host.all_gather(cpu, all,
+                  all.rows(host.rank() * int64_t{sizeof(GpuName)}, (host.rank() + 1) * int64_t{sizeof(GpuName)}));
+  for (size_t a = 0; a < names.size(); ++a)
+    for (size_t b = a + 1; b < names.size(); ++b)
+      check<EnvironmentError>(names[a] != names[b], "ranks ", a, " and ", b, " both use GPU ", names[a].data(),
+                              "; start one rank per GPU");
+}
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(Context& ctx, std::unique_ptr<Communicator> host) : ctx_(ctx), host_(std::move(host)) {
+    ncclUniqueId id;
+    if (host_->rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
+    Context cpu = Context::cpu();
+    host_->broadcast(cpu, Tensor(&id, DType::kU8, {int64_t{sizeof id}}), 0);
+    check_nccl(ncclCommInitRank(&comm_, host_->size(), id, host_->rank()), "ncclCommInitRank");
+    ctx.gpu().health_checks.push_back([comm = comm_] {
+      ncclResult_t state = ncclSuccess;
+      check_nccl(ncclCommGetAsyncError(comm, &state), "ncclCommGetAsyncError");
+      check_nccl(state, "NCCL");
+    });
+  }
+  ~NcclCommunicator() override {
+    if (comm_) ncclCommAbort(comm_);  // ends what is in flight; after an orderly end there is nothing
+  }
+
+  int rank() const override { return host_->rank(); }
+  int size() const override { return host_->size(); }
+
+  void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) override {
+    if (!on_gpu(in_out)) return host_->all_reduce(ctx, in_out, op);
+    check_nccl(ncclAllReduce(in_out.raw(), in_out.raw(), in_out.numel(), nccl_type(in_out.dtype()), nccl_op(op), comm_,
+                             cuda::stream_of(ctx)),
+               "ncclAllReduce");
+  }
+
+  void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
+    if (!on_gpu(full)) return host_->reduce_scatter(ctx, shard, full, op);
+    check_shards(full, shard, size());
+    check_nccl(ncclReduceScatter(full.raw(), shard.raw(), shard.numel(), nccl_type(full.dtype()), nccl_op(op), comm_,
+                                 cuda::stream_of(ctx)),
+               "ncclReduceScatter");
+  }
+
+  void all_gather(Context& ctx, Tensor full, const Tensor& shard) override {
+    if (!on_gpu(full)) return host_->all_gather(ctx, full, shard);
+    check_shards(full, shard, size());
+    check_nccl(ncclAllGather(shard.raw(), full.raw(), shard.bytes(), ncclUint8, comm_, cuda::stream_of(ctx)),
+               "ncclAllGather");
+  }
+
+  void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
+                       std::span<const int64_t> send_rows) override {
+    if (!on_gpu(send)) return host_->all_to_all_rows(ctx, recv, recv_rows, send, send_rows);
+    check_row_counts(recv, recv_rows, send, send_rows, size());
+    const int64_t bytes = row_bytes(send);
+    auto* to = static_cast<std::byte*>(recv.raw());
+    const auto* from = static_cast<const std::byte*>(send.raw());
+    check_nccl(ncclGroupStart(), "ncclGroupStart");
+    for (int r = 0; r < size(); ++r) {
+      check_nccl(ncclSend(from, send_rows[r] * bytes, ncclUint8, r, comm_, cuda::stream_of(ctx)), "ncclSend");
+      check_nccl(ncclRecv(to, recv_rows[r] * bytes, ncclUint8, r, comm_, cuda::stream_of(ctx)), "ncclRecv");
+      from += send_rows[r] * bytes;
+      to += recv_rows[r] * bytes;
+    }
+    check_nccl(ncclGroupEnd(), "all_to_all_rows");
+  }
+
+  void broadcast(Context& ctx, Tensor in_out, int root) override {
+    if (!on_gpu(in_out)) return host_->broadcast(ctx, in_out, root);
+    check_nccl(ncclBroadcast(in_out.raw(), in_out.raw(), in_out.bytes(), ncclUint8, root, comm_, cuda::stream_of(ctx)),
+               "ncclBroadcast");
+  }
+
+  void barrier(Context& ctx) override { host_->barrier(ctx); }
+
+  std::unique_ptr<Communicator> split(int color) override {
+    return std::make_unique<NcclCommunicator>(ctx_, host_->split(color));
+  }
+
+ private:
+  Context& ctx_;
+  std::unique_ptr<Communicator> host_;
+  ncclComm_t comm_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_nccl_communicator(Context& ctx, std::unique_ptr<Communicator> host) {
+  check_one_rank_per_gpu(ctx, *host);
+  return std::make_unique<NcclCommunicator>(ctx, std::move(host));
+}
+
+}  // namespace braid
