@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   braid::add_config_command(app, action);
   braid::add_data_command(app, action);
   braid::add_ckpt_command(app, action);
+  braid::add_bench_command(app, action);
   braid::add_plot_command(app, action);
   braid::add_parity_command(app, action);
   try {

@@ -8,6 +8,8 @@
 
 namespace braid {
 
+class Profile;
+
 namespace cuda {
 struct Gpu;  // kernels/cuda/gpu.h: the device's stream, library handles and properties
 }
@@ -29,6 +31,10 @@ class Context {
   // Waits until everything that was enqueued has run.   Errors: EnvironmentError if a kernel failed.
   void synchronize() const;
 
+  // Where operators report their times; null for nowhere. See kernels/core/profile.h.
+  Profile* profile() const { return profile_; }
+  void attach(Profile* profile) { profile_ = profile; }
+
   // Most scratch bytes that were in use at one time.
   int64_t scratch_peak_bytes() const { return peak_bytes_; }
 
@@ -42,6 +48,7 @@ class Context {
   std::byte* push(int64_t bytes);
 
   std::shared_ptr<cuda::Gpu> gpu_;
+  Profile* profile_ = nullptr;
   std::vector<Block> blocks_;  // a stack; blocks are kept, so a step after the first allocates nothing
   size_t top_ = 0;             // the block in use
   int64_t in_use_bytes_ = 0;

@@ -1,0 +1,109 @@
+#include "trainer/bench/step_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "kernels/core/philox.h"
+#include "trainer/bench/model_flop.h"
+#include "trainer/metrics/metrics_writer.h"
+#include "trainer/train_step.h"
+#include "trainer/training_state.h"
+
+namespace braid {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// A micro-batch of random tokens, every row one document, every next token a target.
+Batch random_batch(const RunConfig& config, uint64_t stream) {
+  const int64_t B = config.train.micro_batch_size, T = config.train.seq_length, V = config.model.vocab_size;
+  Batch batch{B, T, {}, {}, Segments::whole_rows(B, T)};
+  for (int64_t n = 0; n < B * T; ++n)
+    batch.tokens.push_back(philox(static_cast<uint64_t>(config.train.seed), stream, static_cast<uint64_t>(n))[0] % V);
+  batch.targets.assign(batch.tokens.begin() + 1, batch.tokens.end());
+  batch.targets.push_back(-1);
+  for (int64_t row = 0; row < B; ++row) batch.targets[(row + 1) * T - 1] = -1;
+  return batch;
+}
+
+StepBatches random_step(const RunConfig& config, const ProcessMesh& mesh, int64_t step) {
+  StepBatches batches;
+  batches.step = step;
+  const int64_t micro_batches = config.train.global_batch_size / (config.train.micro_batch_size * mesh.size());
+  for (int64_t i = 0; i < micro_batches; ++i) {
+    batches.micro_batches.push_back(
+        random_batch(config, static_cast<uint64_t>((step * mesh.size() + mesh.rank()) * micro_batches + i)));
+    const TokenCounts counts = count_tokens(batches.micro_batches.back());
+    batches.counts.tokens += counts.tokens;
+    batches.counts.lm_targets += counts.lm_targets;
+    batches.counts.mtp_tokens += counts.mtp_tokens;
+    batches.counts.mtp_targets += counts.mtp_targets;
+  }
+  return batches;
+}
+
+}  // namespace
+
+double StepBenchResult::median_ms() const {
+  std::vector<double> sorted = step_ms;
+  std::sort(sorted.begin(), sorted.end());
+  return sorted[sorted.size() / 2];
+}
+
+StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfig& config,
+                           const StepBenchOptions& options) {
+  TrainingState state(config, mesh);
+  state.allocate(ctx.device());
+  state.initialize(ctx);
+  StepBenchResult result;
+  result.planned_bytes = state.memory().total_bytes();
+  result.model_flop_per_token = training_flop_per_token(config.model, config.mtp, config.train.seq_length);
+  for (int64_t step = 1; step <= options.warmup_steps + options.steps; ++step) {
+    const StepBatches batches = random_step(config, mesh, step);
+    ctx.synchronize();
+    mesh.world().barrier(ctx);
+    const auto start = Clock::now();
+    const StepResult r = train_step(ctx, state.model, state.adamw, state.balance, batches, mesh, config, step);
+    ctx.synchronize();
+    int64_t nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+    mesh.world().all_reduce(ctx, Tensor::of(&nanoseconds, {1}), ReduceOp::kMax);
+    if (step == 1) result.first_loss = r.loss_lm;
+    result.last_loss = r.loss_lm;
+    result.tokens_per_step = double(r.tokens);
+    if (step > options.warmup_steps) result.step_ms.push_back(double(nanoseconds) * 1e-6);
+  }
+  result.scratch_bytes = ctx.scratch_peak_bytes();
+  return result;
+}
+
+std::string format_step_bench(const StepBenchResult& r, int num_ranks) {
+  char text[1024];
+  const auto [least, most] = std::minmax_element(r.step_ms.begin(), r.step_ms.end());
+  std::snprintf(text, sizeof text,
+                "step %.1f ms (median of %zu; %.1f to %.1f), %.0f tokens/s, %.0f per rank\n"
+                "%.3f model GFLOP per token, %.1f model TFLOP/s per rank\n"
+                "memory per rank: planned %.2f GiB, scratch %.2f GiB\n"
+                "loss %.4f in the first step, %.4f in the last\n",
+                r.median_ms(), r.step_ms.size(), *least, *most, r.tokens_per_s(), r.tokens_per_s() / num_ranks,
+                r.model_flop_per_token * 1e-9, r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12,
+                double(r.planned_bytes) / double(1 << 30), double(r.scratch_bytes) / double(1 << 30), r.first_loss,
+                r.last_loss);
+  return text;
+}
+
+std::string step_bench_json(const StepBenchResult& r, int num_ranks) {
+  MetricsLine line;
+  line.set("step_ms", r.median_ms());
+  line.set("tokens_per_s", r.tokens_per_s());
+  line.set("ranks", int64_t{num_ranks});
+  line.set("model_gflop_per_token", r.model_flop_per_token * 1e-9);
+  line.set("model_tflops_per_rank", r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12);
+  line.set("planned_bytes", r.planned_bytes);
+  line.set("scratch_bytes", r.scratch_bytes);
+  line.set("first_loss", r.first_loss);
+  line.set("last_loss", r.last_loss);
+  return line.to_json();
+}
+
+}  // namespace braid

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/core/context.h"
+#include "parallel/process_mesh.h"
+#include "trainer/config.h"
+
+namespace braid {
+
+struct StepBenchOptions {
+  int64_t warmup_steps = 3;
+  int64_t steps = 10;
+};
+
+// What a training step costs, on uniformly random tokens in documents as long as a row.
+struct StepBenchResult {
+  std::vector<double> step_ms;  // of every measured step: the slowest rank's
+  double tokens_per_step = 0;   // of all ranks
+  double model_flop_per_token = 0;
+  int64_t planned_bytes = 0, scratch_bytes = 0;  // of this rank
+  double first_loss = 0, last_loss = 0;
+
+  double median_ms() const;
+  double tokens_per_s() const { return tokens_per_step / median_ms() * 1e3; }
+};
+StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfig& config,
+                           const StepBenchOptions& options);
+
+// Lines for people, or one JSON object.
+std::string format_step_bench(const StepBenchResult& result, int num_ranks);
+std::string step_bench_json(const StepBenchResult& result, int num_ranks);
+
+}  // namespace braid
