@@ -1,11 +1,17 @@
 #include "kernels/embedding.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void embedding_forward(Context& ctx, Tensor y, const Tensor& ids, const Tensor& table);
-void embedding_backward(Context& ctx, Tensor d_table, const Tensor& d_y, const Tensor& ids);
+decltype(braid::embedding_forward) embedding_forward;
+decltype(braid::embedding_backward) embedding_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::embedding_forward) embedding_forward;
+decltype(braid::embedding_backward) embedding_backward;
+}  // namespace cuda
 
 void embedding_forward(Context& ctx, Tensor y, const Tensor& ids, const Tensor& table) {
   const int64_t N = y.dim(0), C = y.dim(1);
@@ -13,15 +19,21 @@ void embedding_forward(Context& ctx, Tensor y, const Tensor& ids, const Tensor& 
   check_dtype(y.dtype(), {{"table", table}});
   check_dtype(DType::kI64, {{"ids", ids}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::embedding_forward(ctx, y, ids, table);
+  }
   cpu::embedding_forward(ctx, y, ids, table);
 }
 
 void embedding_backward(Context& ctx, Tensor d_table, const Tensor& d_y, const Tensor& ids) {
   const int64_t N = d_y.dim(0), C = d_y.dim(1);
   check_shapes({{"d_table", d_table, {d_table.dim(0), C}}, {"d_y", d_y, {N, C}}, {"ids", ids, {N}}});
-  check_dtype(d_y.dtype(), {{"d_table", d_table}});
+  check_dtype(wide_dtype(d_y.dtype()), {{"d_table", d_table}});
   check_dtype(DType::kI64, {{"ids", ids}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::embedding_backward(ctx, d_table, d_y, ids);
+  }
   cpu::embedding_backward(ctx, d_table, d_y, ids);
 }
 

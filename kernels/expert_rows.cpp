@@ -1,13 +1,21 @@
 #include "kernels/expert_rows.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id);
-void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& order);
-void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order);
-void move_row_blocks(Context& ctx, Tensor dst, const Tensor& src, const RowBlock* blocks, int64_t num_blocks);
+decltype(braid::expert_order) expert_order;
+decltype(braid::gather_rows) gather_rows;
+decltype(braid::combine_rows) combine_rows;
+decltype(braid::move_row_blocks) move_row_blocks;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::expert_order) expert_order;
+decltype(braid::gather_rows) gather_rows;
+decltype(braid::combine_rows) combine_rows;
+decltype(braid::move_row_blocks) move_row_blocks;
+}  // namespace cuda
 
 namespace {
 
@@ -26,7 +34,11 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
   check_order(order, expert_id.dim(0));
   check_shapes({{"expert_id", expert_id, order.row_of_slot.shape()}});
   check_dtype(DType::kI32, {{"expert_id", expert_id}});
-  cpu::expert_order(ctx, order, expert_id);  // also for N = 0: rows_per_expert is then all zero
+  // Also for N = 0: rows_per_expert is then all zero.
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::expert_order(ctx, order, expert_id);
+  }
+  cpu::expert_order(ctx, order, expert_id);
 }
 
 void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& order) {
@@ -35,6 +47,9 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
   check_dtype(x.dtype(), {{"rows", rows}});
   check_order(order, N);
   if (R == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gather_rows(ctx, rows, x, order);
+  }
   cpu::gather_rows(ctx, rows, x, order);
 }
 
@@ -44,6 +59,9 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
   check_dtype(y.dtype(), {{"rows", rows}});
   check_order(order, N);
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::combine_rows(ctx, y, rows, order);
+  }
   cpu::combine_rows(ctx, y, rows, order);
 }
 
@@ -57,6 +75,9 @@ void move_row_blocks(Context& ctx, Tensor dst, const Tensor& src, const RowBlock
                       " moves ", rows, " rows from ", from, " to ", to, ", outside ", R, " rows");
   }
   if (R == 0 || num_blocks == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::move_row_blocks(ctx, dst, src, blocks, num_blocks);
+  }
   cpu::move_row_blocks(ctx, dst, src, blocks, num_blocks);
 }
 

@@ -1,14 +1,17 @@
 #include "kernels/experts.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
-                     const Tensor& rows_per_expert, const ExpertWeights& weights);
-void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
-                      const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
-                      const ExpertWeights& weights);
+decltype(braid::experts_forward) experts_forward;
+decltype(braid::experts_backward) experts_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::experts_forward) experts_forward;
+decltype(braid::experts_backward) experts_backward;
+}  // namespace cuda
 
 namespace {
 
@@ -20,8 +23,8 @@ void check_inputs(const Tensor& x, const Tensor& row_gate, const Tensor& rows_pe
                 {"rows_per_expert", rows_per_expert, {El}},
                 {"weights.gate_up", weights.gate_up, {El, 2 * F, C}},
                 {"weights.down", weights.down, {El, C, F}}});
-  check_dtype(x.dtype(),
-              {{"row_gate", row_gate}, {"weights.gate_up", weights.gate_up}, {"weights.down", weights.down}});
+  check_dtype(x.dtype(), {{"weights.gate_up", weights.gate_up}, {"weights.down", weights.down}});
+  check_dtype(wide_dtype(x.dtype()), {{"row_gate", row_gate}});
   check_dtype(DType::kI64, {{"rows_per_expert", rows_per_expert}});
 }
 
@@ -34,6 +37,9 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
   check_shapes({{"out", out, {R, C}}, {"gate_up_out", gate_up_out, {R, 2 * F}}});
   check_dtype(x.dtype(), {{"out", out}, {"gate_up_out", gate_up_out}});
   if (R == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::experts_forward(ctx, out, gate_up_out, x, row_gate, rows_per_expert, weights);
+  }
   cpu::experts_forward(ctx, out, gate_up_out, x, row_gate, rows_per_expert, weights);
 }
 
@@ -48,13 +54,16 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
                 {"d_weights.down", d_weights.down, weights.down.shape()},
                 {"d_out", d_out, {R, C}},
                 {"gate_up_out", gate_up_out, {R, 2 * F}}});
-  check_dtype(x.dtype(), {{"d_x", d_x},
-                          {"d_row_gate", d_row_gate},
-                          {"d_weights.gate_up", d_weights.gate_up},
-                          {"d_weights.down", d_weights.down},
-                          {"d_out", d_out},
-                          {"gate_up_out", gate_up_out}});
+  check_dtype(x.dtype(), {{"d_x", d_x}, {"d_out", d_out}, {"gate_up_out", gate_up_out}});
+  check_dtype(
+      wide_dtype(x.dtype()),
+      {{"d_row_gate", d_row_gate}, {"d_weights.gate_up", d_weights.gate_up}, {"d_weights.down", d_weights.down}});
   if (R == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda())
+      return cuda::experts_backward(ctx, d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, rows_per_expert,
+                                    weights);
+  }
   cpu::experts_backward(ctx, d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, rows_per_expert, weights);
 }
 

@@ -1,14 +1,17 @@
 #include "kernels/gated_rms_norm.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o, const Tensor& qkvz,
-                            const Tensor& weight, double eps, const GdnDims& dims);
-void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_weight, const Tensor& d_y,
-                             const Tensor& o, const Tensor& rstd, const Tensor& qkvz, const Tensor& weight,
-                             const GdnDims& dims);
+decltype(braid::gated_rms_norm_forward) gated_rms_norm_forward;
+decltype(braid::gated_rms_norm_backward) gated_rms_norm_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::gated_rms_norm_forward) gated_rms_norm_forward;
+decltype(braid::gated_rms_norm_backward) gated_rms_norm_backward;
+}  // namespace cuda
 
 void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o, const Tensor& qkvz,
                             const Tensor& weight, double eps, const GdnDims& dims) {
@@ -18,8 +21,12 @@ void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o
                 {"o", o, {N, Hv, Dv}},
                 {"qkvz", qkvz, {N, dims.qkvz_columns()}},
                 {"weight", weight, {Dv}}});
-  check_dtype(o.dtype(), {{"y", y}, {"rstd", rstd}, {"qkvz", qkvz}, {"weight", weight}});
+  check_dtype(o.dtype(), {{"y", y}, {"qkvz", qkvz}});
+  check_dtype(wide_dtype(o.dtype()), {{"rstd", rstd}, {"weight", weight}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gated_rms_norm_forward(ctx, y, rstd, o, qkvz, weight, eps, dims);
+  }
   cpu::gated_rms_norm_forward(ctx, y, rstd, o, qkvz, weight, eps, dims);
 }
 
@@ -35,14 +42,13 @@ void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_w
                 {"rstd", rstd, {N, Hv}},
                 {"qkvz", qkvz, {N, dims.qkvz_columns()}},
                 {"weight", weight, {Dv}}});
-  check_dtype(o.dtype(), {{"d_o", d_o},
-                          {"d_qkvz", d_qkvz},
-                          {"d_weight", d_weight},
-                          {"d_y", d_y},
-                          {"rstd", rstd},
-                          {"qkvz", qkvz},
-                          {"weight", weight}});
+  check_dtype(o.dtype(), {{"d_o", d_o}, {"d_qkvz", d_qkvz}, {"d_y", d_y}, {"qkvz", qkvz}});
+  check_dtype(wide_dtype(o.dtype()), {{"d_weight", d_weight}, {"rstd", rstd}, {"weight", weight}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda())
+      return cuda::gated_rms_norm_backward(ctx, d_o, d_qkvz, d_weight, d_y, o, rstd, qkvz, weight, dims);
+  }
   cpu::gated_rms_norm_backward(ctx, d_o, d_qkvz, d_weight, d_y, o, rstd, qkvz, weight, dims);
 }
 

@@ -1,13 +1,17 @@
 #include "kernels/lm_head_loss.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void lm_head_loss_forward(Context& ctx, Tensor loss_sum, const Tensor& hidden, const Tensor& weight,
-                          const Tensor& targets);
-void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sum, Tensor d_hidden, Tensor d_weight,
-                                   const Tensor& hidden, const Tensor& weight, const Tensor& targets, double scale);
+decltype(braid::lm_head_loss_forward) lm_head_loss_forward;
+decltype(braid::lm_head_loss_forward_backward) lm_head_loss_forward_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::lm_head_loss_forward) lm_head_loss_forward;
+decltype(braid::lm_head_loss_forward_backward) lm_head_loss_forward_backward;
+}  // namespace cuda
 
 namespace {
 
@@ -25,6 +29,9 @@ void check_inputs(const Tensor& loss_sum, const Tensor& hidden, const Tensor& we
 void lm_head_loss_forward(Context& ctx, Tensor loss_sum, const Tensor& hidden, const Tensor& weight,
                           const Tensor& targets) {
   check_inputs(loss_sum, hidden, weight, targets);
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::lm_head_loss_forward(ctx, loss_sum, hidden, weight, targets);
+  }
   cpu::lm_head_loss_forward(ctx, loss_sum, hidden, weight, targets);
 }
 
@@ -32,7 +39,12 @@ void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sum, Tensor d_hidde
                                    const Tensor& hidden, const Tensor& weight, const Tensor& targets, double scale) {
   check_inputs(loss_sum, hidden, weight, targets);
   check_shapes({{"d_hidden", d_hidden, hidden.shape()}, {"d_weight", d_weight, weight.shape()}});
-  check_dtype(hidden.dtype(), {{"d_hidden", d_hidden}, {"d_weight", d_weight}});
+  check_dtype(hidden.dtype(), {{"d_hidden", d_hidden}});
+  check_dtype(wide_dtype(hidden.dtype()), {{"d_weight", d_weight}});
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda())
+      return cuda::lm_head_loss_forward_backward(ctx, loss_sum, d_hidden, d_weight, hidden, weight, targets, scale);
+  }
   cpu::lm_head_loss_forward_backward(ctx, loss_sum, d_hidden, d_weight, hidden, weight, targets, scale);
 }
 

@@ -1,14 +1,17 @@
 #include "kernels/mtp_inputs.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void mtp_inputs_forward(Context& ctx, MtpInputs out, const Tensor& embedding, const Tensor& hidden,
-                        const MtpInputWeights& weights, double eps);
-void mtp_inputs_backward(Context& ctx, Tensor d_embedding, Tensor d_hidden, MtpInputWeights d_weights,
-                         const Tensor& d_joined, const Tensor& embedding, const Tensor& hidden, const MtpInputs& out,
-                         const MtpInputWeights& weights);
+decltype(braid::mtp_inputs_forward) mtp_inputs_forward;
+decltype(braid::mtp_inputs_backward) mtp_inputs_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::mtp_inputs_forward) mtp_inputs_forward;
+decltype(braid::mtp_inputs_backward) mtp_inputs_backward;
+}  // namespace cuda
 
 void mtp_inputs_forward(Context& ctx, MtpInputs out, const Tensor& embedding, const Tensor& hidden,
                         const MtpInputWeights& weights, double eps) {
@@ -19,13 +22,15 @@ void mtp_inputs_forward(Context& ctx, MtpInputs out, const Tensor& embedding, co
                 {"hidden", hidden, {N, C}},
                 {"embedding_norm", weights.embedding_norm, {C}},
                 {"hidden_norm", weights.hidden_norm, {C}}});
-  check_dtype(embedding.dtype(), {{"joined", out.joined},
-                                  {"embedding_rstd", out.embedding_rstd},
-                                  {"hidden_rstd", out.hidden_rstd},
-                                  {"hidden", hidden},
-                                  {"embedding_norm", weights.embedding_norm},
-                                  {"hidden_norm", weights.hidden_norm}});
+  check_dtype(embedding.dtype(), {{"joined", out.joined}, {"hidden", hidden}});
+  check_dtype(wide_dtype(embedding.dtype()), {{"embedding_rstd", out.embedding_rstd},
+                                              {"hidden_rstd", out.hidden_rstd},
+                                              {"embedding_norm", weights.embedding_norm},
+                                              {"hidden_norm", weights.hidden_norm}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::mtp_inputs_forward(ctx, out, embedding, hidden, weights, eps);
+  }
   cpu::mtp_inputs_forward(ctx, out, embedding, hidden, weights, eps);
 }
 
@@ -41,15 +46,18 @@ void mtp_inputs_backward(Context& ctx, Tensor d_embedding, Tensor d_hidden, MtpI
                 {"hidden", hidden, {N, C}},
                 {"embedding_norm", weights.embedding_norm, {C}},
                 {"hidden_norm", weights.hidden_norm, {C}}});
-  check_dtype(embedding.dtype(), {{"d_embedding", d_embedding},
-                                  {"d_hidden", d_hidden},
-                                  {"d_embedding_norm", d_weights.embedding_norm},
-                                  {"d_hidden_norm", d_weights.hidden_norm},
-                                  {"d_joined", d_joined},
-                                  {"hidden", hidden},
-                                  {"embedding_norm", weights.embedding_norm},
-                                  {"hidden_norm", weights.hidden_norm}});
+  check_dtype(embedding.dtype(),
+              {{"d_embedding", d_embedding}, {"d_hidden", d_hidden}, {"d_joined", d_joined}, {"hidden", hidden}});
+  check_dtype(wide_dtype(embedding.dtype()), {{"d_embedding_norm", d_weights.embedding_norm},
+                                              {"d_hidden_norm", d_weights.hidden_norm},
+                                              {"embedding_norm", weights.embedding_norm},
+                                              {"hidden_norm", weights.hidden_norm}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda())
+      return cuda::mtp_inputs_backward(ctx, d_embedding, d_hidden, d_weights, d_joined, embedding, hidden, out,
+                                       weights);
+  }
   cpu::mtp_inputs_backward(ctx, d_embedding, d_hidden, d_weights, d_joined, embedding, hidden, out, weights);
 }
 

@@ -15,8 +15,8 @@ struct MtpInputs {
 };
 
 // What the projection of the MTP block reads: both inputs normalised, the embedding first.
-//   embedding (N, C)  of the next token;  hidden (N, C)  of the main model, after its final norm.  One dtype, fp32 or
-//   fp64
+//   embedding (N, C)  of the next token;  hidden (N, C)  of the main model, after its final norm;  joined:  fp32, bf16
+//   (GPU) or fp64 (CPU);  norms and rstd in the wide dtype
 // Source: Qwen3NextMultiTokenPredictor in vLLM.   Errors: ShapeError, DTypeError, naming the tensor.
 void mtp_inputs_forward(Context& ctx, MtpInputs out, const Tensor& embedding, const Tensor& hidden,
                         const MtpInputWeights& weights, double eps);

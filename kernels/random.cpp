@@ -1,19 +1,31 @@
 #include "kernels/random.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void fill_normal(Context& ctx, Tensor x, double mean, double stddev, uint64_t seed, uint64_t stream_id, int64_t first);
-void fill_uniform(Context& ctx, Tensor x, double low, double high, uint64_t seed, uint64_t stream_id, int64_t first);
+decltype(braid::fill_normal) fill_normal;
+decltype(braid::fill_uniform) fill_uniform;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::fill_normal) fill_normal;
+decltype(braid::fill_uniform) fill_uniform;
+}  // namespace cuda
 
 void fill_normal(Context& ctx, Tensor x, double mean, double stddev, uint64_t seed, uint64_t stream_id, int64_t first) {
   if (x.numel() == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::fill_normal(ctx, x, mean, stddev, seed, stream_id, first);
+  }
   cpu::fill_normal(ctx, x, mean, stddev, seed, stream_id, first);
 }
 
 void fill_uniform(Context& ctx, Tensor x, double low, double high, uint64_t seed, uint64_t stream_id, int64_t first) {
   if (x.numel() == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::fill_uniform(ctx, x, low, high, seed, stream_id, first);
+  }
   cpu::fill_uniform(ctx, x, low, high, seed, stream_id, first);
 }
 

@@ -1,22 +1,31 @@
 #include "kernels/rms_norm.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& x, const Tensor& weight, double eps);
-void rms_norm_backward(Context& ctx, Tensor d_x, Tensor d_weight, const Tensor& d_y, const Tensor& x,
-                       const Tensor& weight, const Tensor& rstd);
-void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const Tensor& x, const Tensor& delta,
-                          const Tensor& weight, double eps);
-void add_rms_norm_backward(Context& ctx, Tensor d_sum, Tensor d_weight, const Tensor& d_y, const Tensor& sum,
-                           const Tensor& weight, const Tensor& rstd);
+decltype(braid::rms_norm_forward) rms_norm_forward;
+decltype(braid::rms_norm_backward) rms_norm_backward;
+decltype(braid::add_rms_norm_forward) add_rms_norm_forward;
+decltype(braid::add_rms_norm_backward) add_rms_norm_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::rms_norm_forward) rms_norm_forward;
+decltype(braid::rms_norm_backward) rms_norm_backward;
+decltype(braid::add_rms_norm_forward) add_rms_norm_forward;
+decltype(braid::add_rms_norm_backward) add_rms_norm_backward;
+}  // namespace cuda
 
 void rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& x, const Tensor& weight, double eps) {
   const int64_t N = x.dim(0), C = x.dim(1);
   check_shapes({{"y", y, {N, C}}, {"rstd", rstd, {N}}, {"x", x, {N, C}}, {"weight", weight, {C}}});
-  check_dtype(x.dtype(), {{"y", y}, {"rstd", rstd}, {"weight", weight}});
+  check_dtype(x.dtype(), {{"y", y}});
+  check_dtype(wide_dtype(x.dtype()), {{"rstd", rstd}, {"weight", weight}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::rms_norm_forward(ctx, y, rstd, x, weight, eps);
+  }
   cpu::rms_norm_forward(ctx, y, rstd, x, weight, eps);
 }
 
@@ -29,8 +38,12 @@ void rms_norm_backward(Context& ctx, Tensor d_x, Tensor d_weight, const Tensor& 
                 {"x", x, {N, C}},
                 {"weight", weight, {C}},
                 {"rstd", rstd, {N}}});
-  check_dtype(x.dtype(), {{"d_x", d_x}, {"d_weight", d_weight}, {"d_y", d_y}, {"weight", weight}, {"rstd", rstd}});
+  check_dtype(x.dtype(), {{"d_x", d_x}, {"d_y", d_y}});
+  check_dtype(wide_dtype(x.dtype()), {{"d_weight", d_weight}, {"weight", weight}, {"rstd", rstd}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::rms_norm_backward(ctx, d_x, d_weight, d_y, x, weight, rstd);
+  }
   cpu::rms_norm_backward(ctx, d_x, d_weight, d_y, x, weight, rstd);
 }
 
@@ -43,8 +56,12 @@ void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const
                 {"x", x, {N, C}},
                 {"delta", delta, {N, C}},
                 {"weight", weight, {C}}});
-  check_dtype(x.dtype(), {{"y", y}, {"sum", sum}, {"rstd", rstd}, {"delta", delta}, {"weight", weight}});
+  check_dtype(x.dtype(), {{"y", y}, {"sum", sum}, {"delta", delta}});
+  check_dtype(wide_dtype(x.dtype()), {{"rstd", rstd}, {"weight", weight}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::add_rms_norm_forward(ctx, y, sum, rstd, x, delta, weight, eps);
+  }
   cpu::add_rms_norm_forward(ctx, y, sum, rstd, x, delta, weight, eps);
 }
 
@@ -57,9 +74,12 @@ void add_rms_norm_backward(Context& ctx, Tensor d_sum, Tensor d_weight, const Te
                 {"sum", sum, {N, C}},
                 {"weight", weight, {C}},
                 {"rstd", rstd, {N}}});
-  check_dtype(sum.dtype(),
-              {{"d_sum", d_sum}, {"d_weight", d_weight}, {"d_y", d_y}, {"weight", weight}, {"rstd", rstd}});
+  check_dtype(sum.dtype(), {{"d_sum", d_sum}, {"d_y", d_y}});
+  check_dtype(wide_dtype(sum.dtype()), {{"d_weight", d_weight}, {"weight", weight}, {"rstd", rstd}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::add_rms_norm_backward(ctx, d_sum, d_weight, d_y, sum, weight, rstd);
+  }
   cpu::add_rms_norm_backward(ctx, d_sum, d_weight, d_y, sum, weight, rstd);
 }
 

@@ -20,11 +20,12 @@ struct RouterOutputs {
 enum class GateNorm { kNone, kTopK };  // nothing; their own sum (norm_topk_prob)
 
 // Token-choice routing from logits (N, E): softmax over all experts, the K most probable, gates renormalised.
-// logits, gate, prob, lse: one dtype, fp32 or fp64.
+// logits, gate, prob, lse: one dtype, fp32 or fp64 (CPU). On the GPU E <= 4096 and K <= 32.
 // Source: Qwen3NextTopKRouter in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const Segments& segments, GateNorm norm);
 
-//   d_logits (N, E) overwritten, 0 where a token is not valid: the sum of
+//   d_logits (N, E) fp32, bf16 (GPU) or fp64 (CPU), d_gate and `out` in its wide dtype.
+//   d_logits overwritten, 0 where a token is not valid: the sum of
 //     through the gates        d_gate (N, K); the selection itself has no gradient
 //     balance loss             d_prob (B, E) F64: gradient of the loss by prob[n, e], the same for all tokens of a row
 //     router z-loss            z_weight * d(lse^2)/d(logits)

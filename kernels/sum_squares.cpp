@@ -1,14 +1,22 @@
 #include "kernels/sum_squares.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void sum_squares(Context& ctx, Tensor out, const Tensor& x);
+decltype(braid::sum_squares) sum_squares;
+}
+namespace cuda {
+decltype(braid::sum_squares) sum_squares;
 }
 
 void sum_squares(Context& ctx, Tensor out, const Tensor& x) {
   check_shapes({{"out", out, {1}}});
   check_dtype(DType::kF64, {{"out", out}});
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::sum_squares(ctx, out, x);
+  }
   cpu::sum_squares(ctx, out, x);  // also for an x without elements: the sum is 0
 }
 

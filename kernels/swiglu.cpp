@@ -1,18 +1,27 @@
 #include "kernels/swiglu.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void swiglu_forward(Context& ctx, Tensor h, const Tensor& a, const Tensor& b, const Tensor& gate);
-void swiglu_backward(Context& ctx, Tensor d_a, Tensor d_b, Tensor d_gate, const Tensor& d_h, const Tensor& a,
-                     const Tensor& b, const Tensor& gate);
+decltype(braid::swiglu_forward) swiglu_forward;
+decltype(braid::swiglu_backward) swiglu_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::swiglu_forward) swiglu_forward;
+decltype(braid::swiglu_backward) swiglu_backward;
+}  // namespace cuda
 
 void swiglu_forward(Context& ctx, Tensor h, const Tensor& a, const Tensor& b, const Tensor& gate) {
   const int64_t N = a.dim(0), F = a.dim(1);
   check_shapes({{"h", h, {N, F}}, {"a", a, {N, F}}, {"b", b, {N, F}}, {"gate", gate, {N, 1}}});
-  check_dtype(a.dtype(), {{"h", h}, {"b", b}, {"gate", gate}});
+  check_dtype(a.dtype(), {{"h", h}, {"b", b}});
+  check_dtype(wide_dtype(a.dtype()), {{"gate", gate}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::swiglu_forward(ctx, h, a, b, gate);
+  }
   cpu::swiglu_forward(ctx, h, a, b, gate);
 }
 
@@ -26,8 +35,12 @@ void swiglu_backward(Context& ctx, Tensor d_a, Tensor d_b, Tensor d_gate, const 
                 {"a", a, {N, F}},
                 {"b", b, {N, F}},
                 {"gate", gate, {N, 1}}});
-  check_dtype(a.dtype(), {{"d_a", d_a}, {"d_b", d_b}, {"d_gate", d_gate}, {"d_h", d_h}, {"b", b}, {"gate", gate}});
+  check_dtype(a.dtype(), {{"d_a", d_a}, {"d_b", d_b}, {"d_gate", d_gate}, {"d_h", d_h}, {"b", b}});
+  check_dtype(wide_dtype(a.dtype()), {{"gate", gate}});
   if (N == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::swiglu_backward(ctx, d_a, d_b, d_gate, d_h, a, b, gate);
+  }
   cpu::swiglu_backward(ctx, d_a, d_b, d_gate, d_h, a, b, gate);
 }
 

@@ -99,10 +99,10 @@ void ShardedAdamW::update(Context& ctx, double lr, double gradient_scale, int64_
       const bool decay = decays(p.parameter.decay, config_.norm_weight_decay);
       auto own = [&](Tensor& t) { return t.rows(begin - s.first, end - s.first); };
       adamw_update(
-          ctx, own(master), own(s.exp_avg), own(s.exp_avg_sq), own(gradients),
+          ctx, {own(master), own(s.exp_avg), own(s.exp_avg_sq)}, s.master.defined() ? own(weights) : Tensor(),
+          own(gradients),
           {lr, config_.beta1, config_.beta2, config_.eps, decay ? config_.weight_decay : 0, gradient_scale, step});
     });
-    if (s.master.defined()) convert(ctx, weights, master);
     s.ranks->all_gather(ctx, weights_[i], weights);
   }
 }

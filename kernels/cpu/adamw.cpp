@@ -2,15 +2,16 @@
 
 #include <cmath>
 
+#include "kernels/copy.h"
 #include "kernels/cpu/dispatch.h"
 
 namespace braid::cpu {
 
-void adamw_update(Context&, Tensor weight, Tensor m, Tensor v, const Tensor& gradient, const AdamWStep& step) {
-  dispatch_float("weight", weight, [&]<class T> {
-    T *w = weight.data<T>(), *first = m.data<T>(), *second = v.data<T>();
+void adamw_update(Context& ctx, AdamWState state, Tensor rounded, const Tensor& gradient, const AdamWStep& step) {
+  dispatch_float("weight", state.weight, [&]<class T> {
+    T *w = state.weight.data<T>(), *first = state.m.data<T>(), *second = state.v.data<T>();
     const T* g = gradient.data<T>();
-    const int64_t n = weight.numel();
+    const int64_t n = state.weight.numel();
     // Formed in double: in fp32, 1 - beta^step has lost most of its digits when beta is close to 1.
     const double correction1 = 1 - std::pow(step.beta1, static_cast<double>(step.step));
     const double correction2 = 1 - std::pow(step.beta2, static_cast<double>(step.step));
@@ -29,6 +30,7 @@ void adamw_update(Context&, Tensor weight, Tensor m, Tensor v, const Tensor& gra
       w[i] -= rate * mi / (std::sqrt(vi * inverse_correction2) + eps) + decay * w[i];
     }
   });
+  if (rounded.defined()) convert(ctx, rounded, state.weight);
 }
 
 }  // namespace braid::cpu

@@ -52,6 +52,7 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
     }
     rows_per_expert[e] = row - first;
   }
+  std::fill(slot_of_row + row, slot_of_row + num_slots, -1);
 #pragma omp parallel for schedule(static)
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     int32_t* next_row = next + chunk * E;

@@ -8,12 +8,6 @@
 namespace braid::cpu {
 namespace {
 
-// In the open interval (0, 1), with 53 random bits.
-double unit(uint32_t high, uint32_t low) {
-  const uint64_t bits = (uint64_t{high} << 32 | low) >> 11;
-  return (static_cast<double>(bits) + 0.5) * 0x1p-53;
-}
-
 template <class Value>
 void fill(Tensor& x, uint64_t seed, uint64_t stream_id, int64_t first, Value value) {
   dispatch_float("x", x, [&]<class T> {
@@ -30,14 +24,14 @@ void fill(Tensor& x, uint64_t seed, uint64_t stream_id, int64_t first, Value val
 // Box-Muller, one number per counter: the second one would tie neighbours together.
 void fill_normal(Context&, Tensor x, double mean, double stddev, uint64_t seed, uint64_t stream_id, int64_t first) {
   fill(x, seed, stream_id, first, [=](const std::array<uint32_t, 4>& bits) {
-    const double radius = std::sqrt(-2 * std::log(unit(bits[0], bits[1])));
-    return mean + stddev * radius * std::cos(2 * std::numbers::pi * unit(bits[2], bits[3]));
+    const double radius = std::sqrt(-2 * std::log(unit_interval(bits[0], bits[1])));
+    return mean + stddev * radius * std::cos(2 * std::numbers::pi * unit_interval(bits[2], bits[3]));
   });
 }
 
 void fill_uniform(Context&, Tensor x, double low, double high, uint64_t seed, uint64_t stream_id, int64_t first) {
   fill(x, seed, stream_id, first,
-       [=](const std::array<uint32_t, 4>& bits) { return low + (high - low) * unit(bits[0], bits[1]); });
+       [=](const std::array<uint32_t, 4>& bits) { return low + (high - low) * unit_interval(bits[0], bits[1]); });
 }
 
 }  // namespace braid::cpu

@@ -14,7 +14,7 @@ void adamw_update(benchmark::State& state) {
   AdamWStep step{.lr = 1e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .gradient_scale = 0.7};
   for (auto _ : state) {
     ++step.step;
-    adamw_update(t.ctx(), weight, m, v, gradient, step);
+    adamw_update(t.ctx(), {weight, m, v}, {}, gradient, step);
   }
   state.SetItemsProcessed(state.iterations() * n);
   state.SetBytesProcessed(state.iterations() * 7 * weight.bytes());  // reads four, writes three

@@ -1,5 +1,6 @@
 #include "kernels/adamw.h"
 
+#include "kernels/core/float_types.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -7,9 +8,7 @@ namespace {
 
 using namespace braid::testing;
 
-struct State {
-  Tensor weight, m, v;
-};
+using State = AdamWState;
 
 State zero_moments(const Tensor& weight) {
   return {copy_of(weight), zeros(weight.shape(), weight.dtype()), zeros(weight.shape(), weight.dtype())};
@@ -17,7 +16,7 @@ State zero_moments(const Tensor& weight) {
 
 void update(const State& s, const Tensor& gradient, const AdamWStep& step) {
   Context ctx = Context::cpu();
-  adamw_update(ctx, s.weight, s.m, s.v, gradient, step);
+  adamw_update(ctx, s, {}, gradient, step);
 }
 
 TEST(AdamW, MatchesTwoStepsByHand) {
@@ -134,6 +133,18 @@ TEST(AdamW, ShardsGiveTheBitsOfTheWhole) {
   expect_same_bits(parts.weight, whole.weight);
   expect_same_bits(parts.m, whole.m);
   expect_same_bits(parts.v, whole.v);
+}
+
+TEST(AdamW, AlsoWritesTheNewWeightRounded) {
+  Context ctx = Context::cpu();
+  Tensor start = random_normal({37}, DType::kF32, 1), gradient = random_normal({37}, DType::kF32, 2);
+  State s = zero_moments(start);
+  Tensor rounded = poisoned({37}, DType::kBF16), expected = poisoned({37}, DType::kBF16);
+  adamw_update(ctx, s, rounded, gradient,
+               {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .gradient_scale = 1, .step = 1});
+  convert(expected, s.weight);
+  expect_same_bits(rounded, expected);
+  EXPECT_THROW(adamw_update(ctx, s, zeros({36}, DType::kBF16), gradient, {}), ShapeError);
 }
 
 TEST(AdamW, SameBitsForEveryThreadCount) {

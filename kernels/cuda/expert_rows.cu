@@ -1,0 +1,246 @@
+#include "kernels/expert_rows.h"
+
+#include <algorithm>
+
+#include "kernels/copy.h"
+#include "kernels/cuda/row_access.cuh"
+#include "kernels/cuda/warp_scan.cuh"
+
+namespace braid::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMaxExperts = 4096;  // what a block of the sort has shared memory for
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kSlotsPerWarp = 256;
+constexpr int kSlotsPerBlock = kWarps * kSlotsPerWarp;  // a chunk of the sort
+
+// Stable counting sort in three steps: how many pairs of each chunk go to each expert; for each expert, the running sum
+// of that over the chunks; the rows. `before` (E, num_chunks) holds the counts first, then the running sums.
+
+// One block per chunk. Reads 4 bytes per slot.
+__global__ void __launch_bounds__(kThreads)
+    count_kernel(int32_t* before, const int32_t* expert_id, int64_t num_slots, int num_experts) {
+  extern __shared__ int32_t count[];  // (E)
+  for (int e = threadIdx.x; e < num_experts; e += kThreads) count[e] = 0;
+  __syncthreads();
+  const int64_t first = int64_t(blockIdx.x) * kSlotsPerBlock;
+  const int64_t last = min(num_slots, first + kSlotsPerBlock);
+  for (int64_t slot = first + threadIdx.x; slot < last; slot += kThreads)
+    if (const int32_t e = expert_id[slot]; e >= 0) atomicAdd(&count[e], 1);
+  __syncthreads();
+  for (int e = threadIdx.x; e < num_experts; e += kThreads) before[int64_t(e) * gridDim.x + blockIdx.x] = count[e];
+}
+
+// One warp per expert.
+__global__ void __launch_bounds__(kThreads)
+    running_sum_kernel(int32_t* before, int64_t* rows_per_expert, int num_chunks, int num_experts) {
+  const int e = blockIdx.x * kWarps + threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  if (e >= num_experts) return;
+  int32_t* row = before + int64_t(e) * num_chunks;
+  int32_t total = 0;
+  for (int first = 0; first < num_chunks; first += kWarpSize) {
+    const int chunk = first + lane;
+    const int32_t count = chunk < num_chunks ? row[chunk] : 0;
+    const int32_t sum = inclusive_scan(count);
+    if (chunk < num_chunks) row[chunk] = total + sum - count;
+    total += __shfl_sync(kAllLanes, sum, kWarpSize - 1);
+  }
+  if (lane == 0) rows_per_expert[e] = total;
+}
+
+// One block per chunk, each of its warps a consecutive piece. A warp takes 32 slots at a time; among them, those of the
+// same expert find each other and rank by lane. Reads 4 and writes 8 bytes per slot.
+__global__ void __launch_bounds__(kThreads)
+    rows_kernel(int32_t* row_of_slot, int32_t* slot_of_row, const int32_t* expert_id, const int32_t* before,
+                const int64_t* rows_per_expert, int64_t num_slots, int num_experts) {
+  extern __shared__ int32_t shared[];
+  int32_t* first_row = shared;                                      // (E) of this chunk's pairs of an expert
+  auto* count = reinterpret_cast<uint16_t*>(shared + num_experts);  // (kWarps, E) at most kSlotsPerBlock
+  __shared__ int32_t num_used_rows;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  uint16_t* warp_count = count + warp * num_experts;
+
+  for (int e = threadIdx.x; e < num_experts; e += kThreads) first_row[e] = static_cast<int32_t>(rows_per_expert[e]);
+  for (int i = threadIdx.x; i < kWarps * num_experts; i += kThreads) count[i] = 0;
+  __syncthreads();
+  if (warp == 0) {  // where each expert begins
+    int32_t total = 0;
+    for (int first = 0; first < num_experts; first += kWarpSize) {
+      const int e = first + lane;
+      const int32_t rows = e < num_experts ? first_row[e] : 0;
+      const int32_t sum = inclusive_scan(rows);
+      if (e < num_experts) first_row[e] = total + sum - rows;
+      total += __shfl_sync(kAllLanes, sum, kWarpSize - 1);
+    }
+    if (lane == 0) num_used_rows = total;
+  }
+
+  const int64_t warp_first = int64_t(blockIdx.x) * kSlotsPerBlock + warp * kSlotsPerWarp;
+  int32_t ids[kSlotsPerWarp / kWarpSize];
+#pragma unroll
+  for (int i = 0; i < kSlotsPerWarp / kWarpSize; ++i) {
+    const int64_t slot = warp_first + i * kWarpSize + lane;
+    ids[i] = slot < num_slots ? expert_id[slot] : -1;
+  }
+#pragma unroll
+  for (int i = 0; i < kSlotsPerWarp / kWarpSize; ++i) {
+    const unsigned same = __match_any_sync(kAllLanes, ids[i]);
+    if (ids[i] >= 0 && lane == __ffs(same) - 1) warp_count[ids[i]] += __popc(same);
+    __syncwarp();
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < num_experts; e += kThreads) {
+    first_row[e] += before[int64_t(e) * gridDim.x + blockIdx.x];
+    uint16_t sum = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      const uint16_t of_warp = count[w * num_experts + e];
+      count[w * num_experts + e] = sum;
+      sum += of_warp;
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kSlotsPerWarp / kWarpSize; ++i) {
+    const unsigned same = __match_any_sync(kAllLanes, ids[i]);
+    int32_t row = -1;
+    if (ids[i] >= 0) row = first_row[ids[i]] + warp_count[ids[i]] + __popc(same & ((1u << lane) - 1));
+    __syncwarp();
+    if (ids[i] >= 0 && lane == __ffs(same) - 1) warp_count[ids[i]] += __popc(same);
+    __syncwarp();
+    const int64_t slot = warp_first + i * kWarpSize + lane;
+    if (slot < num_slots) {
+      row_of_slot[slot] = row;
+      if (row >= 0) slot_of_row[row] = static_cast<int32_t>(slot);
+      if (slot >= num_used_rows) slot_of_row[slot] = -1;  // no pair has that row
+    }
+  }
+}
+
+// One thread per token and V of its row, which it reads once and writes to each of the token's rows: reads N C and
+// writes R C elements.
+template <class V, class T>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(T* rows, const T* x, const int32_t* row_of_slot, int64_t R, int64_t N, int64_t C, int64_t K) {
+  const int64_t vectors = C / V::kSize, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t n = i / vectors, c = i % vectors * V::kSize;
+  if (n >= N) return;
+  const V v = V::load(x + n * C + c);
+#pragma unroll 5
+  for (int64_t k = 0; k < K; ++k) {
+    const int64_t row = row_of_slot[n * K + k];
+    if (0 <= row && row < R) v.store(rows + row * C + c);
+  }
+}
+
+// One thread per token and V of its row; kBatch rows are in flight at a time. Reads R C and writes N C elements.
+template <class V, class T>
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(T* y, const T* rows, const int32_t* row_of_slot, int64_t N, int64_t C, int64_t K) {
+  constexpr int kBatch = 5;
+  const int64_t vectors = C / V::kSize, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t n = i / vectors, c = i % vectors * V::kSize;
+  if (n >= N) return;
+  float sum[V::kSize] = {};
+  for (int64_t first = 0; first < K; first += kBatch) {
+    int32_t row[kBatch];
+    V term[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) row[k] = first + k < K ? row_of_slot[n * K + first + k] : -1;
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k)
+      if (row[k] >= 0) term[k] = V::load(rows + row[k] * C + c);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (row[k] < 0) continue;
+#pragma unroll
+      for (int j = 0; j < V::kSize; ++j) sum[j] += term[k][j];
+    }
+  }
+  V v;
+#pragma unroll
+  for (int j = 0; j < V::kSize; ++j) v.set(j, sum[j]);
+  v.store(y + n * C + c);
+}
+
+// As many blocks of rows as fit into the arguments of a launch.
+struct RowBlocks {
+  static constexpr int kMax = 128;
+  RowBlock block[kMax];
+};
+
+// Grid (x, num_blocks): the threads of all x share the rows of block y.
+template <class V, class T>
+__global__ void __launch_bounds__(kThreads)
+    move_kernel(T* dst, const T* src, __grid_constant__ const RowBlocks blocks, int64_t C) {
+  const RowBlock block = blocks.block[blockIdx.y];
+  const int64_t count = block.rows * C, stride = int64_t(gridDim.x) * kThreads * V::kSize;
+  for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V::kSize; i < count; i += stride)
+    V::load(src + block.from * C + i).store(dst + block.to * C + i);
+}
+
+}  // namespace
+
+void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
+  const int64_t num_slots = expert_id.numel(), E = order.rows_per_expert.numel();
+  check<ShapeError>(E <= kMaxExperts, "rows_per_expert: ", E, " experts, but at most ", kMaxExperts, " on the GPU");
+  if (num_slots == 0) return fill_zero(ctx, order.rows_per_expert);
+  const int64_t num_chunks = ceil_div(num_slots, kSlotsPerBlock);
+  cudaStream_t stream = stream_of(ctx);
+  Scratch scratch(ctx);
+  auto* before = scratch.array<int32_t>(E * num_chunks);
+  count_kernel<<<num_chunks, kThreads, E * sizeof(int32_t), stream>>>(before, pointer<int32_t>(expert_id), num_slots,
+                                                                      E);
+  check_launch("expert_order count");
+  running_sum_kernel<<<ceil_div(E, kWarps), kThreads, 0, stream>>>(before, pointer<int64_t>(order.rows_per_expert),
+                                                                   num_chunks, E);
+  check_launch("expert_order running sum");
+  const int shared_bytes = static_cast<int>(E * (sizeof(int32_t) + kWarps * sizeof(uint16_t)));
+  check_cuda(cudaFuncSetAttribute(rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+             "cudaFuncSetAttribute");
+  rows_kernel<<<num_chunks, kThreads, shared_bytes, stream>>>(
+      pointer<int32_t>(order.row_of_slot), pointer<int32_t>(order.slot_of_row), pointer<int32_t>(expert_id), before,
+      pointer<int64_t>(order.rows_per_expert), num_slots, E);
+  check_launch("expert_order rows");
+}
+
+void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& order) {
+  const int64_t R = rows.dim(0), N = x.dim(0), C = x.dim(1), K = order.row_of_slot.dim(1);
+  if (N == 0) return;
+  dispatch_activation("x", x, [&]<class T> {
+    dispatch_width<T>(C, {rows.raw(), x.raw()}, [&]<class V> {
+      gather_kernel<V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
+          pointer<T>(rows), pointer<T>(x), pointer<int32_t>(order.row_of_slot), R, N, C, K);
+      check_launch("gather_rows");
+    });
+  });
+}
+
+void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order) {
+  const int64_t N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
+  dispatch_activation("y", y, [&]<class T> {
+    dispatch_width<T>(C, {y.raw(), rows.raw()}, [&]<class V> {
+      combine_kernel<V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
+          pointer<T>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), N, C, K);
+      check_launch("combine_rows");
+    });
+  });
+}
+
+void move_row_blocks(Context& ctx, Tensor dst, const Tensor& src, const RowBlock* blocks, int64_t num_blocks) {
+  const int64_t C = src.dim(1);
+  for (int64_t first = 0; first < num_blocks; first += RowBlocks::kMax) {
+    const int64_t count = std::min<int64_t>(RowBlocks::kMax, num_blocks - first);
+    RowBlocks table;
+    std::copy_n(blocks + first, count, table.block);
+    const int64_t blocks_per_sm = 8, x = ceil_div(blocks_per_sm * ctx.gpu().num_sms, count);
+    dispatch_activation("src", src, [&]<class T> {
+      dispatch_width<T>(C, {dst.raw(), src.raw()}, [&]<class V> {
+        move_kernel<V><<<dim3(x, count), kThreads, 0, stream_of(ctx)>>>(pointer<T>(dst), pointer<T>(src), table, C);
+        check_launch("move_row_blocks");
+      });
+    });
+  }
+}
+
+}  // namespace braid::cuda

@@ -1,0 +1,714 @@
+#include "kernels/experts.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/row_access.cuh"
+#include "kernels/cuda/warp_scan.cuh"
+
+// Products of rows grouped by expert. How many rows an expert has is known on the device only, so the first kernel cuts
+// the rows of every expert into tiles there, and the grid of a product has a block for each tile that there could be;
+// those without one return at once.
+//
+// Two ways: bf16 with 16-byte rows on the tensor cores, with SwiGLU and its gradient where the product that they follow
+// ends; and everything else in plain fp32 arithmetic, with SwiGLU apart.
+namespace braid::cuda {
+namespace {
+
+constexpr int64_t kMaxExperts = 4096;  // what the block that cuts tiles has shared memory for
+constexpr int kTile = 128;             // rows, and columns on the tensor cores
+
+struct RowTile {
+  int32_t expert, begin, rows;  // 0 rows: not used
+};
+
+struct Groups {
+  const int32_t* row_begin;  // (El + 1)
+  const RowTile* tiles;      // (max_tiles)
+  int64_t max_tiles;
+};
+
+constexpr int kGroupThreads = 1024;
+
+// One block. An expert without rows has no tile.
+__global__ void __launch_bounds__(kGroupThreads)
+    group_kernel(int32_t* row_begin_out, RowTile* tiles, const int64_t* rows_per_expert, int num_experts,
+                 int max_tiles) {
+  extern __shared__ int32_t begins[];
+  int32_t *row_begin = begins, *tile_begin = begins + num_experts + 1;  // (El + 1) each
+  for (int e = threadIdx.x; e < num_experts; e += kGroupThreads)
+    row_begin[e] = static_cast<int32_t>(rows_per_expert[e]);
+  __syncthreads();
+  if (threadIdx.x < kWarpSize) {
+    const int lane = threadIdx.x;
+    int32_t all_rows = 0, all_tiles = 0;
+    for (int first = 0; first < num_experts; first += kWarpSize) {
+      const int e = first + lane;
+      const int32_t rows = e < num_experts ? row_begin[e] : 0, count = (rows + kTile - 1) / kTile;
+      const int32_t row_sum = inclusive_scan(rows), tile_sum = inclusive_scan(count);
+      if (e < num_experts) {
+        row_begin[e] = all_rows + row_sum - rows;
+        tile_begin[e] = all_tiles + tile_sum - count;
+      }
+      all_rows += __shfl_sync(kAllLanes, row_sum, kWarpSize - 1);
+      all_tiles += __shfl_sync(kAllLanes, tile_sum, kWarpSize - 1);
+    }
+    if (lane == 0) {
+      row_begin[num_experts] = all_rows;
+      tile_begin[num_experts] = all_tiles;
+    }
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e <= num_experts; e += kGroupThreads) row_begin_out[e] = row_begin[e];
+  for (int i = threadIdx.x; i < max_tiles; i += kGroupThreads) {
+    RowTile tile = {0, 0, 0};
+    if (i < tile_begin[num_experts]) {
+      int low = 0, high = num_experts;  // tile_begin[low] <= i < tile_begin[high]
+      while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (tile_begin[middle] <= i) low = middle;
+        else high = middle;
+      }
+      const int begin = row_begin[low] + (i - tile_begin[low]) * kTile;
+      tile = {low, begin, min(kTile, row_begin[low + 1] - begin)};
+    }
+    tiles[i] = tile;
+  }
+}
+
+Groups make_groups(Context& ctx, Scratch& scratch, const Tensor& rows_per_expert, int64_t R) {
+  const int64_t El = rows_per_expert.dim(0), max_tiles = R / kTile + std::min(El, R);
+  check<ShapeError>(El <= kMaxExperts, "rows_per_expert: ", El, " experts, but at most ", kMaxExperts, " on the GPU");
+  auto* row_begin = scratch.array<int32_t>(El + 1);
+  auto* tiles = reinterpret_cast<RowTile*>(scratch.array<int32_t>(max_tiles * 3));
+  group_kernel<<<1, kGroupThreads, 2 * (El + 1) * sizeof(int32_t), stream_of(ctx)>>>(
+      row_begin, tiles, pointer<int64_t>(rows_per_expert), El, max_tiles);
+  check_launch("experts groups");
+  return {row_begin, tiles, max_tiles};
+}
+
+__device__ __forceinline__ float swiglu(float a, float b, float gate) { return gate * a * sigmoid(a) * b; }
+
+struct SwigluGradient {
+  float d_a, d_b, h, d_gate;
+};
+__device__ __forceinline__ SwigluGradient swiglu_gradient(float d_h, float a, float b, float gate) {
+  const float s = sigmoid(a), act = a * s, d_product = gate * d_h;
+  return {d_product * b * (s + act * (1 - s)), d_product * act, gate * act * b, d_h * act * b};
+}
+
+// ---- Tensor cores: c (M, N) = a (M, K) b (N, K)^T in tiles of 128 x 128, 64 deep ------------------------------------
+//
+// A block of 8 warps owns a tile, each warp 64 x 32 of it in registers. Three stages of shared memory are filled by
+// asynchronous copies of 16 bytes, which write zeros where a tile reaches past its operand. In shared memory an operand
+// lies as lines of its contiguous dimension, 64 or 128 numbers, whose 16-byte chunks are exchanged by the line's last
+// three bits, so that neither a copy nor a load of a fragment meets a bank twice.
+
+// The dimension along which an operand's numbers are consecutive in memory: K, or M (N for b).
+enum class Major { kK, kMn };
+
+constexpr int kDepth = 64;
+constexpr int kStages = 3;
+constexpr int kMmaThreads = 256;
+constexpr int kOperandBytes = kTile * kDepth * 2;
+constexpr int kMmaSharedBytes = kStages * 2 * kOperandBytes;
+constexpr int kPairColumns = kTile / 2;  // of each half, where b's tile takes columns from two places
+
+// What a block multiplies. The pointers are those of the tile's first row or column at k = 0.
+struct TileOperands {
+  const bf16 *a, *b;
+  int64_t a_stride, b_stride;  // from line to line
+  int64_t b_pair;              // paired tiles: from the first to the second half of the columns
+  int m_extent, n_extent;      // rows and columns (of each half) that exist from here on; may be more than the tile's
+  int k_extent;
+};
+
+__device__ __forceinline__ void copy_async(uint32_t to, const bf16* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+template <Major kMajor, bool kPaired>
+__device__ __forceinline__ void copy_operand(uint32_t to, const bf16* from, int64_t stride, int64_t pair, int extent,
+                                             int k_left) {
+  constexpr int kChunks = (kMajor == Major::kK ? kDepth : kTile) / 8, kLines = kTile * kDepth / 8 / kChunks;
+  const int chunk = threadIdx.x % kChunks;
+#pragma unroll
+  for (int first = 0; first < kLines; first += kMmaThreads / kChunks) {
+    const int line = first + threadIdx.x / kChunks;
+    const int mn = kMajor == Major::kMn ? chunk * 8 : kPaired ? line % kPairColumns : line;
+    const int k = kMajor == Major::kMn ? line : chunk * 8;
+    const bool inside = mn < extent && k < k_left;
+    const bf16* source = from + (kPaired ? mn * stride + (line >= kPairColumns ? pair : 0) : line * stride) + chunk * 8;
+    copy_async(to + (line * kChunks + (chunk ^ line % 8)) * 16, inside ? source : from, inside);
+  }
+}
+
+// Addresses, one per lane, of the four 8 x 8 matrices that ldmatrix.x4 reads for rows m .. m + 15 of a, or columns
+// n .. n + 15 of b, at depth k .. k + 15.
+template <Major kMajor>
+__device__ __forceinline__ uint32_t fragment_address(uint32_t operand, int line, int chunk) {
+  constexpr int kChunks = (kMajor == Major::kK ? kDepth : kTile) / 8;
+  return operand + (line * kChunks + (chunk ^ line % 8)) * 16;
+}
+template <Major kMajor>
+__device__ __forceinline__ uint32_t a_address(uint32_t operand, int m, int k) {
+  const int lane = threadIdx.x % kWarpSize;
+  if constexpr (kMajor == Major::kK) return fragment_address<kMajor>(operand, m + lane % 16, k / 8 + lane / 16);
+  else return fragment_address<kMajor>(operand, k + lane % 8 + lane / 16 * 8, m / 8 + lane / 8 % 2);
+}
+template <Major kMajor>
+__device__ __forceinline__ uint32_t b_address(uint32_t operand, int n, int k) {
+  const int lane = threadIdx.x % kWarpSize;
+  if constexpr (kMajor == Major::kK)
+    return fragment_address<kMajor>(operand, n + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2);
+  else return fragment_address<kMajor>(operand, k + lane % 16, n / 8 + lane / 16);
+}
+
+template <Major kMajor>
+__device__ __forceinline__ void load_fragment(uint32_t (&r)[4], uint32_t address) {
+  if constexpr (kMajor == Major::kK) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+  }
+}
+
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// A warp's part of the tile, as mma.sync leaves it: block (i, j) of 16 x 8 numbers; a lane holds two neighbours of row
+// lane / 4 and two of row lane / 4 + 8.
+struct Accumulators {
+  float c[4][4][4] = {};
+
+  // body(row, column, first, second) for every pair of neighbours that this lane holds, in the tile's coordinates.
+  template <class Body>
+  __device__ __forceinline__ void for_each_pair(Body&& body) const {
+    const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+    const int row = warp % 2 * 64 + lane / 4, column = warp / 2 * 32 + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        body(row + i * 16, column + j * 8, c[i][j][0], c[i][j][1]);
+        body(row + i * 16 + 8, column + j * 8, c[i][j][2], c[i][j][3]);
+      }
+    }
+  }
+};
+
+// One block per tile of the product; `Product` says which and what happens to it.
+template <class Product>
+__global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(const Product product) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  TileOperands t;
+  if (!product.locate(t)) return;
+  const auto stages = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int num_steps = (t.k_extent + kDepth - 1) / kDepth;
+  auto copy_step = [&](int step) {
+    if (step < num_steps) {
+      const uint32_t stage = stages + step % kStages * (2 * kOperandBytes);
+      const int k = step * kDepth;
+      const int64_t a_offset = Product::kMajorA == Major::kK ? k : k * t.a_stride;
+      const int64_t b_offset = Product::kMajorB == Major::kK ? k : k * t.b_stride;
+      copy_operand<Product::kMajorA, false>(stage, t.a + a_offset, t.a_stride, 0, t.m_extent, t.k_extent - k);
+      copy_operand<Product::kMajorB, Product::kPairedB>(stage + kOperandBytes, t.b + b_offset, t.b_stride, t.b_pair,
+                                                        t.n_extent, t.k_extent - k);
+    }
+    commit_copies();  // of nothing past the end, so that the count of pending groups stays right
+  };
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) copy_step(step);
+
+  Accumulators sum;
+  const int warp = threadIdx.x / kWarpSize, warp_m = warp % 2 * 64, warp_n = warp / 2 * 32;
+  for (int step = 0; step < num_steps; ++step) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // this step's copies of all threads have arrived, and the stage of the last step is free
+    copy_step(step + kStages - 1);
+    const uint32_t a_tile = stages + step % kStages * (2 * kOperandBytes), b_tile = a_tile + kOperandBytes;
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16) {
+      uint32_t a[4][4], b[2][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        load_fragment<Product::kMajorA>(a[i], a_address<Product::kMajorA>(a_tile, warp_m + i * 16, k));
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        load_fragment<Product::kMajorB>(b[j], b_address<Product::kMajorB>(b_tile, warp_n + j * 16, k));
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) multiply_add(sum.c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+    }
+  }
+  wait_for_copies<0>();
+  __syncthreads();  // the stages are free for the epilogue
+  product.finish(sum, t, shared);
+}
+
+template <class Product>
+void launch_mma(Context& ctx, const Product& product, dim3 grid, const char* name) {
+  check_cuda(cudaFuncSetAttribute(mma_kernel<Product>, cudaFuncAttributeMaxDynamicSharedMemorySize, kMmaSharedBytes),
+             "cudaFuncSetAttribute");
+  mma_kernel<Product><<<grid, kMmaThreads, kMmaSharedBytes, stream_of(ctx)>>>(product);
+  check_launch(name);
+}
+
+// A tile of results in shared memory as bf16, with the rows padded so that neither writes of neighbours nor reads of 16
+// bytes meet a bank twice.
+constexpr int kStagedStride = kTile + 8;
+__device__ __forceinline__ bf16* stage_tile(const Accumulators& sum, unsigned char* shared) {
+  auto* staged = reinterpret_cast<bf16*>(shared);
+  sum.for_each_pair([=](int row, int column, float first, float second) {
+    *reinterpret_cast<__nv_bfloat162*>(staged + row * kStagedStride + column) = __floats2bfloat162_rn(first, second);
+  });
+  __syncthreads();
+  return staged;
+}
+
+// Products whose rows are the rows of activations: block (tile, n) with n fastest, so that blocks that run together
+// share rows and an expert's weight in the L2 cache.
+struct RowGrid {
+  Groups groups;
+  int column_tiles;
+
+  dim3 size() const { return dim3(static_cast<unsigned>(groups.max_tiles * column_tiles)); }
+  __device__ RowTile row_tile() const { return groups.tiles[blockIdx.x / column_tiles]; }
+  __device__ int column_tile() const { return blockIdx.x % column_tiles; }
+};
+
+// out (R, N) = x (R, K) weight_e^T for a weight (El, N, K), or x weight_e for (El, K, N).
+template <Major kWeightMajor>
+struct RowProduct {
+  static constexpr Major kMajorA = Major::kK, kMajorB = kWeightMajor;
+  static constexpr bool kPairedB = false;
+  RowGrid grid;
+  bf16* out;
+  const bf16 *x, *weight;
+  int N, K;
+
+  __device__ bool locate(TileOperands& t) const {
+    const RowTile tile = grid.row_tile();
+    const int n = grid.column_tile() * kTile;
+    const bf16* w = weight + int64_t(tile.expert) * N * K;
+    t = {x + int64_t(tile.begin) * K,
+         kMajorB == Major::kK ? w + int64_t(n) * K : w + n,
+         K,
+         kMajorB == Major::kK ? K : N,
+         0,
+         tile.rows,
+         N - n,
+         K};
+    return tile.rows > 0;
+  }
+  __device__ void finish(const Accumulators& sum, const TileOperands& t, unsigned char* shared) const {
+    const bf16* staged = stage_tile(sum, shared);
+    const int column = threadIdx.x % 16 * 8;
+    if (column >= t.n_extent) return;
+    bf16* to = out + int64_t(grid.row_tile().begin) * N + grid.column_tile() * kTile + column;
+#pragma unroll
+    for (int row = threadIdx.x / 16; row < kTile; row += kMmaThreads / 16)
+      if (row < t.m_extent) Vec<bf16>::load(staged + row * kStagedStride + column).store(to + int64_t(row) * N);
+  }
+};
+
+// [a | b] = x gate_up_e^T and h = row_gate * silu(a) * b. A tile has 64 columns of a and the same ones of b.
+struct UpProduct {
+  static constexpr Major kMajorA = Major::kK, kMajorB = Major::kK;
+  static constexpr bool kPairedB = true;
+  RowGrid grid;
+  bf16 *gate_up_out, *h;
+  const bf16 *x, *gate_up;
+  const float* row_gate;
+  int F, C;
+
+  __device__ bool locate(TileOperands& t) const {
+    const RowTile tile = grid.row_tile();
+    const int f = grid.column_tile() * kPairColumns;
+    t = {x + int64_t(tile.begin) * C,
+         gate_up + (int64_t(tile.expert) * 2 * F + f) * C,
+         C,
+         C,
+         int64_t(F) * C,
+         tile.rows,
+         F - f,
+         C};
+    return tile.rows > 0;
+  }
+  __device__ void finish(const Accumulators& sum, const TileOperands& t, unsigned char* shared) const {
+    const bf16* staged = stage_tile(sum, shared);
+    const int column = threadIdx.x % 8 * 8;
+    if (column >= t.n_extent) return;
+    const int f = grid.column_tile() * kPairColumns + column, begin = grid.row_tile().begin;
+#pragma unroll
+    for (int row = threadIdx.x / 8; row < kTile; row += kMmaThreads / 8) {
+      if (row >= t.m_extent) continue;
+      const auto a = Vec<bf16>::load(staged + row * kStagedStride + column);
+      const auto b = Vec<bf16>::load(staged + row * kStagedStride + kPairColumns + column);
+      const int64_t r = begin + row;
+      const float gate = row_gate[r];
+      Vec<bf16> product;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) product.set(i, swiglu(a[i], b[i], gate));
+      a.store(gate_up_out + r * 2 * F + f);
+      b.store(gate_up_out + r * 2 * F + F + f);
+      product.store(h + r * F + f);
+    }
+  }
+};
+
+// d_h = d_out down_e, which stays in fp32 and on the chip, and from it h once more, the gradient of [a | b], and a part
+// of each row's d_row_gate per column tile.
+struct DownGradient {
+  static constexpr Major kMajorA = Major::kK, kMajorB = Major::kMn;
+  static constexpr bool kPairedB = false;
+  static constexpr int kStride = kTile + 8;  // of the tile in shared memory, in floats
+  static_assert(kTile * kStride * 4 <= kMmaSharedBytes);
+  RowGrid grid;
+  bf16 *h, *d_gate_up_out;
+  float* gate_part;  // (R, column_tiles)
+  const bf16 *d_out, *down, *gate_up_out;
+  const float* row_gate;
+  int F, C;
+
+  __device__ bool locate(TileOperands& t) const {
+    const RowTile tile = grid.row_tile();
+    const int f = grid.column_tile() * kTile;
+    t = {d_out + int64_t(tile.begin) * C, down + int64_t(tile.expert) * C * F + f, C, F, 0, tile.rows, F - f, C};
+    return tile.rows > 0;
+  }
+  __device__ void finish(const Accumulators& sum, const TileOperands& t, unsigned char* shared) const {
+    auto* staged = reinterpret_cast<float*>(shared);
+    sum.for_each_pair([=](int row, int column, float first, float second) {
+      *reinterpret_cast<float2*>(staged + row * kStride + column) = make_float2(first, second);
+    });
+    __syncthreads();
+    const int column = threadIdx.x % 16 * 8, f = grid.column_tile() * kTile + column, begin = grid.row_tile().begin;
+#pragma unroll 2
+    for (int row = threadIdx.x / 16; row < kTile; row += kMmaThreads / 16) {
+      const int64_t r = begin + row;
+      float d_gate = 0;
+      if (row < t.m_extent && column < t.n_extent) {
+        const auto a = Vec<bf16>::load(gate_up_out + r * 2 * F + f);
+        const auto b = Vec<bf16>::load(gate_up_out + r * 2 * F + F + f);
+        const auto d_h = Floats<8>::load(staged + row * kStride + column);
+        const float gate = row_gate[r];
+        Vec<bf16> d_a, d_b, product;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const SwigluGradient d = swiglu_gradient(d_h[i], a[i], b[i], gate);
+          d_a.set(i, d.d_a);
+          d_b.set(i, d.d_b);
+          product.set(i, d.h);
+          d_gate += d.d_gate;
+        }
+        d_a.store(d_gate_up_out + r * 2 * F + f);
+        d_b.store(d_gate_up_out + r * 2 * F + F + f);
+        product.store(h + r * F + f);
+      }
+#pragma unroll
+      for (int offset = 8; offset > 0; offset /= 2) d_gate += __shfl_xor_sync(kAllLanes, d_gate, offset);
+      if (row < t.m_extent && threadIdx.x % 16 == 0) gate_part[r * grid.column_tiles + grid.column_tile()] = d_gate;
+    }
+  }
+};
+
+// One thread per row: its parts, in order.
+__global__ void sum_gate_parts_kernel(float* d_row_gate, const float* gate_part, const int32_t* num_rows, int parts) {
+  const int64_t r = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (r >= *num_rows) return;
+  float sum = 0;
+  for (int i = 0; i < parts; ++i) sum += gate_part[r * parts + i];
+  d_row_gate[r] = sum;
+}
+
+// d_weight_e (M, N) += d_y^T x over the rows of expert e;  d_y (R, M), x (R, N). Grid (tiles, El).
+struct WeightProduct {
+  static constexpr Major kMajorA = Major::kMn, kMajorB = Major::kMn;
+  static constexpr bool kPairedB = false;
+  const int32_t* row_begin;
+  float* d_weight;
+  const bf16 *d_y, *x;
+  int M, N;
+
+  dim3 grid(int64_t El) const {
+    return dim3(static_cast<unsigned>(ceil_div(M, kTile) * ceil_div(N, kTile)), static_cast<unsigned>(El));
+  }
+  __device__ int first_column() const { return blockIdx.x % ((N + kTile - 1) / kTile) * kTile; }
+  __device__ int first_row() const { return blockIdx.x / ((N + kTile - 1) / kTile) * kTile; }
+
+  __device__ bool locate(TileOperands& t) const {
+    const int begin = row_begin[blockIdx.y], end = row_begin[blockIdx.y + 1], m = first_row(), n = first_column();
+    t = {d_y + int64_t(begin) * M + m, x + int64_t(begin) * N + n, M, N, 0, M - m, N - n, end - begin};
+    return end > begin;
+  }
+  __device__ void finish(const Accumulators& sum, const TileOperands& t, unsigned char*) const {
+    float* to = d_weight + (int64_t(blockIdx.y) * M + first_row()) * N + first_column();
+    const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+    const int first_m = warp % 2 * 64 + lane / 4, first_n = warp / 2 * 32 + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float2 old[8];  // all on their way before the first is needed
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const int m = first_m + i * 16 + j % 2 * 8, n = first_n + j / 2 * 8;
+        if (m < t.m_extent && n < t.n_extent) old[j] = *reinterpret_cast<const float2*>(to + int64_t(m) * N + n);
+      }
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const int m = first_m + i * 16 + j % 2 * 8, n = first_n + j / 2 * 8;
+        const float* c = sum.c[i][j / 2] + j % 2 * 2;
+        if (m < t.m_extent && n < t.n_extent)
+          *reinterpret_cast<float2*>(to + int64_t(m) * N + n) = make_float2(old[j].x + c[0], old[j].y + c[1]);
+      }
+    }
+  }
+};
+
+// ---- Any dtype and size: tiles of 128 x 64, 16 deep, in fp32 --------------------------------------------------------
+
+constexpr int kFmaThreads = 256, kFmaColumns = 64, kFmaDepth = 16;
+
+// An operand of a tile: element (mn, k) at data[mn * mn_stride + k * k_stride], for mn < extent.
+template <class T>
+struct StridedOperand {
+  const T* data;
+  int64_t mn_stride, k_stride;
+  int extent;
+};
+
+template <int kWidth, class T>
+__device__ __forceinline__ void copy_operand(float (&to)[kFmaDepth][kWidth + 4], const StridedOperand<T>& from, int k,
+                                             int k_extent) {
+  for (int i = threadIdx.x; i < kWidth * kFmaDepth; i += kFmaThreads) {
+    // Neighbouring threads read neighbours in memory.
+    const int mn = from.k_stride == 1 ? i / kFmaDepth : i % kWidth,
+              depth = from.k_stride == 1 ? i % kFmaDepth : i / kWidth;
+    to[depth][mn] = mn < from.extent && k + depth < k_extent
+                        ? static_cast<float>(from.data[mn * from.mn_stride + (k + depth) * from.k_stride])
+                        : 0.0f;
+  }
+}
+
+// A block of 16 x 16 threads owns a tile, each thread 8 x 4 of it. body(row, column, value) for all that exists.
+template <class T, class Body>
+__device__ __forceinline__ void fma_tile(const StridedOperand<T>& a, const StridedOperand<T>& b, int k_extent,
+                                         Body&& body) {
+  __shared__ float a_tile[kFmaDepth][kTile + 4], b_tile[kFmaDepth][kFmaColumns + 4];
+  const int row = threadIdx.x / 16 * 8, column = threadIdx.x % 16 * 4;
+  float sum[8][4] = {};
+  for (int k = 0; k < k_extent; k += kFmaDepth) {
+    copy_operand<kTile>(a_tile, a, k, k_extent);
+    copy_operand<kFmaColumns>(b_tile, b, k, k_extent);
+    __syncthreads();
+#pragma unroll
+    for (int depth = 0; depth < kFmaDepth; ++depth)
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum[i][j] += a_tile[depth][row + i] * b_tile[depth][column + j];
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (row + i < a.extent && column + j < b.extent) body(row + i, column + j, sum[i][j]);
+}
+
+// out (R, N) = x (R, K) weight_e^T for a weight (El, N, K), or x weight_e for (El, K, N).
+template <Major kWeightMajor, class T>
+__global__ void __launch_bounds__(kFmaThreads)
+    fma_rows_kernel(T* out, const T* x, const T* weight, RowGrid grid, int N, int K) {
+  const RowTile tile = grid.row_tile();
+  if (tile.rows == 0) return;
+  const int n = grid.column_tile() * kFmaColumns;
+  const T* w = weight + int64_t(tile.expert) * N * K;
+  const StridedOperand<T> a = {x + int64_t(tile.begin) * K, K, 1, tile.rows};
+  const StridedOperand<T> b = kWeightMajor == Major::kK ? StridedOperand<T>{w + int64_t(n) * K, K, 1, N - n}
+                                                        : StridedOperand<T>{w + n, 1, N, N - n};
+  T* to = out + int64_t(tile.begin) * N + n;
+  fma_tile(a, b, K, [=](int row, int column, float value) { to[int64_t(row) * N + column] = static_cast<T>(value); });
+}
+
+// d_weight_e (M, N) += d_y^T x over the rows of expert e. Grid (tiles, El).
+template <class T>
+__global__ void __launch_bounds__(kFmaThreads)
+    fma_weight_kernel(float* d_weight, const T* d_y, const T* x, const int32_t* row_begin, int M, int N) {
+  const int begin = row_begin[blockIdx.y], rows = row_begin[blockIdx.y + 1] - begin;
+  if (rows == 0) return;
+  const int column_tiles = (N + kFmaColumns - 1) / kFmaColumns;
+  const int m = blockIdx.x / column_tiles * kTile, n = blockIdx.x % column_tiles * kFmaColumns;
+  const StridedOperand<T> a = {d_y + int64_t(begin) * M + m, 1, M, M - m},
+                          b = {x + int64_t(begin) * N + n, 1, N, N - n};
+  float* to = d_weight + (int64_t(blockIdx.y) * M + m) * N + n;
+  fma_tile(a, b, rows, [=](int row, int column, float value) { to[int64_t(row) * N + column] += value; });
+}
+
+// One warp per row.
+constexpr int kRowWarps = 8;
+
+template <class T>
+__global__ void __launch_bounds__(kRowWarps* kWarpSize)
+    swiglu_rows_kernel(T* h, const T* gate_up_out, const float* row_gate, const int32_t* num_rows, int F) {
+  const int64_t r = int64_t(blockIdx.x) * kRowWarps + threadIdx.x / kWarpSize;
+  if (r >= *num_rows) return;
+  const T *a = gate_up_out + r * 2 * F, *b = a + F;
+  const float gate = row_gate[r];
+  for (int f = threadIdx.x % kWarpSize; f < F; f += kWarpSize)
+    h[r * F + f] = static_cast<T>(swiglu(static_cast<float>(a[f]), static_cast<float>(b[f]), gate));
+}
+
+// h holds d_h first.
+template <class T>
+__global__ void __launch_bounds__(kRowWarps* kWarpSize)
+    swiglu_rows_backward_kernel(T* d_gate_up_out, T* h, float* d_row_gate, const T* gate_up_out, const float* row_gate,
+                                const int32_t* num_rows, int F) {
+  const int64_t r = int64_t(blockIdx.x) * kRowWarps + threadIdx.x / kWarpSize;
+  if (r >= *num_rows) return;
+  const T *a = gate_up_out + r * 2 * F, *b = a + F;
+  const float gate = row_gate[r];
+  float d_gate = 0;
+  for (int f = threadIdx.x % kWarpSize; f < F; f += kWarpSize) {
+    const SwigluGradient d =
+        swiglu_gradient(static_cast<float>(h[r * F + f]), static_cast<float>(a[f]), static_cast<float>(b[f]), gate);
+    d_gate_up_out[r * 2 * F + f] = static_cast<T>(d.d_a);
+    d_gate_up_out[r * 2 * F + F + f] = static_cast<T>(d.d_b);
+    h[r * F + f] = static_cast<T>(d.h);
+    d_gate += d.d_gate;
+  }
+  d_gate = warp_sum(d_gate);
+  if (threadIdx.x % kWarpSize == 0) d_row_gate[r] = d_gate;
+}
+
+template <Major kWeightMajor, class T>
+void fma_rows(Context& ctx, T* out, const T* x, const T* weight, const Groups& groups, int64_t N, int64_t K) {
+  const RowGrid grid = {groups, static_cast<int>(ceil_div(N, kFmaColumns))};
+  fma_rows_kernel<kWeightMajor><<<grid.size(), kFmaThreads, 0, stream_of(ctx)>>>(out, x, weight, grid, N, K);
+  check_launch("experts rows");
+}
+
+template <class T>
+void fma_weight(Context& ctx, float* d_weight, const T* d_y, const T* x, const Groups& groups, int64_t El, int64_t M,
+                int64_t N) {
+  const dim3 grid(ceil_div(M, kTile) * ceil_div(N, kFmaColumns), El);
+  fma_weight_kernel<<<grid, kFmaThreads, 0, stream_of(ctx)>>>(d_weight, d_y, x, groups.row_begin, M, N);
+  check_launch("experts weight gradient");
+}
+
+bool on_tensor_cores(DType dtype, int64_t C, int64_t F, std::initializer_list<const void*> addresses) {
+  bool ok = dtype == DType::kBF16 && C % 8 == 0 && F % 8 == 0;
+  for (const void* address : addresses) ok &= reinterpret_cast<uintptr_t>(address) % 16 == 0;
+  return ok;
+}
+
+}  // namespace
+
+void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
+                     const Tensor& rows_per_expert, const ExpertWeights& weights) {
+  const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
+  Scratch scratch(ctx);
+  const Groups groups = make_groups(ctx, scratch, rows_per_expert, R);
+  Tensor h = scratch.tensor({R, F}, x.dtype());
+  if (on_tensor_cores(x.dtype(), C, F,
+                      {out.raw(), gate_up_out.raw(), x.raw(), weights.gate_up.raw(), weights.down.raw()})) {
+    const UpProduct up = {{groups, static_cast<int>(ceil_div(F, kPairColumns))},
+                          pointer<bf16>(gate_up_out),
+                          pointer<bf16>(h),
+                          pointer<bf16>(x),
+                          pointer<bf16>(weights.gate_up),
+                          pointer<float>(row_gate),
+                          static_cast<int>(F),
+                          static_cast<int>(C)};
+    launch_mma(ctx, up, up.grid.size(), "experts up");
+    const RowProduct<Major::kK> down = {{groups, static_cast<int>(ceil_div(C, kTile))},
+                                        pointer<bf16>(out),
+                                        pointer<bf16>(h),
+                                        pointer<bf16>(weights.down),
+                                        static_cast<int>(C),
+                                        static_cast<int>(F)};
+    launch_mma(ctx, down, down.grid.size(), "experts down");
+    return;
+  }
+  dispatch_activation("x", x, [&]<class T> {
+    fma_rows<Major::kK>(ctx, pointer<T>(gate_up_out), pointer<T>(x), pointer<T>(weights.gate_up), groups, 2 * F, C);
+    swiglu_rows_kernel<<<ceil_div(R, kRowWarps), kRowWarps * kWarpSize, 0, stream_of(ctx)>>>(
+        pointer<T>(h), static_cast<const T*>(gate_up_out.raw()), pointer<float>(row_gate),
+        groups.row_begin + rows_per_expert.dim(0), F);
+    check_launch("experts swiglu");
+    fma_rows<Major::kK>(ctx, pointer<T>(out), static_cast<const T*>(h.raw()), pointer<T>(weights.down), groups, C, F);
+  });
+}
+
+void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
+                      const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
+                      const ExpertWeights& weights) {
+  const int64_t R = x.dim(0), C = x.dim(1), El = weights.down.dim(0), F = weights.down.dim(2);
+  Scratch scratch(ctx);
+  const Groups groups = make_groups(ctx, scratch, rows_per_expert, R);
+  Tensor h = scratch.tensor({R, F}, x.dtype()), d_gate_up_out = scratch.tensor({R, 2 * F}, x.dtype());
+  if (on_tensor_cores(x.dtype(), C, F,
+                      {d_x.raw(), d_weights.gate_up.raw(), d_weights.down.raw(), d_out.raw(), x.raw(),
+                       gate_up_out.raw(), weights.gate_up.raw(), weights.down.raw()})) {
+    const auto f = static_cast<int>(F), c = static_cast<int>(C), parts = static_cast<int>(ceil_div(F, kTile));
+    auto* gate_part = scratch.array<float>(R * parts);
+    auto *h_data = pointer<bf16>(h), *d_ab = pointer<bf16>(d_gate_up_out);
+    const DownGradient down = {{groups, parts},
+                               h_data,
+                               d_ab,
+                               gate_part,
+                               pointer<bf16>(d_out),
+                               pointer<bf16>(weights.down),
+                               pointer<bf16>(gate_up_out),
+                               pointer<float>(row_gate),
+                               f,
+                               c};
+    launch_mma(ctx, down, down.grid.size(), "experts gradient of h");
+    sum_gate_parts_kernel<<<ceil_div(R, 256), 256, 0, stream_of(ctx)>>>(pointer<float>(d_row_gate), gate_part,
+                                                                        groups.row_begin + El, parts);
+    check_launch("experts gradient of row_gate");
+    const RowProduct<Major::kMn> up = {{groups, static_cast<int>(ceil_div(C, kTile))},
+                                       pointer<bf16>(d_x),
+                                       d_ab,
+                                       pointer<bf16>(weights.gate_up),
+                                       c,
+                                       2 * f};
+    launch_mma(ctx, up, up.grid.size(), "experts gradient of x");
+    const WeightProduct gate_up = {
+        groups.row_begin, pointer<float>(d_weights.gate_up), d_ab, pointer<bf16>(x), 2 * f, c};
+    launch_mma(ctx, gate_up, gate_up.grid(El), "experts gradient of gate_up");
+    const WeightProduct down_weight = {
+        groups.row_begin, pointer<float>(d_weights.down), pointer<bf16>(d_out), h_data, c, f};
+    launch_mma(ctx, down_weight, down_weight.grid(El), "experts gradient of down");
+    return;
+  }
+  dispatch_activation("x", x, [&]<class T> {
+    auto *h_data = pointer<T>(h), *d_ab = pointer<T>(d_gate_up_out);
+    fma_rows<Major::kMn>(ctx, h_data, pointer<T>(d_out), pointer<T>(weights.down), groups, F, C);
+    swiglu_rows_backward_kernel<<<ceil_div(R, kRowWarps), kRowWarps * kWarpSize, 0, stream_of(ctx)>>>(
+        d_ab, h_data, pointer<float>(d_row_gate), pointer<T>(gate_up_out), pointer<float>(row_gate),
+        groups.row_begin + El, F);
+    check_launch("experts swiglu gradient");
+    fma_rows<Major::kMn, T>(ctx, pointer<T>(d_x), d_ab, pointer<T>(weights.gate_up), groups, C, 2 * F);
+    fma_weight<T>(ctx, pointer<float>(d_weights.gate_up), d_ab, pointer<T>(x), groups, El, 2 * F, C);
+    fma_weight<T>(ctx, pointer<float>(d_weights.down), pointer<T>(d_out), h_data, groups, El, C, F);
+  });
+}
+
+}  // namespace braid::cuda
