@@ -14,10 +14,32 @@ if(NOT BRAID_CUDA STREQUAL "OFF")
     message(FATAL_ERROR "BRAID_CUDA=ON, but no CUDA compiler was found: put nvcc on PATH or set CMAKE_CUDA_COMPILER")
   endif()
 endif()
-# The front functions ask kWithCuda.
-if(BRAID_WITH_CUDA)
-  set(BRAID_KERNELS_WITH_CUDA true)
-else()
-  set(BRAID_KERNELS_WITH_CUDA false)
+# cuDNN does softmax attention in bf16; without it Braid's own kernels do. Its C++ interface is headers only and is no
+# part of the CUDA toolkit: scripts/fetch_cudnn_frontend.sh gets it.
+set(BRAID_CUDNN AUTO CACHE STRING "Use cuDNN: AUTO (if it and its front-end headers are found), ON, OFF")
+set_property(CACHE BRAID_CUDNN PROPERTY STRINGS AUTO ON OFF)
+set(BRAID_CUDNN_FRONTEND_DIR ${PROJECT_SOURCE_DIR}/build/_deps/cudnn-frontend/include CACHE PATH
+    "Folder with cudnn_frontend.h")
+set(BRAID_WITH_CUDNN OFF)
+if(BRAID_WITH_CUDA AND NOT BRAID_CUDNN STREQUAL "OFF")
+  find_path(BRAID_CUDNN_INCLUDE_DIR cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+  find_library(BRAID_CUDNN_LIBRARY NAMES cudnn libcudnn.so.9 HINTS ${CUDAToolkit_LIBRARY_DIR})
+  if(BRAID_CUDNN_INCLUDE_DIR AND BRAID_CUDNN_LIBRARY AND EXISTS ${BRAID_CUDNN_FRONTEND_DIR}/cudnn_frontend.h)
+    set(BRAID_WITH_CUDNN ON)
+  elseif(BRAID_CUDNN STREQUAL "ON")
+    message(FATAL_ERROR "BRAID_CUDNN=ON, but something is missing: cudnn.h (${BRAID_CUDNN_INCLUDE_DIR}), libcudnn "
+                        "(${BRAID_CUDNN_LIBRARY}) or ${BRAID_CUDNN_FRONTEND_DIR}/cudnn_frontend.h, which "
+                        "scripts/fetch_cudnn_frontend.sh gets")
+  else()
+    message(STATUS "cuDNN or its front-end headers were not found: attention runs in Braid's own kernels")
+  endif()
 endif()
+# The front functions ask kWithCuda, CUDA operators kWithCudnn.
+foreach(library CUDA CUDNN)
+  if(BRAID_WITH_${library})
+    set(BRAID_KERNELS_WITH_${library} true)
+  else()
+    set(BRAID_KERNELS_WITH_${library} false)
+  endif()
+endforeach()
 configure_file(${CMAKE_CURRENT_LIST_DIR}/build_config.h.in ${PROJECT_BINARY_DIR}/kernels/build_config.h @ONLY)

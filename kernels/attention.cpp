@@ -1,12 +1,18 @@
 #include "kernels/attention.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments);
-void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y, const AttentionTensors& in,
-                        const AttentionOutputs& out, const Segments& segments);
+decltype(braid::attention_forward) attention_forward;
+decltype(braid::attention_backward) attention_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::attention_forward) attention_forward;
+decltype(braid::attention_backward) attention_backward;
+decltype(braid::attention_implementation) attention_implementation;
+}  // namespace cuda
 
 namespace {
 
@@ -19,8 +25,8 @@ void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const
                 {"y", out.y, {N, Hq, Dh}},
                 {"o", out.o, {N, Hq, Dh}},
                 {"lse", out.lse, {N, Hq}}});
-  check_dtype(in.q.dtype(),
-              {{"k", in.k}, {"v", in.v}, {"q_gate", in.q_gate}, {"y", out.y}, {"o", out.o}, {"lse", out.lse}});
+  check_dtype(in.q.dtype(), {{"k", in.k}, {"v", in.v}, {"q_gate", in.q_gate}, {"y", out.y}, {"o", out.o}});
+  check_dtype(wide_dtype(in.q.dtype()), {{"lse", out.lse}});
   check<ShapeError>(Hkv > 0 && Hq % Hkv == 0, "q: ", Hq, " heads are not a multiple of the ", Hkv, " heads of k");
 }
 
@@ -29,6 +35,9 @@ void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const
 void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments) {
   check_inputs(in, out, segments);
   if (segments.num_tokens() == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::attention_forward(ctx, out, in, segments);
+  }
   cpu::attention_forward(ctx, out, in, segments);
 }
 
@@ -43,7 +52,17 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
   check_dtype(in.q.dtype(),
               {{"d_q", d_in.q}, {"d_k", d_in.k}, {"d_v", d_in.v}, {"d_q_gate", d_in.q_gate}, {"d_y", d_y}});
   if (segments.num_tokens() == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::attention_backward(ctx, d_in, d_y, in, out, segments);
+  }
   cpu::attention_backward(ctx, d_in, d_y, in, out, segments);
+}
+
+AttentionImplementation attention_implementation(Context& ctx, const AttentionTensors& in, const Segments& segments) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::attention_implementation(ctx, in, segments);
+  }
+  return {"CPU", "CPU"};
 }
 
 }  // namespace braid

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "kernels/core/context.h"
 #include "kernels/core/segments.h"
 #include "kernels/core/tensor.h"
@@ -24,13 +26,22 @@ struct AttentionOutputs {
 
 // Causal softmax attention inside each document, with an element-wise output gate:
 //   o = softmax(q k^T / sqrt(Dh)) v;   y = o * sigmoid(gate)
-// All of one dtype, fp32 or fp64; scores are formed in tiles, never whole.
-// Packed documents give the same bits as separate ones, for every thread count.
+// Activations fp32, bf16 (GPU) or fp64 (CPU); lse in the wide dtype. Scores are formed in tiles, never whole.
+// Packed documents give the same bits as separate ones wherever one implementation serves both: on the CPU, for every
+// thread count, and in Braid's own GPU kernels.
 // Source: Qwen3NextAttention in transformers; arXiv 2505.06708.   Errors: ShapeError, DTypeError, naming the tensor.
 void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments);
 
 // Every gradient is overwritten; those of k and v are summed over the query heads that share them, in a fixed order.
 void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y, const AttentionTensors& in,
                         const AttentionOutputs& out, const Segments& segments);
+
+// Which code serves such tensors and segments, for logs and tests: "CPU", "cuDNN", or the name of an own kernel and, in
+// brackets, why it is not cuDNN. The choice depends on shapes, dtypes and the device, on whether every row is one
+// document and, for packed documents, on the power of two above their number; so does what a CUDA graph captures.
+struct AttentionImplementation {
+  std::string forward, backward;
+};
+AttentionImplementation attention_implementation(Context& ctx, const AttentionTensors& in, const Segments& segments);
 
 }  // namespace braid

@@ -1,16 +1,17 @@
 #include "kernels/attention_inputs.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
-                              const AttentionInputWeights& weights, const Segments& segments,
-                              const AttentionDims& dims);
-void attention_inputs_backward(Context& ctx, AttentionProjections d_x, AttentionInputWeights d_weights,
-                               const Tensor& d_q, const Tensor& d_k, const AttentionInputs& out,
-                               const AttentionProjections& x, const AttentionInputWeights& weights,
-                               const Segments& segments, const AttentionDims& dims);
+decltype(braid::attention_inputs_forward) attention_inputs_forward;
+decltype(braid::attention_inputs_backward) attention_inputs_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::attention_inputs_forward) attention_inputs_forward;
+decltype(braid::attention_inputs_backward) attention_inputs_backward;
+}  // namespace cuda
 
 namespace {
 
@@ -25,13 +26,11 @@ void check_inputs(const AttentionInputs& out, const AttentionProjections& x, con
                 {"k", out.k, {N, Hkv, Dh}},
                 {"q_rstd", out.q_rstd, {N, Hq}},
                 {"k_rstd", out.k_rstd, {N, Hkv}}});
-  check_dtype(x.q_gate.dtype(), {{"x.k", x.k},
-                                 {"weights.q_norm", weights.q_norm},
-                                 {"weights.k_norm", weights.k_norm},
-                                 {"q", out.q},
-                                 {"k", out.k},
-                                 {"q_rstd", out.q_rstd},
-                                 {"k_rstd", out.k_rstd}});
+  check_dtype(x.q_gate.dtype(), {{"x.k", x.k}, {"q", out.q}, {"k", out.k}});
+  check_dtype(wide_dtype(x.q_gate.dtype()), {{"weights.q_norm", weights.q_norm},
+                                             {"weights.k_norm", weights.k_norm},
+                                             {"q_rstd", out.q_rstd},
+                                             {"k_rstd", out.k_rstd}});
   check<ShapeError>(dims.rotary_dim >= 0 && dims.rotary_dim % 2 == 0 && dims.rotary_dim <= Dh,
                     "rotary_dim: expected an even number up to ", Dh, ", got ", dims.rotary_dim);
 }
@@ -43,6 +42,9 @@ void attention_inputs_forward(Context& ctx, AttentionInputs out, const Attention
                               const AttentionDims& dims) {
   check_inputs(out, x, weights, segments, dims);
   if (segments.num_tokens() == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::attention_inputs_forward(ctx, out, x, weights, segments, dims);
+  }
   cpu::attention_inputs_forward(ctx, out, x, weights, segments, dims);
 }
 
@@ -57,13 +59,14 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
                 {"d_weights.k_norm", d_weights.k_norm, weights.k_norm.shape()},
                 {"d_q", d_q, out.q.shape()},
                 {"d_k", d_k, out.k.shape()}});
-  check_dtype(x.q_gate.dtype(), {{"d_x.q_gate", d_x.q_gate},
-                                 {"d_x.k", d_x.k},
-                                 {"d_weights.q_norm", d_weights.q_norm},
-                                 {"d_weights.k_norm", d_weights.k_norm},
-                                 {"d_q", d_q},
-                                 {"d_k", d_k}});
+  check_dtype(x.q_gate.dtype(), {{"d_x.q_gate", d_x.q_gate}, {"d_x.k", d_x.k}, {"d_q", d_q}, {"d_k", d_k}});
+  check_dtype(wide_dtype(x.q_gate.dtype()),
+              {{"d_weights.q_norm", d_weights.q_norm}, {"d_weights.k_norm", d_weights.k_norm}});
   if (segments.num_tokens() == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda())
+      return cuda::attention_inputs_backward(ctx, d_x, d_weights, d_q, d_k, out, x, weights, segments, dims);
+  }
   cpu::attention_inputs_backward(ctx, d_x, d_weights, d_q, d_k, out, x, weights, segments, dims);
 }
 

@@ -13,7 +13,7 @@ struct AttentionDims {
   int64_t head_dim = 0;     // Dh
   int64_t rotary_dim = 0;   // even; the first rotary_dim of each head rotate, the others pass
   double rope_theta = 0;
-  double eps = 0;           // of the q and k norms
+  double eps = 0;  // of the q and k norms
 };
 
 struct AttentionProjections {  // also holds their gradients
@@ -31,15 +31,15 @@ struct AttentionInputs {
 
 // Zero-centred RMS norm of every query and key head, then rotary position embedding on the first rotary_dim
 // dimensions, pairs (i, i + rotary_dim / 2), inv_freq_i = theta^(-2 i / rotary_dim); positions restart at 0 in every
-// document. The gate half of q_gate is not touched. All of one dtype; angles are formed in fp32 as torch does when the
-// dtype is fp32, in fp64 otherwise.
+// document. The gate half of q_gate is not touched. Activations fp32, bf16 (GPU) or fp64 (CPU); norm weights, their
+// gradients and rstd in the wide dtype. Angles are formed in fp32 as torch does, in fp64 for fp64 activations.
 // Source: Qwen3NextAttention in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
                               const AttentionInputWeights& weights, const Segments& segments,
                               const AttentionDims& dims);
 
 // Overwrites the query half of d_x.q_gate (the gate half belongs to attention_backward) and d_x.k; accumulates into
-// d_weights, one partial sum per document added in document order.
+// d_weights: on the CPU one partial sum per document added in document order, on the GPU one per tile of tokens.
 //   d_q (N, Hq, Dh), d_k (N, Hkv, Dh)
 void attention_inputs_backward(Context& ctx, AttentionProjections d_x, AttentionInputWeights d_weights,
                                const Tensor& d_q, const Tensor& d_k, const AttentionInputs& out,

@@ -1,15 +1,19 @@
 #include "kernels/gated_delta_rule.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
-void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
-                               const Segments& segments);
-void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
-void gated_delta_rule_recurrent_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o,
-                                         const DeltaRuleInputs& in, const Segments& segments);
+decltype(braid::gated_delta_rule_forward) gated_delta_rule_forward;
+decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
+decltype(braid::gated_delta_rule_recurrent_forward) gated_delta_rule_recurrent_forward;
+decltype(braid::gated_delta_rule_recurrent_backward) gated_delta_rule_recurrent_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::gated_delta_rule_forward) gated_delta_rule_forward;
+decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
+}  // namespace cuda
 
 namespace {
 
@@ -22,7 +26,8 @@ void check_inputs(const char* o_name, const Tensor& o, const DeltaRuleInputs& in
                 {"beta", in.beta, {N, Hv}},
                 {"log_decay", in.log_decay, {N, Hv}},
                 {o_name, o, {N, Hv, Dv}}});
-  check_dtype(in.q.dtype(), {{"k", in.k}, {"v", in.v}, {"beta", in.beta}, {"log_decay", in.log_decay}, {o_name, o}});
+  check_dtype(in.q.dtype(), {{"k", in.k}, {"v", in.v}, {o_name, o}});
+  check_dtype(wide_dtype(in.q.dtype()), {{"beta", in.beta}, {"log_decay", in.log_decay}});
   check<ShapeError>(Hk > 0 && Hv % Hk == 0, "v: expected a multiple of ", Hk, " heads, got ", Hv);
   check<ShapeError>(segments.num_tokens() == N, "q: expected ", segments.num_tokens(), " tokens, got ", N);
 }
@@ -35,9 +40,8 @@ void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaR
                 {"d_v", d_in.v, in.v.shape()},
                 {"d_beta", d_in.beta, in.beta.shape()},
                 {"d_log_decay", d_in.log_decay, in.log_decay.shape()}});
-  check_dtype(
-      in.q.dtype(),
-      {{"d_q", d_in.q}, {"d_k", d_in.k}, {"d_v", d_in.v}, {"d_beta", d_in.beta}, {"d_log_decay", d_in.log_decay}});
+  check_dtype(in.q.dtype(), {{"d_q", d_in.q}, {"d_k", d_in.k}, {"d_v", d_in.v}});
+  check_dtype(wide_dtype(in.q.dtype()), {{"d_beta", d_in.beta}, {"d_log_decay", d_in.log_decay}});
 }
 
 }  // namespace
@@ -45,6 +49,9 @@ void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaR
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {
   check_inputs("o", o, in, segments);
   if (in.q.dim(0) == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gated_delta_rule_forward(ctx, o, in, segments);
+  }
   cpu::gated_delta_rule_forward(ctx, o, in, segments);
 }
 
@@ -52,6 +59,9 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
                                const Segments& segments) {
   check_backward(d_in, d_o, in, segments);
   if (in.q.dim(0) == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gated_delta_rule_backward(ctx, d_in, d_o, in, segments);
+  }
   cpu::gated_delta_rule_backward(ctx, d_in, d_o, in, segments);
 }
 

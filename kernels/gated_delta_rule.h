@@ -7,32 +7,32 @@
 namespace braid {
 
 // What the delta rule reads, per token. Value head j uses key head j / (Hv / Hk). The same struct holds gradients.
-// All of one dtype, fp32 or fp64.
+// q, k and v are activations: fp32, bf16 (GPU) or fp64 (CPU); beta and log_decay are in the wide dtype.
 struct DeltaRuleInputs {
   Tensor q;          // (N, Hk, Dk)  l2-normalised
   Tensor k;          // (N, Hk, Dk)  l2-normalised
   Tensor v;          // (N, Hv, Dv)
-  Tensor beta;       // (N, Hv)      in [0, 1]
-  Tensor log_decay;  // (N, Hv)      <= 0
+  Tensor beta;       // (N, Hv)      in [0, 1]; wide
+  Tensor log_decay;  // (N, Hv)      <= 0; wide
 };
 
 // Gated delta rule, one state S (Dk, Dv) per value head, S = 0 at the start of every document, s = Dk^-1/2:
 //   S_hat = exp(log_decay_t) S;  delta = beta_t (v_t - S_hat^T k_t);  S = S_hat + k_t delta^T;  o_t = s S^T q_t
 // in the chunked form: chunks of kDeltaRuleChunk tokens that restart at every document, decay kept outside the
 // triangular solve. Work per token does not grow with the length of the sequence.
-//   o (N, Hv, Dv)  overwritten
-// Packed documents give the same bits as separate ones, for every thread count.
+//   o (N, Hv, Dv)  overwritten; of the dtype of v
+// Packed documents give the same bits as separate ones, for every thread count. States and sums are fp32 for bf16.
 // Source: arXiv 2412.06464; the decay-free form as in FlashQLA.   Errors: ShapeError, DTypeError, naming the tensor.
 inline constexpr int64_t kDeltaRuleChunk = Segments::kChunkTokens;
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
 
 // All five gradients are overwritten; those of q and k are summed over the value heads that share a key head. Nothing
 // is kept from the forward pass: the state before every chunk is recomputed, in scratch that holds those of one
-// document and key head per thread.
+// document and key head per thread (CPU), or of all (GPU).
 void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
                                const Segments& segments);
 
-// The same functions step by step: the oracle of the tests.
+// The same functions step by step, on the CPU: the oracle of the tests.
 void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
 void gated_delta_rule_recurrent_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o,
                                          const DeltaRuleInputs& in, const Segments& segments);

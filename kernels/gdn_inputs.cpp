@@ -1,14 +1,17 @@
 #include "kernels/gdn_inputs.h"
 
+#include "kernels/build_config.h"
+
 namespace braid {
 
 namespace cpu {
-void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
-                        const Segments& segments, const GdnDims& dims);
-void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
-                         const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
-                         const Segments& segments, const GdnDims& dims);
+decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
+decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
 }  // namespace cpu
+namespace cuda {
+decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
+decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
+}  // namespace cuda
 
 namespace {
 
@@ -27,17 +30,16 @@ void check_all(const GdnInputs& out, const GdnProjections& x, const GdnInputWeig
                 {"log_decay", out.rule.log_decay, {N, d.value_heads}},
                 {"q_rstd", out.q_rstd, {N, d.key_heads}},
                 {"k_rstd", out.k_rstd, {N, d.key_heads}}});
-  check_dtype(x.qkvz.dtype(), {{"ba", x.ba},
-                               {"conv", weights.conv},
-                               {"a_log", weights.a_log},
-                               {"dt_bias", weights.dt_bias},
-                               {"q", out.rule.q},
-                               {"k", out.rule.k},
-                               {"v", out.rule.v},
-                               {"beta", out.rule.beta},
-                               {"log_decay", out.rule.log_decay},
-                               {"q_rstd", out.q_rstd},
-                               {"k_rstd", out.k_rstd}});
+  const DType activation = x.qkvz.dtype();
+  check_dtype(activation, {{"q", out.rule.q}, {"k", out.rule.k}, {"v", out.rule.v}});
+  check_dtype(wide_dtype(activation), {{"ba", x.ba},
+                                       {"conv", weights.conv},
+                                       {"a_log", weights.a_log},
+                                       {"dt_bias", weights.dt_bias},
+                                       {"beta", out.rule.beta},
+                                       {"log_decay", out.rule.log_decay},
+                                       {"q_rstd", out.q_rstd},
+                                       {"k_rstd", out.k_rstd}});
   check<ShapeError>(segments.num_tokens() == N, "qkvz: expected ", segments.num_tokens(), " tokens, got ", N);
 }
 
@@ -47,6 +49,9 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
                         const Segments& segments, const GdnDims& dims) {
   check_all(out, x, weights, segments, dims);
   if (x.qkvz.dim(0) == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gdn_inputs_forward(ctx, out, x, weights, segments, dims);
+  }
   cpu::gdn_inputs_forward(ctx, out, x, weights, segments, dims);
 }
 
@@ -64,17 +69,18 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
                 {"d_v", d_out.v, out.rule.v.shape()},
                 {"d_beta", d_out.beta, out.rule.beta.shape()},
                 {"d_log_decay", d_out.log_decay, out.rule.log_decay.shape()}});
-  check_dtype(x.qkvz.dtype(), {{"d_qkvz", d_x.qkvz},
-                               {"d_ba", d_x.ba},
-                               {"d_conv", d_weights.conv},
-                               {"d_a_log", d_weights.a_log},
-                               {"d_dt_bias", d_weights.dt_bias},
-                               {"d_q", d_out.q},
-                               {"d_k", d_out.k},
-                               {"d_v", d_out.v},
-                               {"d_beta", d_out.beta},
-                               {"d_log_decay", d_out.log_decay}});
+  const DType activation = x.qkvz.dtype();
+  check_dtype(activation,
+              {{"d_qkvz", d_x.qkvz}, {"d_ba", d_x.ba}, {"d_q", d_out.q}, {"d_k", d_out.k}, {"d_v", d_out.v}});
+  check_dtype(wide_dtype(activation), {{"d_conv", d_weights.conv},
+                                       {"d_a_log", d_weights.a_log},
+                                       {"d_dt_bias", d_weights.dt_bias},
+                                       {"d_beta", d_out.beta},
+                                       {"d_log_decay", d_out.log_decay}});
   if (x.qkvz.dim(0) == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
+  }
   cpu::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
 }
 

@@ -1,0 +1,168 @@
+#include "kernels/gated_delta_rule.h"
+
+#include <cmath>
+
+#include "kernels/cuda/gated_delta_rule_any.cuh"
+#include "kernels/cuda/gated_delta_rule_gradient.cuh"
+#include "kernels/cuda/gated_delta_rule_scan.cuh"
+
+namespace braid::cuda {
+namespace {
+
+float scale_of(const DeltaRuleInputs& in) { return static_cast<float>(1 / std::sqrt(double(in.q.dim(2)))); }
+
+// bf16, heads of 128: on tensor cores.
+namespace fast {
+
+using namespace delta_rule;
+
+// Whether the kernels were made for these inputs and fit the GPU's shared memory.
+bool applies(const Context& ctx, const DeltaRuleInputs& in) {
+  if (in.q.dtype() != DType::kBF16 || in.q.dim(2) != kDim || in.v.dim(2) != kDim) return false;
+  int shared_bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.gpu().device_index),
+             "cudaDeviceGetAttribute");
+  return shared_bytes >= static_cast<int>(sizeof(GradientShared));
+}
+
+Inputs inputs_of(const DeltaRuleInputs& in, const Segments& segments) {
+  const Segments::Tables& tables = segments.on_gpu;
+  return {pointer<bf16>(in.q),
+          pointer<bf16>(in.k),
+          pointer<bf16>(in.v),
+          pointer<float>(in.beta),
+          pointer<float>(in.log_decay),
+          pointer<int32_t>(tables.chunk_begin),
+          pointer<int32_t>(tables.first_chunk),
+          pointer<int32_t>(tables.document_begin),
+          static_cast<int>(in.q.dim(1)),
+          static_cast<int>(in.v.dim(1)),
+          static_cast<int>(segments.num_chunks()),
+          scale_of(in)};
+}
+
+// Launches with the shared memory of the struct `Shared`.
+template <class Shared, class... Parameters, class... Arguments>
+void launch(Context& ctx, const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
+            Arguments... arguments) {
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)),
+             "cudaFuncSetAttribute");
+  kernel<<<static_cast<unsigned>(blocks), threads, sizeof(Shared), stream_of(ctx)>>>(arguments...);
+  check_launch(name);
+}
+
+Prepared prepare(Context& ctx, Scratch& scratch, const Inputs& in, int64_t N) {
+  const Prepared prepared = {static_cast<bf16*>(scratch.tensor({N, in.Hv, kChunk}, DType::kBF16).raw()),
+                             static_cast<bf16*>(scratch.tensor({N, in.Hv, kChunk}, DType::kBF16).raw()),
+                             scratch.array<float>(N * in.Hv)};
+  launch<PrepareShared>(ctx, "gated_delta_rule prepare", prepare_kernel, int64_t(in.num_chunks) * in.Hk,
+                        kPrepareThreads, in, prepared);
+  return prepared;
+}
+
+void forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segments& segments) {
+  const Inputs in = inputs_of(inputs, segments);
+  Scratch scratch(ctx);
+  const Prepared prepared = prepare(ctx, scratch, in, inputs.q.dim(0));
+  launch<ScanShared>(ctx, "gated_delta_rule scan", scan_kernel<true>, segments.num_documents() * in.Hv, kScanThreads,
+                     in, prepared, pointer<bf16>(o), BorderStates{});
+}
+
+void backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& inputs,
+              const Segments& segments) {
+  const Inputs in = inputs_of(inputs, segments);
+  const int64_t N = inputs.q.dim(0), jobs = segments.num_documents() * in.Hv;
+  Scratch scratch(ctx);
+  auto take = [&](Shape shape) { return static_cast<bf16*>(scratch.tensor(shape, DType::kBF16).raw()); };
+  const Prepared prepared = prepare(ctx, scratch, in, N);
+  bf16 *delta = take({N, in.Hv, kDim}), *y = take({N, in.Hv, kDim});
+  const BorderStates states{take({BorderStates::slots(N), in.Hv, kDim, kDim})};
+  const BorderStates d_states{take({BorderStates::slots(N), in.Hv, kDim, kDim})};
+  launch<ScanShared>(ctx, "gated_delta_rule states", scan_kernel<false>, jobs, kScanThreads, in, prepared, delta,
+                     states);
+  launch<ScanShared>(ctx, "gated_delta_rule reverse scan", reverse_scan_kernel, jobs, kScanThreads, in, prepared,
+                     pointer<bf16>(d_o), y, pointer<bf16>(d_in.v), d_states);
+  const Gradients d = {pointer<bf16>(d_in.q), pointer<bf16>(d_in.k), pointer<float>(d_in.beta),
+                       pointer<float>(d_in.log_decay)};
+  launch<GradientShared>(ctx, "gated_delta_rule gradient", gradient_kernel, int64_t(in.num_chunks) * in.Hk,
+                         kGradientThreads, d, in, pointer<bf16>(d_o), prepared.gamma,
+                         Scanned{delta, y, states, d_states});
+}
+
+}  // namespace fast
+
+// Every other dtype and size.
+namespace any {
+
+using namespace delta_rule_any;
+
+template <class X>
+Inputs<X> inputs_of(const DeltaRuleInputs& in, const Segments& segments) {
+  return {pointer<X>(in.q),
+          pointer<X>(in.k),
+          pointer<X>(in.v),
+          pointer<float>(in.beta),
+          pointer<float>(in.log_decay),
+          pointer<int32_t>(segments.on_gpu.chunk_begin),
+          pointer<int32_t>(segments.on_gpu.first_chunk),
+          static_cast<int>(segments.num_documents()),
+          static_cast<int>(in.q.dim(1)),
+          static_cast<int>(in.v.dim(1)),
+          static_cast<int>(in.q.dim(2)),
+          static_cast<int>(in.v.dim(2)),
+          scale_of(in)};
+}
+
+// Blocks that take turns at `jobs`, and the scratch they need.
+struct Crew {
+  int64_t blocks, floats;
+  float* work;
+  template <class X>
+  Crew(Context& ctx, Scratch& scratch, const Inputs<X>& in, int64_t jobs)
+      : blocks(std::min<int64_t>(jobs, 4 * ctx.gpu().num_sms)),
+        floats(Work::floats(in.Dk, in.Dv, in.Hv / in.Hk)),
+        work(scratch.array<float>(blocks * floats)) {}
+};
+
+template <class X>
+void forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segments& segments) {
+  const Inputs<X> in = inputs_of<X>(inputs, segments);
+  Scratch scratch(ctx);
+  const Crew crew(ctx, scratch, in, segments.num_documents() * in.Hv);
+  forward_kernel<X, true>
+      <<<crew.blocks, kThreads, 0, stream_of(ctx)>>>(pointer<X>(o), BorderStates{}, in, crew.work, crew.floats);
+  check_launch("gated_delta_rule forward");
+}
+
+template <class X>
+void backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& inputs,
+              const Segments& segments) {
+  const Inputs<X> in = inputs_of<X>(inputs, segments);
+  const int64_t slots = BorderStates::slots(inputs.q.dim(0));
+  Scratch scratch(ctx);
+  const Crew crew(ctx, scratch, in, segments.num_documents() * in.Hv);
+  const BorderStates states{scratch.array<float>(slots * in.Hv * in.Dk * in.Dv)};
+  forward_kernel<X, false><<<crew.blocks, kThreads, 0, stream_of(ctx)>>>(nullptr, states, in, crew.work, crew.floats);
+  check_launch("gated_delta_rule states");
+  const Gradients<X> d = {pointer<X>(d_in.q), pointer<X>(d_in.k), pointer<X>(d_in.v), pointer<float>(d_in.beta),
+                          pointer<float>(d_in.log_decay)};
+  backward_kernel<X>
+      <<<crew.blocks, kThreads, 0, stream_of(ctx)>>>(d, pointer<X>(d_o), in, states, crew.work, crew.floats);
+  check_launch("gated_delta_rule backward");
+}
+
+}  // namespace any
+}  // namespace
+
+void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {
+  if (fast::applies(ctx, in)) return fast::forward(ctx, o, in, segments);
+  dispatch_activation("q", in.q, [&]<class X> { any::forward<X>(ctx, o, in, segments); });
+}
+
+void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
+                               const Segments& segments) {
+  if (fast::applies(ctx, in)) return fast::backward(ctx, d_in, d_o, in, segments);
+  dispatch_activation("q", in.q, [&]<class X> { any::backward<X>(ctx, d_in, d_o, in, segments); });
+}
+
+}  // namespace braid::cuda
