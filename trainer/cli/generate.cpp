@@ -19,7 +19,7 @@ void add_generate_command(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("generate", "Continue a text with a trained model (byte tokenizer)");
   command->add_option("model", options->model, "run folder or checkpoint folder")->required();
   command->add_option("--prompt", options->prompt, "text to continue");
-  command->add_option("--tokens", options->sampling.num_tokens, "tokens to add at most")->check(CLI::PositiveNumber);
+  command->add_option("--tokens", options->sampling.num_tokens, "tokens to add at most")->check(CLI::Range(1, 1 << 30));
   command->add_option("--temperature", options->sampling.temperature, "0 = always the most probable token")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--top-k", options->sampling.top_k, "sample among the k most probable tokens; 0 = all")

@@ -22,7 +22,7 @@ void add_plan_command(CLI::App& app, Action& action) {
   command->add_option("config", options->config, "YAML config; one that holds only a model gives the counts")
       ->required();
   command->add_option("overrides", options->overrides, "section.key=value, applied in order");
-  command->add_option("--ranks", options->ranks, "ranks of the run")->check(CLI::PositiveNumber);
+  command->add_option("--ranks", options->ranks, "ranks of the run")->check(CLI::Range(1, 1 << 20));
   command->add_flag("--table", options->table, "print every parameter too");
   command->callback([options, &action] {
     action = [options] {

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "tests/testing.h"
 #include "tests/trainer/huggingface/model_folder_testing.h"
 
 namespace braid {
