@@ -1,0 +1,680 @@
+#!/usr/bin/env python3
+"""Tiny random Qwen3-Next models, and what transformers computes with them, for `braid parity`.
+
+Every shape of the table below becomes a folder: a model in the Hugging Face format and reference.safetensors with
+tokens, logits, loss and gradients; for some also MTP logits, a training (train.safetensors) or wrong MTP blocks
+(mtp_variants.safetensors). docs/parity.md describes the files, tests/golden/README.md the shapes.
+
+The code that runs is transformers' own torch path. It casts to fp32 in its norms, gates, softmax, router, rotary table
+and delta rule even in a model of dtype float64, so a mode turns each of these casts into one to fp64, and another makes
+sure that no fp32 number is left. Every reference records how far transformers' unchanged arithmetic is from it.
+
+transformers has no MTP block. The one here has the structure of vLLM (vllm/model_executor/models/qwen3_next_mtp.py,
+Qwen3NextMultiTokenPredictor, read at commit 055e47c2) and is made of transformers' layers: the embedding of the next
+token and the hidden state, each normalised, concatenated with the embedding first, through fc, one full-attention layer
+with experts, a norm of its own and the shared head. The hidden state is what vLLM's backbone returns (qwen3_next.py,
+Qwen3NextModel, same commit): the one after the final norm.
+
+Needs the Python packages torch, transformers and safetensors; must not find fla, causal_conv1d or kernels, which
+transformers would use instead. Seeds are fixed; the last bits may differ between versions of torch and processors.
+"""
+
+import argparse
+import copy
+import importlib.util
+import inspect
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers.models.qwen3_next import modeling_qwen3_next as modeling
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Shapes
+
+# Keys of config.json; a shape names those that it has differently.
+DEFAULTS = dict(
+    vocab_size=72,
+    hidden_size=32,
+    num_hidden_layers=4,
+    full_attention_interval=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    partial_rotary_factor=0.25,
+    rope_theta=10000.0,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    linear_conv_kernel_dim=4,
+    num_experts=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=8,
+    shared_expert_intermediate_size=12,
+    max_position_embeddings=256,
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    covers: str
+    config: dict  # in addition to DEFAULTS
+    batch: tuple[int, int]  # B, T
+    documents: tuple[int, ...] = ()  # lengths of documents packed in one row, else every row is one
+    mtp: bool = False
+    variants: bool = False  # also wrong MTP blocks
+    train: bool = False  # also a training
+    fresh: bool = False  # weights as initialised (bar the decay), instead of random ones as after a training
+    layout: str = "per_expert"  # or fused (3-D tensors), saved (by save_pretrained, in shards)
+    spelling: int = 5  # of config.json: the version of transformers
+    dtype: torch.dtype = torch.float32
+
+
+SHAPES: dict[str, Shape] = {
+    "base": Shape(
+        covers="three DeltaNet layers and one attention layer; two value heads per key head; three chunks",
+        config={},
+        batch=(2, 130),
+    ),
+    "mtp": Shape(
+        covers="MTP block and two wrong ones; one DeltaNet head with Dk != Dv; hidden size 40; 3 of 5 experts",
+        config=dict(
+            hidden_size=40,
+            num_hidden_layers=2,
+            full_attention_interval=2,
+            linear_num_key_heads=1,
+            linear_num_value_heads=1,
+            linear_key_head_dim=12,
+            linear_value_head_dim=20,
+            num_experts=5,
+            num_experts_per_tok=3,
+            partial_rotary_factor=0.5,
+            rope_theta=1e7,
+        ),
+        batch=(2, 70),
+        mtp=True,
+        variants=True,
+        spelling=4,
+    ),
+    "attention_first": Shape(
+        covers="layer_types with attention first; three value heads per key head; one key-value head; conv of 3 taps; "
+        "norm_topk_prob off; fused experts; training",
+        config=dict(
+            hidden_size=36,
+            num_hidden_layers=3,
+            layer_types=["full_attention", "linear_attention", "linear_attention"],
+            num_key_value_heads=1,
+            head_dim=12,
+            partial_rotary_factor=0.5,
+            rope_theta=100.0,
+            linear_num_value_heads=6,
+            linear_key_head_dim=12,
+            linear_conv_kernel_dim=3,
+            rms_norm_eps=1e-3,
+            num_experts=6,
+            norm_topk_prob=False,
+        ),
+        batch=(3, 100),
+        train=True,
+        layout="fused",
+    ),
+    "all_linear": Shape(
+        covers="DeltaNet layers only; three chunks; 1 of 16 experts, so the router's gradient is zero; bf16 weights",
+        config=dict(
+            hidden_size=48,
+            num_hidden_layers=3,
+            linear_value_head_dim=16,
+            num_experts=16,
+            num_experts_per_tok=1,
+        ),
+        batch=(1, 150),
+        spelling=4,
+        dtype=torch.bfloat16,
+    ),
+    "all_attention": Shape(
+        covers="attention layers only; all of a head rotates; T one more than a chunk; shards written by transformers",
+        config=dict(
+            num_hidden_layers=2,
+            full_attention_interval=1,
+            num_attention_heads=6,
+            num_key_value_heads=3,
+            head_dim=10,
+            partial_rotary_factor=1.0,
+            rms_norm_eps=1e-5,
+            num_experts=7,
+            num_experts_per_tok=4,
+        ),
+        batch=(2, 65),
+        layout="saved",
+    ),
+    "packed": Shape(
+        covers="documents packed in a row: one of a single token, one shorter than the conv, one of a whole chunk; MTP",
+        config=dict(linear_value_head_dim=12, num_experts=5),
+        batch=(1, 151),
+        documents=(67, 1, 3, 64, 16),
+        mtp=True,
+    ),
+    "short": Shape(
+        covers="rows shorter than the conv; all experts chosen; bf16 weights in shards written by transformers",
+        config=dict(
+            hidden_size=24,
+            num_hidden_layers=2,
+            full_attention_interval=2,
+            linear_num_key_heads=3,
+            linear_num_value_heads=3,
+            num_experts=4,
+            num_experts_per_tok=4,
+        ),
+        batch=(5, 3),
+        layout="saved",
+        dtype=torch.bfloat16,
+    ),
+    "fresh": Shape(
+        covers="weights as transformers initialises them, but decay of all speeds; training",
+        config=dict(vocab_size=96, hidden_size=24, num_experts=6),
+        batch=(2, 70),
+        train=True,
+        fresh=True,
+    ),
+}
+
+# Routing is a choice: where two experts score nearly alike, fp32 may choose another one than fp64, and nothing agrees
+# any more. The router logits of the last expert chosen and of the first one not chosen must differ by this much.
+ROUTER_MARGIN = 1e-4
+TRAIN_ROUTER_MARGIN = 3e-6  # of a training, where many more choices are made
+
+# The gated norm amplifies the rounding of rows that are nearly zero, and a training does so from step to step. A model
+# is taken only if fp32 arithmetic of transformers itself stays this close to fp64: in logits and every gradient
+# (relative RMS), in losses and gradient norms (largest relative difference). So a bound of 1e-4 on somebody else's fp32
+# arithmetic asks for the same formulas and not for luck.
+MAX_ROUNDING = 3e-5
+
+TRAIN_BATCH = (2, 70)
+TRAIN_BATCHES = 4  # taken in turn, so that there is something to learn
+TRAIN_STEPS = 20
+TRAIN_SETTINGS = dict(lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, max_grad_norm=1.0)
+
+
+def make_config(shape: Shape) -> Qwen3NextConfig:
+    keys = DEFAULTS | shape.config
+    rope = dict(
+        rope_type="default",
+        rope_theta=keys.pop("rope_theta"),
+        partial_rotary_factor=keys.pop("partial_rotary_factor"),
+    )
+    return Qwen3NextConfig(
+        **keys, rope_parameters=rope, architectures=["Qwen3NextForCausalLM"], dtype=shape.dtype, use_cache=False
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# fp64
+
+
+class DoubleCasts(TorchFunctionMode):
+    """Turns every cast to fp32 and every fp32 tensor that Python code asks for into fp64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is Tensor.float:
+            function = Tensor.double
+        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+        kwargs = {
+            key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()
+        }
+        return function(*args, **kwargs)
+
+
+class ForbidFloat32(TorchDispatchMode):
+    """Fails at the first operation with an fp32 result."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        for result in results if isinstance(results, (tuple, list)) else (results,):
+            if isinstance(result, Tensor) and result.dtype == torch.float32:
+                raise AssertionError(f"{function} computes in fp32")
+        return results
+
+
+def check_environment() -> None:
+    """The torch path must run, in the version that normalises queries and keys in fp32 (pull request 47625)."""
+    for package in ("fla", "causal_conv1d", "kernels"):
+        if importlib.util.find_spec(package):
+            raise SystemExit(f"{package} is installed: transformers would use it instead of its torch path")
+    source = inspect.getsource(modeling.torch_chunk_gated_delta_rule)
+    if not 0 <= source.find(".to(torch.float32") < source.find("l2norm(query"):
+        raise SystemExit(f"transformers {transformers.__version__} normalises queries and keys before its cast to fp32")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The MTP block
+
+
+class MtpBlock(nn.Module):
+    """Predicts token t + 2 from the hidden state of position t and the embedding of token t + 1."""
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__()
+        layer_config = copy.deepcopy(config)
+        layer_config.num_hidden_layers, layer_config.layer_types = 1, ["full_attention"]
+
+        def norm() -> nn.Module:
+            return modeling.Qwen3NextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+        self.pre_fc_norm_embedding, self.pre_fc_norm_hidden, self.norm = norm(), norm(), norm()
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.layers = nn.ModuleList([modeling.Qwen3NextDecoderLayer(layer_config, 0)])
+
+    def forward(self, embeddings: Tensor, hidden: Tensor, rotary: nn.Module, hidden_first: bool = False) -> Tensor:
+        """embeddings: of tokens 1 .. T-1, hidden: of positions 0 .. T-2, result: all [B, T-1, C]."""
+        inputs = [self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(hidden)]
+        x = self.fc(torch.cat(inputs[::-1] if hidden_first else inputs, dim=-1))
+        length = x.shape[1]
+        causal = torch.full((1, 1, length, length), float("-inf"), dtype=x.dtype).triu(1)
+        for layer in self.layers:
+            x = layer(x, position_embeddings=rotary(x, torch.arange(length)[None]), attention_mask=causal)
+        return self.norm(x)
+
+
+class Network(nn.Module):
+    """A transformers model and, if there is one, its MTP block, under the names of the released weights."""
+
+    def __init__(self, main: Qwen3NextForCausalLM, mtp: MtpBlock | None):
+        super().__init__()
+        self.main, self.mtp = main, mtp
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        named = dict(self.main.named_parameters())
+        return named | {f"mtp.{name}": p for name, p in (self.mtp.named_parameters() if self.mtp else ())}
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, T] to logits [B, T, V] and the hidden states [B, T, C] before and after the final norm."""
+        seen = []
+        hook = self.main.model.norm.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
+        logits = self.main(input_ids=input_ids, use_cache=False).logits
+        hook.remove()
+        return logits, *seen
+
+    def mtp_logits(self, input_ids: Tensor, hidden: Tensor, hidden_first: bool = False) -> Tensor:
+        """[B, T-1, V] for tokens [B, T] and hidden states [B, T, C]."""
+        backbone = self.main.model
+        x = self.mtp(backbone.embed_tokens(input_ids[:, 1:]), hidden[:, :-1], backbone.rotary_emb, hidden_first)
+        return self.main.lm_head(x)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Weights and model folders
+
+
+def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """No weight keeps the value that it is initialised with, and every part of the model has a visible share."""
+    normal = torch.randn(shape, generator=generator)
+    uniform = torch.rand(shape, generator=generator)
+    if name.endswith("A_log"):  # decay per token from a thousandth to practically all
+        return math.log(0.002) + uniform * math.log(8 / 0.002)
+    if name.endswith("dt_bias"):
+        return uniform * 5 - 4
+    if name.endswith("linear_attn.norm.weight"):
+        return 1 + 0.3 * normal
+    if "norm" in name:
+        return 0.3 * normal
+    if name.endswith("conv1d.weight"):  # queries and keys that are not nearly orthogonal, see MAX_ROUNDING
+        return normal
+    if name.endswith("embed_tokens.weight"):
+        return normal
+    gain = 2.0 if name.endswith("mlp.gate.weight") else 1.2
+    return gain * normal / math.sqrt(shape[-1])
+
+
+def random_network(shape: Shape, generator: torch.Generator) -> Network:
+    config = make_config(shape)
+    torch.manual_seed(generator.initial_seed())
+    network = Network(Qwen3NextForCausalLM(config), MtpBlock(config) if shape.mtp else None)
+    with torch.no_grad():
+        for name, parameter in network.named_weights().items():
+            # As initialised, most heads forget within a token, and the gradient of A_log is less than fp32 rounding.
+            if shape.fresh and not name.endswith(("A_log", "dt_bias")):
+                continue
+            parameter.copy_(random_weight(name, parameter.shape, generator).to(shape.dtype))
+    return network.to(shape.dtype)
+
+
+def per_expert(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Splits experts.gate_up_proj [E, 2F, C] and experts.down_proj [E, C, F] into three matrices per expert."""
+    result = {}
+    for name, tensor in tensors.items():
+        stem, _, last = name.rpartition(".")
+        if not stem.endswith(".experts"):
+            result[name] = tensor
+            continue
+        for expert, matrix in enumerate(tensor):
+            pieces = zip(("gate_proj", "up_proj"), matrix.chunk(2)) if last == "gate_up_proj" else [(last, matrix)]
+            result |= {f"{stem}.{expert}.{piece}.weight": part for piece, part in pieces}
+    return result
+
+
+def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of per_expert; leaves tensors that are 3-D already alone."""
+    result, experts = {}, {}
+    for name, tensor in tensors.items():
+        stem, _, rest = name.partition(".experts.")
+        if rest.count(".") != 2:
+            result[name] = tensor
+            continue
+        expert, projection, _ = rest.split(".")
+        experts.setdefault(f"{stem}.experts.", {})[int(expert), projection] = tensor
+    for stem, pieces in experts.items():
+        number = range(len(pieces) // 3)
+        gate_up = [torch.cat([pieces[expert, "gate_proj"], pieces[expert, "up_proj"]]) for expert in number]
+        result[stem + "gate_up_proj"] = torch.stack(gate_up)
+        result[stem + "down_proj"] = torch.stack([pieces[expert, "down_proj"] for expert in number])
+    return result
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """safetensors writes metadata in an order that changes from run to run; here it is sorted."""
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(tensors, metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    path.write_bytes(content[:8] + text.ljust(end - 8) + content[end:])
+
+
+def version_4_config(config: Qwen3NextConfig, shape: Shape) -> dict:
+    """config.json as released: no layer_types, rotary keys of their own, torch_dtype."""
+    keys = config.to_dict()
+    for key in ("rope_parameters", "layer_types", "dtype"):
+        keys.pop(key)
+    rope = config.rope_parameters
+    return keys | dict(
+        full_attention_interval=(DEFAULTS | shape.config)["full_attention_interval"],
+        partial_rotary_factor=rope["partial_rotary_factor"],
+        rope_theta=rope["rope_theta"],
+        rope_scaling=None,
+        torch_dtype=str(shape.dtype).removeprefix("torch."),
+        transformers_version="4.57.0",
+        use_sliding_window=False,
+    )
+
+
+def write_model(folder: Path, shape: Shape, network: Network) -> None:
+    config = network.main.config
+    if shape.layout == "saved":
+        network.main.save_pretrained(folder, max_shard_size="64KB")
+        (folder / "generation_config.json").unlink()
+        return
+    weights = {name: p.data for name, p in network.named_weights().items()}
+    save_tensors(
+        folder / "model.safetensors", weights if shape.layout == "fused" else per_expert(weights), {"format": "pt"}
+    )
+    if shape.spelling == 4:
+        text = json.dumps(version_4_config(config, shape), indent=2, sort_keys=True)
+        (folder / "config.json").write_text(text + "\n")
+    else:
+        config.save_pretrained(folder)
+
+
+def load_mtp(folder: Path, config: Qwen3NextConfig) -> MtpBlock | None:
+    weights = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= {name: t for name, t in safetensors.torch.load_file(file).items() if name.startswith("mtp.")}
+    if not weights:
+        return None
+    block = MtpBlock(config)
+    block.load_state_dict({name.removeprefix("mtp."): tensor for name, tensor in fused(weights).items()})
+    return block
+
+
+def load_network(folder: Path, dtype: torch.dtype) -> Network:
+    """Reads a model folder by transformers itself, in the torch path with the plainest attention and experts."""
+    main, info = Qwen3NextForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        output_loading_info=True,
+    )
+    for key in ("missing_keys", "mismatched_keys", "error_msgs"):
+        assert not info[key], f"{folder}: {key} {info[key]}"
+    unexpected = [name for name in info["unexpected_keys"] if not name.startswith("mtp.")]
+    assert not unexpected, f"{folder}: unexpected_keys {unexpected}"
+    network = Network(main, load_mtp(folder, main.config)).to(dtype)
+    # Out of the mapped file, where a tensor begins anywhere: its alignment changes the last bit of a product.
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
+    return network
+
+
+def load_double_network(folder: Path) -> Network:
+    """For use under DoubleCasts."""
+    network = load_network(folder, torch.float64)
+    with DoubleCasts():  # a table of fp32 frequencies would stay one when cast to fp64
+        network.main.model.rotary_emb = modeling.Qwen3NextRotaryEmbedding(network.main.config)
+    return network
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# References
+
+
+@contextmanager
+def router_margins(network: Network) -> Iterator[list[float]]:
+    """Collects, for every call of a router, the smallest gap between the last logit chosen and the first one not."""
+    margins = []
+
+    def gap(router: nn.Module, _, outputs: tuple) -> None:
+        ranked = outputs[0].detach().sort(dim=-1, descending=True).values
+        if router.top_k < router.num_experts:
+            margins.append(float((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).min()))
+
+    routers = [module for module in network.modules() if isinstance(module, modeling.Qwen3NextTopKRouter)]
+    hooks = [router.register_forward_hook(gap) for router in routers]
+    yield margins
+    for hook in hooks:
+        hook.remove()
+
+
+def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
+    """Mean cross entropy of logits [B, T, V] over all B (T - 1) next tokens."""
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+
+
+@dataclass
+class Results:
+    logits: Tensor  # [B, T, V]
+    loss: Tensor  # []
+    gradients: dict[str, Tensor]
+    mtp_logits: dict[str, Tensor] = field(default_factory=dict)  # by definition ("") or variant, each [B, T-1, V]
+
+
+def run_mtp(network: Network, input_ids: Tensor, before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """before, after: hidden states around the final norm, [B, T, C]."""
+    return {
+        "": network.mtp_logits(input_ids, after),
+        ".hidden_first": network.mtp_logits(input_ids, after, hidden_first=True),
+        ".pre_norm": network.mtp_logits(input_ids, before),
+    }
+
+
+def run_reference(network: Network, input_ids: Tensor, documents: tuple[int, ...]) -> Results:
+    """Documents of one row are run one by one: transformers would let DeltaNet states run on into the next."""
+    batch, length = input_ids.shape
+    vocab_size = network.main.config.vocab_size
+    logits, mtp_logits = [], {}
+    start = 0
+    for document in documents or (length,):
+        tokens = input_ids[:, start : start + document]
+        piece, before, after = network(tokens)
+        logits.append(piece)
+        if network.mtp is not None and document > 1:
+            with torch.no_grad():
+                for variant, values in run_mtp(network, tokens, before, after).items():
+                    whole = mtp_logits.setdefault(variant, values.new_zeros(batch, length - 1, vocab_size))
+                    whole[:, start : start + document - 1] = values
+        start += document
+    assert start == length
+    logits = torch.cat(logits, dim=1)
+    loss = next_token_loss(logits, input_ids)
+    loss.backward()
+    gradients = {name: p.grad for name, p in network.named_weights().items() if not name.startswith("mtp.")}
+    return Results(logits.detach(), loss.detach(), gradients, mtp_logits)
+
+
+def rms(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt())
+
+
+def relative_rms(got: Tensor, expected: Tensor) -> float:
+    return rms(got.double() - expected.double()) / rms(expected)
+
+
+def unchanged_error(folder: Path, dtype: torch.dtype, input_ids: Tensor, shape: Shape, exact: Results) -> dict:
+    """Relative RMS error of transformers with its casts as they are: of the logits and of the worst gradient."""
+    results = run_reference(load_network(folder, dtype), input_ids, shape.documents)
+    largest = max(rms(gradient) for gradient in exact.gradients.values())
+    gradients = [
+        relative_rms(results.gradients[name], expected)
+        for name, expected in exact.gradients.items()
+        if rms(expected) >= 1e-6 * largest  # else it is zero but for rounding, as docs/parity.md puts it
+    ]
+    return {"logits": relative_rms(results.logits, exact.logits), "worst gradient": max(gradients)}
+
+
+def versions() -> dict[str, str]:
+    return dict(torch=torch.__version__, transformers=transformers.__version__, arithmetic="fp64")
+
+
+def make_reference(folder: Path, shape: Shape, generator: torch.Generator) -> dict[str, str] | None:
+    """Writes the reference of a model folder and returns its metadata; None if the model is no good one."""
+    config = DEFAULTS | shape.config
+    input_ids = torch.randint(config["vocab_size"], shape.batch, generator=generator)
+    network = load_double_network(folder)
+    with DoubleCasts(), ForbidFloat32(), router_margins(network) as margins:
+        results = run_reference(network, input_ids, shape.documents)
+    margin = min(margins, default=math.inf)
+    if margin < ROUTER_MARGIN:
+        return None
+    metadata = versions() | {"router_margin": f"{margin:.1e}"}
+    for dtype, name in ((torch.float32, "fp32"), (torch.float64, "fp64")):
+        errors = unchanged_error(folder, dtype, input_ids, shape, results)
+        if max(errors.values()) > MAX_ROUNDING:
+            return None
+        metadata[f"unchanged_{name}"] = ", ".join(f"{key} {error:.1e}" for key, error in errors.items())
+    gradients = results.gradients if shape.layout == "fused" else per_expert(results.gradients)
+    tensors = {"input_ids": input_ids, "logits": results.logits.float(), "loss": results.loss.float().reshape(1)}
+    tensors |= {f"grad.{name}": gradient.float() for name, gradient in gradients.items()}
+    if shape.mtp:
+        tensors["mtp_logits"] = results.mtp_logits[""].float()
+    if shape.documents:
+        tensors["cu_seqlens"] = torch.tensor([0, *itertools.accumulate(shape.documents)])
+    save_tensors(folder / "reference.safetensors", tensors, metadata)
+    if shape.variants:
+        variants = {f"mtp_logits{name}": logits.float() for name, logits in results.mtp_logits.items() if name}
+        save_tensors(folder / "mtp_variants.safetensors", variants, versions())
+    return metadata
+
+
+def train_curves(network: Network, batches: Tensor) -> dict[str, list[float]]:
+    """One AdamW step per batch [B, T]; losses, and gradient norms before clipping."""
+    settings = TRAIN_SETTINGS
+    parameters = list(network.main.parameters())
+    groups = [
+        dict(params=[p for p in parameters if p.dim() > 1], weight_decay=settings["weight_decay"]),
+        dict(params=[p for p in parameters if p.dim() == 1], weight_decay=0.0),
+    ]
+    betas = (settings["beta1"], settings["beta2"])
+    optimizer = torch.optim.AdamW(groups, lr=settings["lr"], betas=betas, eps=settings["eps"], foreach=False)
+    losses, grad_norms = [], []
+    for input_ids in batches:
+        optimizer.zero_grad()
+        loss = next_token_loss(network(input_ids)[0], input_ids)
+        loss.backward()
+        grad_norms.append(float(nn.utils.clip_grad_norm_(parameters, settings["max_grad_norm"])))
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    return {"losses": losses, "grad_norms": grad_norms}
+
+
+def largest_difference(got: list[float], expected: list[float]) -> float:
+    return max(abs(x - y) / abs(y) for x, y in zip(got, expected))
+
+
+def make_training(folder: Path, shape: Shape, generator: torch.Generator) -> bool:
+    """Writes the training reference of a model folder; False if the training is no good one."""
+    vocab_size = (DEFAULTS | shape.config)["vocab_size"]
+    batches = torch.randint(vocab_size, (TRAIN_BATCHES, *TRAIN_BATCH), generator=generator)
+    batches = batches.repeat(TRAIN_STEPS // TRAIN_BATCHES, 1, 1)
+    network = load_double_network(folder)
+    with DoubleCasts(), router_margins(network) as margins:
+        curves = train_curves(network, batches)
+    unchanged = train_curves(load_network(folder, torch.float32), batches)
+    errors = {name: largest_difference(unchanged[name], curves[name]) for name in curves}
+    if min(margins, default=math.inf) < TRAIN_ROUTER_MARGIN or max(errors.values()) > MAX_ROUNDING:
+        return False
+    metadata = {
+        "router_margin": f"{min(margins, default=math.inf):.1e}",
+        "unchanged_fp32": ", ".join(f"{name} {error:.1e}" for name, error in errors.items()),
+    }
+    metadata |= versions() | {key: repr(value) for key, value in TRAIN_SETTINGS.items()}
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in curves.items()}
+    save_tensors(folder / "train.safetensors", {"batches": batches} | tensors, metadata)
+    return True
+
+
+def make_shape(name: str, shape: Shape, folder: Path) -> None:
+    for seed in itertools.count(1):
+        generator = torch.Generator().manual_seed(seed)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_model(folder, shape, random_network(shape, generator))
+        metadata = make_reference(folder, shape, generator)
+        if metadata and (not shape.train or make_training(folder, shape, generator)):
+            break
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{name}: seed {seed}, {size / 1e3:.0f} kB, router margin {metadata['router_margin']}; relative RMS error of")
+    for precision in ("fp32", "fp64"):
+        print(f"  transformers as it is in {precision}: {metadata[f'unchanged_{precision}']}", flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, nargs="?", help="a folder per shape is made here")
+    parser.add_argument("--only", metavar="SHAPE", choices=SHAPES, help="one of: " + ", ".join(SHAPES))
+    parser.add_argument("--list", action="store_true", help="list the shapes and leave")
+    arguments = parser.parse_args()
+    if not arguments.list and arguments.out_dir is None:
+        parser.error("OUT_DIR is missing")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.list:
+        for name, shape in SHAPES.items():
+            print(f"{name:16} {shape.covers}")
+        return
+    check_environment()
+    torch.set_num_threads(2)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name, shape in SHAPES.items():
+        if arguments.only in (None, name):
+            make_shape(name, shape, arguments.out_dir / name)
+
+
+if __name__ == "__main__":
+    main()
