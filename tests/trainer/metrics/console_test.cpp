@@ -1,6 +1,5 @@
 #include "trainer/metrics/console.h"
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <pty.h>
 #include <unistd.h>
@@ -61,11 +60,11 @@ std::string output_on_terminal(unsigned short columns, Body body) {
     body(console);
   }
   std::fclose(out);
-  std::string text(1 << 16, '\0');
-  fcntl(master, F_SETFL, O_NONBLOCK);
-  const ssize_t bytes = ::read(master, text.data(), text.size());
+  // What was written may arrive in pieces; behind the last one the closed terminal gives an error.
+  std::string text;
+  char piece[4096];
+  for (ssize_t bytes; (bytes = ::read(master, piece, sizeof piece)) > 0;) text.append(piece, bytes);
   close(master);
-  text.resize(std::max<ssize_t>(bytes, 0));
   return text;
 }
 
