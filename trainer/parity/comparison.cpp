@@ -71,7 +71,7 @@ ParityBounds parity_bounds(Precision precision, std::optional<double> rtol) {
             .gradients = {kNoBound, 0.999},
             .loss = 1e-3,
             .curves = 1e-3,
-            .zero_gradient = 1e-3};
+            .zero_gradient = 1e-4};
   }
   const double R = rtol.value_or(kDefaultTolerance);
   check<ConfigError>(R > 0 && std::isfinite(R), "--rtol is ", R, ", expected a positive number");
@@ -95,10 +95,13 @@ TensorVerdict judge(const std::string& name, const std::vector<int64_t>& shape, 
 TensorVerdict judge_gradient(const std::string& name, const std::vector<int64_t>& shape, const Distance& distance,
                              double largest_rms, const ParityBounds& bounds) {
   TensorVerdict verdict = judge(name, shape, distance, bounds.gradients);
-  if (distance.expected_rms() >= bounds.zero_gradient * largest_rms) return verdict;
-  verdict.relative_rms = std::sqrt(distance.difference_squares / double(distance.count)) / largest_rms;
+  const bool is_zero = distance.expected_rms() < bounds.zero_gradient * largest_rms;
+  if (verdict.passed && !is_zero) return verdict;
+  const double share = std::sqrt(distance.difference_squares / double(distance.count)) / largest_rms;
+  if (!is_zero && !(share <= bounds.zero_gradient)) return verdict;
+  verdict.relative_rms = share;
   verdict.bound = {bounds.zero_gradient, -kNoBound};
-  verdict.passed = verdict.relative_rms <= bounds.zero_gradient;
+  verdict.passed = share <= bounds.zero_gradient;
   return verdict;
 }
 

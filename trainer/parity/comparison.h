@@ -57,10 +57,10 @@ struct TensorVerdict {
 TensorVerdict judge(const std::string& name, const std::vector<int64_t>& shape, const Distance& distance,
                     const DistanceBound& bound);
 
-// Some gradients are zero but for rounding: that of an expert without tokens, or of a router whose choice has weight 1
-// whatever it computes. If the reference's RMS is below bounds.zero_gradient times `largest_rms`, the largest RMS of
-// any reference gradient, then the RMS error must be as well: it is given relative to largest_rms, and no cosine is
-// asked for. Otherwise as judge.
+// As judge, but an RMS error within bounds.zero_gradient times `largest_rms`, the largest RMS of any reference
+// gradient, is rounding and passes: some gradients are zero but for that (of an expert without tokens, of a router
+// whose choice has weight 1 whatever it computes), others are what is left of larger terms that cancel. The error is
+// then given relative to largest_rms, and no cosine is asked for.
 TensorVerdict judge_gradient(const std::string& name, const std::vector<int64_t>& shape, const Distance& distance,
                              double largest_rms, const ParityBounds& bounds);
 

@@ -97,7 +97,7 @@ TEST(Judge, FailsWhatIsNotFinite) {
   }
 }
 
-TEST(JudgeGradient, ComparesAZeroGradientWithTheLargestOne) {
+TEST(JudgeGradient, ComparesAnErrorAtTheLevelOfZeroWithTheLargestGradient) {
   const double largest = 10;
   const auto judged = [&](float got, float expected) {
     return judge_gradient("grad.x", {2}, distance_of({got, got}, {expected, expected}), largest, kBounds);
@@ -108,7 +108,11 @@ TEST(JudgeGradient, ComparesAZeroGradientWithTheLargestOne) {
   EXPECT_FALSE(judged(1.1e-5f, 0).passed);
   EXPECT_TRUE(judged(-1e-9f, 1e-9f).passed) << "rounding around zero has any sign";
   EXPECT_FALSE(judged(-2e-5f, 2e-5f).passed) << "above the level of a zero, direction counts";
-  EXPECT_FALSE(judged(2.01e-5f, 2e-5f).passed) << "and so does the relative error";
+  EXPECT_FALSE(judged(3.2e-5f, 2e-5f).passed) << "and so does the relative error";
+  EXPECT_TRUE(judged(2.5e-5f, 2e-5f).passed) << "unless it is at that level itself";
+  EXPECT_NEAR(judged(2.5e-5f, 2e-5f).relative_rms, 5e-7, 1e-12);
+  EXPECT_TRUE(judged(2.0001e-5f, 2e-5f).passed);
+  EXPECT_NEAR(judged(2.0001e-5f, 2e-5f).relative_rms, 5e-5, 1e-7) << "relative to itself where that is enough";
   EXPECT_FALSE(judged(kNan, 0).passed);
 }
 
