@@ -20,6 +20,7 @@ expect_error 10 'cuda' run device=cuda
 expect_error 2 'layer_types' run 'model.layer_types=[full_attention]'
 expect_error 2 'num_experts_per_tok' run model.num_experts_per_tok=9
 expect_error 2 'global_batch_size.*8' run train.micro_batch_size=3
+expect_error 2 'train.seq_length is not set' "$BRAID" bench step "$SOURCE/configs/models/tiny.yaml"
 expect_error 2 '3.*ranks|ranks.*3' mpirun -n 3 "$BRAID" train "$TINY" "run.dir=$WORK/run"
 expect_error 2 'expert.*4' mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/run" parallel.expert=4
 expert_rule='must divide both the 4 ranks and the 6 experts'

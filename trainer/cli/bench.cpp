@@ -30,6 +30,8 @@ void add_bench_command(CLI::App& app, Action& action) {
       RunConfig config = read_config(options->config, options->overrides);
       config.run.steps = options->step.warmup_steps + options->step.steps;
       check_model_config(config);
+      check<ConfigError>(config.train.seq_length > 0, options->config,
+                         ": train.seq_length is not set, but a benchmark needs the shape of a batch");
       use_default_threads();
       const std::unique_ptr<Machine> machine = open_machine(config);
       check_config_for_ranks(config, machine->world->size());
