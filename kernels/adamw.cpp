@@ -1,6 +1,7 @@
 #include "kernels/adamw.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -12,6 +13,7 @@ decltype(braid::adamw_update) adamw_update;
 }
 
 void adamw_update(Context& ctx, AdamWState state, Tensor rounded, const Tensor& gradient, const AdamWStep& step) {
+  const OperatorScope scope(ctx, "adamw_update");
   const auto& [weight, m, v] = state;
   const int64_t n = weight.dim(0);
   check_shapes({{"weight", weight, {n}}, {"m", m, {n}}, {"v", v, {n}}, {"gradient", gradient, {n}}});

@@ -1,6 +1,7 @@
 #include "kernels/attention.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -33,6 +34,7 @@ void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const
 }  // namespace
 
 void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments) {
+  const OperatorScope scope(ctx, "attention_forward");
   check_inputs(in, out, segments);
   if (segments.num_tokens() == 0) return;
   if constexpr (kWithCuda) {
@@ -43,6 +45,7 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
 
 void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y, const AttentionTensors& in,
                         const AttentionOutputs& out, const Segments& segments) {
+  const OperatorScope scope(ctx, "attention_backward");
   check_inputs(in, out, segments);
   check_shapes({{"d_q", d_in.q, in.q.shape()},
                 {"d_k", d_in.k, in.k.shape()},

@@ -1,6 +1,7 @@
 #include "kernels/attention_inputs.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -40,6 +41,7 @@ void check_inputs(const AttentionInputs& out, const AttentionProjections& x, con
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
                               const AttentionInputWeights& weights, const Segments& segments,
                               const AttentionDims& dims) {
+  const OperatorScope scope(ctx, "attention_inputs_forward");
   check_inputs(out, x, weights, segments, dims);
   if (segments.num_tokens() == 0) return;
   if constexpr (kWithCuda) {
@@ -52,6 +54,7 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
                                const Tensor& d_q, const Tensor& d_k, const AttentionInputs& out,
                                const AttentionProjections& x, const AttentionInputWeights& weights,
                                const Segments& segments, const AttentionDims& dims) {
+  const OperatorScope scope(ctx, "attention_inputs_backward");
   check_inputs(out, x, weights, segments, dims);
   check_shapes({{"d_x.q_gate", d_x.q_gate, x.q_gate.shape()},
                 {"d_x.k", d_x.k, x.k.shape()},

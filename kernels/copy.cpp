@@ -4,6 +4,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/float_types.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -14,6 +15,7 @@ void convert(Context& ctx, Tensor to, const Tensor& from);
 }  // namespace cuda
 
 void fill_zero(Context& ctx, Tensor x) {
+  const OperatorScope scope(ctx, "fill_zero");
   if (x.bytes() == 0) return;
   if constexpr (kWithCuda) {
     if (x.device() == Device::kCuda) return cuda::fill_zero(ctx, x);
@@ -22,6 +24,7 @@ void fill_zero(Context& ctx, Tensor x) {
 }
 
 void copy(Context& ctx, Tensor to, const Tensor& from) {
+  const OperatorScope scope(ctx, "copy");
   check_dtype(from.dtype(), {{"to", to}});
   check<ShapeError>(to.numel() == from.numel(), "to: expected ", from.numel(), " elements, got ", to.numel());
   if (from.bytes() == 0) return;
@@ -32,6 +35,7 @@ void copy(Context& ctx, Tensor to, const Tensor& from) {
 }
 
 void convert(Context& ctx, Tensor to, const Tensor& from) {
+  const OperatorScope scope(ctx, "convert");
   check_shapes({{"to", to, from.shape()}, {"from", from, from.shape()}});
   if (from.bytes() == 0) return;
   if constexpr (kWithCuda) {

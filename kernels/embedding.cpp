@@ -1,6 +1,7 @@
 #include "kernels/embedding.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -14,6 +15,7 @@ decltype(braid::embedding_backward) embedding_backward;
 }  // namespace cuda
 
 void embedding_forward(Context& ctx, Tensor y, const Tensor& ids, const Tensor& table) {
+  const OperatorScope scope(ctx, "embedding_forward");
   const int64_t N = y.dim(0), C = y.dim(1);
   check_shapes({{"y", y, {N, C}}, {"ids", ids, {N}}, {"table", table, {table.dim(0), C}}});
   check_dtype(y.dtype(), {{"table", table}});
@@ -26,6 +28,7 @@ void embedding_forward(Context& ctx, Tensor y, const Tensor& ids, const Tensor& 
 }
 
 void embedding_backward(Context& ctx, Tensor d_table, const Tensor& d_y, const Tensor& ids) {
+  const OperatorScope scope(ctx, "embedding_backward");
   const int64_t N = d_y.dim(0), C = d_y.dim(1);
   check_shapes({{"d_table", d_table, {d_table.dim(0), C}}, {"d_y", d_y, {N, C}}, {"ids", ids, {N}}});
   check_dtype(wide_dtype(d_y.dtype()), {{"d_table", d_table}});

@@ -1,6 +1,7 @@
 #include "kernels/expert_rows.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -31,6 +32,7 @@ void check_order(const ExpertOrder& order, int64_t N) {
 }  // namespace
 
 void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
+  const OperatorScope scope(ctx, "expert_order");
   check_order(order, expert_id.dim(0));
   check_shapes({{"expert_id", expert_id, order.row_of_slot.shape()}});
   check_dtype(DType::kI32, {{"expert_id", expert_id}});
@@ -42,6 +44,7 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
 }
 
 void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& order) {
+  const OperatorScope scope(ctx, "gather_rows");
   const int64_t R = rows.dim(0), N = x.dim(0), C = x.dim(1);
   check_shapes({{"rows", rows, {R, C}}, {"x", x, {N, C}}});
   check_dtype(x.dtype(), {{"rows", rows}});
@@ -54,6 +57,7 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
 }
 
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order) {
+  const OperatorScope scope(ctx, "combine_rows");
   const int64_t R = rows.dim(0), N = y.dim(0), C = y.dim(1);
   check_shapes({{"y", y, {N, C}}, {"rows", rows, {R, C}}});
   check_dtype(y.dtype(), {{"rows", rows}});
@@ -66,6 +70,7 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
 }
 
 void move_row_blocks(Context& ctx, Tensor dst, const Tensor& src, const RowBlock* blocks, int64_t num_blocks) {
+  const OperatorScope scope(ctx, "move_row_blocks");
   const int64_t R = src.dim(0), C = src.dim(1);
   check_shapes({{"dst", dst, {R, C}}, {"src", src, {R, C}}});
   check_dtype(src.dtype(), {{"dst", dst}});

@@ -1,6 +1,7 @@
 #include "kernels/experts.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -32,6 +33,7 @@ void check_inputs(const Tensor& x, const Tensor& row_gate, const Tensor& rows_pe
 
 void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
                      const Tensor& rows_per_expert, const ExpertWeights& weights) {
+  const OperatorScope scope(ctx, "experts_forward");
   const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
   check_inputs(x, row_gate, rows_per_expert, weights);
   check_shapes({{"out", out, {R, C}}, {"gate_up_out", gate_up_out, {R, 2 * F}}});
@@ -46,6 +48,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
                       const ExpertWeights& weights) {
+  const OperatorScope scope(ctx, "experts_backward");
   const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
   check_inputs(x, row_gate, rows_per_expert, weights);
   check_shapes({{"d_x", d_x, {R, C}},

@@ -1,6 +1,7 @@
 #include "kernels/gated_delta_rule.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -47,6 +48,7 @@ void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaR
 }  // namespace
 
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {
+  const OperatorScope scope(ctx, "gated_delta_rule_forward");
   check_inputs("o", o, in, segments);
   if (in.q.dim(0) == 0) return;
   if constexpr (kWithCuda) {
@@ -57,6 +59,7 @@ void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in,
 
 void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
                                const Segments& segments) {
+  const OperatorScope scope(ctx, "gated_delta_rule_backward");
   check_backward(d_in, d_o, in, segments);
   if (in.q.dim(0) == 0) return;
   if constexpr (kWithCuda) {
@@ -66,6 +69,7 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
 }
 
 void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {
+  const OperatorScope scope(ctx, "gated_delta_rule_recurrent_forward");
   check_inputs("o", o, in, segments);
   if (in.q.dim(0) == 0) return;
   cpu::gated_delta_rule_recurrent_forward(ctx, o, in, segments);
@@ -73,6 +77,7 @@ void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleI
 
 void gated_delta_rule_recurrent_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o,
                                          const DeltaRuleInputs& in, const Segments& segments) {
+  const OperatorScope scope(ctx, "gated_delta_rule_recurrent_backward");
   check_backward(d_in, d_o, in, segments);
   if (in.q.dim(0) == 0) return;
   cpu::gated_delta_rule_recurrent_backward(ctx, d_in, d_o, in, segments);

@@ -1,6 +1,7 @@
 #include "kernels/gated_rms_norm.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -15,6 +16,7 @@ decltype(braid::gated_rms_norm_backward) gated_rms_norm_backward;
 
 void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o, const Tensor& qkvz,
                             const Tensor& weight, double eps, const GdnDims& dims) {
+  const OperatorScope scope(ctx, "gated_rms_norm_forward");
   const int64_t N = o.dim(0), Hv = dims.value_heads, Dv = dims.value_dim;
   check_shapes({{"y", y, {N, Hv, Dv}},
                 {"rstd", rstd, {N, Hv}},
@@ -33,6 +35,7 @@ void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o
 void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_weight, const Tensor& d_y,
                              const Tensor& o, const Tensor& rstd, const Tensor& qkvz, const Tensor& weight,
                              const GdnDims& dims) {
+  const OperatorScope scope(ctx, "gated_rms_norm_backward");
   const int64_t N = o.dim(0), Hv = dims.value_heads, Dv = dims.value_dim;
   check_shapes({{"d_o", d_o, {N, Hv, Dv}},
                 {"d_qkvz", d_qkvz, {N, dims.qkvz_columns()}},

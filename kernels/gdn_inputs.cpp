@@ -1,6 +1,7 @@
 #include "kernels/gdn_inputs.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -47,6 +48,7 @@ void check_all(const GdnInputs& out, const GdnProjections& x, const GdnInputWeig
 
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
                         const Segments& segments, const GdnDims& dims) {
+  const OperatorScope scope(ctx, "gdn_inputs_forward");
   check_all(out, x, weights, segments, dims);
   if (x.qkvz.dim(0) == 0) return;
   if constexpr (kWithCuda) {
@@ -58,6 +60,7 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
                          const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
                          const Segments& segments, const GdnDims& dims) {
+  const OperatorScope scope(ctx, "gdn_inputs_backward");
   check_all(out, x, weights, segments, dims);
   check_shapes({{"d_qkvz", d_x.qkvz, x.qkvz.shape()},
                 {"d_ba", d_x.ba, x.ba.shape()},

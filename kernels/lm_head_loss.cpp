@@ -1,6 +1,7 @@
 #include "kernels/lm_head_loss.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -28,6 +29,7 @@ void check_inputs(const Tensor& loss_sum, const Tensor& hidden, const Tensor& we
 
 void lm_head_loss_forward(Context& ctx, Tensor loss_sum, const Tensor& hidden, const Tensor& weight,
                           const Tensor& targets) {
+  const OperatorScope scope(ctx, "lm_head_loss_forward");
   check_inputs(loss_sum, hidden, weight, targets);
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::lm_head_loss_forward(ctx, loss_sum, hidden, weight, targets);
@@ -37,6 +39,7 @@ void lm_head_loss_forward(Context& ctx, Tensor loss_sum, const Tensor& hidden, c
 
 void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sum, Tensor d_hidden, Tensor d_weight,
                                    const Tensor& hidden, const Tensor& weight, const Tensor& targets, double scale) {
+  const OperatorScope scope(ctx, "lm_head_loss_forward_backward");
   check_inputs(loss_sum, hidden, weight, targets);
   check_shapes({{"d_hidden", d_hidden, hidden.shape()}, {"d_weight", d_weight, weight.shape()}});
   check_dtype(hidden.dtype(), {{"d_hidden", d_hidden}});

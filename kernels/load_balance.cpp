@@ -1,6 +1,7 @@
 #include "kernels/load_balance.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -14,6 +15,7 @@ decltype(braid::load_balance) load_balance;
 }  // namespace cuda
 
 void add_counts(Context& ctx, Tensor totals, const Tensor& counts) {
+  const OperatorScope scope(ctx, "add_counts");
   const int64_t B = counts.dim(0), E = counts.dim(1);
   check_shapes({{"totals", totals, {E}}, {"counts", counts, {B, E}}});
   check_dtype(DType::kI64, {{"totals", totals}, {"counts", counts}});
@@ -25,6 +27,7 @@ void add_counts(Context& ctx, Tensor totals, const Tensor& counts) {
 
 void load_balance(Context& ctx, Tensor d_prob, Tensor sums, const Tensor& counts, const RouterOutputs& router,
                   double loss_weight, double per_token) {
+  const OperatorScope scope(ctx, "load_balance");
   const int64_t B = router.counts.dim(0), E = router.counts.dim(1), loads = counts.dim(0) == 1 ? 1 : B;
   check_shapes({{"d_prob", d_prob, {B, E}},
                 {"sums", sums, {2}},

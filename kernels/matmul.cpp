@@ -1,6 +1,7 @@
 #include "kernels/matmul.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -26,6 +27,7 @@ void check_output_dtype(const char* name, const Tensor& out, DType factors) {
 
 void matmul(Context& ctx, Tensor c, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b,
             Accumulate accumulate) {
+  const OperatorScope scope(ctx, "matmul");
   const int64_t M = c.dim(0), N = c.dim(1), K = transpose_a == Transpose::kNo ? a.dim(1) : a.dim(0);
   check_shapes(
       {{"c", c, {M, N}}, {"a", a, stored_shape(M, K, transpose_a)}, {"b", b, stored_shape(K, N, transpose_b)}});
@@ -39,6 +41,7 @@ void matmul(Context& ctx, Tensor c, const Tensor& a, Transpose transpose_a, cons
 }
 
 void linear_forward(Context& ctx, Tensor y, const Tensor& x, const Tensor& weight, Accumulate accumulate) {
+  const OperatorScope scope(ctx, "linear_forward");
   const int64_t N = x.dim(0), I = x.dim(1), O = weight.dim(0);
   check_shapes({{"y", y, {N, O}}, {"x", x, {N, I}}, {"weight", weight, {O, I}}});
   check_dtype(x.dtype(), {{"weight", weight}});
@@ -47,6 +50,7 @@ void linear_forward(Context& ctx, Tensor y, const Tensor& x, const Tensor& weigh
 }
 
 void linear_backward_input(Context& ctx, Tensor d_x, const Tensor& d_y, const Tensor& weight, Accumulate accumulate) {
+  const OperatorScope scope(ctx, "linear_backward_input");
   const int64_t N = d_y.dim(0), O = d_y.dim(1), I = weight.dim(1);
   check_shapes({{"d_x", d_x, {N, I}}, {"d_y", d_y, {N, O}}, {"weight", weight, {O, I}}});
   check_dtype(d_y.dtype(), {{"weight", weight}});
@@ -55,6 +59,7 @@ void linear_backward_input(Context& ctx, Tensor d_x, const Tensor& d_y, const Te
 }
 
 void linear_backward_weight(Context& ctx, Tensor d_weight, const Tensor& d_y, const Tensor& x) {
+  const OperatorScope scope(ctx, "linear_backward_weight");
   const int64_t N = d_y.dim(0), O = d_y.dim(1), I = x.dim(1);
   check_shapes({{"d_weight", d_weight, {O, I}}, {"d_y", d_y, {N, O}}, {"x", x, {N, I}}});
   check_dtype(d_y.dtype(), {{"x", x}});

@@ -1,6 +1,7 @@
 #include "kernels/mtp_inputs.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -15,6 +16,7 @@ decltype(braid::mtp_inputs_backward) mtp_inputs_backward;
 
 void mtp_inputs_forward(Context& ctx, MtpInputs out, const Tensor& embedding, const Tensor& hidden,
                         const MtpInputWeights& weights, double eps) {
+  const OperatorScope scope(ctx, "mtp_inputs_forward");
   const int64_t N = embedding.dim(0), C = embedding.dim(1);
   check_shapes({{"joined", out.joined, {N, 2 * C}},
                 {"embedding_rstd", out.embedding_rstd, {N}},
@@ -37,6 +39,7 @@ void mtp_inputs_forward(Context& ctx, MtpInputs out, const Tensor& embedding, co
 void mtp_inputs_backward(Context& ctx, Tensor d_embedding, Tensor d_hidden, MtpInputWeights d_weights,
                          const Tensor& d_joined, const Tensor& embedding, const Tensor& hidden, const MtpInputs& out,
                          const MtpInputWeights& weights) {
+  const OperatorScope scope(ctx, "mtp_inputs_backward");
   const int64_t N = embedding.dim(0), C = embedding.dim(1);
   check_shapes({{"d_embedding", d_embedding, {N, C}},
                 {"d_hidden", d_hidden, {N, C}},

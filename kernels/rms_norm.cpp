@@ -1,6 +1,7 @@
 #include "kernels/rms_norm.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -18,6 +19,7 @@ decltype(braid::add_rms_norm_backward) add_rms_norm_backward;
 }  // namespace cuda
 
 void rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& x, const Tensor& weight, double eps) {
+  const OperatorScope scope(ctx, "rms_norm_forward");
   const int64_t N = x.dim(0), C = x.dim(1);
   check_shapes({{"y", y, {N, C}}, {"rstd", rstd, {N}}, {"x", x, {N, C}}, {"weight", weight, {C}}});
   check_dtype(x.dtype(), {{"y", y}});
@@ -31,6 +33,7 @@ void rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& x, cons
 
 void rms_norm_backward(Context& ctx, Tensor d_x, Tensor d_weight, const Tensor& d_y, const Tensor& x,
                        const Tensor& weight, const Tensor& rstd) {
+  const OperatorScope scope(ctx, "rms_norm_backward");
   const int64_t N = x.dim(0), C = x.dim(1);
   check_shapes({{"d_x", d_x, {N, C}},
                 {"d_weight", d_weight, {C}},
@@ -49,6 +52,7 @@ void rms_norm_backward(Context& ctx, Tensor d_x, Tensor d_weight, const Tensor& 
 
 void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const Tensor& x, const Tensor& delta,
                           const Tensor& weight, double eps) {
+  const OperatorScope scope(ctx, "add_rms_norm_forward");
   const int64_t N = x.dim(0), C = x.dim(1);
   check_shapes({{"y", y, {N, C}},
                 {"sum", sum, {N, C}},
@@ -67,6 +71,7 @@ void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const
 
 void add_rms_norm_backward(Context& ctx, Tensor d_sum, Tensor d_weight, const Tensor& d_y, const Tensor& sum,
                            const Tensor& weight, const Tensor& rstd) {
+  const OperatorScope scope(ctx, "add_rms_norm_backward");
   const int64_t N = sum.dim(0), C = sum.dim(1);
   check_shapes({{"d_sum", d_sum, {N, C}},
                 {"d_weight", d_weight, {C}},

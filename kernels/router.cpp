@@ -1,6 +1,7 @@
 #include "kernels/router.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -34,6 +35,7 @@ void check_outputs(const RouterOutputs& out, DType wide, const Segments& segment
 }  // namespace
 
 void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const Segments& segments, GateNorm norm) {
+  const OperatorScope scope(ctx, "router_forward");
   check_shapes({{"logits", logits, {segments.num_tokens(), out.prob.dim(1)}}});
   check_outputs(out, logits.dtype(), segments);
   // Also for N = 0: the sums are then all zero.
@@ -45,6 +47,7 @@ void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const
 
 void router_backward(Context& ctx, Tensor d_logits, const Tensor& d_gate, const Tensor& d_prob, double z_weight,
                      const RouterOutputs& out, const Segments& segments, GateNorm norm) {
+  const OperatorScope scope(ctx, "router_backward");
   const int64_t N = segments.num_tokens(), B = segments.num_rows, K = out.expert_id.dim(1), E = out.prob.dim(1);
   const DType wide = wide_dtype(d_logits.dtype());
   check_outputs(out, wide, segments);

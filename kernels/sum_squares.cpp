@@ -1,6 +1,7 @@
 #include "kernels/sum_squares.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -12,6 +13,7 @@ decltype(braid::sum_squares) sum_squares;
 }
 
 void sum_squares(Context& ctx, Tensor out, const Tensor& x) {
+  const OperatorScope scope(ctx, "sum_squares");
   check_shapes({{"out", out, {1}}});
   check_dtype(DType::kF64, {{"out", out}});
   if constexpr (kWithCuda) {

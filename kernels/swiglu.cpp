@@ -1,6 +1,7 @@
 #include "kernels/swiglu.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 
@@ -14,6 +15,7 @@ decltype(braid::swiglu_backward) swiglu_backward;
 }  // namespace cuda
 
 void swiglu_forward(Context& ctx, Tensor h, const Tensor& a, const Tensor& b, const Tensor& gate) {
+  const OperatorScope scope(ctx, "swiglu_forward");
   const int64_t N = a.dim(0), F = a.dim(1);
   check_shapes({{"h", h, {N, F}}, {"a", a, {N, F}}, {"b", b, {N, F}}, {"gate", gate, {N, 1}}});
   check_dtype(a.dtype(), {{"h", h}, {"b", b}});
@@ -27,6 +29,7 @@ void swiglu_forward(Context& ctx, Tensor h, const Tensor& a, const Tensor& b, co
 
 void swiglu_backward(Context& ctx, Tensor d_a, Tensor d_b, Tensor d_gate, const Tensor& d_h, const Tensor& a,
                      const Tensor& b, const Tensor& gate) {
+  const OperatorScope scope(ctx, "swiglu_backward");
   const int64_t N = a.dim(0), F = a.dim(1);
   check_shapes({{"d_a", d_a, {N, F}},
                 {"d_b", d_b, {N, F}},

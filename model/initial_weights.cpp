@@ -16,6 +16,10 @@ uint64_t stream_of(const std::string& name) {
   return hash;
 }
 
+double output_projection_stddev(const ModelConfig& c, const InitConfig& init) {
+  return c.initializer_range / (init.scale_output_projections ? std::sqrt(2.0 * double(c.num_hidden_layers)) : 1.0);
+}
+
 template <class T>
 void map_values(Tensor& t, T (*function)(T)) {
   for (int64_t i = 0; i < t.numel(); ++i) t.data<T>()[i] = function(t.data<T>()[i]);
@@ -42,10 +46,7 @@ void fill_initial(Tensor t, const Parameter& p, int64_t begin, const ModelConfig
     case Init::kZero: std::fill_n(t.data<T>(), t.numel(), T(0)); break;
     case Init::kOne: std::fill_n(t.data<T>(), t.numel(), T(1)); break;
     case Init::kNormal: normal(c.initializer_range); break;
-    case Init::kOutputProjection:
-      normal(c.initializer_range /
-             (init.scale_output_projections ? std::sqrt(2.0 * double(c.num_hidden_layers)) : 1.0));
-      break;
+    case Init::kOutputProjection: normal(output_projection_stddev(c, init)); break;
     case Init::kEqualNormRows:
       normal(c.initializer_range);
       if (init.equal_norm_router_rows)
@@ -86,6 +87,14 @@ void InitialWeights::read_weights(const Parameter& p, int64_t begin, int64_t end
   if (dtype == DType::kF64) fill_initial<double>(whole, p, first, model_, init_, seed_);
   else fill_initial<float>(whole, p, first, model_, init_, seed_);
   convert(out.view({end - begin}), whole.rows(begin - first, end - first));
+}
+
+// The large parameters are all of these two kinds.
+bool InitialWeights::make_on_gpu(Context& ctx, const Parameter& p, int64_t begin, Tensor out) const {
+  if (p.init != Init::kNormal && p.init != Init::kOutputProjection) return false;
+  const double stddev = p.init == Init::kNormal ? model_.initializer_range : output_projection_stddev(model_, init_);
+  fill_normal(ctx, out, 0, stddev, seed_, stream_of(p.name), begin);
+  return true;
 }
 
 }  // namespace braid

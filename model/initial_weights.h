@@ -12,6 +12,7 @@ class InitialWeights final : public WeightSource {
       : model_(model), init_(init), seed_(seed) {}
   const std::string& path() const override;
   void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const override;
+  bool make_on_gpu(Context& ctx, const Parameter& parameter, int64_t begin, Tensor out) const override;
 
  private:
   ModelConfig model_;

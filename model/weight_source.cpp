@@ -15,6 +15,7 @@ void load_elements(Context& ctx, const WeightSource& source, const FlatParameter
                    Tensor out) {
   const int64_t first = p.global_first + begin - p.offset, count = end - begin;
   if (out.device() == Device::kCpu) return source.read_weights(p.parameter, first, first + count, out);
+  if (source.make_on_gpu(ctx, p.parameter, first, out)) return;
   std::vector<std::byte> staging(std::min(kStagedElements, count) * size_of(out.dtype()));
   for (int64_t at = 0; at < count; at += kStagedElements) {
     const int64_t n = std::min(kStagedElements, count - at);

@@ -18,6 +18,8 @@ class WeightSource {
   // (F64, F32, or BF16 by round-to-nearest-even).   Errors: CheckpointError if the source does not hold the parameter
   // in this shape.
   virtual void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const = 0;
+  // The same into the memory of a GPU; false if the source can only do it by way of the host.
+  virtual bool make_on_gpu(Context&, const Parameter&, int64_t /*begin*/, Tensor /*out*/) const { return false; }
 };
 
 // Fills elements [begin, end) of a flat buffer that lie in parameter p, on any device; `out` has as many.

@@ -80,8 +80,8 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
                     expert_id.shape().to_string());
   // The memory is that of max_tokens tokens, whatever the last call left as shape.
   ExpertOrder& order = route.order;
-  order.row_of_slot = Tensor(order.row_of_slot.raw(), DType::kI32, {N, K});
-  order.slot_of_row = Tensor(order.slot_of_row.raw(), DType::kI32, {N * K});
+  order.row_of_slot = Tensor(order.row_of_slot.raw(), DType::kI32, {N, K}, ctx.device());
+  order.slot_of_row = Tensor(order.slot_of_row.raw(), DType::kI32, {N * K}, ctx.device());
   expert_order(ctx, order, expert_id);
   if (size == 1 && ctx.on_cuda()) {
     // The counts stay on the device: every pair has a row, and those of dropped pairs are the last ones, not used.

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/profile.h"
 #include "kernels/cuda/gpu.h"
 #include "parallel/communicator_checks.h"
 
@@ -86,6 +87,7 @@ class NcclCommunicator final : public Communicator {
 
   void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) override {
     if (!on_gpu(in_out)) return host_->all_reduce(ctx, in_out, op);
+    const OperatorScope scope(ctx, "all_reduce");
     check_nccl(ncclAllReduce(in_out.raw(), in_out.raw(), in_out.numel(), nccl_type(in_out.dtype()), nccl_op(op), comm_,
                              cuda::stream_of(ctx)),
                "ncclAllReduce");
@@ -93,6 +95,7 @@ class NcclCommunicator final : public Communicator {
 
   void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
     if (!on_gpu(full)) return host_->reduce_scatter(ctx, shard, full, op);
+    const OperatorScope scope(ctx, "reduce_scatter");
     check_shards(full, shard, size());
     check_nccl(ncclReduceScatter(full.raw(), shard.raw(), shard.numel(), nccl_type(full.dtype()), nccl_op(op), comm_,
                                  cuda::stream_of(ctx)),
@@ -101,6 +104,7 @@ class NcclCommunicator final : public Communicator {
 
   void all_gather(Context& ctx, Tensor full, const Tensor& shard) override {
     if (!on_gpu(full)) return host_->all_gather(ctx, full, shard);
+    const OperatorScope scope(ctx, "all_gather");
     check_shards(full, shard, size());
     check_nccl(ncclAllGather(shard.raw(), full.raw(), shard.bytes(), ncclUint8, comm_, cuda::stream_of(ctx)),
                "ncclAllGather");
@@ -109,6 +113,7 @@ class NcclCommunicator final : public Communicator {
   void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
     if (!on_gpu(send)) return host_->all_to_all_rows(ctx, recv, recv_rows, send, send_rows);
+    const OperatorScope scope(ctx, "all_to_all_rows");
     check_row_counts(recv, recv_rows, send, send_rows, size());
     const int64_t bytes = row_bytes(send);
     auto* to = static_cast<std::byte*>(recv.raw());
@@ -125,6 +130,7 @@ class NcclCommunicator final : public Communicator {
 
   void broadcast(Context& ctx, Tensor in_out, int root) override {
     if (!on_gpu(in_out)) return host_->broadcast(ctx, in_out, root);
+    const OperatorScope scope(ctx, "broadcast");
     check_nccl(ncclBroadcast(in_out.raw(), in_out.raw(), in_out.bytes(), ncclUint8, root, comm_, cuda::stream_of(ctx)),
                "ncclBroadcast");
   }

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <nlohmann/json.hpp>
 
 #include "kernels/core/philox.h"
 #include "trainer/bench/model_flop.h"
-#include "trainer/metrics/metrics_writer.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -43,6 +43,25 @@ StepBatches random_step(const RunConfig& config, const ProcessMesh& mesh, int64_
   return batches;
 }
 
+// A line per operator, and what of the step none of them accounts for: the host, and gaps between kernels.
+std::string format_operators(const StepBenchResult& r) {
+  if (r.operators.empty()) return "";
+  std::string text = "operators of a step, timed one by one:\n";
+  double sum = 0;
+  auto line = [&](const std::string& name, const std::string& calls, double ms) {
+    char row[128];
+    std::snprintf(row, sizeof row, "  %-32s %6s %9.3f ms %5.1f %%\n", name.c_str(), calls.c_str(), ms,
+                  ms / r.profiled_step_ms * 100);
+    text += row;
+  };
+  for (const OperatorTime& time : r.operators) {
+    line(time.name, std::to_string(time.calls), time.ms);
+    sum += time.ms;
+  }
+  line("between operators", "", r.profiled_step_ms - sum);
+  return text;
+}
+
 }  // namespace
 
 double StepBenchResult::median_ms() const {
@@ -59,8 +78,9 @@ StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfi
   StepBenchResult result;
   result.planned_bytes = state.memory().total_bytes();
   result.model_flop_per_token = training_flop_per_token(config.model, config.mtp, config.train.seq_length);
-  for (int64_t step = 1; step <= options.warmup_steps + options.steps; ++step) {
-    const StepBatches batches = random_step(config, mesh, step);
+  int64_t step = 0;
+  auto timed_step_ms = [&] {
+    const StepBatches batches = random_step(config, mesh, ++step);
     ctx.synchronize();
     mesh.world().barrier(ctx);
     const auto start = Clock::now();
@@ -71,7 +91,19 @@ StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfi
     if (step == 1) result.first_loss = r.loss_lm;
     result.last_loss = r.loss_lm;
     result.tokens_per_step = double(r.tokens);
-    if (step > options.warmup_steps) result.step_ms.push_back(double(nanoseconds) * 1e-6);
+    return double(nanoseconds) * 1e-6;
+  };
+  for (int64_t i = 0; i < options.warmup_steps; ++i) timed_step_ms();
+  for (int64_t i = 0; i < options.steps; ++i) result.step_ms.push_back(timed_step_ms());
+  if (options.profiled_steps > 0) {
+    const auto steps = double(options.profiled_steps);
+    Profile profile(ctx);
+    for (int64_t i = 0; i < options.profiled_steps; ++i) result.profiled_step_ms += timed_step_ms() / steps;
+    result.operators = profile.times();
+    for (OperatorTime& time : result.operators) {
+      time.calls /= options.profiled_steps;
+      time.ms /= steps;
+    }
   }
   result.scratch_bytes = ctx.scratch_peak_bytes();
   return result;
@@ -89,21 +121,26 @@ std::string format_step_bench(const StepBenchResult& r, int num_ranks) {
                 r.model_flop_per_token * 1e-9, r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12,
                 double(r.planned_bytes) / double(1 << 30), double(r.scratch_bytes) / double(1 << 30), r.first_loss,
                 r.last_loss);
-  return text;
+  return text + format_operators(r);
 }
 
 std::string step_bench_json(const StepBenchResult& r, int num_ranks) {
-  MetricsLine line;
-  line.set("step_ms", r.median_ms());
-  line.set("tokens_per_s", r.tokens_per_s());
-  line.set("ranks", int64_t{num_ranks});
-  line.set("model_gflop_per_token", r.model_flop_per_token * 1e-9);
-  line.set("model_tflops_per_rank", r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12);
-  line.set("planned_bytes", r.planned_bytes);
-  line.set("scratch_bytes", r.scratch_bytes);
-  line.set("first_loss", r.first_loss);
-  line.set("last_loss", r.last_loss);
-  return line.to_json();
+  nlohmann::ordered_json json = {
+      {"step_ms", r.median_ms()},
+      {"tokens_per_s", r.tokens_per_s()},
+      {"ranks", num_ranks},
+      {"model_gflop_per_token", r.model_flop_per_token * 1e-9},
+      {"model_tflops_per_rank", r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12},
+      {"planned_bytes", r.planned_bytes},
+      {"scratch_bytes", r.scratch_bytes},
+      {"first_loss", r.first_loss},
+      {"last_loss", r.last_loss},
+      {"profiled_step_ms", r.profiled_step_ms},
+      {"operators", nlohmann::ordered_json::array()},
+  };
+  for (const OperatorTime& time : r.operators)
+    json["operators"].push_back({{"name", time.name}, {"calls", time.calls}, {"ms", time.ms}});
+  return json.dump();
 }
 
 }  // namespace braid

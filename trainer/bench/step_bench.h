@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/core/context.h"
+#include "kernels/core/profile.h"
 #include "parallel/process_mesh.h"
 #include "trainer/config.h"
 
@@ -12,6 +13,8 @@ namespace braid {
 struct StepBenchOptions {
   int64_t warmup_steps = 3;
   int64_t steps = 10;
+  int64_t profiled_steps = 2;  // after the measured ones: events around every operator cost a little
+  int64_t total_steps() const { return warmup_steps + steps + profiled_steps; }
 };
 
 // What a training step costs, on uniformly random tokens in documents as long as a row.
@@ -21,6 +24,9 @@ struct StepBenchResult {
   double model_flop_per_token = 0;
   int64_t planned_bytes = 0, scratch_bytes = 0;  // of this rank
   double first_loss = 0, last_loss = 0;
+  // Of this rank in a mean profiled step, longest first.
+  std::vector<OperatorTime> operators;
+  double profiled_step_ms = 0;
 
   double median_ms() const;
   double tokens_per_s() const { return tokens_per_step / median_ms() * 1e3; }

@@ -28,7 +28,7 @@ void add_bench_command(CLI::App& app, Action& action) {
   step->callback([options, &action] {
     action = [options] {
       RunConfig config = read_config(options->config, options->overrides);
-      config.run.steps = options->step.warmup_steps + options->step.steps;
+      config.run.steps = options->step.total_steps();
       check_model_config(config);
       check<ConfigError>(config.train.seq_length > 0, options->config,
                          ": train.seq_length is not set, but a benchmark needs the shape of a batch");

@@ -90,7 +90,10 @@ BRAID_FOR_EACH_ACTIVATION(GatedDeltaRuleCuda);
 TEST_P(GatedDeltaRuleCuda, EveryLengthAroundAChunk) {
   for (int64_t length : {1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 130}) {
     SCOPED_TRACE(length);
-    expect_matches_cpu(random_inputs(length, {}, 0.3), Segments::whole_rows(1, length));
+    // The gradient of log_decay is a difference of sums over the tokens, of which little is left in a short document.
+    const Tolerance usual = tolerance_of(activation());
+    const Tolerance tolerance = length > 2 ? usual : Tolerance{4 * usual.relative_rms, usual.worst, usual.of_element};
+    expect_matches_cpu(random_inputs(length, {}, 0.3), Segments::whole_rows(1, length), tolerance);
   }
 }
 

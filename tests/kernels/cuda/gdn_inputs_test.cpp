@@ -84,9 +84,10 @@ class GdnInputsCuda : public CudaTest {
     const Case on_gpu = case_to_gpu(c);
     run(gpu, on_gpu, to_gpu(segments), dims);
     run(cpu, c, segments, dims);
-    for (size_t i = 0; i < c.results().size(); ++i) {
-      const auto& [name, expected] = c.results()[i];
-      const Tensor actual = on_gpu.results()[i].second;
+    const auto on_cpu_results = c.results(), on_gpu_results = on_gpu.results();
+    for (size_t i = 0; i < on_cpu_results.size(); ++i) {
+      const auto& [name, expected] = on_cpu_results[i];
+      const Tensor actual = on_gpu_results[i].second;
       // fp32 results are fp32 sums of exact products, whatever the activations.
       expect_matches(actual, expected, name, tolerance_of(actual.dtype()));
     }

@@ -28,7 +28,9 @@ class LmHeadLossCuda : public CudaTest {
     lm_head_loss_forward(gpu, gpu_loss, gpu_hidden, gpu_weight, gpu_targets);
     lm_head_loss_forward_backward(gpu, gpu_loss_again, gpu_d_hidden, gpu_d_weight, gpu_hidden, gpu_weight, gpu_targets,
                                   kScale);
-    const double expected = loss_sum.data<double>()[0], bound = activation() == DType::kBF16 ? 1e-3 : 2e-6;
+    // In bf16 the logits of a token are rounded, which moves its loss by about 3e-3 either way.
+    const double expected = loss_sum.data<double>()[0];
+    const double bound = activation() == DType::kBF16 ? 1e-3 + 3e-3 / std::sqrt(double(N)) : 2e-6;
     EXPECT_NEAR(to_cpu(gpu_loss).data<double>()[0], expected, bound * expected);
     expect_same_bits(to_cpu(gpu_loss_again), to_cpu(gpu_loss), "loss with and without gradients");
     // A logit in bf16 is off by up to 2^-8 of itself, and with it every probability. The worst element of d_weight is
