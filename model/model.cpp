@@ -87,7 +87,8 @@ LossSums Model::losses(Context& ctx) {
   return read_loss_sums(ctx);
 }
 
-LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance) {
+LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance,
+                                    const std::function<void(int64_t layer)>& left) {
   Scratch scratch(ctx);
   Tensor d_hidden = scratch.tensor(hidden_.shape(), dtype_);
   lm_head_loss_forward_backward(ctx, loss_sums_.rows(0, 1), d_hidden, gradients_.lm_head, hidden_, weights_.lm_head,
@@ -104,10 +105,15 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
 
   Tensor d_stream = scratch.tensor(hidden_.shape(), dtype_);
   rms_norm_backward(ctx, d_stream, gradients_.norm, d_hidden, x_final_, weights_.norm, rstd_);
-  for (size_t i = layers_.size(); i-- > 0;)
+  const auto num_layers = static_cast<int64_t>(layers_.size());
+  if (left) left(num_layers);
+  for (int64_t i = num_layers - 1; i >= 0; --i) {
     layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], segments_,
                         balance.d_prob(i), balance.z_weight(i));
+    if (left) left(i);
+  }
   embedding_backward(ctx, gradients_.embed_tokens, d_stream, tokens_);
+  if (left) left(-1);
   return read_loss_sums(ctx);
 }
 

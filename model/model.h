@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -51,7 +52,10 @@ class Model {
   // Sums of the losses of the last forward.
   LossSums losses(Context& ctx);
   // The same, and all gradients of  scales.lm * lm + scales.mtp * mtp + balance and z losses;  gradients +=
-  LossSums losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance);
+  // `left` is called with the number of every layer that backward has left, from the number of layers (for what lies
+  // behind them) down to -1 (the embedding): see layer_of in parameter_layout.h.
+  LossSums losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance,
+                               const std::function<void(int64_t layer)>& left = {});
 
   // Router outputs of the last forward, one per MoE layer, the MTP block's last.
   std::vector<const RouterOutputs*> routers() const;

@@ -45,16 +45,19 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
   exchange_.plan(ctx, s.route, s.router.expert_id);
   const int64_t R = s.route.num_rows;
   Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R), rows_out = scratch.tensor({R, C_}, x.dtype());
-  exchange_.dispatch(ctx, rows, x, s.route);
+  Tensor h = scratch.tensor({N, Fs_}, x.dtype());
   exchange_.dispatch_gates(ctx, row_gate, s.router.gate, s.route);
+  {
+    Scratch transfer(ctx);
+    const Tensor travelling = exchange_.start_dispatch(ctx, transfer, x, s.route);
+    linear_forward(ctx, s.shared_a, x, p.shared.gate_proj);
+    linear_forward(ctx, s.shared_b, x, p.shared.up_proj);
+    linear_forward(ctx, s.shared_gate, x, p.shared.gate);
+    swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
+    exchange_.finish_dispatch(ctx, rows, travelling, s.route);
+  }
   experts_forward(ctx, rows_out, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert, p.experts);
   exchange_.combine(ctx, y, rows_out, s.route);
-
-  linear_forward(ctx, s.shared_a, x, p.shared.gate_proj);
-  linear_forward(ctx, s.shared_b, x, p.shared.up_proj);
-  linear_forward(ctx, s.shared_gate, x, p.shared.gate);
-  Tensor h = scratch.tensor({N, Fs_}, x.dtype());
-  swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
   linear_forward(ctx, y, h, p.shared.down_proj, Accumulate::kYes);
 }
 
@@ -64,32 +67,40 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
   const DType dtype = x.dtype(), wide = wide_dtype(dtype);
   Scratch scratch(ctx);
 
-  // Routed experts: the transpose of combine brings d_y to the experts, the transpose of dispatch brings d_x back.
-  const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
   Tensor d_rows_out = scratch.tensor({R, C_}, dtype), d_rows = scratch.tensor({R, C_}, dtype);
   Tensor d_row_gate = scratch.tensor({R}, wide), d_gate = scratch.tensor({N, K_}, wide);
-  exchange_.dispatch(ctx, d_rows_out, d_y, s.route);
-  experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),
-                   s.route.rows_per_expert, p.experts);
-  exchange_.combine(ctx, d_x, d_rows, s.route);
-  exchange_.return_gates(ctx, d_gate, d_row_gate, s.route);
-
   Tensor d_logits = scratch.tensor({N, E_}, dtype);
-  router_backward(ctx, d_logits, d_gate, d_prob, z_weight, s.router, segments, norm_);
-  linear_backward_weight(ctx, g.router, d_logits, x);
-  linear_backward_input(ctx, d_x, d_logits, p.router, Accumulate::kYes);
-
-  // Shared expert.
   Tensor h = scratch.tensor({N, Fs_}, dtype), d_h = scratch.tensor({N, Fs_}, dtype);
   Tensor d_b = scratch.tensor({N, Fs_}, dtype), d_shared_gate = scratch.tensor({N, 1}, dtype);
-  swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
-  linear_backward_weight(ctx, g.shared.down_proj, d_y, h);
-  linear_backward_input(ctx, d_h, d_y, p.shared.down_proj);
   Tensor d_a = d_h;
-  swiglu_backward(ctx, d_a, d_b, d_shared_gate, d_h, s.shared_a, s.shared_b, s.shared_gate);
-  linear_backward_weight(ctx, g.shared.gate_proj, d_a, x);
-  linear_backward_weight(ctx, g.shared.up_proj, d_b, x);
-  linear_backward_weight(ctx, g.shared.gate, d_shared_gate, x);
+
+  // The transpose of combine brings d_y to the experts; meanwhile the shared expert, all but its part of d_x.
+  {
+    Scratch transfer(ctx);
+    const Tensor travelling = exchange_.start_dispatch(ctx, transfer, d_y, s.route);
+    swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
+    linear_backward_weight(ctx, g.shared.down_proj, d_y, h);
+    linear_backward_input(ctx, d_h, d_y, p.shared.down_proj);
+    swiglu_backward(ctx, d_a, d_b, d_shared_gate, d_h, s.shared_a, s.shared_b, s.shared_gate);
+    linear_backward_weight(ctx, g.shared.gate_proj, d_a, x);
+    linear_backward_weight(ctx, g.shared.up_proj, d_b, x);
+    linear_backward_weight(ctx, g.shared.gate, d_shared_gate, x);
+    exchange_.finish_dispatch(ctx, d_rows_out, travelling, s.route);
+  }
+  const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
+  experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),
+                   s.route.rows_per_expert, p.experts);
+
+  // The transpose of dispatch brings d_x back; meanwhile the router.
+  exchange_.return_gates(ctx, d_gate, d_row_gate, s.route);
+  {
+    Scratch transfer(ctx);
+    const Tensor travelling = exchange_.start_combine(ctx, transfer, d_rows, s.route);
+    router_backward(ctx, d_logits, d_gate, d_prob, z_weight, s.router, segments, norm_);
+    linear_backward_weight(ctx, g.router, d_logits, x);
+    exchange_.finish_combine(ctx, d_x, travelling, s.route);
+  }
+  linear_backward_input(ctx, d_x, d_logits, p.router, Accumulate::kYes);
   linear_backward_input(ctx, d_x, d_a, p.shared.gate_proj, Accumulate::kYes);
   linear_backward_input(ctx, d_x, d_b, p.shared.up_proj, Accumulate::kYes);
   linear_backward_input(ctx, d_x, d_shared_gate, p.shared.gate, Accumulate::kYes);

@@ -55,8 +55,10 @@ std::string format_parameter_table(const std::vector<Parameter>& table) {
   return out.str();
 }
 
-std::string FlatGroup::name() const {
-  return owner == Owner::kExpertRank ? "expert" : storage == Storage::kWide ? "small" : "dense";
+int64_t layer_of(const Parameter& p, int64_t num_layers) {
+  static const std::string kLayers = "model.layers.";
+  if (p.name.starts_with(kLayers)) return std::stoll(p.name.substr(kLayers.size()));
+  return p.name.starts_with("model.embed_tokens.") ? -1 : num_layers;
 }
 
 Storage storage_of(const Parameter& p) {
@@ -64,31 +66,46 @@ Storage storage_of(const Parameter& p) {
 }
 
 ParameterLayout::ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, int64_t expert_ranks, int64_t expert_rank,
-                                 int64_t dense_shards, int64_t expert_shards)
-    : config_(c),
-      expert_ranks_(expert_ranks),
-      groups_{{Owner::kEveryRank, Storage::kActivation, {}},
-              {Owner::kEveryRank, Storage::kWide, {}},
-              {Owner::kExpertRank, Storage::kActivation, {}}} {
+                                 int64_t dense_shards, int64_t expert_shards, int64_t bucket_elements)
+    : config_(c), expert_ranks_(expert_ranks) {
   for (const Parameter& p : parameter_table(c, mtp)) {
     const bool sharded = p.owner == Owner::kExpertRank;
-    FlatGroup& group = group_of(p);
+    FlatGroup& group = group_for(p, bucket_elements);
     const int64_t local = p.shape.numel() / (sharded ? expert_ranks : 1);
     const int64_t offset =
         group.parameters.empty() ? 0 : round_up(end_of(group.parameters.back()), kParameterAlignment);
+    group.complete_after = std::min(group.complete_after, layer_of(p, c.num_hidden_layers));
     group.parameters.push_back({p, offset, local, sharded ? expert_rank * local : 0});
   }
   for (FlatGroup& group : groups_)
     pad_to_shards(group, group.owner == Owner::kExpertRank ? expert_shards : dense_shards);
 }
 
-ParameterLayout::ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh)
-    : ParameterLayout(c, mtp, mesh.expert().size(), mesh.expert().rank(), mesh.size(), mesh.expert_data().size()) {}
+ParameterLayout::ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh,
+                                 int64_t bucket_elements)
+    : ParameterLayout(c, mtp, mesh.expert().size(), mesh.expert().rank(), mesh.size(), mesh.expert_data().size(),
+                      bucket_elements) {}
 
-FlatGroup& ParameterLayout::group_of(const Parameter& p) {
-  for (FlatGroup& group : groups_)
-    if (group.owner == p.owner && group.storage == storage_of(p)) return group;
-  throw ShapeError(p.name + ": no group of parameters is of its kind");
+// The last group of the parameter's kind, or a new one.
+FlatGroup& ParameterLayout::group_for(const Parameter& p, int64_t bucket_elements) {
+  const Storage storage = storage_of(p);
+  const int64_t num_layers = config_.num_hidden_layers;
+  int64_t count = 0;
+  FlatGroup* last = nullptr;
+  for (FlatGroup& group : groups_) {
+    if (group.owner != p.owner || group.storage != storage) continue;
+    last = &group;
+    count += 1;
+  }
+  const bool is_full = last && bucket_elements > 0 && end_of(last->parameters.back()) >= bucket_elements;
+  if (last && !(is_full && layer_of(last->parameters.back().parameter, num_layers) != layer_of(p, num_layers)))
+    return *last;
+  const char* kind = p.owner == Owner::kExpertRank ? "expert" : storage == Storage::kWide ? "small" : "dense";
+  FlatGroup group{p.owner, storage};
+  group.name = count > 0 ? concat(kind, '.', count) : kind;
+  group.complete_after = num_layers;
+  groups_.push_back(group);
+  return groups_.back();
 }
 
 void ParameterLayout::bind(ModelParams& params, const std::vector<Tensor>& flat) const {
@@ -108,13 +125,13 @@ void ParameterLayout::bind(ModelParams& params, const std::vector<Tensor>& flat)
 void ParameterLayout::plan_weights(Planner& planner, std::vector<Tensor>& flat, DType activation) const {
   flat.resize(groups_.size());
   for (size_t i = 0; i < groups_.size(); ++i)
-    planner.add(groups_[i].name() + ".weights", flat[i], {groups_[i].numel}, groups_[i].weight_dtype(activation));
+    planner.add(groups_[i].name + ".weights", flat[i], {groups_[i].numel}, groups_[i].weight_dtype(activation));
 }
 
 void ParameterLayout::plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation) const {
   flat.resize(groups_.size());
   for (size_t i = 0; i < groups_.size(); ++i)
-    planner.add(groups_[i].name() + ".gradients", flat[i], {groups_[i].numel}, wide_dtype(activation));
+    planner.add(groups_[i].name + ".gradients", flat[i], {groups_[i].numel}, wide_dtype(activation));
 }
 
 }  // namespace braid

@@ -40,8 +40,10 @@ std::string format_parameter_table(const std::vector<Parameter>& table);
 enum class Storage { kActivation, kWide };
 Storage storage_of(const Parameter& parameter);
 
-// All parameters of one owner and storage lie one after the other in a flat buffer, so that gradients are reduced and
-// optimizer states sharded without looking at names. The buffer is padded to equal shards for the ranks that share it.
+// Parameters of one owner and storage lie one after the other in flat buffers, so that gradients are reduced and
+// optimizer states sharded without looking at names. A buffer is padded to equal shards for the ranks that share it,
+// and ends behind the layer that fills it to `bucket_elements`: its gradients can be reduced while the backward pass
+// still computes those of earlier layers.
 struct FlatParameter {
   Parameter parameter;
   int64_t offset;        // of its first local element in the flat buffer
@@ -55,19 +57,24 @@ struct FlatGroup {
   int64_t shard_numel = 0;  // elements per rank of the group that shares the buffer
   int64_t numel = 0;        // of the buffer, padding included
 
-  std::string name() const;  // "dense", "small", "expert"
+  std::string name;            // "dense", "small", "expert", or "dense.0" …
+  int64_t complete_after = 0;  // the gradients are, once the backward pass has left this layer (see layer_of)
   DType weight_dtype(DType activation) const {
     return storage == Storage::kActivation ? activation : wide_dtype(activation);
   }
 };
 
+// The layer of the backward pass that completes a parameter's gradient: the number of layers for what lies behind them
+// (final norm, head, MTP block), -1 for the embedding.
+int64_t layer_of(const Parameter& parameter, int64_t num_layers);
+
 class ParameterLayout {
  public:
   // expert_ranks: size of an expert group; this rank is expert_rank in it. dense_shards, expert_shards: ranks that
-  // share the optimizer state of each group (world, expert-data group).
+  // share the optimizer state of each group (world, expert-data group). bucket_elements: see FlatGroup; 0: no limit.
   ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, int64_t expert_ranks, int64_t expert_rank,
-                  int64_t dense_shards, int64_t expert_shards);
-  ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh);
+                  int64_t dense_shards, int64_t expert_shards, int64_t bucket_elements = 0);
+  ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh, int64_t bucket_elements = 0);
 
   const std::vector<FlatGroup>& groups() const { return groups_; }
   // Points every tensor of `params` into the flat buffers, one per group.
@@ -77,7 +84,7 @@ class ParameterLayout {
   void plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation) const;
 
  private:
-  FlatGroup& group_of(const Parameter& parameter);
+  FlatGroup& group_for(const Parameter& parameter, int64_t bucket_elements);
 
   const ModelConfig config_;
   int64_t expert_ranks_;

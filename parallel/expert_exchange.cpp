@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/copy.h"
+#include "kernels/core/profile.h"
 
 namespace braid {
 namespace {
@@ -19,31 +20,47 @@ ExpertOrder per_pair(const ExpertOrder& order) {
   return {order.row_of_slot.view({order.row_of_slot.numel(), 1}), order.slot_of_row, order.rows_per_expert};
 }
 
+// What a profile shows of the transfers: the part that nothing else hides.
+void wait_for_transfer(Context& ctx) {
+  const OperatorScope scope(ctx, "wait_for_rows");
+  ctx.wait_for(ctx.side());
+}
+
 Tensor as_column(const Tensor& tensor) { return tensor.view({tensor.numel(), 1}); }
 
-// rows (R, C) <- x (tokens, C), on the ranks that hold the experts
-void dispatch_rows(Context& ctx, Communicator& group, Tensor rows, const Tensor& x, const ExpertOrder& order,
-                   const ExpertRoute& route) {
-  // A single rank's pairs are already in the order of its experts.
-  if (group.size() == 1) return gather_rows(ctx, rows, x, order);
+// rows (R, C) <- x (tokens, C), on the ranks that hold the experts. A single rank's pairs are already in the order of
+// its experts, and nothing travels.
+Tensor start_to_experts(Context& ctx, Communicator& group, Scratch& scratch, const Tensor& x, const ExpertOrder& order,
+                        const ExpertRoute& route) {
+  if (group.size() == 1) return x;
   const int64_t C = x.dim(1), num_sent = sum_of(route.send_rows.data(), group.size());
-  Scratch scratch(ctx);
   Tensor sent = scratch.tensor({num_sent, C}, x.dtype()), received = scratch.tensor({route.num_rows, C}, x.dtype());
   gather_rows(ctx, sent, x, order);
-  group.all_to_all_rows(ctx, received, route.recv_rows, sent, route.send_rows);
-  move_row_blocks(ctx, rows, received, route.regroup.data(), static_cast<int64_t>(route.regroup.size()));
+  ctx.side().wait_for(ctx);
+  group.all_to_all_rows(ctx.side(), received, route.recv_rows, sent, route.send_rows);
+  return received;
+}
+void finish_to_experts(Context& ctx, Communicator& group, Tensor rows, const Tensor& travelling,
+                       const ExpertOrder& order, const ExpertRoute& route) {
+  if (group.size() == 1) return gather_rows(ctx, rows, travelling, order);
+  wait_for_transfer(ctx);
+  move_row_blocks(ctx, rows, travelling, route.regroup.data(), static_cast<int64_t>(route.regroup.size()));
 }
 
 // y (tokens, C) <- rows (R, C), the transpose
-void combine_rows_of_ranks(Context& ctx, Communicator& group, Tensor y, const Tensor& rows, const ExpertOrder& order,
-                           const ExpertRoute& route) {
-  if (group.size() == 1) return combine_rows(ctx, y, rows, order);
-  const int64_t C = y.dim(1), num_sent = sum_of(route.send_rows.data(), group.size());
-  Scratch scratch(ctx);
-  Tensor by_rank = scratch.tensor({route.num_rows, C}, y.dtype()), returned = scratch.tensor({num_sent, C}, y.dtype());
+Tensor start_to_tokens(Context& ctx, Communicator& group, Scratch& scratch, const Tensor& rows,
+                       const ExpertRoute& route) {
+  if (group.size() == 1) return rows;
+  const int64_t C = rows.dim(1), num_sent = sum_of(route.send_rows.data(), group.size());
+  Tensor by_rank = scratch.tensor(rows.shape(), rows.dtype()), returned = scratch.tensor({num_sent, C}, rows.dtype());
   move_row_blocks(ctx, by_rank, rows, route.ungroup.data(), static_cast<int64_t>(route.ungroup.size()));
-  group.all_to_all_rows(ctx, returned, route.send_rows, by_rank, route.recv_rows);
-  combine_rows(ctx, y, returned, order);
+  ctx.side().wait_for(ctx);
+  group.all_to_all_rows(ctx.side(), returned, route.send_rows, by_rank, route.recv_rows);
+  return returned;
+}
+void finish_to_tokens(Context& ctx, Communicator& group, Tensor y, const Tensor& travelling, const ExpertOrder& order) {
+  if (group.size() > 1) wait_for_transfer(ctx);
+  combine_rows(ctx, y, travelling, order);
 }
 
 }  // namespace
@@ -92,14 +109,16 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
 
   // Row s of the matrix: for every rank r what s sends to each of r's experts, and the sum. Everybody gets the whole
   // matrix, so everybody comes to the same verdict on it and nobody waits for a rank that has given up.
-  Scratch scratch(ctx);
-  Tensor matrix = scratch.tensor({size, size * (El + 1)}, DType::kI64);
-  auto counts = [&](int s, int r) { return matrix.data<int64_t>() + (int64_t{s} * size + r) * (El + 1); };
+  std::vector<int64_t> sent_rows(static_cast<size_t>(num_experts_)), rows_per_expert(static_cast<size_t>(El));
+  std::vector<int64_t> numbers(static_cast<size_t>(size * size * (El + 1)));
+  copy(ctx, Tensor::of(sent_rows.data(), {num_experts_}), order.rows_per_expert);
+  auto counts = [&](int s, int r) { return numbers.data() + (int64_t{s} * size + r) * (El + 1); };
   for (int r = 0; r < size; ++r) {
-    const int64_t* sent = order.rows_per_expert.data<int64_t>() + r * El;
+    const int64_t* sent = sent_rows.data() + r * El;
     std::copy_n(sent, El, counts(rank, r));
     counts(rank, r)[El] = sum_of(sent, El);
   }
+  Tensor matrix = Tensor::of(numbers.data(), {size, size * (El + 1)});
   group_.all_gather(ctx, matrix, matrix.rows(rank, rank + 1));
 
   for (int r = 0; r < size; ++r) {
@@ -118,7 +137,7 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
 
   route.send_rows.resize(size);
   route.recv_rows.resize(size);
-  int64_t* next = scratch.array<int64_t>(size);  // first row of rank s that is not regrouped yet
+  std::vector<int64_t> next(static_cast<size_t>(size));  // first row of rank s that is not regrouped yet
   route.num_rows = 0;
   for (int r = 0; r < size; ++r) {
     route.send_rows[r] = counts(rank, r)[El];
@@ -139,34 +158,58 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
       next[s] += rows;
       to += rows;
     }
-    route.rows_per_expert.data<int64_t>()[e] = to - first;
+    rows_per_expert[e] = to - first;
   }
+  copy(ctx, route.rows_per_expert, Tensor::of(rows_per_expert.data(), {El}));
 }
 
 void ExpertExchange::dispatch(Context& ctx, Tensor rows, const Tensor& x, const ExpertRoute& route) {
-  const int64_t N = route.order.row_of_slot.dim(0), C = x.dim(1);
-  check_shapes({{"rows", rows, {route.num_rows, C}}, {"x", x, {N, C}}});
-  check_dtype(x.dtype(), {{"rows", rows}});
-  dispatch_rows(ctx, group_, rows, x, route.order, route);
+  Scratch scratch(ctx);
+  finish_dispatch(ctx, rows, start_dispatch(ctx, scratch, x, route), route);
 }
 
 void ExpertExchange::combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertRoute& route) {
-  const int64_t N = route.order.row_of_slot.dim(0), C = y.dim(1);
-  check_shapes({{"y", y, {N, C}}, {"rows", rows, {route.num_rows, C}}});
-  check_dtype(y.dtype(), {{"rows", rows}});
-  combine_rows_of_ranks(ctx, group_, y, rows, route.order, route);
+  Scratch scratch(ctx);
+  finish_combine(ctx, y, start_combine(ctx, scratch, rows, route), route);
+}
+
+Tensor ExpertExchange::start_dispatch(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route) {
+  check_shapes({{"x", x, {route.order.row_of_slot.dim(0), x.dim(1)}}});
+  return start_to_experts(ctx, group_, scratch, x, route.order, route);
+}
+
+void ExpertExchange::finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const ExpertRoute& route) {
+  check_shapes({{"rows", rows, {route.num_rows, travelling.dim(1)}}});
+  check_dtype(travelling.dtype(), {{"rows", rows}});
+  finish_to_experts(ctx, group_, rows, travelling, route.order, route);
+}
+
+Tensor ExpertExchange::start_combine(Context& ctx, Scratch& scratch, const Tensor& rows, const ExpertRoute& route) {
+  check_shapes({{"rows", rows, {route.num_rows, rows.dim(1)}}});
+  return start_to_tokens(ctx, group_, scratch, rows, route);
+}
+
+void ExpertExchange::finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route) {
+  check_shapes({{"y", y, {route.order.row_of_slot.dim(0), travelling.dim(1)}}});
+  check_dtype(y.dtype(), {{"rows", travelling}});
+  finish_to_tokens(ctx, group_, y, travelling, route.order);
 }
 
 void ExpertExchange::dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route) {
   check_shapes({{"row_gate", row_gate, {route.num_rows}}, {"gate", gate, route.order.row_of_slot.shape()}});
   check_dtype(gate.dtype(), {{"row_gate", row_gate}});
-  dispatch_rows(ctx, group_, as_column(row_gate), as_column(gate), per_pair(route.order), route);
+  Scratch scratch(ctx);
+  const ExpertOrder order = per_pair(route.order);
+  finish_to_experts(ctx, group_, as_column(row_gate),
+                    start_to_experts(ctx, group_, scratch, as_column(gate), order, route), order, route);
 }
 
 void ExpertExchange::return_gates(Context& ctx, Tensor gate, const Tensor& row_gate, const ExpertRoute& route) {
   check_shapes({{"gate", gate, route.order.row_of_slot.shape()}, {"row_gate", row_gate, {route.num_rows}}});
   check_dtype(gate.dtype(), {{"row_gate", row_gate}});
-  combine_rows_of_ranks(ctx, group_, as_column(gate), as_column(row_gate), per_pair(route.order), route);
+  Scratch scratch(ctx);
+  finish_to_tokens(ctx, group_, as_column(gate), start_to_tokens(ctx, group_, scratch, as_column(row_gate), route),
+                   per_pair(route.order));
 }
 
 }  // namespace braid

@@ -42,6 +42,12 @@ class ExpertExchange {
   void dispatch(Context& ctx, Tensor rows, const Tensor& x, const ExpertRoute& route);
   // y[n] = sum over slots of the token's rows, in slot order.   rows (R, C) -> y (N, C) overwritten
   void combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertRoute& route);
+  // Both in two parts: what ctx is given between them runs while the rows travel. The first returns what the second
+  // takes; it lies in `scratch`, or is x (rows) itself, which must not change before.
+  Tensor start_dispatch(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route);
+  void finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const ExpertRoute& route);
+  Tensor start_combine(Context& ctx, Scratch& scratch, const Tensor& rows, const ExpertRoute& route);
+  void finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route);
   // A number per pair instead of a row per token.   gate (N, K) <-> row_gate (R); dropped pairs get 0
   void dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route);
   void return_gates(Context& ctx, Tensor gate, const Tensor& row_gate, const ExpertRoute& route);

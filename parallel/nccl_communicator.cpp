@@ -69,8 +69,7 @@ class NcclCommunicator final : public Communicator {
   NcclCommunicator(Context& ctx, std::unique_ptr<Communicator> host) : ctx_(ctx), host_(std::move(host)) {
     ncclUniqueId id;
     if (host_->rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
-    Context cpu = Context::cpu();
-    host_->broadcast(cpu, Tensor(&id, DType::kU8, {int64_t{sizeof id}}), 0);
+    host_->broadcast(cpu_, Tensor(&id, DType::kU8, {int64_t{sizeof id}}), 0);
     check_nccl(ncclCommInitRank(&comm_, host_->size(), id, host_->rank()), "ncclCommInitRank");
     ctx.gpu().health_checks.push_back([comm = comm_] {
       ncclResult_t state = ncclSuccess;
@@ -86,7 +85,7 @@ class NcclCommunicator final : public Communicator {
   int size() const override { return host_->size(); }
 
   void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) override {
-    if (!on_gpu(in_out)) return host_->all_reduce(ctx, in_out, op);
+    if (!on_gpu(in_out)) return host_->all_reduce(cpu_, in_out, op);
     const OperatorScope scope(ctx, "all_reduce");
     check_nccl(ncclAllReduce(in_out.raw(), in_out.raw(), in_out.numel(), nccl_type(in_out.dtype()), nccl_op(op), comm_,
                              cuda::stream_of(ctx)),
@@ -94,7 +93,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
-    if (!on_gpu(full)) return host_->reduce_scatter(ctx, shard, full, op);
+    if (!on_gpu(full)) return host_->reduce_scatter(cpu_, shard, full, op);
     const OperatorScope scope(ctx, "reduce_scatter");
     check_shards(full, shard, size());
     check_nccl(ncclReduceScatter(full.raw(), shard.raw(), shard.numel(), nccl_type(full.dtype()), nccl_op(op), comm_,
@@ -103,7 +102,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   void all_gather(Context& ctx, Tensor full, const Tensor& shard) override {
-    if (!on_gpu(full)) return host_->all_gather(ctx, full, shard);
+    if (!on_gpu(full)) return host_->all_gather(cpu_, full, shard);
     const OperatorScope scope(ctx, "all_gather");
     check_shards(full, shard, size());
     check_nccl(ncclAllGather(shard.raw(), full.raw(), shard.bytes(), ncclUint8, comm_, cuda::stream_of(ctx)),
@@ -112,7 +111,7 @@ class NcclCommunicator final : public Communicator {
 
   void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
-    if (!on_gpu(send)) return host_->all_to_all_rows(ctx, recv, recv_rows, send, send_rows);
+    if (!on_gpu(send)) return host_->all_to_all_rows(cpu_, recv, recv_rows, send, send_rows);
     const OperatorScope scope(ctx, "all_to_all_rows");
     check_row_counts(recv, recv_rows, send, send_rows, size());
     const int64_t bytes = row_bytes(send);
@@ -129,13 +128,13 @@ class NcclCommunicator final : public Communicator {
   }
 
   void broadcast(Context& ctx, Tensor in_out, int root) override {
-    if (!on_gpu(in_out)) return host_->broadcast(ctx, in_out, root);
+    if (!on_gpu(in_out)) return host_->broadcast(cpu_, in_out, root);
     const OperatorScope scope(ctx, "broadcast");
     check_nccl(ncclBroadcast(in_out.raw(), in_out.raw(), in_out.bytes(), ncclUint8, root, comm_, cuda::stream_of(ctx)),
                "ncclBroadcast");
   }
 
-  void barrier(Context& ctx) override { host_->barrier(ctx); }
+  void barrier(Context&) override { host_->barrier(cpu_); }
 
   std::unique_ptr<Communicator> split(int color) override {
     return std::make_unique<NcclCommunicator>(ctx_, host_->split(color));
@@ -143,7 +142,8 @@ class NcclCommunicator final : public Communicator {
 
  private:
   Context& ctx_;
-  std::unique_ptr<Communicator> host_;
+  std::unique_ptr<Communicator> host_;  // takes host memory, whichever context it is given with
+  Context cpu_ = Context::cpu();
   ncclComm_t comm_ = nullptr;
 };
 

@@ -125,6 +125,9 @@ void check_optimizer(const OptimizerConfig& optimizer) {
   check_positive("optimizer.eps", optimizer.eps);
   check_not_negative("optimizer.weight_decay", optimizer.weight_decay);
   check_not_negative("optimizer.max_grad_norm", optimizer.max_grad_norm);
+  check_value(optimizer.moment_dtype != MomentDType::kBf16 || optimizer.beta2 <= 0.99, "optimizer.beta2",
+              optimizer.beta2,
+              "must be at most 0.99 where moments are stored in bf16: smaller steps would be rounded away");
 }
 
 // A run may be shorter than its warm-up or its decay: `run.steps` is what one cuts down to try something.
@@ -182,6 +185,7 @@ void check_config(const RunConfig& config) {
   const double room = config.parallel.max_rows_factor;
   check_value(room == 0 || (room >= 1 && room <= std::numeric_limits<double>::max()), "parallel.max_rows_factor", room,
               "must be 0 or at least 1, as a rank receives the mean or more in some steps");
+  check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
   check_batches(config);
   check_optimizer(config.optimizer);
   check_schedule(config.schedule);

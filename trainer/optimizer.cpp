@@ -5,11 +5,14 @@
 
 #include "kernels/adamw.h"
 #include "kernels/copy.h"
+#include "kernels/core/profile.h"
 #include "kernels/sum_squares.h"
 #include "trainer/checkpoint/device_slices.h"
 
 namespace braid {
 namespace {
+
+constexpr int64_t kEverything = -1;  // the layer that backward leaves last: the embedding
 
 // Elements [begin, end) of the flat buffer, inside one parameter, as a slice of the logical tensor.
 CheckpointSlice slice_of(const std::string& kind, const FlatParameter& p, int64_t begin, int64_t end, Tensor data) {
@@ -42,10 +45,11 @@ void ShardedAdamW::plan(Planner& weights, Planner& gradients, Planner& state) {
   layout_.plan_gradients(gradients, gradients_, activation_);
   const DType wide = wide_dtype(activation_);
   for (Shard& s : shards_) {
-    Planner::Scope scope(state, s.flat->name() + ".");
+    Planner::Scope scope(state, s.flat->name + ".");
     if (s.flat->weight_dtype(activation_) != wide) state.add("master", s.master, {s.flat->shard_numel}, wide);
-    state.add("exp_avg", s.exp_avg, {s.flat->shard_numel}, wide);
-    state.add("exp_avg_sq", s.exp_avg_sq, {s.flat->shard_numel}, wide);
+    const DType moments = config_.moment_dtype == MomentDType::kBf16 ? DType::kBF16 : wide;
+    state.add("exp_avg", s.exp_avg, {s.flat->shard_numel}, moments);
+    state.add("exp_avg_sq", s.exp_avg_sq, {s.flat->shard_numel}, moments);
   }
 }
 
@@ -56,11 +60,23 @@ void ShardedAdamW::bind(ModelParams& weights, ModelParams& gradients) {
 
 void ShardedAdamW::zero_gradients(Context& ctx) {
   for (Tensor& gradients : gradients_) fill_zero(ctx, gradients);
+  for (Shard& shard : shards_) shard.reduced = false;
+}
+
+void ShardedAdamW::reduce_complete_gradients(Context& ctx, int64_t layer) {
+  ctx.side().wait_for(ctx);
+  for (size_t i = shards_.size(); i-- > 0;) {
+    Shard& s = shards_[i];
+    if (s.reduced || s.flat->complete_after < layer) continue;
+    s.ranks->reduce_scatter(ctx.side(), s.of(gradients_[i]), gradients_[i], ReduceOp::kSum);
+    s.reduced = true;
+  }
 }
 
 void ShardedAdamW::reduce_gradients(Context& ctx) {
-  for (size_t i = 0; i < shards_.size(); ++i)
-    shards_[i].ranks->reduce_scatter(ctx, shards_[i].of(gradients_[i]), gradients_[i], ReduceOp::kSum);
+  reduce_complete_gradients(ctx, kEverything);
+  const OperatorScope scope(ctx, "wait_for_gradients");
+  ctx.wait_for(ctx.side());
 }
 
 double ShardedAdamW::global_norm(Context& ctx) {

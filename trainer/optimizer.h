@@ -16,7 +16,8 @@ bool decays(Decay group, NormWeightDecay policy);
 // Weights and gradients of this rank as flat buffers, and the AdamW state sharded over the ranks that hold copies of
 // them (ZeRO stage 1): dense parameters over the world, experts over the expert-data group. Weights stored in bf16 have
 // an fp32 master in the state, from which they are rounded after every update. A step is
-//   reduce_gradients -> global_norm -> update
+//   zero_gradients -> backward (behind each layer reduce_complete_gradients) -> reduce_gradients -> global_norm ->
+//   update
 // Gradients are sums over the global batch already scaled by the loss, so reduction adds and never divides.
 class ShardedAdamW {
  public:
@@ -26,8 +27,10 @@ class ShardedAdamW {
   void bind(ModelParams& weights, ModelParams& gradients);
 
   void zero_gradients(Context& ctx);
-  // Sums every gradient over the ranks that computed a part of it; each rank keeps its shard.
-  void reduce_gradients(Context& ctx);
+  // Sums gradients over the ranks that computed a part of them; each rank keeps its shard. The first call may be left
+  // out; after it, the transfers run beside what ctx is given next.
+  void reduce_complete_gradients(Context& ctx, int64_t layer);  // those that no layer before this one adds to
+  void reduce_gradients(Context& ctx);                          // all that are left
   // L2 norm over all parameters, each counted once; the same value on every rank. After reduce_gradients.
   double global_norm(Context& ctx);
   // AdamW update number `step` (1 = first) of the own shards, then all ranks' weights become whole again.
@@ -48,6 +51,7 @@ class ShardedAdamW {
     int64_t first;               // element of the flat buffer
     Tensor master;               // (shard_numel); not defined where the weights themselves are as wide
     Tensor exp_avg, exp_avg_sq;  // (shard_numel)
+    bool reduced = false;        // the gradients of this step
     Tensor of(Tensor& flat_tensor) const { return flat_tensor.rows(first, first + flat->shard_numel); }
   };
   // Calls body(parameter, begin, end) with the flat range of every parameter that lies in the shard.

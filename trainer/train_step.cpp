@@ -54,7 +54,10 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
     model.forward(ctx, view_inputs(batch, mtp));
     if (!counts_first) balance.count(ctx, model.routers());
     balance.prepare_backward(ctx, model.routers());
-    const LossSums micro = model.losses_and_backward(ctx, scales, balance);
+    const bool is_last = &batch == &batches.micro_batches.back();
+    const LossSums micro = model.losses_and_backward(ctx, scales, balance, [&](int64_t layer) {
+      if (is_last) adamw.reduce_complete_gradients(ctx, layer);
+    });
     sums.lm += micro.lm;
     sums.mtp += micro.mtp;
   }

@@ -23,7 +23,7 @@ DType dtype_of_precision(Precision precision) {
 TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
     : model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
             dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor),
-      adamw(config.optimizer, ParameterLayout(config.model, config.mtp, mesh), mesh,
+      adamw(config.optimizer, ParameterLayout(config.model, config.mtp, mesh, config.parallel.bucket_elements), mesh,
             dtype_of_precision(config.precision)),
       balance(config.balance, model.num_moe_layers(), config.model.num_experts, mesh.world()),
       config_(config),

@@ -12,7 +12,9 @@ constexpr int64_t kMinBlockBytes = int64_t{1} << 20;
 
 namespace cuda {
 std::shared_ptr<Gpu> open_gpu(int device_index);
+int index_of(const Gpu& gpu);
 void synchronize(Gpu& gpu);
+void wait_for(Gpu& gpu, Gpu& other);
 int num_gpus();
 }  // namespace cuda
 
@@ -33,6 +35,22 @@ int Context::num_gpus() {
 void Context::synchronize() const {
   if constexpr (kWithCuda) {
     if (on_cuda()) cuda::synchronize(*gpu_);
+  }
+}
+
+Context& Context::side() {
+  if constexpr (kWithCuda) {
+    if (on_cuda()) {
+      if (!side_) side_ = std::make_shared<Context>(Context::gpu(cuda::index_of(*gpu_)));
+      return *side_;
+    }
+  }
+  return *this;
+}
+
+void Context::wait_for(Context& other) {
+  if constexpr (kWithCuda) {
+    if (on_cuda()) cuda::wait_for(*gpu_, *other.gpu_);
   }
 }
 

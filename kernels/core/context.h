@@ -28,6 +28,13 @@ class Context {
   bool on_cuda() const { return device() == Device::kCuda; }
   cuda::Gpu& gpu() const { return *gpu_; }  // on_cuda() only
 
+  // A second queue of the same device with scratch memory of its own, for what may run beside this one, such as the
+  // transfers between ranks: on a GPU another stream, on the CPU the context itself. Always the same one.
+  Context& side();
+  // What is enqueued here from now on runs after everything that `other` (this context's side, or the other way round)
+  // was given so far.
+  void wait_for(Context& other);
+
   // Waits until everything that was enqueued has run.   Errors: EnvironmentError if a kernel failed.
   void synchronize() const;
 
@@ -48,6 +55,7 @@ class Context {
   std::byte* push(int64_t bytes);
 
   std::shared_ptr<cuda::Gpu> gpu_;
+  std::shared_ptr<Context> side_;
   Profile* profile_ = nullptr;
   std::vector<Block> blocks_;  // a stack; blocks are kept, so a step after the first allocates nothing
   size_t top_ = 0;             // the block in use

@@ -31,6 +31,7 @@ Gpu::Gpu(int index) : device_index(index) {
   check<EnvironmentError>(compute_capability >= 80, "GPU ", index, " (", properties.name, ") has compute capability ",
                           properties.major, '.', properties.minor, "; Braid needs 8.0 or newer");
   check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  check_cuda(cudaEventCreateWithFlags(&reached, cudaEventDisableTiming), "cudaEventCreate");
   check_cublas(cublasLtCreate(&cublas), "cublasLtCreate");
   cublas_workspace_bytes = int64_t{32} << 20;
   cublas_workspace = allocate_memory(Device::kCuda, cublas_workspace_bytes);
@@ -39,10 +40,18 @@ Gpu::Gpu(int index) : device_index(index) {
 
 Gpu::~Gpu() {
   if (cublas) cublasLtDestroy(cublas);
+  if (reached) cudaEventDestroy(reached);
   if (stream) cudaStreamDestroy(stream);
 }
 
 std::shared_ptr<Gpu> open_gpu(int device_index) { return std::make_shared<Gpu>(device_index); }
+
+int index_of(const Gpu& gpu) { return gpu.device_index; }
+
+void wait_for(Gpu& gpu, Gpu& other) {
+  check_cuda(cudaEventRecord(other.reached, other.stream), "cudaEventRecord");
+  check_cuda(cudaStreamWaitEvent(gpu.stream, other.reached, 0), "cudaStreamWaitEvent");
+}
 
 void synchronize(Gpu& gpu) {
   if (!gpu.health_checks.empty()) {

@@ -27,6 +27,7 @@ struct Gpu {
   int num_sms = 0;
   int compute_capability = 0;  // 90 = 9.0
   cudaStream_t stream = nullptr;
+  cudaEvent_t reached = nullptr;  // recorded when another stream shall wait for this one
   cublasLtHandle_t cublas = nullptr;
   std::shared_ptr<std::byte> cublas_workspace;
   int64_t cublas_workspace_bytes = 0;

@@ -131,7 +131,7 @@ TEST(Model, PackedDocumentsEqualSeparateOnes) {
   }
   EXPECT_NEAR(packed_loss, separate_loss, 1e-12 * packed_loss);
   for (size_t g = 0; g < sums.size(); ++g)
-    expect_close(packed.gradients[g], sums[g], 1e-12, packed.layout.groups()[g].name().c_str());
+    expect_close(packed.gradients[g], sums[g], 1e-12, packed.layout.groups()[g].name.c_str());
 }
 
 // Nothing about padding may reach a loss, a gradient or a count.

@@ -147,6 +147,12 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
           {[](RunConfig& c) { c.optimizer.lr = -1; }, "optimizer.lr is -1, but must be at least 0"},
           {[](RunConfig& c) { c.optimizer.lr = kInf; }, "optimizer.lr is inf, but"},
           {[](RunConfig& c) { c.optimizer.beta1 = 1; }, "optimizer.beta1 is 1, but must be at least 0 and less than 1"},
+          {[](RunConfig& c) { c.parallel.bucket_elements = -1; }, "parallel.bucket_elements is -1, but"},
+          {[](RunConfig& c) {
+             c.optimizer.beta2 = 0.995;
+             c.optimizer.moment_dtype = MomentDType::kBf16;
+           },
+           "optimizer.beta2 is 0.995, but must be at most 0.99"},
           {[](RunConfig& c) { c.optimizer.beta2 = -0.5; }, "optimizer.beta2 is -0.5, but"},
           {[](RunConfig& c) { c.optimizer.eps = 0; }, "optimizer.eps is 0, but must be greater than 0"},
           {[](RunConfig& c) { c.optimizer.weight_decay = kNan; }, "optimizer.weight_decay is nan, but"},

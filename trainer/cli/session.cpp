@@ -48,6 +48,8 @@ bool use_gpu(const RunConfig& config, Communicator& world) {
   check<EnvironmentError>(!asked || chosen, "device: cuda was asked for, but no GPU is there");
   check<ConfigError>(chosen || config.precision != Precision::kBf16,
                      "precision: bf16 needs a GPU; the CPU has fp32 and fp64");
+  check<ConfigError>(chosen || config.optimizer.moment_dtype != MomentDType::kBf16,
+                     "optimizer.moment_dtype: bf16 needs a GPU; the CPU has fp32");
   return chosen;
 }
 
