@@ -21,8 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kRepository =
-    testing::moved("BRAID_SOURCE", fs::path(__FILE__).parent_path().parent_path().parent_path());
+const fs::path kRepository = testing::moved("BRAID_SOURCE", BRAID_SOURCE_FOLDER);
 
 std::string message_of(const std::function<void()>& body) {
   try {
