@@ -36,3 +36,11 @@ prepare_mpi() {
   export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none
   if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 }
+
+# The headers of cuDNN's front-end for a build with CUDA, if the network has them; without them attention runs in Braid's own
+# kernels. Nothing happens without nvcc.
+prepare_cuda() {
+  command -v nvcc >/dev/null || return 0
+  timeout 120 scripts/fetch_cudnn_frontend.sh ||
+    echo "The headers of cuDNN's front-end could not be fetched: attention will run in Braid's own kernels."
+}

@@ -46,6 +46,7 @@ scripts/install_packages.sh "${install_arguments[@]}"
 
 say "2/7 Build: preset release in build/release, on $cores cores"
 mkdir -p build
+prepare_cuda
 quietly build/configure.log cmake --preset release
 quietly build/build.log cmake --build --preset release --target braid --parallel "$cores"
 "$braid" --version

@@ -5,8 +5,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 usage() {
   cat <<'TEXT'
 Usage: scripts/test.sh [--no-install] [ctest arguments ...]
-Installs missing packages, builds the preset "release" in build/release and runs every test, the end-to-end tests under
-mpirun included.
+Installs missing packages, builds the preset "release" in build/release (with CUDA if nvcc and NCCL are there) and runs
+every test, the end-to-end tests under mpirun included. Without a GPU its tests are reported as skipped.
   --no-install   install nothing; fail if a package is missing
   others         go to ctest, for example -R kernels or --repeat until-fail:3
 TEXT
@@ -22,6 +22,7 @@ say "Packages"
 scripts/install_packages.sh "${install_arguments[@]}"
 say "Build of everything (preset release, in build/release)"
 mkdir -p build
+prepare_cuda
 quietly build/configure.log cmake --preset release -DBRAID_TESTS=ON
 quietly build/build.log cmake --build --preset release --parallel "$(usable_cores)"
 say "Tests"

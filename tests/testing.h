@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "kernels/core/context.h"
@@ -13,6 +15,12 @@
 #include "kernels/random.h"
 
 namespace braid::testing {
+
+// What the build knows, a path for example, or what the environment variable `name` says where programs have moved.
+inline std::string moved(const char* name, const std::string& as_built) {
+  const char* value = std::getenv(name);
+  return value ? value : as_built;
+}
 
 // Tensors of a test live until the process ends; tests are small.
 inline Tensor allocate(Shape shape, DType dtype) {

@@ -12,7 +12,8 @@ void add_counts(Context&, Tensor totals, const Tensor& counts) {
 void load_balance(Context&, Tensor d_prob, Tensor sums, const Tensor& counts, const RouterOutputs& router,
                   double loss_weight, double per_token) {
   const int64_t B = d_prob.dim(0), E = d_prob.dim(1);
-  double loss = 0, z_loss = 0;
+  // Adds to what is there one by one, so that micro-batches give the bits of one batch.
+  double loss = sums.data<double>()[0], z_loss = sums.data<double>()[1];
   for (int64_t b = 0; b < B; ++b) {
     const int64_t* load = counts.data<int64_t>() + (counts.dim(0) == 1 ? 0 : b * E);
     const int64_t total = std::accumulate(load, load + E, int64_t{0});
@@ -24,8 +25,8 @@ void load_balance(Context&, Tensor d_prob, Tensor sums, const Tensor& counts, co
     }
     z_loss += per_token * router.z_sum.data<double>()[b];
   }
-  sums.data<double>()[0] += loss;
-  sums.data<double>()[1] += z_loss;
+  sums.data<double>()[0] = loss;
+  sums.data<double>()[1] = z_loss;
 }
 
 }  // namespace braid::cpu

@@ -6,6 +6,7 @@ WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_base_warn_component_unused=0
+export GPUS_HERE=${CUDA_VISIBLE_DEVICES-all} CUDA_VISIBLE_DEVICES=  # the CPU's tests must see none; gpu.sh sets it again
 # The tiny run on a copy of its text: the tree may change while a test runs.
 mkdir "$WORK/text" && cp -r "$SOURCE/kernels" "$SOURCE/model" "$WORK/text/"
 TINY=$WORK/tiny.yaml

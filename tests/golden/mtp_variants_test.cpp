@@ -27,7 +27,7 @@ class MtpVariants : public FolderTest {
 TEST_F(MtpVariants, AreFarFromTheDefinition) {
   Context ctx = Context::cpu();
   int64_t variants = 0;
-  for (const auto& folder : std::filesystem::directory_iterator(BRAID_GOLDEN_FOLDER)) {
+  for (const auto& folder : std::filesystem::directory_iterator(moved("BRAID_GOLDEN", BRAID_GOLDEN_FOLDER))) {
     const std::string file = (folder.path() / "mtp_variants.safetensors").string();
     if (!std::filesystem::exists(file)) continue;
     const ReferenceFile variant_file(file), reference((folder.path() / "reference.safetensors").string());

@@ -47,10 +47,10 @@ Ended run(const std::string& command) {
   return ended;
 }
 
-// This program, as the build knows it.
-const std::string kSelf = " '" BRAID_TEST_PROGRAM "' ";
+const std::string kSelf = " '" + braid::testing::moved("BRAID_MPI_SESSION_TEST", BRAID_TEST_PROGRAM) + "' ";
+const std::string kMpiexec = braid::testing::moved("BRAID_MPIEXEC", BRAID_MPIEXEC);
 
-Ended run_on_two_ranks(const std::string& part) { return run(BRAID_MPIEXEC " 2" + kSelf + part); }
+Ended run_on_two_ranks(const std::string& part) { return run(kMpiexec + " 2" + kSelf + part); }
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
@@ -93,7 +93,7 @@ TEST(MpiSession, RefusesToRunAloneWhenTheLauncherStartedMore) {
     EXPECT_TRUE(contains(ended.output, concat("MPI sees one process, but ", variable, " is 4"))) << ended.output;
   }
   // One process on purpose, by mpirun inside an allocation of four tasks.
-  EXPECT_EQ(run("SLURM_NTASKS=4 " BRAID_MPIEXEC " 1" + kSelf + "finish").exit_code, 0);
+  EXPECT_EQ(run("SLURM_NTASKS=4 " + kMpiexec + " 1" + kSelf + "finish").exit_code, 0);
 }
 
 TEST(MpiSession, KnowsItsLauncherByTheEnvironment) {

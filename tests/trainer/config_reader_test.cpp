@@ -12,6 +12,7 @@
 #include <random>
 #include <sstream>
 
+#include "tests/testing.h"
 #include "trainer/config_visit.h"
 #include "trainer/foreign_keys.h"
 
@@ -20,7 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kRepository = fs::path(__FILE__).parent_path().parent_path().parent_path();
+const fs::path kRepository = testing::moved("BRAID_SOURCE", BRAID_SOURCE_FOLDER);
 
 std::string message_of(const std::function<void()>& body) {
   try {

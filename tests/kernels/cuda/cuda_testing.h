@@ -37,7 +37,7 @@ inline Tolerance tolerance_of(DType activation) {
 class CudaTest : public ::testing::TestWithParam<DType> {
  protected:
   void SetUp() override {
-    if (!gpu_context()) GTEST_SKIP() << "no GPU";
+    if (!gpu_context()) GTEST_SKIP() << "there is no GPU here";
   }
   static DType activation() { return GetParam(); }
   static DType wide() { return wide_dtype(GetParam()); }

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Training on GPUs: the curve of the CPU, the same bits every time, checkpoints that go to the CPU and back.
+#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER train   on one GPU
+#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER ranks   on two
+# Exit code 77 where there are too few GPUs.
+source "$(dirname "$0")/common.sh" "$@"
+part=$3
+
+if [ "$GPUS_HERE" = all ]; then unset CUDA_VISIBLE_DEVICES; else export CUDA_VISIBLE_DEVICES=$GPUS_HERE; fi
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true)
+else gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
+fi
+need=1
+[ "$part" = train ] || need=2
+[ "$gpus" -ge "$need" ] || { echo "there is no GPU here, or too few: $gpus of $need"; exit 77; }
+
+# The band for fp32: every loss and gradient norm of 20 steps, relative. Rounding alone moves them by less than 1e-6 (fp32
+# against fp64 on the CPU); a wrong kernel by far more than this.
+band=1e-4
+on_cpu=(device=cpu precision=fp32)
+on_gpu=(device=cuda precision=fp32)
+common=(run.steps=20 checkpoint.interval_steps=10 checkpoint.keep=0 eval.interval_steps=10)
+no_check=()  # the self-check runs once, in the first run on the GPU
+if "$BRAID" train --help | grep -q -- --skip-selfcheck; then no_check=(--skip-selfcheck); fi
+
+same_weights() { "$BRAID" ckpt diff "$1" "$2" >"$WORK/diff" || { cat "$WORK/diff" >&2; fail "weights of $1 and $2: $3"; }; }
+
+# resumed FROM DEVICE...: a run that takes FROM's checkpoint of step 10 to step 20 with these overrides; its folder is $run
+resumed() {
+  run=$1-resumed-$2
+  mkdir -p "$run/checkpoints" "$run/data"
+  cp -r "$1/checkpoints/step-000000010" "$run/checkpoints/"
+  cp "$1"/data/*.h5 "$run/data/"
+  train 0 "$run" "${common[@]}" "${@:2}" --resume "${no_check[@]}"
+}
+# last_ten RUN: a run folder that has its last ten steps alone
+last_ten() { mkdir -p "$1-tail"; numbers "$1" | tail -n 10 >"$1-tail/metrics.jsonl"; echo "$1-tail"; }
+
+on_one_gpu() {
+  train 0 "$WORK/cpu" "${common[@]}" "${on_cpu[@]}"
+  train 0 "$WORK/gpu" "${common[@]}" "${on_gpu[@]}"
+  close_numbers "$WORK/cpu" "$WORK/gpu" $band
+  pass "fp32: 20 steps on CPU and GPU, losses and gradient norms within $band"
+
+  train 0 "$WORK/again" "${common[@]}" "${on_gpu[@]}" "${no_check[@]}"
+  same_numbers "$WORK/gpu" "$WORK/again" "two runs on the GPU"
+  same_weights "$WORK/gpu" "$WORK/again" "two runs on the GPU"
+  pass "fp32: two runs on the GPU have the same bits"
+
+  resumed "$WORK/gpu" "${on_gpu[@]}"
+  same_numbers "$(last_ten "$WORK/gpu")" "$run" "resumed on the GPU"
+  same_weights "$WORK/gpu" "$run" "resumed on the GPU"
+  pass "fp32: resumed on the GPU: the same bits"
+  resumed "$WORK/cpu" "${on_gpu[@]}"
+  close_numbers "$(last_ten "$WORK/cpu")" "$run" $band
+  pass "a checkpoint of the CPU goes on on the GPU, within $band"
+  resumed "$WORK/gpu" "${on_cpu[@]}"
+  close_numbers "$(last_ten "$WORK/gpu")" "$run" $band
+  pass "a checkpoint of the GPU goes on on the CPU, within $band"
+
+  # bf16, with heads and widths that the fast kernels take
+  local fast=(device=cuda precision=bf16 model.hidden_size=128 model.vocab_size=320 model.head_dim=256
+    model.partial_rotary_factor=0.25 model.linear_key_head_dim=128 model.linear_value_head_dim=128
+    model.moe_intermediate_size=64 model.shared_expert_intermediate_size=64 train.seq_length=256)
+  train 0 "$WORK/wide" "${common[@]}" "${fast[@]}" "${on_cpu[@]}"
+  train 0 "$WORK/bf16" "${common[@]}" "${fast[@]}"
+  train 0 "$WORK/bf16-again" "${common[@]}" "${fast[@]}" "${no_check[@]}"
+  same_numbers "$WORK/bf16" "$WORK/bf16-again" "two runs in bf16"
+  same_weights "$WORK/bf16" "$WORK/bf16-again" "two runs in bf16"
+  resumed "$WORK/bf16" "${fast[@]}"
+  same_numbers "$(last_ten "$WORK/bf16")" "$run" "resumed in bf16"
+  pass "bf16: two runs and a resumed one have the same bits"
+  close_losses "$WORK/wide" "$WORK/bf16" 1e-2
+  pass "bf16: 20 steps, every loss within 1e-2 of fp32 on the CPU"
+}
+
+# close_losses A B TOLERANCE: the two cross entropies of every step; in bf16 gradient norms say less
+close_losses() {
+  local key
+  for key in loss_lm loss_mtp; do
+    paste -d ' ' <(numbers "$1" | grep -o "\"train/$key\": [^,}]*" | cut -d' ' -f2) \
+                 <(numbers "$2" | grep -o "\"train/$key\": [^,}]*" | cut -d' ' -f2) |
+      awk -v tolerance="$3" '{ d = $1 > $2 ? $1 - $2 : $2 - $1; if (!(d <= tolerance * $1)) { print NR ": " $0; bad = 1 } }
+        END { exit bad || NR == 0 }' || fail "$key of $1 and $2 differs by more than $3"
+  done
+}
+
+on_two_gpus() {
+  # micro-batches of 4 sequences everywhere, so that one rank accumulates what two share
+  train 0 "$WORK/one" "${common[@]}" "${on_gpu[@]}" train.micro_batch_size=4
+  for expert in 1 2; do
+    local layout=("${common[@]}" "${on_gpu[@]}" train.micro_batch_size=4 "parallel.expert=$expert")
+    for again in a b; do train 2 "$WORK/two-$expert-$again" "${layout[@]}" "${no_check[@]}"; done
+    close_numbers "$WORK/one" "$WORK/two-$expert-a" $band
+    same_numbers "$WORK/two-$expert-a" "$WORK/two-$expert-b" "two runs of expert parallel $expert"
+    same_weights "$WORK/two-$expert-a" "$WORK/two-$expert-b" "two runs of expert parallel $expert"
+    pass "2 GPUs, expert parallel $expert: within $band of one GPU; two runs have the same bits"
+  done
+
+  local first=${CUDA_VISIBLE_DEVICES:-0}
+  expect_error 10 'GPU' env CUDA_VISIBLE_DEVICES="${first%%,*}" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/shared" "${on_gpu[@]}"
+
+  # a killed rank ends the job
+  local dir=$WORK/killed job victim start status=0
+  setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$dir" "${on_gpu[@]}" parallel.expert=2 run.steps=1000000 "${no_check[@]}" \
+    >"$dir.log" 2>&1 &
+  job=$!
+  for _ in $(seq 600); do [ -s "$dir/metrics.jsonl" ] && break; sleep 0.1; done
+  [ -s "$dir/metrics.jsonl" ] || { kill -KILL -- -$job; cat "$dir.log" >&2; fail "the run to kill did not start in 60 s"; }
+  victim=$(pgrep -n -f "^$BRAID train.*run.dir=$dir ") || fail "no rank to kill"
+  start=$SECONDS
+  kill -KILL "$victim"
+  for _ in $(seq 300); do kill -0 $job 2>/dev/null || break; sleep 0.1; done
+  if kill -0 $job 2>/dev/null; then kill -KILL -- -$job; fail "30 s after a rank was killed the job still runs"; fi
+  wait $job || status=$?
+  [ $status != 0 ] || fail "exit code 0 although a rank was killed"
+  pass "a killed rank ends the job in $((SECONDS - start)) s, exit code $status"
+}
+
+case $part in
+  train) on_one_gpu ;;
+  ranks) on_two_gpus ;;
+  *) fail "what is '$part'? train or ranks" ;;
+esac
+echo "$checks passed, 0 failed"
