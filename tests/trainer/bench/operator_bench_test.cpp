@@ -7,12 +7,13 @@
 #include <regex>
 #include <set>
 
-#include "parallel/communicator_checks.h"
+#include "tests/parallel/mpi_testing.h"
 #include "trainer/bench/workbench.h"
 
 namespace braid {
 namespace {
 
+using testing::world;
 using Names = std::set<std::string>;
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
@@ -44,23 +45,6 @@ OperatorBenchOptions small() {
 
 constexpr Ceilings kCeilings = {.bytes_per_ms = 100, .flop_per_ms = 1000, .link_bytes_per_ms = 10};
 
-// One of three ranks whose others do nothing; checks what every communicator checks.
-class LonelyRank final : public Communicator {
- public:
-  int rank() const override { return 1; }
-  int size() const override { return 3; }
-  void all_reduce(Context&, Tensor in_out, ReduceOp) override { check_reducible("in_out", in_out); }
-  void reduce_scatter(Context&, Tensor shard, const Tensor& full, ReduceOp) override { check_shards(full, shard, 3); }
-  void all_gather(Context&, Tensor full, const Tensor& shard) override { check_shards(full, shard, 3); }
-  void all_to_all_rows(Context&, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
-                       std::span<const int64_t> send_rows) override {
-    check_row_counts(recv, recv_rows, send, send_rows, 3);
-  }
-  void broadcast(Context&, Tensor, int) override {}
-  void barrier(Context&) override {}
-  std::unique_ptr<Communicator> split(int) override { return nullptr; }
-};
-
 std::vector<OperatorTiming> timings_of(const OperatorBenchOptions& options, Communicator& world) {
   Context ctx = Context::cpu();
   size_t reported = 0;
@@ -77,10 +61,10 @@ Names names(const std::vector<OperatorTiming>& timings) {
 }
 
 TEST(OperatorBench, TimesEveryOperator) {
-  LonelyRank world;
   Names expected, rows;
-  for (const OperatorFamily& family : operator_families()) expected.insert(family.ops.begin(), family.ops.end());
-  const std::vector<OperatorTiming> timings = timings_of(small(), world);
+  for (const OperatorFamily& family : operator_families())
+    if (!family.needs_ranks || world().size() > 1) expected.insert(family.ops.begin(), family.ops.end());
+  const std::vector<OperatorTiming> timings = timings_of(small(), world());
   EXPECT_EQ(names(timings), expected);
   for (const OperatorTiming& t : timings) {
     EXPECT_GT(t.ms, 0) << t.op;
@@ -91,11 +75,11 @@ TEST(OperatorBench, TimesEveryOperator) {
 }
 
 TEST(OperatorBench, TimesWhatWasChosen) {
-  const auto world = make_local_communicator();
+  const auto alone = make_local_communicator();
   auto chosen = [&](std::vector<std::string> ops) {
     OperatorBenchOptions options = small();
     options.ops = std::move(ops);
-    return names(timings_of(options, *world));
+    return names(timings_of(options, *alone));
   };
   EXPECT_EQ(chosen({"gated_delta_rule"}), Names({"gated_delta_rule_backward", "gated_delta_rule_forward"}));
   EXPECT_EQ(chosen({"rms_norm_forward"}), Names({"rms_norm_forward"}));
@@ -105,8 +89,8 @@ TEST(OperatorBench, TimesWhatWasChosen) {
 }
 
 TEST(OperatorBench, ASingleRankHasNoCollectives) {
-  const auto world = make_local_communicator();
-  const Names all = names(timings_of(small(), *world));
+  const auto alone = make_local_communicator();
+  const Names all = names(timings_of(small(), *alone));
   EXPECT_FALSE(all.contains("all_reduce"));
   EXPECT_TRUE(all.contains("experts_backward"));
   EXPECT_NO_THROW(check_operators_run({"a", "all_reduce"}, 2));
@@ -144,13 +128,10 @@ TEST(OperatorBench, JudgesByTheLongestFloor) {
 
 TEST(OperatorBench, MeasuresCeilings) {
   Context ctx = Context::cpu();
-  const auto alone = make_local_communicator();
-  const Ceilings one = measure_ceilings(ctx, *alone, small());
-  EXPECT_GT(one.bytes_per_ms, 0);
-  EXPECT_GT(one.flop_per_ms, 0);
-  EXPECT_EQ(one.link_bytes_per_ms, 0);
-  LonelyRank world;
-  EXPECT_GT(measure_ceilings(ctx, world, small()).link_bytes_per_ms, 0);
+  const Ceilings ceilings = measure_ceilings(ctx, world(), small());
+  EXPECT_GT(ceilings.bytes_per_ms, 0);
+  EXPECT_GT(ceilings.flop_per_ms, 0);
+  EXPECT_EQ(ceilings.link_bytes_per_ms > 0, world().size() > 1);
 }
 
 TEST(OperatorBench, Formats) {
@@ -186,11 +167,11 @@ TEST(OperatorBench, Formats) {
 }
 
 TEST(OperatorBench, CutsBatchesIntoSequences) {
-  const auto world = make_local_communicator();
+  const auto alone = make_local_communicator();
   OperatorBenchOptions options = small();
   auto name = [&](int64_t num_tokens) {
     options.num_tokens = num_tokens;
-    return Workbench(Context::cpu(), *world, options, {}).whole_rows_name();
+    return Workbench(Context::cpu(), *alone, options, {}).whole_rows_name();
   };
   EXPECT_EQ(name(32768), "8 x 4096");
   EXPECT_EQ(name(1024), "1 x 1024");
