@@ -21,6 +21,18 @@ expect_error 2 'layer_types' run 'model.layer_types=[full_attention]'
 expect_error 2 'num_experts_per_tok' run model.num_experts_per_tok=9
 expect_error 2 'global_batch_size.*8' run train.micro_batch_size=3
 expect_error 2 'train.seq_length is not set' "$BRAID" bench step "$SOURCE/configs/models/tiny.yaml"
+# without a GPU, also where there is one
+bench() { CUDA_VISIBLE_DEVICES= "$BRAID" bench "$@"; }
+expect_error 10 'on a GPU, but none can be used here' bench
+expect_error 10 'on a GPU, but none can be used here' bench --op rms_norm --op experts --json --tokens 4096
+expect_error 2 '--op softmax: .* there are .*gated_delta_rule_forward' bench --op experts --op softmax
+# every operator that reports its time is one that it knows
+for op in $(grep -rhoE 'OperatorScope scope\(ctx, "[a-z_]+"\)' "$SOURCE"/kernels/*.cpp | cut -d '"' -f 2); do
+  case $op in *_recurrent_*) continue ;; esac  # the oracle of the tests
+  grep -qE "[ ,]$op(,|\$)" "$WORK/err" || fail "braid bench does not know $op"
+done
+pass "braid bench knows every operator"
+expect_error 2 '--tokens 100: .*multiple of 64' bench --tokens 100
 expect_error 2 '3.*ranks|ranks.*3' mpirun -n 3 "$BRAID" train "$TINY" "run.dir=$WORK/run"
 expect_error 2 'expert.*4' mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/run" parallel.expert=4
 expert_rule='must divide both the 4 ranks and the 6 experts'

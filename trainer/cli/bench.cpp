@@ -2,24 +2,70 @@
 #include <cstdio>
 #include <memory>
 
+#include "trainer/bench/operator_bench.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/config_reader.h"
 
 namespace braid {
+namespace {
+
+int time_operators(const OperatorBenchOptions& options, bool json) {
+  check_operator_names(options.ops);
+  check<ConfigError>(options.num_tokens % 64 == 0, "--tokens ", options.num_tokens, ": must be a multiple of 64");
+  check<EnvironmentError>(Context::num_gpus() > 0,
+                          "braid bench times operators on a GPU, but none can be used here; tests/bench has benchmarks "
+                          "for the CPU");
+  RunConfig config;
+  config.device = DeviceChoice::kCuda;
+  config.precision = Precision::kBf16;
+  const std::unique_ptr<Machine> machine = open_machine(config);
+  Context& ctx = machine->ctx;
+  Communicator& world = *machine->world;
+  check_operators_run(options.ops, world.size());
+  OperatorBenchHead head{device_info(ctx), today(), world.size(), options.num_tokens, {}};
+  head.ceilings = measure_ceilings(ctx, world, options);
+  const bool prints = world.rank() == 0, prints_rows = prints && !json;
+  auto print = [](const std::string& text) {
+    std::fputs(text.c_str(), stdout);
+    std::fflush(stdout);
+  };
+  if (prints_rows) print(format_operator_head(head));
+  const std::vector<OperatorTiming> timings = bench_operators(ctx, world, options, head.ceilings, [&](const auto& t) {
+    if (prints_rows) print(format_operator_timing(t));
+  });
+  if (prints && json) print(operator_bench_json(head, timings) + "\n");
+  return 0;
+}
+
+}  // namespace
 
 void add_bench_command(CLI::App& app, Action& action) {
   struct Options {
+    OperatorBenchOptions operators;
     std::string config;
     std::vector<std::string> overrides;
     StepBenchOptions step;
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("bench", "Measure speed");
-  command->require_subcommand(1);
+  CLI::App* command = app.add_subcommand("bench", "Measure speed: of every operator on a GPU, or of a training step");
+  command->require_subcommand(0, 1);
+  CLI::Option* op =
+      command->add_option("--op", options->operators.ops, "only operators whose names begin so; may be repeated");
+  op->allow_extra_args(false);
+  CLI::Option* tokens =
+      command->add_option("--tokens", options->operators.num_tokens, "tokens in the batch, 4096 per sequence");
+  tokens->check(CLI::Range(64, 1 << 20))->capture_default_str();
+  command->add_flag("--json", options->json, "print one JSON object");
+  command->callback([command, options, &action] {
+    if (command->get_subcommands().empty())
+      action = [options] { return time_operators(options->operators, options->json); };
+  });
   CLI::App* step = command->add_subcommand("step", "Time of a training step on random tokens");
+  step->excludes(op);
+  step->excludes(tokens);
   step->add_option("config", options->config, "YAML config; needs no data")->required();
   step->add_option("overrides", options->overrides, "section.key=value, applied in order");
   step->add_option("--steps", options->step.steps, "steps to measure")->check(CLI::Range(1, 1 << 20));

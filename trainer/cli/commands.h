@@ -19,7 +19,7 @@ void add_generate_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);  // check, print
 void add_plan_command(CLI::App& app, Action& action);
 void add_ckpt_command(CLI::App& app, Action& action);  // inspect, verify, diff, import, export
-void add_bench_command(CLI::App& app, Action& action);  // step
+void add_bench_command(CLI::App& app, Action& action);  // operators, step
 void add_plot_command(CLI::App& app, Action& action);
 void add_parity_command(CLI::App& app, Action& action);
 
