@@ -9,6 +9,9 @@ The code that runs is transformers' own torch path. It casts to fp32 in its norm
 and delta rule even in a model of dtype float64, so a mode turns each of these casts into one to fp64, and another makes
 sure that no fp32 number is left. Every reference records how far transformers' unchanged arithmetic is from it.
 
+The same files judge arithmetic in bf16: weights are numbers that bf16 holds, and tokens are chosen so that no result
+hangs on rounding. See ROUTER_MARGIN and what follows it.
+
 transformers has no MTP block. The one here has the structure of vLLM (vllm/model_executor/models/qwen3_next_mtp.py,
 Qwen3NextMultiTokenPredictor, read at commit 055e47c2) and is made of transformers' layers: the embedding of the next
 token and the hidden state, each normalised, concatenated with the embedding first, through fc, one full-attention layer
@@ -21,13 +24,14 @@ transformers would use instead. Seeds are fixed; the last bits may differ betwee
 
 import argparse
 import copy
+import functools
 import importlib.util
 import inspect
 import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,16 +195,35 @@ SHAPES: dict[str, Shape] = {
     ),
 }
 
-# Routing is a choice: where two experts score nearly alike, fp32 may choose another one than fp64, and nothing agrees
-# any more. The router logits of the last expert chosen and of the first one not chosen must differ by this much.
-ROUTER_MARGIN = 1e-4
-TRAIN_ROUTER_MARGIN = 3e-6  # of a training, where many more choices are made
+# Routing is a choice: where two experts score nearly alike, rounding decides, and nothing agrees any more. A token lies
+# this far from where the router would choose another expert: the distance of the router's input from that border, per
+# component, in units of the input's RMS. In bf16 inputs are off by about 0.01 of their RMS.
+ROUTER_MARGIN = 0.07
+TRAIN_ROUTER_MARGIN = 3e-6  # of a training, in fp32, where many more choices are made
 
-# The gated norm amplifies the rounding of rows that are nearly zero, and a training does so from step to step. A model
-# is taken only if fp32 arithmetic of transformers itself stays this close to fp64: in logits and every gradient
+# The gated norm blows up what a head reads from its state when next to nothing is read, with its rounding. What is read,
+# and the norm's epsilon, are at least this share of what a query in a random direction reads from the same state.
+READ_MARGIN = 0.5
+
+# A model is taken only if fp32 arithmetic of transformers itself stays this close to fp64: in logits and every gradient
 # (relative RMS), in losses and gradient norms (largest relative difference). So a bound of 1e-4 on somebody else's fp32
 # arithmetic asks for the same formulas and not for luck.
 MAX_ROUNDING = 3e-5
+
+# And only if bf16 arithmetic stays this close: in logits (relative RMS), loss (relative difference) and the direction of
+# every gradient (1 - cosine, which grows with the square of the error). The bounds of `braid parity --precision bf16`
+# are 1.2e-2, 1e-3 and 1e-3. Samples of bf16_rounding have twice the error, squared, of rounding to the nearest number.
+MAX_BF16_ERRORS = {
+    "unchanged_bf16": {"logits": 9e-3, "loss": 5e-4, "worst gradient": 5e-4},  # transformers, which rounds more often
+    "rounded_to_bf16": {"logits": 1e-2, "loss": 7e-4, "worst gradient": 1e-3},
+}
+BF16_SAMPLES = 4
+BF16_ZERO_GRADIENT = 1e-4  # share of the largest gradient's RMS that is rounding, as docs/parity.md puts it
+
+LM_HEADS = 40  # tried with a model and its tokens
+TOKEN_CANDIDATES = 32  # continuations tried at a time
+TOKEN_LOOKAHEAD = 12  # and their length
+MAX_TOKEN_ROUNDS = 400  # then the model is given up
 
 TRAIN_BATCH = (2, 70)
 TRAIN_BATCHES = 4  # taken in turn, so that there is something to learn
@@ -319,23 +342,43 @@ class Network(nn.Module):
 
 
 def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """No weight keeps the value that it is initialised with, and every part of the model has a visible share."""
+    """No weight keeps the value that it is initialised with, and every part of the model has a visible share.
+
+    What a layer adds to the stream is smaller than the stream, as in trained models, or layers amplify rounding.
+    """
     normal = torch.randn(shape, generator=generator)
     uniform = torch.rand(shape, generator=generator)
-    if name.endswith("A_log"):  # decay per token from a thousandth to practically all
-        return math.log(0.002) + uniform * math.log(8 / 0.002)
+    if name.endswith("A_log"):  # decay per token from a thousandth to practically all, in every layer
+        speeds = (torch.argsort(uniform) + torch.rand(shape, generator=generator)) / shape[0]
+        return math.log(0.002) + speeds * math.log(8 / 0.002)
     if name.endswith("dt_bias"):
         return uniform * 5 - 4
     if name.endswith("linear_attn.norm.weight"):
         return 1 + 0.3 * normal
     if "norm" in name:
         return 0.3 * normal
-    if name.endswith("conv1d.weight"):  # queries and keys that are not nearly orthogonal, see MAX_ROUNDING
+    if name.endswith("conv1d.weight"):
         return normal
     if name.endswith("embed_tokens.weight"):
         return normal
-    gain = 2.0 if name.endswith("mlp.gate.weight") else 1.2
+    gain = 1.2
+    if name.endswith("mlp.gate.weight"):
+        gain = 2.0
+    elif name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "down_proj")):
+        gain = 0.3
     return gain * normal / math.sqrt(shape[-1])
+
+
+def align_keys(mixer: nn.Module) -> None:
+    """Turns a head's keys towards its queries, in weights and taps: with random ones it often reads nearly nothing."""
+    Hk, Dk = mixer.num_k_heads, mixer.head_k_dim
+    projections = mixer.in_proj_qkvz.weight.view(Hk, -1, mixer.hidden_size)
+    taps = mixer.conv1d.weight
+    for queries, keys in (
+        (projections[:, :Dk], projections[:, Dk : 2 * Dk]),
+        (taps[: Hk * Dk], taps[Hk * Dk : 2 * Hk * Dk]),
+    ):
+        keys.copy_(0.9 * queries + math.sqrt(1 - 0.9**2) * keys)
 
 
 def random_network(shape: Shape, generator: torch.Generator) -> Network:
@@ -347,7 +390,12 @@ def random_network(shape: Shape, generator: torch.Generator) -> Network:
             # As initialised, most heads forget within a token, and the gradient of A_log is less than fp32 rounding.
             if shape.fresh and not name.endswith(("A_log", "dt_bias")):
                 continue
-            parameter.copy_(random_weight(name, parameter.shape, generator).to(shape.dtype))
+            parameter.copy_(random_weight(name, parameter.shape, generator))
+        for module in network.modules():
+            if isinstance(module, modeling.Qwen3NextGatedDeltaNet) and not shape.fresh:
+                align_keys(module)
+        for parameter in network.parameters():  # numbers that bf16 holds, whatever dtype stores them
+            parameter.copy_(parameter.to(torch.bfloat16))
     return network.to(shape.dtype)
 
 
@@ -453,6 +501,7 @@ def load_network(folder: Path, dtype: torch.dtype) -> Network:
     unexpected = [name for name in info["unexpected_keys"] if not name.startswith("mtp.")]
     assert not unexpected, f"{folder}: unexpected_keys {unexpected}"
     network = Network(main, load_mtp(folder, main.config)).to(dtype)
+    main.model.rotary_emb = modeling.Qwen3NextRotaryEmbedding(main.config)  # its table stays in fp32
     # Out of the mapped file, where a tensor begins anywhere: its alignment changes the last bit of a product.
     for parameter in network.parameters():
         parameter.data = parameter.data.clone()
@@ -471,21 +520,117 @@ def load_double_network(folder: Path) -> Network:
 # References
 
 
-@contextmanager
-def router_margins(network: Network) -> Iterator[list[float]]:
-    """Collects, for every call of a router, the smallest gap between the last logit chosen and the first one not."""
-    margins = []
+def routing_distance(router: nn.Module, inputs: Tensor, logits: Tensor) -> Tensor:
+    """How far each row of inputs [N, C] lies from where another set of experts is chosen, see ROUTER_MARGIN; [N]."""
+    values, order = logits.sort(dim=-1, descending=True)
+    K, weights = router.top_k, router.weight[order]
+    distances = [torch.full_like(values[:, 0], math.inf)]
+    for chosen, other in itertools.product(range(K), range(K, router.num_experts)):
+        gap = values[:, chosen] - values[:, other]
+        distances.append(gap / (weights[:, chosen] - weights[:, other]).norm(dim=-1))
+    return torch.stack(distances).amin(dim=0) / inputs.square().mean(dim=-1).sqrt()
 
-    def gap(router: nn.Module, _, outputs: tuple) -> None:
-        ranked = outputs[0].detach().sort(dim=-1, descending=True).values
-        if router.top_k < router.num_experts:
-            margins.append(float((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).min()))
+
+@contextmanager
+def routing_distances(network: Network) -> Iterator[list[Tensor]]:
+    """Collects the routing distances of every call of a router."""
+    distances = []
+
+    def collect(router: nn.Module, inputs: tuple, outputs: tuple) -> None:
+        rows = inputs[0].detach().flatten(0, -2)
+        with torch.no_grad():
+            distances.append(routing_distance(router, rows, outputs[0].detach()))
 
     routers = [module for module in network.modules() if isinstance(module, modeling.Qwen3NextTopKRouter)]
-    hooks = [router.register_forward_hook(gap) for router in routers]
-    yield margins
+    hooks = [router.register_forward_hook(collect) for router in routers]
+    yield distances
     for hook in hooks:
         hook.remove()
+
+
+@contextmanager
+def around_delta_rule(wrap: Callable) -> Iterator[None]:
+    """Every delta rule runs as wrap(rule, query, key, value, **others)."""
+    rule = modeling.torch_chunk_gated_delta_rule
+    modeling.torch_chunk_gated_delta_rule = functools.partial(wrap, rule)
+    yield
+    modeling.torch_chunk_gated_delta_rule = rule
+
+
+@contextmanager
+def read_shares(eps: float) -> Iterator[list[Tensor]]:
+    """Collects, for every delta rule, what a query reads from the state, |S^T q|, as a share of what one in a random
+    direction would, |q| |S| / sqrt(Dk), see READ_MARGIN: [B, T, Hv]."""
+    shares = []
+
+    def collect(rule: Callable, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **others) -> tuple:
+        output, last_state = rule(query, key, value, g=g, beta=beta, **others)
+        k = modeling.l2norm(key, dim=-1, eps=1e-6).repeat_interleave(value.shape[2] // key.shape[2], dim=2)
+        state = k.new_zeros(*value[:, 0].shape[:2], k.shape[-1], value.shape[-1])
+        sizes = []
+        for t in range(k.shape[1]):
+            state = state * g[:, t, :, None, None].exp()
+            delta = beta[:, t, :, None] * (value[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t]))
+            state = state + k[:, t, :, :, None] * delta[:, :, None]
+            sizes.append(state.flatten(2).norm(dim=-1))
+        read = (output.square().sum(dim=-1) + output.shape[-1] * eps).sqrt()  # with a unit query over sqrt(Dk)
+        shares.append(read * k.shape[-1] / torch.stack(sizes, dim=1))
+        return output, last_state
+
+    with around_delta_rule(collect):
+        yield shares
+
+
+def conditions(network: Network, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest routing distance and the smallest read share of any layer, both by token [B, T]; with DoubleCasts.
+
+    The MTP block's choice at a position counts for the next token, which it reads.
+    """
+    eps = network.main.config.rms_norm_eps
+    with torch.no_grad(), routing_distances(network) as routing, read_shares(eps) as reads:
+        hidden = network(input_ids)[2]
+        layers = len(routing)
+        if network.mtp is not None and input_ids.shape[1] > 1:
+            network.mtp_logits(input_ids, hidden)
+    distance, share = torch.full((2, *input_ids.shape), math.inf, dtype=torch.float64)
+    for i, values in enumerate(routing):
+        positions = distance if i < layers else distance[:, 1:]
+        positions.copy_(torch.minimum(positions, values.view_as(positions)))
+    for values in reads:
+        share = torch.minimum(share, values.amin(dim=-1))
+    return distance, share
+
+
+def choose_tokens(network: Network, length: int, generator: torch.Generator) -> Tensor | None:
+    """Random tokens [length] that meet both margins everywhere, chosen from the left; None if none were found."""
+    vocab_size = network.main.config.vocab_size
+    chosen = torch.empty(0, dtype=torch.int64)
+    for _ in range(MAX_TOKEN_ROUNDS):
+        new = min(TOKEN_LOOKAHEAD, length - len(chosen))
+        candidates = torch.randint(vocab_size, (TOKEN_CANDIDATES, new), generator=generator)
+        candidates = torch.cat([chosen.expand(TOKEN_CANDIDATES, -1), candidates], dim=1)
+        with DoubleCasts():
+            distance, share = conditions(network, candidates)
+        good = ((distance >= ROUTER_MARGIN) & (share >= READ_MARGIN)).cumprod(dim=1).sum(dim=1)
+        best = int(good.argmax())
+        if good[best] > len(chosen):
+            chosen = candidates[best, : good[best]]
+        else:  # a dead end
+            chosen = chosen[:-2]
+        if len(chosen) == length:
+            return chosen
+    return None
+
+
+def choose_input_ids(network: Network, shape: Shape, generator: torch.Generator) -> Tensor | None:
+    """[B, T]"""
+    batch, length = shape.batch
+    pieces = []
+    for piece in shape.documents or (length,) * batch:
+        pieces.append(choose_tokens(network, piece, generator))
+        if pieces[-1] is None:
+            return None
+    return torch.cat(pieces).view(batch, length)
 
 
 def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
@@ -495,6 +640,7 @@ def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
 
 @dataclass
 class Results:
+    input_ids: Tensor  # [B, T]
     logits: Tensor  # [B, T, V]
     loss: Tensor  # []
     gradients: dict[str, Tensor]
@@ -531,7 +677,7 @@ def run_reference(network: Network, input_ids: Tensor, documents: tuple[int, ...
     loss = next_token_loss(logits, input_ids)
     loss.backward()
     gradients = {name: p.grad for name, p in network.named_weights().items() if not name.startswith("mtp.")}
-    return Results(logits.detach(), loss.detach(), gradients, mtp_logits)
+    return Results(input_ids, logits.detach(), loss.detach(), gradients, mtp_logits)
 
 
 def rms(tensor: Tensor) -> float:
@@ -554,26 +700,103 @@ def unchanged_error(folder: Path, dtype: torch.dtype, input_ids: Tensor, shape: 
     return {"logits": relative_rms(results.logits, exact.logits), "worst gradient": max(gradients)}
 
 
+class RoundToBf16(torch.autograd.Function):
+    """Rounds fp64 numbers and their gradients to bf16, up or down at random: nearer neighbours are likelier."""
+
+    @staticmethod
+    def rounded(x: Tensor, generator: torch.Generator) -> Tensor:
+        _, exponent = torch.frexp(x)
+        return torch.ldexp(
+            torch.floor(torch.ldexp(x, 8 - exponent) + torch.rand(x.shape, generator=generator, dtype=x.dtype)),
+            exponent - 8,
+        )
+
+    @staticmethod
+    def forward(ctx, x: Tensor, generator: torch.Generator) -> Tensor:
+        ctx.generator = generator
+        return RoundToBf16.rounded(x, generator)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return RoundToBf16.rounded(gradient, ctx.generator), None
+
+
+@contextmanager
+def bf16_rounding(network: Network, seed: int) -> Iterator[None]:
+    """What modules of an fp64 network read and write is rounded to bf16, and so are the gradients: a model of mixed
+    precision, of which a seed gives a sample. Router logits and logits are not rounded."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rounded(x):
+        return RoundToBf16.apply(x, generator) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    def round_rule(rule: Callable, query: Tensor, key: Tensor, value: Tensor, **others) -> tuple:
+        return rule(rounded(query), rounded(key), rounded(value), **others)
+
+    hooks = []
+    for name, module in network.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs: tuple(map(rounded, inputs))))
+        if not name.endswith("lm_head"):
+            hooks.append(module.register_forward_hook(lambda _, inputs, output: rounded(output)))
+    with around_delta_rule(round_rule):
+        yield
+    for hook in hooks:
+        hook.remove()
+
+
+def bf16_error(results: Results, exact: Results) -> dict[str, float]:
+    """Of a computation in bf16: relative RMS error of the logits, relative difference of the loss, 1 - cosine of the
+    worst gradient, experts one by one."""
+    logits = [relative_rms(results.logits, exact.logits)]
+    if exact.mtp_logits:
+        logits.append(relative_rms(results.mtp_logits[""], exact.mtp_logits[""]))
+    loss = float(next_token_loss(results.logits.double(), results.input_ids))
+    got, expected = per_expert(results.gradients), per_expert(exact.gradients)
+    level = BF16_ZERO_GRADIENT * max(rms(gradient) for gradient in expected.values())
+    worst = 0.0
+    for name, e in expected.items():
+        g = got[name].double()
+        if rms(e) >= level and rms(g - e) > level:
+            worst = max(worst, 1 - float((g * e).sum() / (g.norm() * e.norm())))
+    return {"logits": max(logits), "loss": abs(loss / float(exact.loss) - 1), "worst gradient": worst}
+
+
+def bf16_errors(folder: Path, input_ids: Tensor, shape: Shape, exact: Results) -> Iterator[tuple[str, dict[str, float]]]:
+    """Of transformers with a model of dtype bf16, and of samples of bf16_rounding."""
+    results = run_reference(load_network(folder, torch.bfloat16), input_ids, shape.documents)
+    yield "unchanged_bf16", bf16_error(results, exact)
+    for seed in range(BF16_SAMPLES):
+        network = load_double_network(folder)
+        with DoubleCasts(), bf16_rounding(network, seed):
+            results = run_reference(network, input_ids, shape.documents)
+        yield "rounded_to_bf16", bf16_error(results, exact)
+
+
+def to_text(errors: dict[str, float]) -> str:
+    return ", ".join(f"{key} {error:.1e}" for key, error in errors.items())
+
+
 def versions() -> dict[str, str]:
     return dict(torch=torch.__version__, transformers=transformers.__version__, arithmetic="fp64")
 
 
-def make_reference(folder: Path, shape: Shape, generator: torch.Generator) -> dict[str, str] | None:
+def make_reference(folder: Path, shape: Shape, input_ids: Tensor) -> dict[str, str] | None:
     """Writes the reference of a model folder and returns its metadata; None if the model is no good one."""
-    config = DEFAULTS | shape.config
-    input_ids = torch.randint(config["vocab_size"], shape.batch, generator=generator)
     network = load_double_network(folder)
-    with DoubleCasts(), ForbidFloat32(), router_margins(network) as margins:
+    with DoubleCasts(), ForbidFloat32():
         results = run_reference(network, input_ids, shape.documents)
-    margin = min(margins, default=math.inf)
-    if margin < ROUTER_MARGIN:
-        return None
-    metadata = versions() | {"router_margin": f"{margin:.1e}"}
+    metadata = versions() | {"router_margin": str(ROUTER_MARGIN), "read_margin": str(READ_MARGIN)}
     for dtype, name in ((torch.float32, "fp32"), (torch.float64, "fp64")):
         errors = unchanged_error(folder, dtype, input_ids, shape, results)
         if max(errors.values()) > MAX_ROUNDING:
             return None
-        metadata[f"unchanged_{name}"] = ", ".join(f"{key} {error:.1e}" for key, error in errors.items())
+        metadata[f"unchanged_{name}"] = to_text(errors)
+    worst = {}
+    for name, errors in bf16_errors(folder, input_ids, shape, results):
+        if any(errors[key] > limit for key, limit in MAX_BF16_ERRORS[name].items()):
+            return None
+        worst[name] = {key: max(error, worst.get(name, errors)[key]) for key, error in errors.items()}
+    metadata |= {name: to_text(errors) for name, errors in worst.items()}
     gradients = results.gradients if shape.layout == "fused" else per_expert(results.gradients)
     tensors = {"input_ids": input_ids, "logits": results.logits.float(), "loss": results.loss.float().reshape(1)}
     tensors |= {f"grad.{name}": gradient.float() for name, gradient in gradients.items()}
@@ -619,35 +842,52 @@ def make_training(folder: Path, shape: Shape, generator: torch.Generator) -> boo
     batches = torch.randint(vocab_size, (TRAIN_BATCHES, *TRAIN_BATCH), generator=generator)
     batches = batches.repeat(TRAIN_STEPS // TRAIN_BATCHES, 1, 1)
     network = load_double_network(folder)
-    with DoubleCasts(), router_margins(network) as margins:
+    with DoubleCasts(), routing_distances(network) as distances:
         curves = train_curves(network, batches)
     unchanged = train_curves(load_network(folder, torch.float32), batches)
     errors = {name: largest_difference(unchanged[name], curves[name]) for name in curves}
-    if min(margins, default=math.inf) < TRAIN_ROUTER_MARGIN or max(errors.values()) > MAX_ROUNDING:
+    margin = min(float(values.min()) for values in distances)
+    if margin < TRAIN_ROUTER_MARGIN or max(errors.values()) > MAX_ROUNDING:
         return False
-    metadata = {
-        "router_margin": f"{min(margins, default=math.inf):.1e}",
-        "unchanged_fp32": ", ".join(f"{name} {error:.1e}" for name, error in errors.items()),
-    }
+    metadata = {"router_margin": f"{margin:.1e}", "unchanged_fp32": to_text(errors)}
     metadata |= versions() | {key: repr(value) for key, value in TRAIN_SETTINGS.items()}
     tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in curves.items()}
     save_tensors(folder / "train.safetensors", {"batches": batches} | tensors, metadata)
     return True
 
 
-def make_shape(name: str, shape: Shape, folder: Path) -> None:
-    for seed in itertools.count(1):
-        generator = torch.Generator().manual_seed(seed)
+def make_model(folder: Path, shape: Shape, seed: int) -> dict[str, str] | None:
+    """Writes a model and its references and returns the metadata; None if no good one was found from this seed."""
+    generator = torch.Generator().manual_seed(seed)
+    network = random_network(shape, generator)
+    lm_head = network.main.lm_head.weight
+    input_ids = None
+    for _ in range(LM_HEADS):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_model(folder, shape, random_network(shape, generator))
-        metadata = make_reference(folder, shape, generator)
+        write_model(folder, shape, network)
+        if input_ids is None:
+            input_ids = choose_input_ids(load_double_network(folder), shape, generator)
+        if input_ids is None:
+            return None
+        metadata = make_reference(folder, shape, input_ids)
         if metadata and (not shape.train or make_training(folder, shape, generator)):
+            return metadata
+        # Another head has other gradients; the tokens hang on the rest.
+        lm_head.data = lm_head.data[:, torch.randperm(lm_head.shape[1], generator=generator)]
+    return None
+
+
+def make_shape(name: str, shape: Shape, folder: Path) -> None:
+    for seed in itertools.count(1):
+        metadata = make_model(folder, shape, seed)
+        if metadata:
             break
     size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{name}: seed {seed}, {size / 1e3:.0f} kB, router margin {metadata['router_margin']}; relative RMS error of")
-    for precision in ("fp32", "fp64"):
-        print(f"  transformers as it is in {precision}: {metadata[f'unchanged_{precision}']}", flush=True)
+    print(f"{name}: seed {seed}, {size / 1e3:.0f} kB; errors")
+    for precision in ("fp32", "fp64", "bf16"):
+        print(f"  of transformers as it is in {precision}: {metadata[f'unchanged_{precision}']}")
+    print(f"  of {BF16_SAMPLES} samples of rounding to bf16: {metadata['rounded_to_bf16']}", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -668,7 +908,7 @@ def main() -> None:
             print(f"{name:16} {shape.covers}")
         return
     check_environment()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tensors are small
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     for name, shape in SHAPES.items():
