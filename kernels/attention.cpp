@@ -65,7 +65,7 @@ AttentionImplementation attention_implementation(Context& ctx, const AttentionTe
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::attention_implementation(ctx, in, segments);
   }
-  return {"CPU", "CPU"};
+  return {"CPU", "CPU", ""};
 }
 
 }  // namespace braid

@@ -41,6 +41,7 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
 // document and, for packed documents, on the power of two above their number; so does what a CUDA graph captures.
 struct AttentionImplementation {
   std::string forward, backward;
+  std::string why_slow;  // empty, or why a faster way does not serve; packed documents are no reason
 };
 AttentionImplementation attention_implementation(Context& ctx, const AttentionTensors& in, const Segments& segments);
 

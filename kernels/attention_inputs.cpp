@@ -12,6 +12,7 @@ decltype(braid::attention_inputs_backward) attention_inputs_backward;
 namespace cuda {
 decltype(braid::attention_inputs_forward) attention_inputs_forward;
 decltype(braid::attention_inputs_backward) attention_inputs_backward;
+decltype(braid::attention_inputs_implementation) attention_inputs_implementation;
 }  // namespace cuda
 
 namespace {
@@ -71,6 +72,13 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
       return cuda::attention_inputs_backward(ctx, d_x, d_weights, d_q, d_k, out, x, weights, segments, dims);
   }
   cpu::attention_inputs_backward(ctx, d_x, d_weights, d_q, d_k, out, x, weights, segments, dims);
+}
+
+Implementation attention_inputs_implementation(Context& ctx, DType activation, const AttentionDims& dims) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::attention_inputs_implementation(ctx, activation, dims);
+  }
+  return {"CPU", ""};
 }
 
 }  // namespace braid

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/core/context.h"
+#include "kernels/core/implementation.h"
 #include "kernels/core/segments.h"
 #include "kernels/core/tensor.h"
 
@@ -45,5 +46,7 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
                                const Tensor& d_q, const Tensor& d_k, const AttentionInputs& out,
                                const AttentionProjections& x, const AttentionInputWeights& weights,
                                const Segments& segments, const AttentionDims& dims);
+
+Implementation attention_inputs_implementation(Context& ctx, DType activation, const AttentionDims& dims);
 
 }  // namespace braid

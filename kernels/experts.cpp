@@ -12,6 +12,7 @@ decltype(braid::experts_backward) experts_backward;
 namespace cuda {
 decltype(braid::experts_forward) experts_forward;
 decltype(braid::experts_backward) experts_backward;
+decltype(braid::experts_implementation) experts_implementation;
 }  // namespace cuda
 
 namespace {
@@ -68,6 +69,13 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
                                     weights);
   }
   cpu::experts_backward(ctx, d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, rows_per_expert, weights);
+}
+
+Implementation experts_implementation(Context& ctx, const ExpertWeights& weights) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::experts_implementation(ctx, weights);
+  }
+  return {"CPU", ""};
 }
 
 }  // namespace braid

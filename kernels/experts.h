@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/core/context.h"
+#include "kernels/core/implementation.h"
 #include "kernels/core/tensor.h"
 
 namespace braid {
@@ -27,5 +28,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
                       const ExpertWeights& weights);
+
+Implementation experts_implementation(Context& ctx, const ExpertWeights& weights);
 
 }  // namespace braid

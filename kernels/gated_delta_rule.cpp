@@ -14,6 +14,7 @@ decltype(braid::gated_delta_rule_recurrent_backward) gated_delta_rule_recurrent_
 namespace cuda {
 decltype(braid::gated_delta_rule_forward) gated_delta_rule_forward;
 decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
+decltype(braid::gated_delta_rule_implementation) gated_delta_rule_implementation;
 }  // namespace cuda
 
 namespace {
@@ -81,6 +82,13 @@ void gated_delta_rule_recurrent_backward(Context& ctx, DeltaRuleInputs d_in, con
   check_backward(d_in, d_o, in, segments);
   if (in.q.dim(0) == 0) return;
   cpu::gated_delta_rule_recurrent_backward(ctx, d_in, d_o, in, segments);
+}
+
+Implementation gated_delta_rule_implementation(Context& ctx, const DeltaRuleInputs& in) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gated_delta_rule_implementation(ctx, in);
+  }
+  return {"CPU", ""};
 }
 
 }  // namespace braid

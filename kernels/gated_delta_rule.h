@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/core/context.h"
+#include "kernels/core/implementation.h"
 #include "kernels/core/segments.h"
 #include "kernels/core/tensor.h"
 
@@ -36,5 +37,7 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
 void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
 void gated_delta_rule_recurrent_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o,
                                          const DeltaRuleInputs& in, const Segments& segments);
+
+Implementation gated_delta_rule_implementation(Context& ctx, const DeltaRuleInputs& in);
 
 }  // namespace braid

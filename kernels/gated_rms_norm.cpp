@@ -12,6 +12,7 @@ decltype(braid::gated_rms_norm_backward) gated_rms_norm_backward;
 namespace cuda {
 decltype(braid::gated_rms_norm_forward) gated_rms_norm_forward;
 decltype(braid::gated_rms_norm_backward) gated_rms_norm_backward;
+decltype(braid::gated_rms_norm_implementation) gated_rms_norm_implementation;
 }  // namespace cuda
 
 void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o, const Tensor& qkvz,
@@ -53,6 +54,13 @@ void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_w
       return cuda::gated_rms_norm_backward(ctx, d_o, d_qkvz, d_weight, d_y, o, rstd, qkvz, weight, dims);
   }
   cpu::gated_rms_norm_backward(ctx, d_o, d_qkvz, d_weight, d_y, o, rstd, qkvz, weight, dims);
+}
+
+Implementation gated_rms_norm_implementation(Context& ctx, DType activation, const GdnDims& dims) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gated_rms_norm_implementation(ctx, activation, dims);
+  }
+  return {"CPU", ""};
 }
 
 }  // namespace braid

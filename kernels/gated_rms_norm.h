@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/core/context.h"
+#include "kernels/core/implementation.h"
 #include "kernels/core/tensor.h"
 #include "kernels/gdn_inputs.h"
 
@@ -19,5 +20,7 @@ void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o
 void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_weight, const Tensor& d_y,
                              const Tensor& o, const Tensor& rstd, const Tensor& qkvz, const Tensor& weight,
                              const GdnDims& dims);
+
+Implementation gated_rms_norm_implementation(Context& ctx, DType activation, const GdnDims& dims);
 
 }  // namespace braid

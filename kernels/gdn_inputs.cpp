@@ -12,6 +12,7 @@ decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
 namespace cuda {
 decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
 decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
+decltype(braid::gdn_inputs_implementation) gdn_inputs_implementation;
 }  // namespace cuda
 
 namespace {
@@ -85,6 +86,13 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
     if (ctx.on_cuda()) return cuda::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
   }
   cpu::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
+}
+
+Implementation gdn_inputs_implementation(Context& ctx, DType activation, const GdnDims& dims) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gdn_inputs_implementation(ctx, activation, dims);
+  }
+  return {"CPU", ""};
 }
 
 }  // namespace braid

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/core/context.h"
+#include "kernels/core/implementation.h"
 #include "kernels/core/segments.h"
 #include "kernels/core/tensor.h"
 #include "kernels/gated_delta_rule.h"
@@ -69,5 +70,7 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
                          const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
                          const Segments& segments, const GdnDims& dims);
+
+Implementation gdn_inputs_implementation(Context& ctx, DType activation, const GdnDims& dims);
 
 }  // namespace braid

@@ -10,7 +10,8 @@ decltype(braid::matmul) matmul;
 }
 namespace cuda {
 decltype(braid::matmul) matmul;
-}
+decltype(braid::matmul_implementation) matmul_implementation;
+}  // namespace cuda
 
 namespace {
 
@@ -65,6 +66,13 @@ void linear_backward_weight(Context& ctx, Tensor d_weight, const Tensor& d_y, co
   check_dtype(d_y.dtype(), {{"x", x}});
   check_output_dtype("d_weight", d_weight, d_y.dtype());
   matmul(ctx, d_weight, d_y, Transpose::kYes, x, Transpose::kNo, Accumulate::kYes);
+}
+
+Implementation matmul_implementation(const Context& ctx, DType dtype, int64_t width) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::matmul_implementation(ctx, dtype, width);
+  }
+  return {"CPU", ""};
 }
 
 }  // namespace braid

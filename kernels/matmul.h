@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/core/context.h"
+#include "kernels/core/implementation.h"
 #include "kernels/core/tensor.h"
 
 namespace braid {
@@ -23,5 +24,8 @@ void linear_backward_input(Context& ctx, Tensor d_x, const Tensor& d_y, const Te
                            Accumulate accumulate = Accumulate::kNo);
 //   d_weight (O, I) += d_y^T x
 void linear_backward_weight(Context& ctx, Tensor d_weight, const Tensor& d_y, const Tensor& x);
+
+// Of products whose matrices have rows of so many elements.
+Implementation matmul_implementation(const Context& ctx, DType dtype, int64_t width);
 
 }  // namespace braid

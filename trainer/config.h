@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "data/data_config.h"
 #include "kernels/core/enum_names.h"
@@ -82,6 +83,7 @@ struct RunConfig {
   RunSection run;
   DeviceChoice device = DeviceChoice::kAuto;
   Precision precision = Precision::kFp32;
+  std::vector<std::string> allow_slow;
   ParallelConfig parallel;
   TrainSection train;
   ModelConfig model;
@@ -100,6 +102,9 @@ struct RunConfig {
     key("run", run, "the run");
     key("device", device, "where to compute; auto takes a GPU if the build and the machine have one");
     key("precision", precision, "of weights and activations");
+    key("allow_slow", allow_slow,
+        "operators that may run slower than the GPU allows, as in [attention]; a bf16 run with others that would is "
+        "refused");
     key("parallel", parallel, "how ranks share the work");
     key("train", train, "batches");
     key("model", model, "the model's shape, in the keys of transformers' config.json");

@@ -8,6 +8,7 @@
 
 #include "trainer/config_reader.h"
 #include "trainer/config_visit.h"
+#include "trainer/device/implementations.h"
 
 namespace braid {
 namespace {
@@ -118,6 +119,14 @@ void check_batches(const RunConfig& config) {
               " sequences of ", train.seq_length, " tokens are more tokens than 64 bits can count");
 }
 
+void check_allow_slow(const std::vector<std::string>& operators) {
+  std::string known;
+  for (const char* name : kOperatorNames) known += concat(known.empty() ? "" : ", ", name);
+  for (const std::string& name : operators)
+    check_value(std::find(kOperatorNames.begin(), kOperatorNames.end(), name) != kOperatorNames.end(), "allow_slow",
+                name, "is no operator; there are ", known);
+}
+
 void check_optimizer(const OptimizerConfig& optimizer) {
   check_not_negative("optimizer.lr", optimizer.lr);
   check_share_below_one("optimizer.beta1", optimizer.beta1);
@@ -171,6 +180,7 @@ void check_model_config(const RunConfig& config) {
   check_not_negative("mtp.loss_weight", config.mtp.loss_weight);
   check_not_negative("balance.loss_weight", config.balance.loss_weight);
   check_not_negative("balance.z_loss_weight", config.balance.z_loss_weight);
+  check_allow_slow(config.allow_slow);
 }
 
 void check_config(const RunConfig& config) {

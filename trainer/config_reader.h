@@ -26,7 +26,7 @@ RunConfig read_config_text(const std::string& yaml, const std::string& name);
 // Rules between keys that need no device, rank or file. Errors: ConfigError with the rule, the numbers and, where there
 // are few, the nearest legal values.
 void check_config(const RunConfig& config);
-// The part of check_config that concerns the model alone (model, mtp, balance, init): what a config without run, train
+// The part of check_config that concerns the model alone (model, mtp, balance, init, allow_slow): what a config without run, train
 // and data sections must meet.
 void check_model_config(const RunConfig& config);
 // The rules that depend on the number of ranks (batch sizes, expert parallelism), for a model that passes its check.

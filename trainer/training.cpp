@@ -85,14 +85,16 @@ struct Front {
 
 class TrainingRun {
  public:
-  TrainingRun(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume)
+  TrainingRun(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
+              SelfCheck self_check)
       : ctx_(ctx), mesh_(mesh), config_(config), state_(config, mesh) {
     if (mesh.rank() == 0) open_run_folder(resume);
     mesh.world().barrier(ctx);
     train_data_ = open_datasets(config, Split::kTrain);
     validation_data_ = open_datasets(config, Split::kValidation);
     data_digest_ = data_digest(config, train_data_);
-    state_.allocate(ctx.device());
+    start_on_device(ctx, mesh, config, self_check, stdout);
+    state_.allocate(ctx);
     if (resume.resume) load(resume);
     else if (!config.init.from.empty()) load_initial_weights();
     else state_.initialize(ctx);
@@ -257,10 +259,11 @@ class TrainingRun {
 }  // namespace
 
 void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path) {
-  static const char* const kFreePrefixes[] = {"run.",        "device", "parallel.",   "train.micro_batch_size",
-                                              "eval.",       "log.",   "checkpoint.", "data.prefetch_steps",
-                                              "init.from",  // the weights that came from there are in the checkpoint
-                                              "data.sources"};  // the data itself is compared by its digest
+  static const char* const kFreePrefixes[] = {
+      "run.",        "device", "allow_slow",  "parallel.",           "train.micro_batch_size",
+      "eval.",       "log.",   "checkpoint.", "data.prefetch_steps",
+      "init.from",      // the weights that came from there are in the checkpoint
+      "data.sources"};  // the data itself is compared by its digest
   std::string differing;
   int64_t count = 0;
   for (const ConfigDifference& d : compare_configs(stored, config)) {
@@ -273,8 +276,9 @@ void check_resume_config(const RunConfig& stored, const RunConfig& config, const
                          count > 3 ? ", …" : "");
 }
 
-ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume) {
-  return TrainingRun(ctx, mesh, config, resume).run();
+ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
+                      SelfCheck self_check) {
+  return TrainingRun(ctx, mesh, config, resume, self_check).run();
 }
 
 }  // namespace braid

@@ -5,6 +5,7 @@
 #include "kernels/core/context.h"
 #include "parallel/process_mesh.h"
 #include "trainer/config.h"
+#include "trainer/device/start.h"
 
 namespace braid {
 
@@ -15,7 +16,8 @@ struct ResumeFrom {
 
 // A whole run: data, model, steps, evaluation, metrics, checkpoints. Called by every rank; rank 0 owns the run folder.
 // Returns kDone, or kStoppedOnRequest after a signal, with a complete checkpoint in either case.
-ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume);
+ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
+                      SelfCheck self_check);
 
 // Throws CheckpointError naming the first keys that differ if a run with `config` may not go on from a checkpoint whose
 // run had `stored`: every key that changes what is computed must be the same. Keys of layout, paths, saving, evaluation

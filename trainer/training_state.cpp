@@ -1,7 +1,10 @@
 #include "trainer/training_state.h"
 
+#include "kernels/core/device_info.h"
+#include "kernels/core/memory.h"
 #include "model/initial_weights.h"
 #include "trainer/checkpoint/device_slices.h"
+#include "trainer/device/device_memory.h"
 
 namespace braid {
 namespace {
@@ -33,11 +36,28 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
   balance.plan(plan_.activations, config.train.micro_batch_size);
 }
 
-void TrainingState::allocate(Device device) {
+void TrainingState::allocate(Context& ctx) {
+  const Device device = ctx.device();
+  int64_t scratch_bytes = 0;
+  if (ctx.on_cuda()) {
+    const ModelConfig& m = config_.model;
+    const ExpertExchange exchange(mesh_.expert(), m.num_experts, m.num_experts_per_tok,
+                                  config_.train.micro_batch_size * config_.train.seq_length,
+                                  config_.parallel.max_rows_factor);
+    scratch_bytes = scratch_bound_bytes(config_, exchange.max_rows());
+    check_gpu_memory({{"weights", plan_.weights.total_bytes()},
+                      {"gradients", plan_.gradients.total_bytes()},
+                      {"optimizer state", plan_.optimizer.total_bytes()},
+                      {"activations", plan_.activations.total_bytes()},
+                      {"scratch", scratch_bytes},
+                      {"libraries", library_bytes(mesh_.size())}},
+                     gpu_memory(), device_info(ctx).name);
+  }
   weights_ = Arena("weights", plan_.weights, device);
   gradients_ = Arena("gradients", plan_.gradients, device);
   optimizer_ = Arena("optimizer state", plan_.optimizer, device);
   activations_ = Arena("activations", plan_.activations, device);
+  if (ctx.on_cuda()) ctx.reserve_scratch(scratch_bytes);
   adamw.bind(model.weights(), model.gradients());
 }
 

@@ -27,7 +27,9 @@ class TrainingState {
   TrainingState& operator=(const TrainingState&) = delete;
 
   const MemoryPlan& memory() const { return plan_; }
-  void allocate(Device device);  // Errors: OutOfMemoryError
+  // On a GPU also the scratch of a step, and only if everything fits what is free.   Errors: OutOfMemoryError, with the
+  // table of what is needed.
+  void allocate(Context& ctx);
 
   void initialize(Context& ctx);                            // weights from the seed, moments and counts 0
   void load(Context& ctx, const CheckpointReader& reader);  // everything, from any layout

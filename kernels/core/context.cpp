@@ -16,6 +16,7 @@ int index_of(const Gpu& gpu);
 void synchronize(Gpu& gpu);
 void wait_for(Gpu& gpu, Gpu& other);
 int num_gpus();
+std::string why_no_gpu();
 }  // namespace cuda
 
 Context Context::gpu(int device_index) {
@@ -30,6 +31,11 @@ Context Context::gpu(int device_index) {
 int Context::num_gpus() {
   if constexpr (kWithCuda) return cuda::num_gpus();
   return 0;
+}
+
+std::string Context::why_no_gpu() {
+  if constexpr (kWithCuda) return cuda::why_no_gpu();
+  return "this build of braid has no CUDA operators";
 }
 
 void Context::synchronize() const {
@@ -54,6 +60,21 @@ void Context::wait_for(Context& other) {
   }
 }
 
+void Context::reserve_scratch(int64_t bytes) {
+  assert(in_use_bytes_ == 0);
+  if (!blocks_.empty() && blocks_.front().bytes >= bytes) return;
+  blocks_.clear();  // before a larger block is taken
+  add_block(round_up(bytes, kMemoryAlignBytes));
+}
+
+void Context::add_block(int64_t bytes) {
+  Block block;
+  block.bytes = bytes;
+  block.memory = allocate_memory(device(), bytes);
+  check<OutOfMemoryError>(block.memory != nullptr, "cannot allocate ", bytes, " bytes of scratch");
+  blocks_.push_back(std::move(block));
+}
+
 std::byte* Context::push(int64_t bytes) {
   bytes = round_up(bytes, kMemoryAlignBytes);
   while (top_ < blocks_.size() && blocks_[top_].used_bytes + bytes > blocks_[top_].bytes) {
@@ -64,13 +85,7 @@ std::byte* Context::push(int64_t bytes) {
     }
     ++top_;
   }
-  if (top_ == blocks_.size()) {
-    Block block;
-    block.bytes = std::max({bytes, kMinBlockBytes, 2 * peak_bytes_});
-    block.memory = allocate_memory(device(), block.bytes);
-    check<OutOfMemoryError>(block.memory != nullptr, "cannot allocate ", block.bytes, " bytes of scratch");
-    blocks_.push_back(std::move(block));
-  }
+  if (top_ == blocks_.size()) add_block(std::max({bytes, kMinBlockBytes, 2 * peak_bytes_}));
   Block& block = blocks_[top_];
   std::byte* result = block.memory.get() + block.used_bytes;
   block.used_bytes += bytes;

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels/core/tensor.h"
@@ -22,7 +23,8 @@ class Context {
   // Errors: EnvironmentError if there is no such device, or if it is too old.
   static Context gpu(int device_index);
 
-  static int num_gpus();  // that this process sees; 0 in a build without CUDA
+  static int num_gpus();            // that this process sees; 0 in a build without CUDA
+  static std::string why_no_gpu();  // what the driver says where there is none
 
   Device device() const { return gpu_ ? Device::kCuda : Device::kCpu; }
   bool on_cuda() const { return device() == Device::kCuda; }
@@ -42,6 +44,9 @@ class Context {
   Profile* profile() const { return profile_; }
   void attach(Profile* profile) { profile_ = profile; }
 
+  // Takes this much scratch in one block, so that operators that need no more of it take no memory of their own. Only
+  // while no scratch is in use.   Errors: OutOfMemoryError.
+  void reserve_scratch(int64_t bytes);
   // Most scratch bytes that were in use at one time.
   int64_t scratch_peak_bytes() const { return peak_bytes_; }
 
@@ -52,6 +57,7 @@ class Context {
     int64_t bytes = 0;
     int64_t used_bytes = 0;
   };
+  void add_block(int64_t bytes);
   std::byte* push(int64_t bytes);
 
   std::shared_ptr<cuda::Gpu> gpu_;

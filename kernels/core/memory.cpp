@@ -11,6 +11,7 @@ namespace cuda {
 void* allocate(int64_t bytes);  // null if there is not enough
 void release(void* block);
 void zero(void* block, int64_t bytes);
+decltype(braid::gpu_memory) gpu_memory;
 }  // namespace cuda
 
 std::shared_ptr<std::byte> allocate_memory(Device device, int64_t bytes) {
@@ -31,6 +32,11 @@ void zero_memory(Device device, std::byte* block, int64_t bytes) {
     if (device == Device::kCuda) return cuda::zero(block, bytes);
   }
   std::memset(block, 0, static_cast<size_t>(bytes));
+}
+
+GpuMemory gpu_memory() {
+  if constexpr (kWithCuda) return cuda::gpu_memory();
+  throw EnvironmentError("this build of braid has no CUDA operators");
 }
 
 }  // namespace braid

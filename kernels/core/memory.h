@@ -19,4 +19,10 @@ std::shared_ptr<std::byte> allocate_memory(Device device, int64_t bytes);
 // Done when it returns.
 void zero_memory(Device device, std::byte* block, int64_t bytes);
 
+// Of the calling thread's current GPU, all processes on it counted.
+struct GpuMemory {
+  int64_t free_bytes = 0, total_bytes = 0;
+};
+GpuMemory gpu_memory();
+
 }  // namespace braid

@@ -167,12 +167,20 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
 }
 
 AttentionImplementation attention_implementation(Context& ctx, const AttentionTensors& in, const Segments& segments) {
-  const std::string own = mma_attention_supports(ctx, in) ? "tensor-core kernel" : "fp32 kernel";
+  const bool on_tensor_cores = mma_attention_supports(ctx, in);
+  const std::string own = on_tensor_cores ? "tensor-core kernel" : "fp32 kernel";
   auto name = [&](bool backward) {
     const std::string why_not = why_not_cudnn(ctx, in, segments, backward);
     return why_not.empty() ? std::string("cuDNN") : own + " (cuDNN: " + why_not + ")";
   };
-  return {name(false), name(true)};
+  AttentionImplementation result = {name(false), name(true), ""};
+  if (!on_tensor_cores && (result.forward != "cuDNN" || result.backward != "cuDNN"))
+    result.why_slow =
+        concat("heads of ", in.q.dim(2), " in ", name_of(in.q.dtype()),
+               " run in fp32 arithmetic; the tensor-core kernels take bf16 and multiples of 16 up to 256");
+  else if (!kWithCudnn && ctx.gpu().compute_capability >= 90)
+    result.why_slow = "this build has no cuDNN, which is faster than the own tensor-core kernels";
+  return result;
 }
 
 }  // namespace braid::cuda

@@ -360,4 +360,11 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
   });
 }
 
+Implementation attention_inputs_implementation(Context&, DType activation, const AttentionDims& dims) {
+  const int slots = activation == DType::kBF16 ? slots_for<bf16>(dims, {}) : slots_for<float>(dims, {});
+  if (slots > 0) return {concat("16 bytes at a time, heads of ", dims.head_dim), ""};
+  return {"general kernels", concat("no fast kernel takes heads of ", dims.head_dim, " with ", dims.rotary_dim,
+                                    " rotating dimensions in ", name_of(activation))};
+}
+
 }  // namespace braid::cuda

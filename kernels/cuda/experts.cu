@@ -711,4 +711,13 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
   });
 }
 
+Implementation experts_implementation(Context&, const ExpertWeights& weights) {
+  const int64_t C = weights.down.dim(1), F = weights.down.dim(2);
+  const DType dtype = weights.down.dtype();
+  if (on_tensor_cores(dtype, C, F, {})) return {"grouped products, tensor cores", ""};
+  return {"grouped products, fp32 arithmetic", concat("the tensor-core kernels take bf16 and widths that are multiples "
+                                                      "of 8, not ",
+                                                      C, " and ", F, " in ", name_of(dtype))};
+}
+
 }  // namespace braid::cuda

@@ -165,4 +165,12 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
   dispatch_activation("q", in.q, [&]<class X> { any::backward<X>(ctx, d_in, d_o, in, segments); });
 }
 
+Implementation gated_delta_rule_implementation(Context& ctx, const DeltaRuleInputs& in) {
+  const int64_t Dk = in.q.dim(2), Dv = in.v.dim(2);
+  if (fast::applies(ctx, in)) return {concat("chunked, tensor cores, heads of ", Dk), ""};
+  return {concat("chunked, general kernels, heads of ", Dk, " and ", Dv),
+          concat("the tensor-core kernels take heads of ", delta_rule::kDim, " in bf16, not of ", Dk, " and ", Dv,
+                 " in ", name_of(in.q.dtype()))};
+}
+
 }  // namespace braid::cuda

@@ -276,4 +276,10 @@ void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_w
   });
 }
 
+Implementation gated_rms_norm_implementation(Context&, DType activation, const GdnDims& dims) {
+  const bool fast = activation == DType::kBF16 ? is_fast<bf16>(dims, {}) : is_fast<float>(dims, {});
+  if (fast) return {concat("16 bytes at a time, heads of ", dims.value_dim), ""};
+  return {"general kernels", concat("the fast kernels take heads of ", kRowElements, ", not of ", dims.value_dim)};
+}
+
 }  // namespace braid::cuda

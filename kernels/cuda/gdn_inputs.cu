@@ -523,4 +523,10 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
   });
 }
 
+Implementation gdn_inputs_implementation(Context&, DType, const GdnDims& dims) {
+  if (fast_path_applies(dims)) return {"fused, 16 bytes at a time, heads of 128, 4 taps", ""};
+  return {"general kernels", concat("the fused kernels take heads of ", kWidth, " and ", kTaps, " taps, not heads of ",
+                                    dims.key_dim, " and ", dims.value_dim, " and ", dims.conv_kernel, " taps")};
+}
+
 }  // namespace braid::cuda

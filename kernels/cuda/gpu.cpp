@@ -68,6 +68,11 @@ int num_gpus() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
+std::string why_no_gpu() {
+  int count = 0;
+  return cudaGetErrorString(cudaGetDeviceCount(&count));
+}
+
 void* allocate(int64_t bytes) {
   void* block = nullptr;
   const cudaError_t result = cudaMalloc(&block, static_cast<size_t>(bytes));
@@ -84,6 +89,12 @@ void release(void* block) { cudaFree(block); }
 void zero(void* block, int64_t bytes) {
   check_cuda(cudaMemset(block, 0, static_cast<size_t>(bytes)), "cudaMemset");
   check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
+GpuMemory gpu_memory() {
+  size_t free_bytes = 0, total_bytes = 0;
+  check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  return {static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
 }
 
 }  // namespace cuda

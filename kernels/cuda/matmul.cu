@@ -110,4 +110,10 @@ void matmul(Context& ctx, Tensor c, const Tensor& a, Transpose transpose_a, cons
                "cublasLtMatmul");
 }
 
+Implementation matmul_implementation(const Context&, DType dtype, int64_t width) {
+  const std::string name = concat("cuBLASLt ", cublasLtGetVersion());
+  if (width * size_of(dtype) % 16 == 0) return {name, ""};
+  return {name, concat("rows of ", width, " are no multiple of 16 bytes, as its tensor-core kernels want them")};
+}
+
 }  // namespace braid::cuda

@@ -68,6 +68,9 @@ void expect_refused(const std::vector<BadValue>& table, void (*check)(const RunC
 TEST(CheckConfig, AcceptsAWholeRunAndTheModelAlone) {
   EXPECT_EQ(message_of([] { check_config(valid_config()); }), "");
   EXPECT_EQ(message_of([] { check_model_config(RunConfig()); }), "");
+  RunConfig slow = valid_config();
+  slow.allow_slow = {"attention", "gated_delta_rule"};
+  EXPECT_EQ(message_of([&] { check_config(slow); }), "");
 }
 
 TEST(CheckModelConfig, RefusesWhatTheModelCannotBe) {
@@ -101,6 +104,10 @@ TEST(CheckModelConfig, RefusesWhatTheModelCannotBe) {
       {[](RunConfig& c) { c.mtp.loss_weight = -0.1; }, "mtp.loss_weight is -0.1, but must be at least 0"},
       {[](RunConfig& c) { c.balance.loss_weight = kNan; }, "balance.loss_weight is nan, but"},
       {[](RunConfig& c) { c.balance.z_loss_weight = -1; }, "balance.z_loss_weight is -1, but"},
+      {[](RunConfig& c) {
+         c.allow_slow = {"attention", "softmax"};
+       },
+       "allow_slow is softmax, but is no operator; there are matmul, embedding, "},
   };
   expect_refused(table, check_model_config);
   expect_refused(table, check_config);

@@ -26,7 +26,7 @@ class TrainingStateTest : public FolderTest {
   std::string load_error() {
     const ProcessMesh mesh(make_local_communicator(), 1, config_.model.num_experts);
     TrainingState state(config_, mesh);
-    state.allocate(Device::kCpu);
+    state.allocate(ctx_);
     return message_of<CheckpointError>([&] { state.load_weights(ctx_, open_checkpoint(path("ckpt"))); });
   }
 };
@@ -38,7 +38,7 @@ TEST_F(TrainingStateTest, LoadWeightsTakesThemAloneAndConvertsThem) {
       config_.precision = precision;
       const ProcessMesh mesh(make_local_communicator(), 1, config_.model.num_experts);
       TrainingState state(config_, mesh);
-      state.allocate(Device::kCpu);
+      state.allocate(ctx_);
       state.load_weights(ctx_, open_checkpoint(path("ckpt")));
       const auto table = table_of(tiny_model(), true);
       int64_t compared = 0;

@@ -73,7 +73,7 @@ double StepBenchResult::median_ms() const {
 StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfig& config,
                            const StepBenchOptions& options) {
   TrainingState state(config, mesh);
-  state.allocate(ctx.device());
+  state.allocate(ctx);
   state.initialize(ctx);
   StepBenchResult result;
   result.planned_bytes = state.memory().total_bytes();

@@ -45,7 +45,8 @@ bool use_gpu(const RunConfig& config, Communicator& world) {
   check<ConfigError>(!asked || config.precision != Precision::kFp64, "precision: fp64 runs on the CPU only");
   const bool possible = config.device != DeviceChoice::kCpu && config.precision != Precision::kFp64;
   const bool chosen = possible && every_rank_has_gpu(world);
-  check<EnvironmentError>(!asked || chosen, "device: cuda was asked for, but no GPU is there");
+  check<EnvironmentError>(!asked || chosen,
+                          "device: cuda was asked for, but no GPU can be used: ", Context::why_no_gpu());
   check<ConfigError>(chosen || config.precision != Precision::kBf16,
                      "precision: bf16 needs a GPU; the CPU has fp32 and fp64");
   check<ConfigError>(chosen || config.optimizer.moment_dtype != MomentDType::kBf16,

@@ -13,6 +13,7 @@ void add_train_command(CLI::App& app, Action& action) {
     std::string config;
     std::vector<std::string> overrides;
     ResumeFrom resume;
+    bool skip_self_check = false;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "Train a model. Several ranks: mpirun -n W braid train CONFIG");
@@ -20,6 +21,7 @@ void add_train_command(CLI::App& app, Action& action) {
   command->add_option("overrides", options->overrides, "section.key=value, applied in order");
   command->add_flag("--resume", options->resume.resume, "go on from the newest checkpoint of run.dir");
   command->add_option("--resume-from", options->resume.checkpoint, "go on from this checkpoint folder");
+  command->add_flag("--skip-selfcheck", options->skip_self_check, "do not hold the GPU's kernels to the CPU's first");
   command->callback([options, &action] {
     action = [options] {
       options->resume.resume |= !options->resume.checkpoint.empty();
@@ -29,7 +31,8 @@ void add_train_command(CLI::App& app, Action& action) {
       const std::unique_ptr<Machine> machine = open_machine(config);
       check_config_for_ranks(config, machine->world->size());
       const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
-      return static_cast<int>(run_training(machine->ctx, mesh, config, options->resume));
+      const SelfCheck self_check = options->skip_self_check ? SelfCheck::kNo : SelfCheck::kYes;
+      return static_cast<int>(run_training(machine->ctx, mesh, config, options->resume, self_check));
     };
   });
 }

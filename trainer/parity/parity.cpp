@@ -157,7 +157,7 @@ ParityReport check_forward(Context& ctx, const ParityOptions& options) {
     compare_outputs(ctx, state.model, inputs, reference, bounds, report);
   } else {
     TrainingState state(config, mesh);
-    state.allocate(ctx.device());
+    state.allocate(ctx);
     state.adamw.load_weights(ctx, reader);
     compare_outputs(ctx, state.model, inputs, reference, bounds, report);
     backward(ctx, state, reference.batch);
@@ -177,7 +177,7 @@ ParityReport check_training(Context& ctx, const ParityOptions& options) {
 
   const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
   TrainingState state(config, mesh);
-  state.allocate(ctx.device());
+  state.allocate(ctx);
   state.adamw.load_weights(ctx, reader);
   std::vector<double> losses, grad_norms;
   for (int64_t step = 1; step <= config.run.steps; ++step) {

@@ -95,6 +95,25 @@ TEST(Scratch, CountsThePeak) {
   EXPECT_EQ(ctx.scratch_peak_bytes(), 512 + 3 * kMiB);
 }
 
+TEST(Scratch, TakesWhatWasReserved) {
+  Context ctx = Context::cpu();
+  { Scratch(ctx).array<uint8_t>(kMiB); }
+  ctx.reserve_scratch(8 * kMiB);
+  uint8_t* begin = nullptr;
+  for (int64_t mib : {1, 3, 2, 7}) {  // would else take ever larger blocks
+    Scratch scratch(ctx);
+    uint8_t* first = scratch.array<uint8_t>(kMiB / 2);
+    if (begin == nullptr) begin = first;
+    EXPECT_EQ(first, begin);
+    EXPECT_EQ(scratch.array<uint8_t>(mib * kMiB), begin + kMiB / 2);
+    EXPECT_EQ(scratch.array<uint8_t>(kMiB / 4), begin + kMiB / 2 + mib * kMiB);
+  }
+  ctx.reserve_scratch(kMiB);  // there is more
+  EXPECT_EQ(Scratch(ctx).array<uint8_t>(8 * kMiB), begin);
+  EXPECT_THROW(ctx.reserve_scratch(int64_t{1} << 60), OutOfMemoryError);
+  EXPECT_NE(Scratch(ctx).array<uint8_t>(64), nullptr);  // still usable
+}
+
 TEST(Scratch, ReportsMemoryThatCannotBeHad) {
   Context ctx = Context::cpu();
   Scratch scratch(ctx);

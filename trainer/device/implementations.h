@@ -1,0 +1,32 @@
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "kernels/core/implementation.h"
+#include "trainer/config.h"
+
+namespace braid {
+
+// The operators of the catalogue that training runs, by the names that `allow_slow` takes.
+inline constexpr std::array kOperatorNames = {"matmul",           "embedding",      "rms_norm",         "gdn_inputs",
+                                              "gated_delta_rule", "gated_rms_norm", "attention_inputs", "attention",
+                                              "router",           "experts",        "expert_rows",      "swiglu",
+                                              "mtp_inputs",       "adamw",          "lm_head_loss"};
+
+bool uses_gated_delta_net(const ModelConfig& model);
+bool uses_attention(const RunConfig& config);  // in a layer or in the MTP block
+
+struct OperatorImplementation {
+  std::string name;  // one of kOperatorNames
+  Implementation how;
+};
+// Of every operator that a run with this config uses, on this device, for its sizes and precision.
+std::vector<OperatorImplementation> operator_implementations(Context& ctx, const RunConfig& config);
+
+// Throws ConfigError naming the operators, and why, if a run in bf16 would take a slow way that `allow_slow` does not
+// name. In fp32, which is for tests, every way counts as allowed.
+void check_nothing_slow(const std::vector<OperatorImplementation>& implementations, const RunConfig& config);
+
+}  // namespace braid
