@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/experts_backends.cuh"
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/row_access.cuh"
 #include "kernels/cuda/warp_scan.cuh"
 
@@ -9,23 +11,16 @@
 // the rows of every expert into tiles there, and the grid of a product has a block for each tile that there could be;
 // those without one return at once.
 //
-// Two ways: bf16 with 16-byte rows on the tensor cores, with SwiGLU and its gradient where the product that they follow
-// ends; and everything else in plain fp32 arithmetic, with SwiGLU apart.
+// Three ways: bf16 with 16-byte rows on the tensor cores, with SwiGLU and its gradient where the product that they
+// follow ends, on Hopper by its own instructions (experts_wgmma.cu) and elsewhere by those of all GPUs since sm_80; and
+// everything else in plain fp32 arithmetic, with SwiGLU apart.
 namespace braid::cuda {
 namespace {
 
-constexpr int64_t kMaxExperts = 4096;  // what the block that cuts tiles has shared memory for
-constexpr int kTile = 128;             // rows, and columns on the tensor cores
+constexpr int64_t kMaxExperts = 4096;   // what the block that cuts tiles has shared memory for
+constexpr int kTile = kExpertTileRows;  // rows, and columns on the tensor cores
 
-struct RowTile {
-  int32_t expert, begin, rows;  // 0 rows: not used
-};
-
-struct Groups {
-  const int32_t* row_begin;  // (El + 1)
-  const RowTile* tiles;      // (max_tiles)
-  int64_t max_tiles;
-};
+using Groups = ExpertGroups;
 
 constexpr int kGroupThreads = 1024;
 
@@ -86,25 +81,12 @@ Groups make_groups(Context& ctx, Scratch& scratch, const Tensor& rows_per_expert
   return {row_begin, tiles, max_tiles};
 }
 
-__device__ __forceinline__ float swiglu(float a, float b, float gate) { return gate * a * sigmoid(a) * b; }
-
-struct SwigluGradient {
-  float d_a, d_b, h, d_gate;
-};
-__device__ __forceinline__ SwigluGradient swiglu_gradient(float d_h, float a, float b, float gate) {
-  const float s = sigmoid(a), act = a * s, d_product = gate * d_h;
-  return {d_product * b * (s + act * (1 - s)), d_product * act, gate * act * b, d_h * act * b};
-}
-
 // ---- Tensor cores: c (M, N) = a (M, K) b (N, K)^T in tiles of 128 x 128, 64 deep ------------------------------------
 //
 // A block of 8 warps owns a tile, each warp 64 x 32 of it in registers. Three stages of shared memory are filled by
 // asynchronous copies of 16 bytes, which write zeros where a tile reaches past its operand. In shared memory an operand
 // lies as lines of its contiguous dimension, 64 or 128 numbers, whose 16-byte chunks are exchanged by the line's last
 // three bits, so that neither a copy nor a load of a fragment meets a bank twice.
-
-// The dimension along which an operand's numbers are consecutive in memory: K, or M (N for b).
-enum class Major { kK, kMn };
 
 constexpr int kDepth = 64;
 constexpr int kStages = 3;
@@ -620,6 +602,13 @@ bool on_tensor_cores(DType dtype, int64_t C, int64_t F, std::initializer_list<co
 
 }  // namespace
 
+void sum_gate_parts(Context& ctx, Tensor d_row_gate, const float* parts, int64_t num_parts, const ExpertGroups& groups,
+                    int64_t El) {
+  sum_gate_parts_kernel<<<ceil_div(d_row_gate.numel(), 256), 256, 0, stream_of(ctx)>>>(
+      pointer<float>(d_row_gate), parts, groups.row_begin + El, num_parts);
+  check_launch("experts gradient of row_gate");
+}
+
 void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
                      const Tensor& rows_per_expert, const ExpertWeights& weights) {
   const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
@@ -628,6 +617,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
   Tensor h = scratch.tensor({R, F}, x.dtype());
   if (on_tensor_cores(x.dtype(), C, F,
                       {out.raw(), gate_up_out.raw(), x.raw(), weights.gate_up.raw(), weights.down.raw()})) {
+    if (has_hopper_kernels(ctx)) return wgmma_experts_forward(ctx, groups, out, gate_up_out, h, x, row_gate, weights);
     const UpProduct up = {{groups, static_cast<int>(ceil_div(F, kPairColumns))},
                           pointer<bf16>(gate_up_out),
                           pointer<bf16>(h),
@@ -666,6 +656,9 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
   if (on_tensor_cores(x.dtype(), C, F,
                       {d_x.raw(), d_weights.gate_up.raw(), d_weights.down.raw(), d_out.raw(), x.raw(),
                        gate_up_out.raw(), weights.gate_up.raw(), weights.down.raw()})) {
+    if (has_hopper_kernels(ctx))
+      return wgmma_experts_backward(ctx, groups, d_x, d_row_gate, d_weights, h, d_gate_up_out, d_out, x, row_gate,
+                                    gate_up_out, weights);
     const auto f = static_cast<int>(F), c = static_cast<int>(C), parts = static_cast<int>(ceil_div(F, kTile));
     auto* gate_part = scratch.array<float>(R * parts);
     auto *h_data = pointer<bf16>(h), *d_ab = pointer<bf16>(d_gate_up_out);
@@ -680,9 +673,7 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
                                f,
                                c};
     launch_mma(ctx, down, down.grid.size(), "experts gradient of h");
-    sum_gate_parts_kernel<<<ceil_div(R, 256), 256, 0, stream_of(ctx)>>>(pointer<float>(d_row_gate), gate_part,
-                                                                        groups.row_begin + El, parts);
-    check_launch("experts gradient of row_gate");
+    sum_gate_parts(ctx, d_row_gate, gate_part, parts, groups, El);
     const RowProduct<Major::kMn> up = {{groups, static_cast<int>(ceil_div(C, kTile))},
                                        pointer<bf16>(d_x),
                                        d_ab,
@@ -711,10 +702,15 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
   });
 }
 
-Implementation experts_implementation(Context&, const ExpertWeights& weights) {
+Implementation experts_implementation(Context& ctx, const ExpertWeights& weights) {
   const int64_t C = weights.down.dim(1), F = weights.down.dim(2);
   const DType dtype = weights.down.dtype();
-  if (on_tensor_cores(dtype, C, F, {})) return {"grouped products, tensor cores", ""};
+  if (on_tensor_cores(dtype, C, F, {})) {
+    if (has_hopper_kernels(ctx)) return {"grouped products, Hopper's warpgroups (wgmma)", ""};
+    const bool is_hopper = ctx.gpu().compute_capability == 90;
+    return {"grouped products, tensor cores (mma.sync)",
+            is_hopper ? "this build has no kernels for sm_90a: set CMAKE_CUDA_ARCHITECTURES" : ""};
+  }
   return {"grouped products, fp32 arithmetic", concat("the tensor-core kernels take bf16 and widths that are multiples "
                                                       "of 8, not ",
                                                       C, " and ", F, " in ", name_of(dtype))};

@@ -2,6 +2,8 @@
 
 #include <memory>
 
+#include "kernels/cuda/gpu.h"
+
 namespace braid::testing {
 namespace {
 
@@ -29,6 +31,11 @@ Context* gpu_context() {
   }();
   return context;
 }
+
+PortableKernels::PortableKernels(Context& gpu) : gpu_(gpu), compute_capability_(gpu.gpu().compute_capability) {
+  gpu.gpu().compute_capability = 80;
+}
+PortableKernels::~PortableKernels() { gpu_.gpu().compute_capability = compute_capability_; }
 
 Tensor CudaTest::on_gpu(Shape shape, DType dtype) { return to_gpu(poisoned(shape, dtype)); }
 

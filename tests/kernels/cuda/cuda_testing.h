@@ -71,6 +71,18 @@ class CudaTest : public ::testing::TestWithParam<DType> {
   Context& gpu = *gpu_context();
 };
 
+// While it lives, operators on this GPU take the kernels of a GPU of compute capability 8.0, which run on every later
+// one.
+class PortableKernels {
+ public:
+  explicit PortableKernels(Context& gpu);
+  ~PortableKernels();
+
+ private:
+  Context& gpu_;
+  int compute_capability_;
+};
+
 inline std::string activation_name(const ::testing::TestParamInfo<DType>& info) { return name_of(info.param); }
 
 // Runs every TEST_P of a suite with fp32 and with bf16 activations.

@@ -91,6 +91,16 @@ class ExpertsCuda : public CudaTest {
         ASSERT_TRUE(std::isnan(value_at(rest, i))) << "a row that no expert has was written";
     }
   }
+
+  void expect_multiples_of_eight_match() {
+    for (const auto& rows :
+         {std::vector<int64_t>{1}, {3, 0, 5, 1}, {0, 300, 0, 7}, {128, 129, 1}, {0, 0, 4}, {127, 256}}) {
+      expect_matches_cpu(rows, 8, 8, 0);
+      expect_matches_cpu(rows, 72, 40, 3);
+      expect_matches_cpu(rows, 128, 64, 0);
+      expect_matches_cpu(rows, 264, 200, 130);
+    }
+  }
 };
 BRAID_FOR_EACH_ACTIVATION(ExpertsCuda);
 
@@ -102,17 +112,15 @@ TEST_P(ExpertsCuda, OddSizes) {
   }
 }
 
-TEST_P(ExpertsCuda, MultiplesOfEight) {
-  for (const auto& rows :
-       {std::vector<int64_t>{1}, {3, 0, 5, 1}, {0, 300, 0, 7}, {128, 129, 1}, {0, 0, 4}, {127, 256}}) {
-    expect_matches_cpu(rows, 8, 8, 0);
-    expect_matches_cpu(rows, 72, 40, 3);
-    expect_matches_cpu(rows, 128, 64, 0);
-    expect_matches_cpu(rows, 264, 200, 130);
-  }
-}
+TEST_P(ExpertsCuda, MultiplesOfEight) { expect_multiples_of_eight_match(); }
 
 TEST_P(ExpertsCuda, RealSizes) { expect_matches_cpu({150, 0, 1, 64, 257}, 2048, 512, 40); }
+
+TEST_P(ExpertsCuda, PortableKernels) {
+  const PortableKernels portable(gpu);
+  expect_multiples_of_eight_match();
+  expect_matches_cpu({150, 0, 1, 64, 257}, 2048, 512, 40);
+}
 
 TEST_P(ExpertsCuda, ManyExperts) {
   std::vector<int64_t> rows(1500);
