@@ -12,9 +12,9 @@ namespace {
 
 // The logits of a chunk fit into this much scratch unless that makes fewer tokens than a tile of a product has. Every
 // chunk reads and writes the whole fp32 gradient of the weight and reads the weight twice, so chunks are large: with
-// kMaxTokens those bytes take under a third of the time of the products that move them. Logits are kept in the
-// activation dtype; everything that is summed over them is fp32 or wider.
-constexpr int64_t kLogitsBytes = int64_t{1280} << 20, kTokenUnit = 128, kMaxTokens = 4096;
+// kMaxTokens those bytes take a sixth of the time of the products that move them. Logits are kept in the activation
+// dtype; everything that is summed over them is fp32 or wider.
+constexpr int64_t kLogitsBytes = int64_t{2560} << 20, kTokenUnit = 128, kMaxTokens = 8192;
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarpSize;
@@ -58,10 +58,13 @@ __device__ __forceinline__ ExpSum warp_exp_sum(ExpSum x) {
 }
 
 // One block per token: its loss; and its logits (V) become the gradient of scale * loss, if wanted. Two sweeps over the
-// row, of which the second mostly finds it in the L2 cache: reads and writes V elements of device memory.
+// row, of which the second finds the first `kept` elements in shared memory and the others mostly in the L2 cache:
+// reads and writes V elements of device memory.
 template <Gradient kGradient, class V, class T>
 __global__ void __launch_bounds__(kThreads)
-    token_loss_kernel(T* logits, double* losses, const int64_t* targets, int64_t vocab, float scale) {
+    token_loss_kernel(T* logits, double* losses, const int64_t* targets, int64_t vocab, int64_t kept, float scale) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  T* const copy = reinterpret_cast<T*>(shared);
   T* row = logits + int64_t(blockIdx.x) * vocab;
   const int64_t target = targets[blockIdx.x];
   if (target < 0) {
@@ -79,6 +82,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 4
   for (int64_t v = int64_t(threadIdx.x) * V::kSize; v < vocab; v += kThreads * V::kSize) {
     const V x = V::load(row + v);
+    if constexpr (kGradient == Gradient::kYes) {
+      if (v < kept) x.store(copy + v);
+    }
     float highest = x[0];
 #pragma unroll
     for (int i = 1; i < V::kSize; ++i) highest = fmaxf(highest, x[i]);
@@ -105,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
     const float factor = scale / seen.sum;
 #pragma unroll 4
     for (int64_t v = int64_t(threadIdx.x) * V::kSize; v < vocab; v += kThreads * V::kSize) {
-      V x = V::load(row + v);
+      V x = v < kept ? V::load(copy + v) : V::load(row + v);  // this thread's own copy
 #pragma unroll
       for (int i = 0; i < V::kSize; ++i)
         x.set(i, factor * exp_of<T>(x[i] - seen.highest) - (v + i == target ? scale : 0));
@@ -126,6 +132,14 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(double* loss_sum, const d
     __syncthreads();
   }
   if (threadIdx.x == 0) *loss_sum = shared[0];
+}
+
+// Shared memory of a block for a row of logits, beside what the kernel itself needs; a multiple of 16.
+int64_t kept_bytes(const Context& ctx) {
+  int most = 0;
+  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.gpu().device_index),
+             "cudaDeviceGetAttribute");
+  return (most - 1024) / 16 * 16;
 }
 
 struct Gradients {
@@ -152,9 +166,14 @@ void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, con
     linear_forward(ctx, chunk_logits, chunk, weight);
     dispatch_activation("hidden", hidden, [&]<class T> {
       dispatch_width<T>(vocab, {chunk_logits.raw()}, [&]<class V> {
-        token_loss_kernel<kGradient, V><<<end - begin, kThreads, 0, stream_of(ctx)>>>(
-            pointer<T>(chunk_logits), losses + begin, pointer<int64_t>(chunk_targets), vocab,
-            static_cast<float>(d.scale));
+        const auto kernel = token_loss_kernel<kGradient, V, T>;
+        const int64_t kept = kGradient == Gradient::kYes ? std::min(vocab, kept_bytes(ctx) / int64_t{sizeof(T)}) : 0;
+        const auto shared_bytes = static_cast<int>(kept * int64_t{sizeof(T)});
+        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+                   "cudaFuncSetAttribute");
+        kernel<<<end - begin, kThreads, shared_bytes, stream_of(ctx)>>>(pointer<T>(chunk_logits), losses + begin,
+                                                                        pointer<int64_t>(chunk_targets), vocab, kept,
+                                                                        static_cast<float>(d.scale));
         check_launch("lm_head_loss");
       });
     });

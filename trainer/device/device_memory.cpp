@@ -69,7 +69,7 @@ int64_t scratch_bound_bytes(const RunConfig& config, int64_t R) {
                             (dtype == DType::kBF16 ? workspace : 0);
 
   // A chunk of logits.
-  const int64_t logits = std::min<int64_t>(N, 4096) * m.vocab_size * s + N * 8;
+  const int64_t logits = std::min<int64_t>(N, 8192) * m.vocab_size * s + N * 8;
 
   const int64_t most = stream + std::max({moe, delta_net, attention, logits});
   return most + most / 16 + 64 * kMiB;  // sums of tiles, sorts, alignment
