@@ -4,7 +4,10 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <list>
 #include <string>
 #include <vector>
 
@@ -71,14 +74,16 @@ class NcclCommunicator final : public Communicator {
     if (host_->rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
     host_->broadcast(cpu_, Tensor(&id, DType::kU8, {int64_t{sizeof id}}), 0);
     check_nccl(ncclCommInitRank(&comm_, host_->size(), id, host_->rank()), "ncclCommInitRank");
-    ctx.gpu().health_checks.push_back([comm = comm_] {
+    auto& health_checks = ctx.gpu().health_checks;
+    health_check_ = health_checks.insert(health_checks.end(), [comm = comm_] {
       ncclResult_t state = ncclSuccess;
       check_nccl(ncclCommGetAsyncError(comm, &state), "ncclCommGetAsyncError");
       check_nccl(state, "NCCL");
     });
   }
   ~NcclCommunicator() override {
-    if (comm_) ncclCommAbort(comm_);  // ends what is in flight; after an orderly end there is nothing
+    ctx_.gpu().health_checks.erase(health_check_);
+    ncclCommAbort(comm_);  // ends what is in flight; after an orderly end there is nothing
   }
 
   int rank() const override { return host_->rank(); }
@@ -145,12 +150,14 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Communicator> host_;  // takes host memory, whichever context it is given with
   Context cpu_ = Context::cpu();
   ncclComm_t comm_ = nullptr;
+  std::list<std::function<void()>>::iterator health_check_;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(Context& ctx, std::unique_ptr<Communicator> host) {
   check_one_rank_per_gpu(ctx, *host);
+  setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);  // reductions inside the switch (multicast) only for those who ask
   return std::make_unique<NcclCommunicator>(ctx, std::move(host));
 }
 

@@ -10,8 +10,9 @@ namespace braid {
 // called with, those in host memory through `host`. Sums on GPUs are taken in the order of NCCL's algorithm, which
 // depends on the ranks and the size of the tensor only, so a repeated call has the same bits.
 // Asynchronous errors of NCCL are polled while Context::synchronize waits, which then throws instead of hanging.
-// Called by every rank of `host`, with a context on its GPU.   Errors: EnvironmentError naming both ranks if two share
-// a GPU; CommunicationError.
+// NVLink multicast stays off unless the environment says NCCL_NVLS_ENABLE=1.
+// Called by every rank of `host`, with a context on its GPU, which outlives the communicator.
+// Errors: EnvironmentError naming both ranks if two share a GPU; CommunicationError.
 std::unique_ptr<Communicator> make_nccl_communicator(Context& ctx, std::unique_ptr<Communicator> host);
 
 }  // namespace braid

@@ -1,0 +1,250 @@
+#include "parallel/nccl_communicator.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/copy.h"
+#include "kernels/core/float_types.h"
+#include "kernels/core/memory.h"
+#include "parallel/expert_exchange.h"
+#include "tests/parallel/mpi_testing.h"
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+// One GPU per rank; numbers are small and whole, so that sums are exact in any order, unless order is what is tested.
+class NcclCommunicator : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (Context::num_gpus() < std::max(1, world().size()))
+      GTEST_SKIP() << "there is no GPU here for each of " << world().size() << " ranks";
+    if (nccl_) return;
+    gpu_ = new Context(Context::gpu(world().rank()));  // never freed: the driver may be gone before us
+    nccl_ = make_nccl_communicator(*gpu_, world().split(0)).release();
+  }
+  static Context& gpu() { return *gpu_; }
+  static Communicator& nccl() { return *nccl_; }
+
+  static Tensor empty_on_gpu(Shape shape, DType dtype) {
+    static auto* memory = new std::vector<std::shared_ptr<std::byte>>;
+    const int64_t bytes = shape.numel() * size_of(dtype);
+    memory->push_back(allocate_memory(Device::kCuda, std::max<int64_t>(1, bytes)));
+    return Tensor(memory->back().get(), dtype, shape, Device::kCuda);
+  }
+  static Tensor to_gpu(const Tensor& host) {
+    Tensor device = empty_on_gpu(host.shape(), host.dtype());
+    copy(gpu(), device, host);
+    return device;
+  }
+  static Tensor poisoned_on_gpu(Shape shape, DType dtype) { return to_gpu(poisoned(shape, dtype)); }
+  static Tensor to_cpu(const Tensor& device) {
+    Tensor host = allocate(device.shape(), device.dtype());
+    copy(gpu(), host, device);
+    return host;
+  }
+
+ private:
+  static inline Context* gpu_ = nullptr;
+  static inline Communicator* nccl_ = nullptr;
+};
+
+constexpr DType kDTypes[] = {DType::kF64, DType::kF32, DType::kBF16, DType::kI64, DType::kI32};
+const std::vector<int64_t> kSizes = {0, 1, 3, 1000, 140009};
+
+// Element i of a tensor of whole numbers below 100.
+void set(Tensor t, int64_t i, int64_t value) {
+  switch (t.dtype()) {
+    case DType::kF64: t.data<double>()[i] = double(value); break;
+    case DType::kF32: t.data<float>()[i] = float(value); break;
+    case DType::kBF16: t.data<BFloat16>()[i] = BFloat16(float(value)); break;
+    case DType::kI64: t.data<int64_t>()[i] = value; break;
+    default: t.data<int32_t>()[i] = int32_t(value);
+  }
+}
+template <class Value>
+Tensor numbers(Shape shape, DType dtype, Value&& value) {
+  Tensor t = allocate(shape, dtype);
+  for (int64_t i = 0; i < t.numel(); ++i) set(t, i, value(i));
+  return t;
+}
+int64_t of_rank(int rank, int64_t i) { return (rank + 1) * (i % 7 + 1); }
+int64_t sum_over(int ranks, int64_t i) { return int64_t{ranks} * (ranks + 1) / 2 * (i % 7 + 1); }
+
+TEST_F(NcclCommunicator, ReducesEveryDType) {
+  const int W = nccl().size(), rank = nccl().rank();
+  for (const DType dtype : kDTypes) {
+    for (const int64_t count : kSizes) {
+      SCOPED_TRACE(concat(name_of(dtype), " ", count));
+      Tensor x = to_gpu(numbers({count}, dtype, [&](int64_t i) { return of_rank(rank, i); }));
+      nccl().all_reduce(gpu(), x, ReduceOp::kSum);
+      expect_same_bits(to_cpu(x), numbers({count}, dtype, [&](int64_t i) { return sum_over(W, i); }), "sum");
+
+      x = to_gpu(numbers({count}, dtype, [&](int64_t i) { return 50 - (rank + i) % W; }));
+      nccl().all_reduce(gpu(), x, ReduceOp::kMax);
+      expect_same_bits(to_cpu(x), numbers({count}, dtype, [](int64_t) { return 50; }), "largest");
+
+      const Tensor full = to_gpu(numbers({W * count}, dtype, [&](int64_t i) { return of_rank(rank, i); }));
+      Tensor shard = poisoned_on_gpu({count}, dtype);
+      nccl().reduce_scatter(gpu(), shard, full, ReduceOp::kSum);
+      expect_same_bits(to_cpu(shard), numbers({count}, dtype, [&](int64_t i) { return sum_over(W, rank * count + i); }),
+                       "shard");
+    }
+  }
+}
+
+TEST_F(NcclCommunicator, GathersAndBroadcasts) {
+  const int W = nccl().size(), rank = nccl().rank();
+  for (const DType dtype : kDTypes) {
+    for (const int64_t count : kSizes) {
+      SCOPED_TRACE(concat(name_of(dtype), " ", count));
+      auto shard_of = [&](int r) { return numbers({count}, dtype, [&](int64_t i) { return of_rank(r, i); }); };
+      Tensor full = poisoned_on_gpu({W, count}, dtype);
+      nccl().all_gather(gpu(), full, to_gpu(shard_of(rank)));
+      const Tensor gathered = to_cpu(full);
+      for (int r = 0; r < W; ++r) expect_same_bits(gathered.rows(r, r + 1), shard_of(r), "gathered");
+
+      full = poisoned_on_gpu({W, count}, dtype);  // the shard inside
+      Tensor own = full.rows(rank, rank + 1);
+      if (count > 0) copy(gpu(), Tensor(own.raw(), dtype, {count}, Device::kCuda), shard_of(rank));
+      nccl().all_gather(gpu(), full, own);
+      expect_same_bits(to_cpu(full), gathered, "in place");
+
+      for (int root = 0; root < W; ++root) {
+        Tensor x = to_gpu(shard_of(rank));
+        nccl().broadcast(gpu(), x, root);
+        expect_same_bits(to_cpu(x), shard_of(root), "broadcast");
+      }
+    }
+  }
+}
+
+TEST_F(NcclCommunicator, MovesUnevenRows) {
+  const int W = nccl().size(), rank = nccl().rank();
+  for (const int64_t width : {1, 6, 2048}) {
+    auto num_rows = [](int from, int to) { return int64_t{(from + 2 * to) % 3}; };  // 0, 1 or 2
+    std::vector<int64_t> send_rows, recv_rows;
+    for (int r = 0; r < W; ++r) {
+      send_rows.push_back(num_rows(rank, r));
+      recv_rows.push_back(num_rows(r, rank));
+    }
+    std::vector<int64_t> sent, expected;  // codes of the rows
+    for (int r = 0; r < W; ++r) {
+      for (int64_t i = 0; i < send_rows[r]; ++i) sent.push_back(20 * rank + 5 * r + i);
+      for (int64_t i = 0; i < recv_rows[r]; ++i) expected.push_back(20 * r + 5 * rank + i);
+    }
+    auto rows_of = [&](const std::vector<int64_t>& codes) {
+      return numbers({static_cast<int64_t>(codes.size()), width}, DType::kBF16,
+                     [&](int64_t i) { return codes[i / width] + i % width % 8; });
+    };
+    Tensor recv = poisoned_on_gpu({static_cast<int64_t>(expected.size()), width}, DType::kBF16);
+    nccl().all_to_all_rows(gpu(), recv, recv_rows, to_gpu(rows_of(sent)), send_rows);
+    expect_same_bits(to_cpu(recv), rows_of(expected));
+  }
+}
+
+TEST_F(NcclCommunicator, SameBitsEveryTime) {
+  const int W = nccl().size(), rank = nccl().rank();
+  for (const int64_t count : {1000, 140009, 3000000}) {
+    const Tensor noise = to_gpu(random_normal({W * count}, DType::kF32, 100 + rank));
+    Tensor first;
+    for (int repeat = 0; repeat < 5; ++repeat) {
+      Tensor shard = poisoned_on_gpu({count}, DType::kF32);
+      nccl().reduce_scatter(gpu(), shard, noise, ReduceOp::kSum);
+      if (repeat == 0) first = to_cpu(shard);
+      else expect_same_bits(to_cpu(shard), first);
+    }
+  }
+}
+
+TEST_F(NcclCommunicator, HostTensorsTravelToo) {
+  Context cpu = Context::cpu();
+  const int W = nccl().size();
+  Tensor x = tensor_of<int64_t>({nccl().rank() + 1}, {1});
+  nccl().all_reduce(gpu(), x, ReduceOp::kSum);  // with the context of the GPU, as a training step does
+  EXPECT_EQ(x.data<int64_t>()[0], int64_t{W} * (W + 1) / 2);
+  const auto alone = nccl().split(nccl().rank());
+  EXPECT_EQ(alone->size(), 1);
+  Tensor y = to_gpu(tensor_of<float>({3, 4}, {2}));
+  alone->all_reduce(gpu(), y, ReduceOp::kSum);
+  expect_same_bits(to_cpu(y), tensor_of<float>({3, 4}, {2}));
+}
+
+TEST_F(NcclCommunicator, RefusesTensorsThatDoNotFit) {
+  const int W = nccl().size();
+  const Tensor full = poisoned_on_gpu({W, 3}, DType::kF32);
+  Tensor wrong = poisoned_on_gpu({5}, DType::kF32);
+  EXPECT_EQ(message_of<ShapeError>([&] { nccl().reduce_scatter(gpu(), wrong, full, ReduceOp::kSum); }),
+            concat("shard: expected (", W, ", 3) / ", W, " elements, a rank's part of full, got (5)"));
+  std::vector<int64_t> one_each(W, 1), negative = one_each;
+  negative[0] = -1;
+  EXPECT_EQ(message_of<ShapeError>([&] { nccl().all_to_all_rows(gpu(), full, one_each, full, negative); }),
+            "send_rows: a count is -1");
+}
+
+TEST_F(NcclCommunicator, TwoRanksOnOneGpuAreRefusedByName) {
+  if (world().size() < 2) GTEST_SKIP() << "one rank alone";
+  Context first = Context::gpu(0);
+  const std::string message = message_of<EnvironmentError>([&] { make_nccl_communicator(first, world().split(0)); });
+  EXPECT_TRUE(message.starts_with("ranks 0 and 1 both use GPU ")) << message;
+  EXPECT_TRUE(message.ends_with("; start one rank per GPU")) << message;
+  Context::gpu(world().rank());  // the thread's current device again
+}
+
+// The rows of an exchange between GPUs are those of an exchange over MPI, bit for bit: uneven numbers of tokens,
+// dropped pairs, experts without rows.
+TEST_F(NcclCommunicator, ExpertExchangeGivesTheRowsOfTheCpu) {
+  constexpr int64_t kExperts = 8, kPerToken = 3, kTokens = 300, C = 64;
+  const int rank = world().rank();
+  Context cpu = Context::cpu();
+  const auto host = world().split(0);
+  for (const int64_t N : {int64_t{200} + 37 * rank, int64_t{rank == 0 ? 0 : 100}}) {
+    Tensor expert_id = allocate({N, kPerToken}, DType::kI32);
+    for (int64_t i = 0; i < expert_id.numel(); ++i) {
+      const int64_t expert = (int64_t{7} * rank + 13 * (i / kPerToken) + 5 * (i % kPerToken) + i * i) % 9 - 1;
+      expert_id.data<int32_t>()[i] = static_cast<int32_t>(expert == 5 ? 2 : expert);
+    }
+    const Tensor x = random_normal({N, C}, DType::kF32, 1 + rank),
+                 gate = random_normal({N, kPerToken}, DType::kF32, 11);
+
+    struct Side {
+      ExpertExchange exchange;
+      ExpertRoute route;
+      Arena memory;
+      Side(Communicator& group, Device device) : exchange(group, kExperts, kPerToken, kTokens, 0) {
+        Planner planner;
+        exchange.plan_memory(planner, route);
+        memory = Arena("a route", planner, device);
+      }
+    };
+    Side on_cpu(*host, Device::kCpu), on_gpu(nccl(), Device::kCuda);
+    on_cpu.exchange.plan(cpu, on_cpu.route, expert_id);
+    on_gpu.exchange.plan(gpu(), on_gpu.route, to_gpu(expert_id));
+    const Tensor rows_per_expert = to_cpu(on_gpu.route.rows_per_expert);
+    expect_same_bits(rows_per_expert, on_cpu.route.rows_per_expert, "rows_per_expert");
+    const int64_t R = on_cpu.route.num_rows, R_gpu = on_gpu.route.num_rows;
+    ASSERT_GE(R_gpu, R);
+
+    Tensor rows = poisoned({R, C}, DType::kF32), row_gate = poisoned({R}, DType::kF32);
+    Tensor gpu_rows = poisoned_on_gpu({R_gpu, C}, DType::kF32), gpu_row_gate = poisoned_on_gpu({R_gpu}, DType::kF32);
+    on_cpu.exchange.dispatch(cpu, rows, x, on_cpu.route);
+    on_cpu.exchange.dispatch_gates(cpu, row_gate, gate, on_cpu.route);
+    on_gpu.exchange.dispatch(gpu(), gpu_rows, to_gpu(x), on_gpu.route);
+    on_gpu.exchange.dispatch_gates(gpu(), gpu_row_gate, to_gpu(gate), on_gpu.route);
+    expect_same_bits(to_cpu(gpu_rows.rows(0, R)), rows, "rows");
+    expect_same_bits(to_cpu(gpu_row_gate.rows(0, R)), row_gate, "row_gate");
+
+    Tensor y = poisoned({N, C}, DType::kF32), d_gate = poisoned({N, kPerToken}, DType::kF32);
+    Tensor gpu_y = poisoned_on_gpu({N, C}, DType::kF32), gpu_d_gate = poisoned_on_gpu({N, kPerToken}, DType::kF32);
+    on_cpu.exchange.combine(cpu, y, rows, on_cpu.route);
+    on_cpu.exchange.return_gates(cpu, d_gate, row_gate, on_cpu.route);
+    on_gpu.exchange.combine(gpu(), gpu_y, gpu_rows, on_gpu.route);
+    on_gpu.exchange.return_gates(gpu(), gpu_d_gate, gpu_row_gate, on_gpu.route);
+    expect_same_bits(to_cpu(gpu_y), y, "y");
+    expect_same_bits(to_cpu(gpu_d_gate), d_gate, "returned gates");
+  }
+}
+
+}  // namespace
+}  // namespace braid
