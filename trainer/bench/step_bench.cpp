@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "kernels/core/memory.h"
 #include "kernels/core/philox.h"
 #include "trainer/bench/model_flop.h"
 #include "trainer/train_step.h"
@@ -106,20 +107,31 @@ StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfi
     }
   }
   result.scratch_bytes = ctx.scratch_peak_bytes();
+  if (ctx.on_cuda()) {
+    const GpuMemory memory = gpu_memory();  // nothing is given back during a run, so this is the most that was taken
+    result.device_used_bytes = memory.total_bytes - memory.free_bytes;
+  }
   return result;
 }
 
 std::string format_step_bench(const StepBenchResult& r, int num_ranks) {
+  constexpr double kGiB = int64_t{1} << 30;
+  std::string in_use;
+  if (r.device_used_bytes > 0) {
+    char peak[64];
+    std::snprintf(peak, sizeof peak, "; in use on the GPU %.2f GiB", double(r.device_used_bytes) / kGiB);
+    in_use = peak;
+  }
   char text[1024];
   const auto [least, most] = std::minmax_element(r.step_ms.begin(), r.step_ms.end());
   std::snprintf(text, sizeof text,
                 "step %.1f ms (median of %zu; %.1f to %.1f), %.0f tokens/s, %.0f per rank\n"
                 "%.3f model GFLOP per token, %.1f model TFLOP/s per rank\n"
-                "memory per rank: planned %.2f GiB, scratch %.2f GiB\n"
+                "memory per rank: planned %.2f GiB, scratch %.2f GiB%s\n"
                 "loss %.4f in the first step, %.4f in the last\n",
                 r.median_ms(), r.step_ms.size(), *least, *most, r.tokens_per_s(), r.tokens_per_s() / num_ranks,
                 r.model_flop_per_token * 1e-9, r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12,
-                double(r.planned_bytes) / double(1 << 30), double(r.scratch_bytes) / double(1 << 30), r.first_loss,
+                double(r.planned_bytes) / kGiB, double(r.scratch_bytes) / kGiB, in_use.c_str(), r.first_loss,
                 r.last_loss);
   return text + format_operators(r);
 }
@@ -133,6 +145,7 @@ std::string step_bench_json(const StepBenchResult& r, int num_ranks) {
       {"model_tflops_per_rank", r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12},
       {"planned_bytes", r.planned_bytes},
       {"scratch_bytes", r.scratch_bytes},
+      {"device_used_bytes", r.device_used_bytes},
       {"first_loss", r.first_loss},
       {"last_loss", r.last_loss},
       {"profiled_step_ms", r.profiled_step_ms},

@@ -23,6 +23,7 @@ struct StepBenchResult {
   double tokens_per_step = 0;   // of all ranks
   double model_flop_per_token = 0;
   int64_t planned_bytes = 0, scratch_bytes = 0;  // of this rank
+  int64_t device_used_bytes = 0;  // of the GPU's memory after the last step, with all that libraries took; 0 on a CPU
   double first_loss = 0, last_loss = 0;
   // Of this rank in a mean profiled step, longest first.
   std::vector<OperatorTime> operators;
