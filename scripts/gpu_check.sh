@@ -10,13 +10,13 @@ Builds Braid with CUDA and all tests (in build/gpu_check), or takes a bundle tha
   tests       on every GPU the tests of every operator; once the tests that need no GPU (not with --quick)
   parity      on every GPU every golden model in fp32 and bf16, trainings in fp32
   sanitizers  compute-sanitizer's memcheck, racecheck, initcheck and synccheck over the operators' tests
-  train       the tiny model: CPU against GPU, two runs, checkpoints that change sides
-  ranks       the same on two GPUs, experts shared and not; a killed rank. Left out, and said so, where there is one GPU
+  train       the tiny model: CPU against GPU, two runs, checkpoints that change sides; the beginning of gpu-small
+  ranks       both on two GPUs, experts shared and not; a killed rank. Left out, and said so, where there is one GPU
   bench       braid bench and braid bench step
 One line per check with its verdict and seconds, the end of what failed, and the tables go into FILE (default
 gpu_check.txt here). Exit code 0: all passed; 1: something failed; 10: there is no GPU.
   --bundle    default: the bundle this script lies in, if it lies in one
-  --quick     five minutes: no CPU tests, fewer sanitizer runs, bench step alone
+  --quick     a few minutes: no CPU tests, no gpu-small, fewer sanitizer runs, bench step alone
   --only      some of the parts
   --jobs N    checks at a time on each GPU where they are small; default 4
 TEXT
@@ -135,7 +135,8 @@ threads=$((cores / (jobs * ${#gpus[@]})))
 [ $threads -ge 1 ] || threads=1
 
 # --- parts ---------------------------------------------------------------------------------------------------------------
-gpu_tests=$(cd "$bin" && ls kernels.cuda.*_test)
+kernel_tests=$(cd "$bin" && ls kernels.cuda.*_test)
+gpu_tests="$kernel_tests parallel.nccl_communicator_test trainer.device.gpu_start_test"
 limit_of() { if $quick; then echo "$1"; else echo "$2"; fi; }
 
 run_tests() {
@@ -147,7 +148,7 @@ run_tests() {
   $quick && return
   for test in $(cd "$bin" && ls -- *_test); do
     case $test in
-      kernels.cuda.*) ;;
+      kernels.cuda.* | parallel.nccl_communicator_test | trainer.device.gpu_start_test) ;;
       parallel.mpi_session_test) on '' "tests: CPU: ${test%_test}" 180 "$bin/$test" ;;
       parallel.*)
         [ $test = parallel.mpi_communicator_test ] || on '' "tests: CPU: ${test%_test}" 180 "$bin/$test"
@@ -177,32 +178,38 @@ run_parity() {
   finish_all
 }
 
-# Tests that repeat or are large are left out under a tool that makes kernels ten to a hundred times slower. Hazards in shared
-# memory and uninitialised reads are looked for in our own kernels; those of cuBLAS and cuDNN have their own habits. Memory
-# errors are looked for in all, since wrong sizes that we hand over would show there.
+# Tests that repeat or are large are left out under a tool that makes kernels ten to a hundred times slower, and those of
+# times. Hazards in shared memory and uninitialised reads are looked for in our own kernels; those of cuBLAS and cuDNN have
+# their own habits. Memory errors are looked for in all, since wrong sizes that we hand over would show there.
 run_sanitizers() {
-  local sanitizer tool test gpu=${gpus[0]} tools='memcheck racecheck initcheck synccheck' skip options known i=0
+  local sanitizer tool test gpu=${gpus[0]} tools='memcheck racecheck initcheck synccheck' filter skip options i=0
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer /opt/nvidia/compute-sanitizer/compute-sanitizer 2>/dev/null | head -1 || true)
   if [ -z "$sanitizer" ]; then
     record FAIL 0 "sanitizers: compute-sanitizer is not on this machine" /dev/null
     return
   fi
-  known=$("$sanitizer" --help 2>&1 || true)
   $quick && tools='memcheck racecheck'
   for tool in $tools; do
-    skip='*SameBits*:*SaysWhich*:*LongDocuments*:*RealVocabulary*:*DeterminismCuda*' options=()
-    case $tool in
-      racecheck | synccheck) options=(--kernel-name kernel_substring=braid) ;;
-      initcheck)  # older ones forget what a kernel that they do not check has written
-        ! grep -q initcheck-track-filtered <<<"$known" || options=(--kernel-name kernel_substring=braid) ;;
-    esac
-    [ $tool != racecheck ] || skip+=':*RealHeads*:*SlowDecay*:*SeveralChunks*:*MatchesTheCpuOverManySteps*:*ManyDocuments*:*BackwardAddsInTokenOrder*'
+    skip='*SameBits*:*SaysWhich*:*LongDocuments*:*RealVocabulary*:*DeterminismCuda*:*TimesTheWork*' options=()
+    [ $tool = memcheck ] || options=(--kernel-name kernel_substring=braid)
+    [ $tool != racecheck ] || skip+=':*RealHeads*:*SlowDecay*:*SeveralChunks*:*MatchesTheCpuOverManySteps*:*ManyDocuments*:*BackwardAddsInTokenOrder*:*ExpertsCuda.RealSizes*:*PortableKernels*'
     ! $quick || skip+=':*HeadsOfTheReleased*:*RealSizes*:*RealHeads*:*OtherHeads*:*/F32'
-    for test in $gpu_tests; do
+    for test in $kernel_tests; do
       [ $test != kernels.cuda.determinism_test ] || continue
+      filter="-$skip"
+      # Attention's kernels take minutes for what else is there. And a bf16 product of cuBLASLt stops with an illegal access
+      # under racecheck, although none of its launches is checked: the products are no kernels of ours, and the head's
+      # kernels are one template for both dtypes.
+      if [ $tool = racecheck ]; then
+        case $test in
+          kernels.cuda.matmul_test) continue ;;
+          kernels.cuda.lm_head_loss_test) filter+=':*/BF16' ;;
+          kernels.cuda.attention_test) filter='*FewTiles*' ;;
+        esac
+      fi
       gpu=${gpus[$((i++ % ${#gpus[@]}))]}
       on "$gpu" "sanitizers: $tool: ${test%_test}" "$(limit_of 90 300)" \
-        "$sanitizer" --tool $tool --error-exitcode 66 --print-limit 10 "${options[@]}" "$bin/$test" --gtest_filter="-$skip" --gtest_brief=1
+        "$sanitizer" --tool $tool --error-exitcode 66 --print-limit 10 "${options[@]}" "$bin/$test" --gtest_filter="$filter" --gtest_brief=1
     done
   done
   finish_all
@@ -210,6 +217,7 @@ run_sanitizers() {
 
 run_train() {
   CUDA_VISIBLE_DEVICES=${gpus[0]} check "train: one GPU" 600 "$root/tests/e2e/gpu.sh" "$braid" "$root" train
+  $quick || CUDA_VISIBLE_DEVICES=${gpus[0]} check "train: gpu-small, one GPU" 600 "$root/tests/e2e/gpu.sh" "$braid" "$root" small
 }
 
 run_ranks() {
@@ -218,6 +226,7 @@ run_ranks() {
     return
   fi
   local two=${gpus[0]},${gpus[1]}
+  CUDA_VISIBLE_DEVICES=$two check "ranks: parallel.nccl_communicator, 2 ranks" 120 mpirun -n 2 "$bin/parallel.nccl_communicator_test"
   CUDA_VISIBLE_DEVICES=$two check "ranks: two GPUs" 600 "$root/tests/e2e/gpu.sh" "$braid" "$root" ranks
 }
 

@@ -4,7 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <functional>
-#include <vector>
+#include <list>
 
 #include "kernels/core/context.h"
 
@@ -31,8 +31,9 @@ struct Gpu {
   cublasLtHandle_t cublas = nullptr;
   std::shared_ptr<std::byte> cublas_workspace;
   int64_t cublas_workspace_bytes = 0;
-  // Called again and again while the host waits for the stream; one throws if what is waited for can never come.
-  std::vector<std::function<void()>> health_checks;
+  // Called again and again while the host waits for the stream; one throws if what is waited for can never come. Who
+  // puts one here takes it out before what it looks at is gone.
+  std::list<std::function<void()>> health_checks;
 };
 
 inline cudaStream_t stream_of(const Context& ctx) { return ctx.gpu().stream; }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Training on GPUs: the curve of the CPU, the same bits every time, checkpoints that go to the CPU and back.
-#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER train   on one GPU
-#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER ranks   on two
+#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER train   on one GPU, the tiny model
+#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER small   on one GPU, the beginning of configs/runs/gpu-small.yaml
+#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER ranks   on two, both models
 # Exit code 77 where there are too few GPUs.
 source "$(dirname "$0")/common.sh" "$@"
 part=$3
@@ -11,7 +12,7 @@ if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIB
 else gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
 fi
 need=1
-[ "$part" = train ] || need=2
+[ "$part" != ranks ] || need=2
 [ "$gpus" -ge "$need" ] || { echo "there is no GPU here, or too few: $gpus of $need"; exit 77; }
 
 # The band for fp32: every loss and gradient norm of 20 steps, relative. Rounding alone moves them by less than 1e-6 (fp32
@@ -58,10 +59,12 @@ on_one_gpu() {
   close_numbers "$(last_ten "$WORK/gpu")" "$run" $band
   pass "a checkpoint of the GPU goes on on the CPU, within $band"
 
-  # bf16, with heads and widths that the fast kernels take
+  # bf16, with heads and widths that the fast kernels take. At the learning rate of the tiny run fp32 overshoots in some steps,
+  # which makes any rounding a tenth of the loss; at a third of it the loss falls as far, and smoothly.
   local fast=(device=cuda precision=bf16 model.hidden_size=128 model.vocab_size=320 model.head_dim=256
     model.partial_rotary_factor=0.25 model.linear_key_head_dim=128 model.linear_value_head_dim=128
-    model.moe_intermediate_size=64 model.shared_expert_intermediate_size=64 train.seq_length=256)
+    model.moe_intermediate_size=64 model.shared_expert_intermediate_size=64 train.seq_length=256
+    optimizer.lr=1e-3)
   train 0 "$WORK/wide" "${common[@]}" "${fast[@]}" "${on_cpu[@]}"
   train 0 "$WORK/bf16" "${common[@]}" "${fast[@]}"
   train 0 "$WORK/bf16-again" "${common[@]}" "${fast[@]}" "${no_check[@]}"
@@ -70,20 +73,54 @@ on_one_gpu() {
   resumed "$WORK/bf16" "${fast[@]}"
   same_numbers "$(last_ten "$WORK/bf16")" "$run" "resumed in bf16"
   pass "bf16: two runs and a resumed one have the same bits"
-  close_losses "$WORK/wide" "$WORK/bf16" 2e-2
-  pass "bf16: 20 steps, losses within 2e-2 of fp32 on the CPU in the mean and within 1e-1 everywhere"
+  close_losses "$WORK/wide" "$WORK/bf16" 1e-2
+  pass "bf16: 20 steps, losses within 1e-2 of fp32 on the CPU"
 }
 
-# close_losses A B TOLERANCE: the two cross entropies, the mean over the steps and five times that for each: while the
-# loss falls steeply, single steps of two bf16 trainings are further apart; gradient norms say less still
+# close_losses A B TOLERANCE: the two cross entropies of every step; gradient norms of two precisions say less
 close_losses() {
   local key
   for key in loss_lm loss_mtp; do
     paste -d ' ' <(numbers "$1" | grep -o "\"train/$key\": [^,}]*" | cut -d' ' -f2) \
                  <(numbers "$2" | grep -o "\"train/$key\": [^,}]*" | cut -d' ' -f2) |
-      awk -v tolerance="$3" '{ d = ($1 > $2 ? $1 - $2 : $2 - $1) / $1; sum += d; if (!(d <= 5 * tolerance)) { print NR ": " $0; bad = 1 } }
-        END { print "mean " sum / NR; exit bad || NR == 0 || !(sum / NR <= tolerance) }' || fail "$key of $1 and $2 differs by more than $3"
+      awk -v tolerance="$3" '{ d = ($1 > $2 ? $1 - $2 : $2 - $1) / $1; if (d > most) most = d; if (!(d <= tolerance)) { print NR ": " $0; bad = 1 } }
+        END { print "most " most; exit bad || NR == 0 }' || fail "$key of $1 and $2 differs by more than $3"
   done
+}
+
+# small RANKS RUN_DIR [overrides ...]: the first 20 steps of gpu-small with a thirtieth of its batch, on text of this source
+# tree. Gradients of such batches are large and each step doubles what rounding has moved, so the bands are wide: fp32 on CPU
+# and GPU were 2.4e-3 apart at most, bf16 and fp32 9e-3.
+small_band_fp32=5e-3 small_band_bf16=2e-2
+small() {
+  local ranks=$1 dir=$2
+  local options=("$SOURCE/configs/runs/gpu-small.yaml" "run.dir=$dir" "data.sources=[{name: braid, text: [$WORK/text]}]"
+    run.steps=20 train.global_batch_size=4 train.micro_batch_size=2 train.seq_length=512 eval.interval_steps=100
+    checkpoint.interval_steps=20 log.interval_steps=1 "${@:3}" "${no_check[@]}")
+  if [ "$ranks" = 0 ]; then OMP_NUM_THREADS=$(nproc) "$BRAID" train "${options[@]}" >"$dir.log" 2>&1
+  else mpirun -n "$ranks" "$BRAID" train "${options[@]}" >"$dir.log" 2>&1
+  fi || { cat "$dir.log" >&2; return 1; }
+}
+small_on_one_gpu() {
+  small 0 "$WORK/small-cpu" "${on_cpu[@]}"
+  small 0 "$WORK/small-fp32" "${on_gpu[@]}"
+  close_losses "$WORK/small-cpu" "$WORK/small-fp32" $small_band_fp32
+  pass "gpu-small, fp32: 20 steps on CPU and GPU, losses within $small_band_fp32"
+  small 0 "$WORK/small-bf16"
+  close_losses "$WORK/small-cpu" "$WORK/small-bf16" $small_band_bf16
+  pass "gpu-small, bf16 on the GPU: losses within $small_band_bf16 of fp32 on the CPU"
+  small 0 "$WORK/small-again"
+  same_numbers "$WORK/small-bf16" "$WORK/small-again" "two runs of gpu-small"
+  same_weights "$WORK/small-bf16" "$WORK/small-again" "two runs of gpu-small"
+  pass "gpu-small, bf16: two runs have the same bits"
+}
+small_on_two_gpus() {
+  small 0 "$WORK/small-one"
+  for again in a b; do small 2 "$WORK/small-two-$again" parallel.expert=2; done
+  close_losses "$WORK/small-one" "$WORK/small-two-a" $small_band_bf16
+  same_numbers "$WORK/small-two-a" "$WORK/small-two-b" "two runs of gpu-small with expert parallel 2"
+  same_weights "$WORK/small-two-a" "$WORK/small-two-b" "two runs of gpu-small with expert parallel 2"
+  pass "gpu-small on 2 GPUs, expert parallel 2: losses within $small_band_bf16 of one GPU; two runs have the same bits"
 }
 
 on_two_gpus() {
@@ -120,7 +157,8 @@ on_two_gpus() {
 
 case $part in
   train) on_one_gpu ;;
-  ranks) on_two_gpus ;;
-  *) fail "what is '$part'? train or ranks" ;;
+  small) small_on_one_gpu ;;
+  ranks) on_two_gpus; small_on_two_gpus ;;
+  *) fail "what is '$part'? train, small or ranks" ;;
 esac
 echo "$checks passed, 0 failed"

@@ -78,7 +78,8 @@ class AttentionCuda : public CudaTest {
     expect_matches(actual.out.o, expected.out.o, "o");
     expect_matches(actual.out.lse, expected.out.lse, "lse", {5e-6, 1e-4});  // fp32 sums of what both sides read
     expect_matches(actual.d_in.v, expected.d_in.v, "d_v");
-    expect_matches(actual.d_in.q_gate, expected.d_in.q_gate, "d_q_gate", is_bf16 ? Tolerance{1e-2, 1e-1, 0x1p-7} : tolerance());
+    expect_matches(actual.d_in.q_gate, expected.d_in.q_gate, "d_q_gate",
+                   is_bf16 ? Tolerance{1e-2, 1e-1, 0x1p-7} : tolerance());
     // In bf16, o is rounded before delta = sum of d_o * o is formed, and d_o before its products: d_score is the small
     // difference of two numbers that carry these errors, and is rounded itself.
     const Tolerance of_scores = is_bf16 ? Tolerance{1.5e-2, 1.5e-1, 0x1p-7} : tolerance();
@@ -144,6 +145,16 @@ TEST_P(AttentionCuda, OtherHeads) {
   }
 }
 
+// Every kernel over two tiles and a part of one, small enough for tools that look at each access.
+TEST_P(AttentionCuda, FewTiles) {
+  for (Sizes sizes : {Sizes{2, 1, 256}, {2, 2, 16}}) {
+    const Problem p = problem(Segments::packed({70, 1, 33}), sizes);
+    expect_equals_cpu(p);
+    expect_equals_cpu(p, By::kFp32);
+    if (cuda::mma_attention_supports(gpu, inputs_on_gpu(p))) expect_equals_cpu(p, By::kTensorCores);
+  }
+}
+
 TEST_P(AttentionCuda, OwnKernels) {
   const Sizes real = {16, 2, 256}, small = {4, 2, 48};
   for (const Segments& segments :
@@ -162,7 +173,8 @@ TEST_P(AttentionCuda, OwnKernels) {
 TEST_P(AttentionCuda, HugeScoresStayFinite) {
   const Problem p = problem(Segments::packed({150, 1, 77}), {4, 2, 256}, 30);
   const Results expected = run_on_cpu(p);
-  for (By by : {By::kChoice, By::kFp32}) {
+  for (By by : {By::kChoice, By::kTensorCores, By::kFp32}) {
+    if (by == By::kTensorCores && !cuda::mma_attention_supports(gpu, inputs_on_gpu(p))) continue;
     const Results r = run_on_gpu(p, by);
     for (const Tensor& t : r.all()) {
       const Tensor host = to_cpu(t);

@@ -15,7 +15,7 @@ namespace {
 class GpuStart : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (Context::num_gpus() == 0) GTEST_SKIP() << "no GPU";
+    if (Context::num_gpus() == 0) GTEST_SKIP() << "there is no GPU here";
   }
   static RunConfig released_model(Precision precision) {  // the defaults of a config are those of the released model
     RunConfig config;
