@@ -1,9 +1,13 @@
 #include "kernels/cuda/gpu.h"
 
+#include "kernels/build_config.h"
+#include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
 
 namespace braid {
 namespace cuda {
+
+std::string why_no_gpu();  // below; Context asks it too
 
 void check_cuda(cudaError_t result, const char* call) {
   if (result == cudaSuccess) return;
@@ -21,7 +25,7 @@ void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), kernel); 
 Gpu::Gpu(int index) : device_index(index) {
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
-  check<EnvironmentError>(found == cudaSuccess && count > 0, "no NVIDIA GPU can be used: ", cudaGetErrorString(found));
+  check<EnvironmentError>(found == cudaSuccess && count > 0, "no NVIDIA GPU can be used: ", why_no_gpu());
   check<EnvironmentError>(index < count, "GPU ", index, " was asked for, but this process sees ", count);
   check_cuda(cudaSetDevice(index), "cudaSetDevice");
   cudaDeviceProp properties;
@@ -30,6 +34,10 @@ Gpu::Gpu(int index) : device_index(index) {
   compute_capability = properties.major * 10 + properties.minor;
   check<EnvironmentError>(compute_capability >= 80, "GPU ", index, " (", properties.name, ") has compute capability ",
                           properties.major, '.', properties.minor, "; Braid needs 8.0 or newer");
+  check<EnvironmentError>(has_code_for(kCudaArchitectures, compute_capability), "GPU ", index, " (", properties.name,
+                          ") has compute capability ", properties.major, '.', properties.minor,
+                          ", and this build holds code for ", kCudaArchitectures,
+                          " alone; build with CMAKE_CUDA_ARCHITECTURES=", compute_capability);
   check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   check_cuda(cudaEventCreateWithFlags(&reached, cudaEventDisableTiming), "cudaEventCreate");
   check_cublas(cublasLtCreate(&cublas), "cublasLtCreate");
@@ -69,8 +77,13 @@ int num_gpus() {
 }
 
 std::string why_no_gpu() {
-  int count = 0;
-  return cudaGetErrorString(cudaGetDeviceCount(&count));
+  int count = 0, driver = 0;
+  const cudaError_t result = cudaGetDeviceCount(&count);
+  if (result == cudaSuccess || result == cudaErrorNoDevice) return "there is none that this process may use";
+  if (result != cudaErrorInsufficientDriver) return cudaGetErrorString(result);
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver is installed";
+  const auto version = [](int number) { return concat(number / 1000, '.', number % 1000 / 10); };
+  return concat("the NVIDIA driver knows CUDA ", version(driver), ", and this program needs ", version(CUDART_VERSION));
 }
 
 void* allocate(int64_t bytes) {

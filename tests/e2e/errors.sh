@@ -18,6 +18,7 @@ expect_error 2 'optimizer.l' run optimizer.l=1
 expect_error 2 'bf16' run precision=bf16
 expect_error 2 'allow_slow is softmax, but is no operator' run 'allow_slow=[attention, softmax]'
 expect_error 10 'cuda' run device=cuda
+expect_error 10 'device: cuda was asked for' "$BRAID" bench step "$SOURCE/configs/bench/group-128.yaml"
 expect_error 2 'layer_types' run 'model.layer_types=[full_attention]'
 expect_error 2 'num_experts_per_tok' run model.num_experts_per_tok=9
 expect_error 2 'global_batch_size.*8' run train.micro_batch_size=3
