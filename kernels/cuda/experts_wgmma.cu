@@ -215,52 +215,47 @@ CUtensorMap map_of_pairs(const Tensor& gate_up) {
 
 // ---- Products whose rows are the rows of activations ----------------------------------------------------------------
 
-// The columns of a tile of rows come after each other.
+// Which tiles there are, those of the same rows one after the other, and what a step of one reads: rows (R, K), and a
+// weight of their expert (El, N, K), or (El, K, N).
+template <Major kWeightMajor>
 struct RowTiles {
+  static constexpr Major kMajorA = Major::kK, kMajorB = kWeightMajor;
+  static constexpr bool kRowsAlongK = false;
   const RowTile* tiles;
   int max_tiles, column_tiles, tile_columns, K;
 
-  __device__ bool locate(Tile& t, int i) const {
+  __device__ bool tile(Tile& t, int i) const {
     const int row_tile = i / column_tiles;
     if (row_tile >= max_tiles) return false;
     const RowTile rows = tiles[row_tile];
     t = {rows.expert, rows.begin, rows.rows, i % column_tiles * tile_columns, 0, K};
     return rows.rows > 0;
   }
+  __device__ void copy(uint32_t a_to, uint32_t b_to, const CUtensorMap& a, const CUtensorMap& b, uint64_t* barrier,
+                       const Tile& t, int k) const {
+    copy_box(a_to, a, barrier, k, t.row);
+    if constexpr (kWeightMajor == Major::kK) {
+      copy_box(b_to, b, barrier, k, t.column, t.expert);
+    } else {
+#pragma unroll
+      for (int n = 0; n < kColumns; n += kLine)
+        copy_box(b_to + n / kLine * kBlockBytes, b, barrier, t.column + n, k, t.expert);
+    }
+  }
 };
 
-RowTiles row_tiles(const ExpertGroups& groups, int64_t N, int tile_columns, int64_t K) {
+template <Major kWeightMajor>
+RowTiles<kWeightMajor> row_tiles(const ExpertGroups& groups, int64_t N, int tile_columns, int64_t K) {
   return {groups.tiles, static_cast<int>(groups.max_tiles), static_cast<int>(ceil_div(N, tile_columns)), tile_columns,
           static_cast<int>(K)};
 }
 
-template <Major kMajorB>
-__device__ __forceinline__ void copy_weight(uint32_t to, const CUtensorMap& map, uint64_t* barrier, const Tile& t,
-                                            int k) {
-  if constexpr (kMajorB == Major::kK) {
-    copy_box(to, map, barrier, k, t.column, t.expert);
-  } else {
-#pragma unroll
-    for (int n = 0; n < kColumns; n += kLine)
-      copy_box(to + n / kLine * kBlockBytes, map, barrier, t.column + n, k, t.expert);
-  }
-}
-
 // out (R, N) = x (R, K) weight_e^T for a weight (El, N, K), or x weight_e for (El, K, N).
 template <Major kWeightMajor>
-struct RowProduct {
-  static constexpr Major kMajorA = Major::kK, kMajorB = kWeightMajor;
-  static constexpr bool kRowsAlongK = false;
-  RowTiles tiles;
+struct RowProduct : RowTiles<kWeightMajor> {
   bf16* out;
   int N;
 
-  __device__ bool tile(Tile& t, int i) const { return tiles.locate(t, i); }
-  __device__ void copy(uint32_t a_to, uint32_t b_to, const CUtensorMap& a, const CUtensorMap& b, uint64_t* barrier,
-                       const Tile& t, int k) const {
-    copy_box(a_to, a, barrier, k, t.row);
-    copy_weight<kWeightMajor>(b_to, b, barrier, t, k);
-  }
   __device__ void finish(const Accumulators& sum, const Tile& t, unsigned char*) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -276,15 +271,11 @@ struct RowProduct {
 };
 
 // [a | b] = x gate_up_e^T and h = row_gate * silu(a) * b. A tile has 128 columns of a and the same ones of b.
-struct UpProduct {
-  static constexpr Major kMajorA = Major::kK, kMajorB = Major::kK;
-  static constexpr bool kRowsAlongK = false;
-  RowTiles tiles;
+struct UpProduct : RowTiles<Major::kK> {
   bf16 *gate_up_out, *h;
   const float* row_gate;
   int F;
 
-  __device__ bool tile(Tile& t, int i) const { return tiles.locate(t, i); }
   __device__ void copy(uint32_t a_to, uint32_t b_to, const CUtensorMap& a, const CUtensorMap& b, uint64_t* barrier,
                        const Tile& t, int k) const {
     copy_box(a_to, a, barrier, k, t.row);
@@ -317,22 +308,13 @@ struct UpProduct {
 
 // d_h = d_out down_e, which stays in registers, and from it h once more, the gradient of [a | b], and a part of each
 // row's d_row_gate per column tile.
-struct DownGradient {
-  static constexpr Major kMajorA = Major::kK, kMajorB = Major::kMn;
-  static constexpr bool kRowsAlongK = false;
-  RowTiles tiles;
+struct DownGradient : RowTiles<Major::kMn> {
   bf16 *h, *d_gate_up_out;
   float* gate_part;  // (R, column_tiles)
   const bf16* gate_up_out;
   const float* row_gate;
   int F;
 
-  __device__ bool tile(Tile& t, int i) const { return tiles.locate(t, i); }
-  __device__ void copy(uint32_t a_to, uint32_t b_to, const CUtensorMap& a, const CUtensorMap& b, uint64_t* barrier,
-                       const Tile& t, int k) const {
-    copy_box(a_to, a, barrier, k, t.row);
-    copy_weight<kMajorB>(b_to, b, barrier, t, k);
-  }
   __device__ void finish(const Accumulators& sum, const Tile& t, unsigned char*) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -379,7 +361,7 @@ struct DownGradient {
       }
       d_gate += __shfl_xor_sync(kAllLanes, d_gate, 1);
       d_gate += __shfl_xor_sync(kAllLanes, d_gate, 2);
-      if (row < t.rows && threadIdx.x % 4 == 0) gate_part[r * tiles.column_tiles + t.column / kColumns] = d_gate;
+      if (row < t.rows && threadIdx.x % 4 == 0) gate_part[r * column_tiles + t.column / kColumns] = d_gate;
     }
   }
 };
@@ -452,10 +434,11 @@ void add_weight_product(Context& ctx, const ExpertGroups& groups, Tensor d_weigh
 void wgmma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out, Tensor gate_up_out, Tensor h,
                            const Tensor& x, const Tensor& row_gate, const ExpertWeights& weights) {
   const int64_t C = x.dim(1), F = h.dim(1);
-  const UpProduct up = {row_tiles(groups, F, kPairColumns, C), pointer<bf16>(gate_up_out), pointer<bf16>(h),
+  const UpProduct up = {row_tiles<Major::kK>(groups, F, kPairColumns, C), pointer<bf16>(gate_up_out), pointer<bf16>(h),
                         pointer<float>(row_gate), static_cast<int>(F)};
   launch(ctx, map_of_rows(x), map_of_pairs(weights.gate_up), up, "experts up");
-  const RowProduct<Major::kK> down = {row_tiles(groups, C, kColumns, F), pointer<bf16>(out), static_cast<int>(C)};
+  const RowProduct<Major::kK> down = {row_tiles<Major::kK>(groups, C, kColumns, F), pointer<bf16>(out),
+                                      static_cast<int>(C)};
   launch(ctx, map_of_rows(h), map_of_weight(weights.down, Major::kK), down, "experts down");
 }
 
@@ -465,7 +448,7 @@ void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x
                             const ExpertWeights& weights) {
   const int64_t R = x.dim(0), C = x.dim(1), F = h.dim(1), El = weights.down.dim(0);
   Scratch scratch(ctx);
-  const RowTiles h_tiles = row_tiles(groups, F, kColumns, C);
+  const auto h_tiles = row_tiles<Major::kMn>(groups, F, kColumns, C);
   auto* gate_part = scratch.array<float>(R * h_tiles.column_tiles);
   const DownGradient down = {h_tiles,
                              pointer<bf16>(h),
@@ -476,7 +459,8 @@ void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x
                              static_cast<int>(F)};
   launch(ctx, map_of_rows(d_out), map_of_weight(weights.down, Major::kMn), down, "experts gradient of h");
   sum_gate_parts(ctx, d_row_gate, gate_part, h_tiles.column_tiles, groups, El);
-  const RowProduct<Major::kMn> up = {row_tiles(groups, C, kColumns, 2 * F), pointer<bf16>(d_x), static_cast<int>(C)};
+  const RowProduct<Major::kMn> up = {row_tiles<Major::kMn>(groups, C, kColumns, 2 * F), pointer<bf16>(d_x),
+                                     static_cast<int>(C)};
   launch(ctx, map_of_rows(d_gate_up_out), map_of_weight(weights.gate_up, Major::kMn), up, "experts gradient of x");
   add_weight_product(ctx, groups, d_weights.gate_up, d_gate_up_out, x, "experts gradient of gate_up");
   add_weight_product(ctx, groups, d_weights.down, d_out, h, "experts gradient of down");
