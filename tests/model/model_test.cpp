@@ -182,7 +182,8 @@ TEST(Model, MtpSeesTheNextTokenAndNoLaterOne) {
   };
   const Tensor before = mtp_row(3);
   batch.tokens[5] = (batch.tokens[5] + 1) % t.config.vocab_size;
-  expect_same_bits(mtp_row(3), before, "token t + 2 must not be seen");
+  // To rounding: another token takes other experts, and BLAS may add up the rows of an expert otherwise for another count.
+  expect_close(mtp_row(3), before, 1e-14, "token t + 2 must not be seen");
   batch.tokens[4] = (batch.tokens[4] + 1) % t.config.vocab_size;
   EXPECT_GT(relative_rms(mtp_row(3), before), 1e-3) << "token t + 1 must be seen";
 }
