@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/experts.h"
 
 // What the ways to multiply rows grouped by expert share. experts.cu cuts the rows into tiles and chooses one.
@@ -19,6 +19,17 @@ struct ExpertGroups {
   int64_t max_tiles;
 };
 
+// Products whose rows are the rows of activations: block (tile, n) with n fastest, so that blocks that run together
+// share rows and an expert's weight in the L2 cache.
+struct RowGrid {
+  ExpertGroups groups;
+  int column_tiles;
+
+  dim3 size() const { return dim3(static_cast<unsigned>(groups.max_tiles * column_tiles)); }
+  __device__ RowTile row_tile() const { return groups.tiles[blockIdx.x / column_tiles]; }
+  __device__ int column_tile() const { return blockIdx.x % column_tiles; }
+};
+
 __device__ __forceinline__ float swiglu(float a, float b, float gate) { return gate * a * sigmoid(a) * b; }
 
 struct SwigluGradient {
@@ -33,13 +44,19 @@ __device__ __forceinline__ SwigluGradient swiglu_gradient(float d_h, float a, fl
 void sum_gate_parts(Context& ctx, Tensor d_row_gate, const float* parts, int64_t num_parts, const ExpertGroups& groups,
                     int64_t El);
 
-// On Hopper's warpgroup products: bf16, C and F multiples of 8, 16-byte aligned. The arguments are those of the
-// operators; rows of h (R, F) and d_gate_up_out (R, 2F) are scratch.
+// On tensor cores: bf16, C and F multiples of 8, 16-byte aligned; by Hopper's warpgroup instructions, or by those of
+// every GPU since sm_80. The arguments are those of the operators; rows of h (R, F) and d_gate_up_out (R, 2F) are
+// scratch.
 void wgmma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out, Tensor gate_up_out, Tensor h,
                            const Tensor& x, const Tensor& row_gate, const ExpertWeights& weights);
 void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
                             ExpertWeights d_weights, Tensor h, Tensor d_gate_up_out, const Tensor& d_out,
                             const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out,
                             const ExpertWeights& weights);
+void mma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out, Tensor gate_up_out, Tensor h,
+                         const Tensor& x, const Tensor& row_gate, const ExpertWeights& weights);
+void mma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
+                          ExpertWeights d_weights, Tensor h, Tensor d_gate_up_out, const Tensor& d_out, const Tensor& x,
+                          const Tensor& row_gate, const Tensor& gate_up_out, const ExpertWeights& weights);
 
 }  // namespace braid::cuda

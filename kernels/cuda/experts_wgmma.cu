@@ -1,6 +1,5 @@
 #include "kernels/cuda/experts_backends.cuh"
 #include "kernels/cuda/hopper.cuh"
-#include "kernels/cuda/mma.cuh"
 
 // Expert products on Hopper: c (M, N) = a (M, K) b (N, K)^T in tiles of 128 x 256, 64 deep.
 //

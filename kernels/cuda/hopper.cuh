@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/mma.cuh"
 
 // What Hopper does asynchronously: bulk copies of tensor tiles into shared memory (TMA), barriers that count their
 // bytes, and products of a warpgroup (wgmma) on tiles in shared memory. For sm_90a alone: kernels that use these have a
@@ -138,9 +138,6 @@ __device__ __forceinline__ void wait_for_added() {
 }
 
 // ---- Products -------------------------------------------------------------------------------------------------------
-
-// The dimension along which an operand's numbers are consecutive in memory: K, or M (N for the right factor).
-enum class Major { kK, kMn };
 
 // A factor of a product of depth 16 with its corner at `address`. Lines along K: one line per row or column, 64 deep.
 // Lines along M or N: one line per step of depth, and `block_bytes` from 64 rows or columns to the next 64.

@@ -9,6 +9,9 @@
 // of every 8 x 8 block.
 namespace braid::cuda {
 
+// The dimension along which an operand's numbers are consecutive in memory: K, or M (N for the right factor).
+enum class Major { kK, kMn };
+
 // 16 x 8 sums: row g in element[0..1], row g + 8 in element[2..3].
 struct Sums {
   float element[4];
