@@ -15,17 +15,8 @@ need=1
 [ "$part" != ranks ] || need=2
 [ "$gpus" -ge "$need" ] || { echo "there is no GPU here, or too few: $gpus of $need"; exit 77; }
 
-# Text that never changes: the same data for every commit. The learning rate is a third of the tiny run's, at which fp32 itself
-# overshoots and makes any rounding a tenth of the loss.
-mkdir "$WORK/fixed"
-awk 'NF { line[n++] = $0 } END { x = 1; for (i = 0; i < 6000; ++i) { x = (x * 69069 + 12345) % 4294967296; print line[int(x / 65536) % n] } }' \
-  "$SOURCE/LICENSE" >"$WORK/fixed/text.txt"
-sed -i "s|text: .*|text: [$WORK/fixed]}]|" "$TINY"
-echo 'optimizer: {lr: 1e-3}' >>"$TINY"
-
-# The band for fp32: every loss and gradient norm of 20 steps, relative. On the CPU fp32 and fp64 are 5e-8 apart, and with a
-# learning rate that is 1e-4 of itself off nothing moves by more than 5e-5: no router decision is near a tie. A wrong kernel
-# moves them by far more than this.
+# The band for fp32: every loss and gradient norm of 20 steps, relative. With a learning rate that is 1e-4 of itself off nothing
+# moves by more than 5e-5; a wrong kernel moves them by far more than this.
 band=1e-4
 on_cpu=(device=cpu precision=fp32)
 on_gpu=(device=cuda precision=fp32)
@@ -100,7 +91,7 @@ close_losses() {
 small_band_fp32=5e-3 small_band_bf16=2e-2
 small() {
   local ranks=$1 dir=$2
-  local options=("$SOURCE/configs/runs/gpu-small.yaml" "run.dir=$dir" "data.sources=[{name: fixed, text: [$WORK/fixed]}]"
+  local options=("$SOURCE/configs/runs/gpu-small.yaml" "run.dir=$dir" "data.sources=[{name: fixed, text: [$WORK/text]}]"
     run.steps=20 train.global_batch_size=4 train.micro_batch_size=2 train.seq_length=512 eval.interval_steps=0
     checkpoint.interval_steps=20 log.interval_steps=1 "${@:3}" "${no_check[@]}")
   if [ "$ranks" = 0 ]; then OMP_NUM_THREADS=$(nproc) "$BRAID" train "${options[@]}" >"$dir.log" 2>&1
