@@ -5,6 +5,9 @@
 
 namespace braid {
 
+// Most tokens of a chunk on the GPU, whose logits are scratch.
+inline constexpr int64_t kLmHeadMostTokens = 8192;
+
 // LM head and cross entropy over chunks of tokens; the (N, V) logits never exist whole.
 //   loss_sum (1) F64 overwritten: sum over tokens with a target of  logsumexp(l) - l[target],   l = hidden weight^T
 //   hidden (N, C), weight (V, C) of one dtype, fp32, bf16 (GPU) or fp64 (CPU);  targets (N) I64, -1 = no target

@@ -255,9 +255,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class Body>
 void dispatch_tile(const Context& ctx, int Dh, Body&& body) {
   constexpr int kReservedBytes = 1024;
-  int most_bytes = 0;
-  check_cuda(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.gpu().device_index),
-             "cudaDeviceGetAttribute");
+  const int most_bytes = ctx.gpu().most_shared_bytes;
   if (Layout<32>{Dh}.backward_bytes() + kReservedBytes <= most_bytes) return body.template operator()<32>();
   check<ShapeError>(Layout<16>{Dh}.backward_bytes() + kReservedBytes <= most_bytes, "q: heads of ", Dh,
                     " elements are too wide for this GPU");

@@ -487,12 +487,8 @@ float score_scale(const AttentionProblem& problem) { return 1 / std::sqrt(static
 bool mma_attention_supports(const Context& ctx, const AttentionTensors& in) {
   constexpr int64_t kStaticSharedBytes = 4 * kTile * sizeof(float), kReservedSharedBytes = 1024;
   const int64_t Dh = in.q.dim(2);
-  int most_shared_bytes = 0;
-  check_cuda(
-      cudaDeviceGetAttribute(&most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.gpu().device_index),
-      "cudaDeviceGetAttribute");
   return in.q.dtype() == DType::kBF16 && Dh % 16 == 0 && Dh <= 256 &&
-         backward_shared_bytes(Dh) + kStaticSharedBytes + kReservedSharedBytes <= most_shared_bytes;
+         backward_shared_bytes(Dh) + kStaticSharedBytes + kReservedSharedBytes <= ctx.gpu().most_shared_bytes;
 }
 
 void mma_attention_forward(Context& ctx, AttentionOutputs& out, const AttentionTensors& in, const Segments& segments) {

@@ -19,10 +19,7 @@ using namespace delta_rule;
 // Whether the kernels were made for these inputs and fit the GPU's shared memory.
 bool applies(const Context& ctx, const DeltaRuleInputs& in) {
   if (in.q.dtype() != DType::kBF16 || in.q.dim(2) != kDim || in.v.dim(2) != kDim) return false;
-  int shared_bytes = 0;
-  check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.gpu().device_index),
-             "cudaDeviceGetAttribute");
-  return shared_bytes >= static_cast<int>(sizeof(GradientShared));
+  return ctx.gpu().most_shared_bytes >= static_cast<int>(sizeof(GradientShared));
 }
 
 Inputs inputs_of(const DeltaRuleInputs& in, const Segments& segments) {

@@ -32,6 +32,7 @@ Gpu::Gpu(int index) : device_index(index) {
   check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   num_sms = properties.multiProcessorCount;
   compute_capability = properties.major * 10 + properties.minor;
+  most_shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin);
   check<EnvironmentError>(compute_capability >= 80, "GPU ", index, " (", properties.name, ") has compute capability ",
                           properties.major, '.', properties.minor, "; Braid needs 8.0 or newer");
   check<EnvironmentError>(has_code_for(kCudaArchitectures, compute_capability), "GPU ", index, " (", properties.name,

@@ -26,6 +26,7 @@ struct Gpu {
   int device_index = 0;
   int num_sms = 0;
   int compute_capability = 0;  // 90 = 9.0
+  int most_shared_bytes = 0;   // shared memory that a block may ask for
   cudaStream_t stream = nullptr;
   cudaEvent_t reached = nullptr;  // recorded when another stream shall wait for this one
   cublasLtHandle_t cublas = nullptr;

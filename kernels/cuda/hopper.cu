@@ -1,5 +1,7 @@
 #include "kernels/cuda/hopper.cuh"
 
+#include <string_view>
+
 #include "kernels/build_config.h"
 
 namespace braid::cuda {
@@ -42,6 +44,9 @@ CUtensorMap make_tensor_map(DType dtype, const void* data, int rank, const int64
   return map;
 }
 
-bool has_hopper_kernels(const Context& ctx) { return kWithSm90a && ctx.gpu().compute_capability == 90; }
+bool has_hopper_kernels(const Context& ctx) {
+  constexpr bool kBuilt = std::string_view(kCudaArchitectures).find("90a") != std::string_view::npos;
+  return kBuilt && ctx.gpu().compute_capability == 90;
+}
 
 }  // namespace braid::cuda

@@ -12,9 +12,9 @@ namespace {
 
 // The logits of a chunk fit into this much scratch unless that makes fewer tokens than a tile of a product has. Every
 // chunk reads and writes the whole fp32 gradient of the weight and reads the weight twice, so chunks are large: with
-// kMaxTokens those bytes take a sixth of the time of the products that move them. Logits are kept in the activation
-// dtype; everything that is summed over them is fp32 or wider.
-constexpr int64_t kLogitsBytes = int64_t{2560} << 20, kTokenUnit = 128, kMaxTokens = 8192;
+// kLmHeadMostTokens those bytes take a sixth of the time of the products that move them. Logits are kept in the
+// activation dtype; everything that is summed over them is fp32 or wider.
+constexpr int64_t kLogitsBytes = int64_t{2560} << 20, kTokenUnit = 128;
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarpSize;
@@ -135,12 +135,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(double* loss_sum, const d
 }
 
 // Shared memory of a block for a row of logits, beside what the kernel itself needs; a multiple of 16.
-int64_t kept_bytes(const Context& ctx) {
-  int most = 0;
-  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.gpu().device_index),
-             "cudaDeviceGetAttribute");
-  return (most - 1024) / 16 * 16;
-}
+int64_t kept_bytes(const Context& ctx) { return (ctx.gpu().most_shared_bytes - 1024) / 16 * 16; }
 
 struct Gradients {
   Tensor hidden, weight;
@@ -153,7 +148,7 @@ void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, con
   const int64_t N = hidden.dim(0), vocab = weight.dim(0);
   if (N == 0) return fill_zero(ctx, loss_sum);
   const int64_t fitting_tokens = kLogitsBytes / (vocab * size_of(hidden.dtype())) / kTokenUnit * kTokenUnit;
-  const int64_t most_tokens = std::clamp(fitting_tokens, kTokenUnit, kMaxTokens);
+  const int64_t most_tokens = std::clamp(fitting_tokens, kTokenUnit, kLmHeadMostTokens);
   const int64_t num_chunks = ceil_div(N, most_tokens);
   const int64_t chunk_tokens = std::min(N, round_up(ceil_div(N, num_chunks), kTokenUnit));
   Scratch scratch(ctx);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "kernels/lm_head_loss.h"
 #include "trainer/training_state.h"
 
 namespace braid {
@@ -69,7 +70,7 @@ int64_t scratch_bound_bytes(const RunConfig& config, int64_t R) {
                             (dtype == DType::kBF16 ? workspace : 0);
 
   // A chunk of logits.
-  const int64_t logits = std::min<int64_t>(N, 8192) * m.vocab_size * s + N * 8;
+  const int64_t logits = std::min(N, kLmHeadMostTokens) * m.vocab_size * s + N * 8;
 
   const int64_t most = stream + std::max({moe, delta_net, attention, logits});
   return most + most / 16 + 64 * kMiB;  // sums of tiles, sorts, alignment
