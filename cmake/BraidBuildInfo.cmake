@@ -1,4 +1,4 @@
-# trainer/build_info.h with the version and the commit, as they are when CMake configures.
+# kernels/build_info.h with the version and the commit, as they are when CMake configures.
 find_package(Git QUIET)
 set(BRAID_COMMIT "unknown")
 if(GIT_FOUND)
@@ -10,4 +10,4 @@ if(GIT_FOUND)
 endif()
 set(BRAID_BUILD_ID
   "${PROJECT_VERSION}+${BRAID_COMMIT} ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} ${CMAKE_BUILD_TYPE}")
-configure_file(${CMAKE_CURRENT_LIST_DIR}/build_info.h.in ${PROJECT_BINARY_DIR}/trainer/build_info.h @ONLY)
+configure_file(${CMAKE_CURRENT_LIST_DIR}/build_info.h.in ${PROJECT_BINARY_DIR}/kernels/build_info.h @ONLY)

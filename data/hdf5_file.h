@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "data/raw_file.h"
+#include "kernels/core/raw_file.h"
 
 namespace braid {
 

@@ -11,10 +11,10 @@
 #include <numeric>
 #include <utility>
 
-#include "data/sha256.h"
 #include "data/tokenizer.h"
 #include "kernels/core/error.h"
 #include "kernels/core/philox.h"
+#include "kernels/core/sha256.h"
 
 namespace braid {
 namespace {

@@ -15,8 +15,9 @@
 #include <utility>
 
 #include "data/hdf5_file.h"
-#include "data/raw_file.h"
+#include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/raw_file.h"
 
 namespace braid {
 namespace {
@@ -411,7 +412,7 @@ void TokenShardWriter::close() {
     std::error_code error;
     std::filesystem::rename(part, f.info.path, error);
     check<IoError>(!error, f.info.path, ": cannot be renamed from ", part, ": ", error.message());
-    RawFile::sync_folder_of(f.info.path);
+    sync_folder_of(f.info.path);
   } catch (...) {
     ::unlink(part.c_str());
     throw;

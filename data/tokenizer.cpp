@@ -1,7 +1,7 @@
 #include "data/tokenizer.h"
 
-#include "data/sha256.h"
 #include "kernels/core/error.h"
+#include "kernels/core/sha256.h"
 
 namespace braid {
 

@@ -1,6 +1,6 @@
 #include "model/model.h"
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/lm_head_loss.h"
 #include "kernels/rms_norm.h"

@@ -1,6 +1,6 @@
 #include "model/mtp_block.h"
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/matmul.h"
 #include "kernels/rms_norm.h"

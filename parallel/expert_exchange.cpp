@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/profile.h"
 
 namespace braid {

@@ -2,7 +2,7 @@
 
 #include <filesystem>
 
-#include "data/sha256.h"
+#include "kernels/core/sha256.h"
 
 namespace braid {
 

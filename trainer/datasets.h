@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "data/token_dataset.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "data/batch.h"
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/philox.h"
 #include "kernels/matmul.h"
 #include "trainer/train_step.h"

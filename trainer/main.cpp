@@ -4,8 +4,8 @@
 #include <new>
 #include <thread>
 
+#include "kernels/build_info.h"
 #include "kernels/core/error.h"
-#include "trainer/build_info.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 

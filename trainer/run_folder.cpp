@@ -9,11 +9,10 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
+#include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "trainer/checkpoint/checkpoint.h"
-#include "trainer/checkpoint/durable_file.h"
 
 namespace braid {
 
@@ -22,8 +21,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kOwnerName = "OWNER.json";
-
-std::string reason(int error) { return std::generic_category().message(error); }
 
 std::string host_name() {
   char name[256] = "unknown host";
@@ -84,12 +81,6 @@ bool RunFolder::has_run() const {
   std::error_code error;
   const auto metrics_bytes = fs::file_size(path("metrics.jsonl"), error);
   return (!error && metrics_bytes > 0) || !list_checkpoints(path("checkpoints")).empty();
-}
-
-void write_file_atomically(const std::string& path, const std::string& text) {
-  DurableFile file(path, static_cast<int64_t>(text.size()));
-  file.write(text.data(), static_cast<int64_t>(text.size()));
-  file.finish();
 }
 
 }  // namespace braid

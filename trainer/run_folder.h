@@ -25,7 +25,4 @@ class RunFolder {
   int lock_ = -1;
 };
 
-// Writes a small text file so that it is there whole or not at all (part, fsync, rename).   Errors: IoError.
-void write_file_atomically(const std::string& path, const std::string& text);
-
 }  // namespace braid

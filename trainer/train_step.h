@@ -2,8 +2,8 @@
 
 #include "data/batch_stream.h"
 #include "model/model.h"
-#include "trainer/config.h"
-#include "trainer/optimizer.h"
+#include "trainer/config/config.h"
+#include "trainer/optimizer/optimizer.h"
 
 namespace braid {
 

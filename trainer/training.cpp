@@ -8,10 +8,11 @@
 #include <optional>
 
 #include "data/batch_stream.h"
-#include "trainer/build_info.h"
+#include "kernels/build_info.h"
+#include "kernels/core/durable_file.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/device_slices.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
 #include "trainer/metrics/console.h"

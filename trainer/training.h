@@ -4,7 +4,7 @@
 
 #include "kernels/core/context.h"
 #include "parallel/process_mesh.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 #include "trainer/device/start.h"
 
 namespace braid {

@@ -14,15 +14,6 @@ constexpr const char* kMtpTensor = "weights/mtp.fc.weight";  // every MTP block 
 
 }  // namespace
 
-DType dtype_of_precision(Precision precision) {
-  switch (precision) {
-    case Precision::kFp64: return DType::kF64;
-    case Precision::kFp32: return DType::kF32;
-    case Precision::kBf16: return DType::kBF16;
-  }
-  return DType::kF32;
-}
-
 TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
     : model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
             dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor),

@@ -3,12 +3,10 @@
 #include "kernels/core/arena.h"
 #include "model/model.h"
 #include "trainer/checkpoint/checkpoint.h"
-#include "trainer/config.h"
-#include "trainer/optimizer.h"
+#include "trainer/config/config.h"
+#include "trainer/optimizer/optimizer.h"
 
 namespace braid {
-
-DType dtype_of_precision(Precision precision);
 
 // Bytes of this rank, by what they are for.
 struct MemoryPlan {

@@ -3,6 +3,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 namespace braid {
 
@@ -61,6 +62,9 @@ std::string concat(const Parts&... parts) {
   (out << ... << parts);
   return out.str();
 }
+
+// What the system says of an errno.
+inline std::string reason(int error) { return std::generic_category().message(error); }
 
 // For what a user, a file or a peer can get wrong; stays on in release. `E` picks the exit code:
 //   check<DataError>(id < vocab, path, ": token ", id, " is outside the vocabulary of ", vocab);

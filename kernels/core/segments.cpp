@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 
 namespace braid {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/cpu/dispatch.h"
 
 namespace braid::cpu {

@@ -1,4 +1,4 @@
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 
 #include <cstring>
 

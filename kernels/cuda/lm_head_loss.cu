@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/memory.h"
 #include "kernels/cuda/row_access.cuh"
 #include "kernels/matmul.h"

@@ -6,7 +6,7 @@
 #include <map>
 #include <tuple>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/cuda/common.cuh"
 
 // Dense products through cuBLASLt. It is column-major, so it is asked for c^T = op(b)^T op(a)^T.

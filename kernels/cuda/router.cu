@@ -1,6 +1,6 @@
 #include "kernels/router.h"
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/cuda/common.cuh"
 
 namespace braid::cuda {

@@ -1,6 +1,6 @@
 #include "kernels/sum_squares.h"
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/memory.h"
 #include "kernels/cuda/ordered_sum.cuh"
 #include "kernels/cuda/row_access.cuh"

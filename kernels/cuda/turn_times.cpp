@@ -1,6 +1,6 @@
 #include "kernels/core/turn_times.h"
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/cuda/gpu.h"
 
 namespace braid::cuda {

@@ -3,11 +3,11 @@
 #include <memory>
 
 #include "data/batch.h"
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "model/initial_weights.h"
 #include "model/model.h"
 #include "tests/testing.h"
-#include "trainer/optimizer.h"
+#include "trainer/optimizer/optimizer.h"
 #include "trainer/train_step.h"
 
 namespace braid::testing {

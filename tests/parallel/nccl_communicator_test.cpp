@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/float_types.h"
 #include "kernels/core/memory.h"
 #include "parallel/expert_exchange.h"

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
-#include "tests/trainer/checkpoint/checkpoint_testing.h"
+#include "tests/file_testing.h"
 
 namespace braid {
 namespace {
@@ -125,21 +125,6 @@ TEST_F(RunFolderTest, KnowsWhetherItHoldsARun) {
   fs::create_directories(folder.path("checkpoints/step-000000001"));
   write_bytes(folder.path("checkpoints/step-000000001/MANIFEST.json"), "");
   EXPECT_TRUE(folder.has_run());
-}
-
-TEST_F(RunFolderTest, WritesFilesWholeOrNotAtAll) {
-  const std::string note = path("note.txt");
-  write_file_atomically(note, "one");
-  write_file_atomically(note, "");
-  EXPECT_EQ(bytes_of(note), "");
-  write_file_atomically(note, "two");
-  {
-    FileSizeLimit tight(10);
-    EXPECT_THROW(write_file_atomically(note, std::string(11, 'x')), IoError);
-  }
-  EXPECT_EQ(bytes_of(note), "two");
-  EXPECT_FALSE(fs::exists(note + ".part"));
-  EXPECT_THROW(write_file_atomically(path("absent/note.txt"), "x"), IoError);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include "kernels/core/context.h"
 #include "kernels/core/profile.h"
 #include "parallel/process_mesh.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 

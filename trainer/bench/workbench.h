@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/segments.h"
 #include "kernels/core/turn_times.h"
 #include "trainer/bench/operator_bench.h"

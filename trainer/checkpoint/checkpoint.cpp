@@ -5,11 +5,10 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "kernels/core/durable_file.h"
+#include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint_file.h"
-#include "trainer/checkpoint/durable_file.h"
 #include "trainer/checkpoint/manifest.h"
-#include "trainer/rank_text.h"
-#include "trainer/run_folder.h"
 
 namespace braid {
 

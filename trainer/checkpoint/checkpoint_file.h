@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "data/sha256.h"
-#include "trainer/checkpoint/durable_file.h"
+#include "kernels/core/durable_file.h"
+#include "kernels/core/sha256.h"
 #include "trainer/checkpoint/manifest.h"
 
 namespace braid {

@@ -3,10 +3,10 @@
 #include <map>
 
 #include "kernels/core/float_types.h"
+#include "kernels/core/stored_file.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/safetensors.h"
-#include "trainer/checkpoint/stored_file.h"
 
 namespace braid {
 

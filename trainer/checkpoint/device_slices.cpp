@@ -1,6 +1,6 @@
 #include "trainer/checkpoint/device_slices.h"
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/memory.h"
 
 namespace braid {

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string>
 
-#include "trainer/checkpoint/stored_file.h"
+#include "kernels/core/stored_file.h"
 
 namespace braid {
 

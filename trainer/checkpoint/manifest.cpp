@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "data/sha256.h"
+#include "kernels/core/sha256.h"
 
 namespace braid {
 namespace {

@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/core/stored_file.h"
 #include "kernels/core/tensor.h"
-#include "trainer/checkpoint/stored_file.h"
 
 namespace braid {
 

@@ -6,7 +6,7 @@
 #include "trainer/bench/step_bench.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/device/start.h"
 
 namespace braid {

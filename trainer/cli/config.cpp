@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "trainer/cli/commands.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 
 namespace braid {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
 #include "trainer/training_state.h"

@@ -6,7 +6,7 @@
 
 #include "model/parameter_layout.h"
 #include "trainer/cli/commands.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 
 namespace braid {
 

@@ -8,10 +8,10 @@
 #include <filesystem>
 #include <memory>
 
+#include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
 #include "trainer/metrics/loss_curve.h"
-#include "trainer/run_folder.h"
 
 namespace braid {
 namespace {

@@ -10,7 +10,7 @@
 #include "kernels/build_config.h"
 #include "parallel/mpi_session.h"
 #include "parallel/nccl_communicator.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 
 namespace braid {
 namespace {

@@ -6,7 +6,7 @@
 #include "kernels/core/context.h"
 #include "parallel/process_mesh.h"
 #include "trainer/checkpoint/checkpoint.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 

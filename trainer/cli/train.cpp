@@ -3,7 +3,7 @@
 
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/training.h"
 
 namespace braid {

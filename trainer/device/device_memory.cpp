@@ -4,7 +4,6 @@
 #include <cstdio>
 
 #include "kernels/lm_head_loss.h"
-#include "trainer/training_state.h"
 
 namespace braid {
 namespace {

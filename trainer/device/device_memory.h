@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/core/memory.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 

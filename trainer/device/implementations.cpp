@@ -7,7 +7,6 @@
 #include "kernels/gated_delta_rule.h"
 #include "kernels/gated_rms_norm.h"
 #include "kernels/matmul.h"
-#include "trainer/training_state.h"
 
 namespace braid {
 namespace {

@@ -1,19 +1,13 @@
 #pragma once
 
-#include <array>
 #include <string>
 #include <vector>
 
 #include "kernels/core/implementation.h"
-#include "trainer/config.h"
+#include "kernels/operator_names.h"
+#include "trainer/config/config.h"
 
 namespace braid {
-
-// The operators of the catalogue that training runs, by the names that `allow_slow` takes.
-inline constexpr std::array kOperatorNames = {"matmul",           "embedding",      "rms_norm",         "gdn_inputs",
-                                              "gated_delta_rule", "gated_rms_norm", "attention_inputs", "attention",
-                                              "router",           "experts",        "expert_rows",      "swiglu",
-                                              "mtp_inputs",       "adamw",          "lm_head_loss"};
 
 bool uses_gated_delta_net(const ModelConfig& model);
 bool uses_attention(const RunConfig& config);  // in a layer or in the MTP block

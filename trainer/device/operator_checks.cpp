@@ -3,7 +3,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/expert_rows.h"
 #include "kernels/experts.h"

@@ -4,12 +4,11 @@
 #include <cstdio>
 #include <cstring>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/float_types.h"
 #include "kernels/core/memory.h"
 #include "kernels/random.h"
-#include "trainer/rank_text.h"
-#include "trainer/training_state.h"
+#include "parallel/rank_text.h"
 
 namespace braid {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "kernels/core/context.h"
 #include "kernels/core/segments.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 

@@ -4,9 +4,9 @@
 
 #include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
+#include "parallel/rank_text.h"
 #include "trainer/device/implementations.h"
 #include "trainer/device/self_check.h"
-#include "trainer/rank_text.h"
 
 namespace braid {
 

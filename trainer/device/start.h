@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #include "parallel/process_mesh.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "trainer/checkpoint/json_text.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 
 namespace braid {
 namespace {

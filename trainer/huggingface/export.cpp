@@ -1,6 +1,6 @@
 #include "trainer/huggingface/export.h"
 
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 
 namespace braid {
 namespace {

@@ -3,11 +3,10 @@
 #include <cstdio>
 #include <span>
 
-#include "trainer/checkpoint/durable_file.h"
+#include "kernels/core/durable_file.h"
 #include "trainer/checkpoint/safetensors.h"
 #include "trainer/huggingface/config_json.h"
 #include "trainer/huggingface/stored_tensors.h"
-#include "trainer/run_folder.h"
 
 namespace braid {
 namespace {

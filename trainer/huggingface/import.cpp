@@ -4,11 +4,11 @@
 #include <cstdio>
 #include <span>
 
-#include "trainer/build_info.h"
+#include "kernels/build_info.h"
+#include "kernels/core/durable_file.h"
 #include "trainer/checkpoint/checkpoint_file.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/huggingface/weight_blocks.h"
-#include "trainer/run_folder.h"
 
 namespace braid {
 namespace {

@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/stored_file.h"
 #include "kernels/core/tensor.h"
 #include "trainer/checkpoint/json_text.h"
-#include "trainer/checkpoint/stored_file.h"
 
 namespace braid {
 

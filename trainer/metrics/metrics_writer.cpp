@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -62,7 +61,7 @@ void cut(const std::string& path, Keep keep) {
 // Unbuffered: a line is one write.
 std::FILE* open_to_append(const std::string& path) {
   std::FILE* file = std::fopen(path.c_str(), "ae");
-  check<IoError>(file != nullptr, path, ": cannot be opened for writing: ", std::strerror(errno));
+  check<IoError>(file != nullptr, path, ": cannot be opened for writing: ", reason(errno));
   std::setvbuf(file, nullptr, _IONBF, 0);
   return file;
 }

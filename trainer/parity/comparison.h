@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernels/core/tensor.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/matmul.h"
 #include "trainer/huggingface/huggingface_reader.h"
 #include "trainer/parity/reference_file.h"

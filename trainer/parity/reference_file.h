@@ -9,7 +9,7 @@
 #include "data/batch.h"
 #include "model/parameters.h"
 #include "trainer/checkpoint/safetensors.h"
-#include "trainer/optimizer_config.h"
+#include "trainer/optimizer/optimizer_config.h"
 
 namespace braid {
 

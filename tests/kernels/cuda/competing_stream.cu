@@ -1,7 +1,7 @@
 #include <chrono>
 #include <random>
 
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/memory.h"
 #include "kernels/cuda/gpu.h"
 #include "tests/kernels/cuda/competing_stream.h"

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "kernels/copy.h"
 #include "kernels/core/arena.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/float_types.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/segments.h"

@@ -2,7 +2,7 @@
 
 #include "kernels/core/memory.h"
 #include "parallel/process_mesh.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/device/implementations.h"
 #include "trainer/device/self_check.h"
 #include "trainer/device/start.h"

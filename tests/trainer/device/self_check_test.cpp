@@ -2,7 +2,7 @@
 
 #include "kernels/rms_norm.h"
 #include "tests/testing.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/device/implementations.h"
 
 namespace braid {

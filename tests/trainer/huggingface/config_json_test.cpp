@@ -1,7 +1,7 @@
 #include "trainer/huggingface/config_json.h"
 
-#include "tests/trainer/checkpoint/checkpoint_testing.h"
-#include "trainer/config_reader.h"
+#include "tests/file_testing.h"
+#include "trainer/config/config_reader.h"
 
 namespace braid {
 namespace {

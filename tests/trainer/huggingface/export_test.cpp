@@ -4,7 +4,7 @@
 
 #include "tests/testing.h"
 #include "tests/trainer/huggingface/model_folder_testing.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/huggingface/import.h"
 
 namespace braid {

@@ -5,7 +5,7 @@
 #include "tests/testing.h"
 #include "tests/trainer/huggingface/model_folder_testing.h"
 #include "trainer/checkpoint/manifest.h"
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 
 namespace braid {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
+#include "tests/file_testing.h"
 #include "tests/testing.h"
-#include "tests/trainer/checkpoint/checkpoint_testing.h"
 
 namespace braid {
 namespace {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "tests/trainer/checkpoint/checkpoint_testing.h"
+#include "tests/file_testing.h"
 
 namespace braid {
 namespace {

@@ -1,4 +1,4 @@
-#include "trainer/checkpoint/durable_file.h"
+#include "kernels/core/durable_file.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -18,8 +18,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kWritebackBytes = int64_t{8} << 20;
-
-std::string reason(int error) { return std::generic_category().message(error); }
 
 std::string parent_of(const std::string& path) {
   const std::string parent = fs::path(path).parent_path().string();
@@ -85,10 +83,16 @@ void DurableFile::finish() {
   check_done(::fsync(fd_) == 0, "flushed to the disk");
   const bool closed = ::close(std::exchange(fd_, -1)) == 0;
   const int error = errno;
-  if (closed && std::rename(part_.c_str(), path_.c_str()) == 0) return sync_folder(parent_of(path_));
+  if (closed && std::rename(part_.c_str(), path_.c_str()) == 0) return sync_folder_of(path_);
   const int status = closed ? errno : error;
   std::remove(part_.c_str());
   throw IoError(concat(path_, ": cannot be ", closed ? "given its name" : "closed", ": ", reason(status)));
+}
+
+void write_file_atomically(const std::string& path, const std::string& text) {
+  DurableFile file(path, static_cast<int64_t>(text.size()));
+  file.write(text.data(), static_cast<int64_t>(text.size()));
+  file.finish();
 }
 
 void sync_folder(const std::string& folder) {
@@ -98,6 +102,8 @@ void sync_folder(const std::string& folder) {
   ::close(fd);
   check<IoError>(status == 0, folder, ": cannot be flushed to the disk: ", reason(status));
 }
+
+void sync_folder_of(const std::string& path) { sync_folder(parent_of(path)); }
 
 void create_folder(const std::string& folder) {
   std::error_code error;
@@ -146,7 +152,7 @@ void DurableFolder::finish() {
   check<IoError>(std::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
                  ": cannot be given its name: ", reason(errno));
   try {
-    sync_folder(parent_of(path_));
+    sync_folder_of(path_);
   } catch (const IoError&) {
     std::rename(path_.c_str(), temporary_.c_str());
     throw;

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 namespace braid {
 
@@ -26,8 +26,8 @@ RunConfig read_config_text(const std::string& yaml, const std::string& name);
 // Rules between keys that need no device, rank or file. Errors: ConfigError with the rule, the numbers and, where there
 // are few, the nearest legal values.
 void check_config(const RunConfig& config);
-// The part of check_config that concerns the model alone (model, mtp, balance, init, allow_slow): what a config without run, train
-// and data sections must meet.
+// The part of check_config that concerns the model alone (model, mtp, balance, init, allow_slow): what a config without
+// run, train and data sections must meet.
 void check_model_config(const RunConfig& config);
 // The rules that depend on the number of ranks (batch sizes, expert parallelism), for a model that passes its check.
 void check_config_for_ranks(const RunConfig& config, int64_t num_ranks);

@@ -6,8 +6,8 @@
 #include <numeric>
 #include <set>
 
-#include "trainer/config_reader.h"
-#include "trainer/config_visit.h"
+#include "trainer/config/config_reader.h"
+#include "trainer/config/config_visit.h"
 
 namespace braid {
 namespace {

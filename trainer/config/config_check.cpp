@@ -6,9 +6,9 @@
 #include <string_view>
 #include <type_traits>
 
-#include "trainer/config_reader.h"
-#include "trainer/config_visit.h"
-#include "trainer/device/implementations.h"
+#include "kernels/operator_names.h"
+#include "trainer/config/config_reader.h"
+#include "trainer/config/config_visit.h"
 
 namespace braid {
 namespace {

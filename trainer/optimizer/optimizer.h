@@ -7,7 +7,7 @@
 #include "model/weight_source.h"
 #include "parallel/process_mesh.h"
 #include "trainer/checkpoint/checkpoint.h"
-#include "trainer/optimizer_config.h"
+#include "trainer/optimizer/optimizer_config.h"
 
 namespace braid {
 

@@ -1,4 +1,4 @@
-#include "data/sha256.h"
+#include "kernels/core/sha256.h"
 
 #include <gtest/gtest.h>
 

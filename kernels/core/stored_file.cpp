@@ -1,4 +1,4 @@
-#include "trainer/checkpoint/stored_file.h"
+#include "kernels/core/stored_file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -6,19 +6,16 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <system_error>
 #include <utility>
 #include <vector>
 
-#include "data/sha256.h"
 #include "kernels/core/error.h"
+#include "kernels/core/sha256.h"
 
 namespace braid {
 namespace {
 
 constexpr int64_t kBlockBytes = int64_t{1} << 20;
-
-std::string reason(int error) { return std::generic_category().message(error); }
 
 }  // namespace
 

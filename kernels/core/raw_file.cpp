@@ -1,12 +1,10 @@
-#include "data/raw_file.h"
+#include "kernels/core/raw_file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <filesystem>
-#include <system_error>
 
 #include "kernels/core/error.h"
 
@@ -14,8 +12,6 @@ namespace braid {
 namespace {
 
 constexpr int kReadAttempts = 3;
-
-std::string reason(int error) { return std::generic_category().message(error); }
 
 }  // namespace
 
@@ -79,14 +75,6 @@ void RawFile::write(const void* data, int64_t bytes, int64_t position) {
 
 void RawFile::sync() const {
   if (::fsync(fd_) != 0) throw IoError(concat(path_, ": cannot be flushed to the disk: ", reason(errno)));
-}
-
-void RawFile::sync_folder_of(const std::string& path) {
-  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
-  const std::string folder = parent.empty() ? "." : parent.string();
-  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  check<IoError>(fd >= 0, folder, ": cannot be opened: ", reason(errno));
-  RawFile(folder, fd, 0).sync();
 }
 
 }  // namespace braid

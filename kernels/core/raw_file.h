@@ -29,8 +29,6 @@ class RawFile {
   void write(const void* data, int64_t bytes, int64_t position);
   // Until the bytes are on the disk.   Errors: IoError.
   void sync() const;
-  // The same for the name of the file, after it was created or renamed.
-  static void sync_folder_of(const std::string& path);
 
  private:
   RawFile(std::string path, int fd, int64_t size) : path_(std::move(path)), fd_(fd), size_(size) {}

@@ -7,10 +7,11 @@
 
 #include "data/data_config.h"
 #include "kernels/core/enum_names.h"
+#include "kernels/core/tensor.h"
 #include "model/config.h"
 #include "parallel/process_mesh.h"
-#include "trainer/optimizer_config.h"
-#include "trainer/schedule.h"
+#include "trainer/optimizer/optimizer_config.h"
+#include "trainer/optimizer/schedule.h"
 
 namespace braid {
 
@@ -24,6 +25,16 @@ template <>
 struct EnumNames<Precision> {
   static constexpr std::array kNames = {"fp64", "fp32", "bf16"};
 };
+
+// Of weights and activations.
+constexpr DType dtype_of_precision(Precision precision) {
+  switch (precision) {
+    case Precision::kFp64: return DType::kF64;
+    case Precision::kFp32: return DType::kF32;
+    case Precision::kBf16: return DType::kBF16;
+  }
+  return DType::kF32;
+}
 
 struct RunSection {
   std::string dir;

@@ -1,4 +1,4 @@
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 
 #include <gtest/gtest.h>
 
@@ -13,8 +13,8 @@
 #include <sstream>
 
 #include "tests/testing.h"
-#include "trainer/config_visit.h"
-#include "trainer/foreign_keys.h"
+#include "trainer/config/config_visit.h"
+#include "trainer/config/foreign_keys.h"
 
 namespace braid {
 namespace {

@@ -29,6 +29,9 @@ class DurableFile {
   int64_t written_ = 0, handed_over_ = 0;  // bytes written, and those of them that the disk was told to take
 };
 
+// A small text as a DurableFile.
+void write_file_atomically(const std::string& path, const std::string& text);
+
 // A folder that is filled once and appears under its name whole or not at all: until finish() it is .tmp-NAME beside
 // it, which the destructor removes; what a killed process left there is replaced. The name may be that of an empty
 // folder.
@@ -50,6 +53,7 @@ class DurableFolder {
 
 // Makes what was created, renamed or removed in a folder survive a loss of power.   Errors: IoError.
 void sync_folder(const std::string& folder);
+void sync_folder_of(const std::string& path);  // the folder that holds it
 
 // The folder and its parents, as far as they are missing, safe from a loss of power.   Errors: IoError.
 void create_folder(const std::string& folder);

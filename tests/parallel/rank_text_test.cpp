@@ -1,9 +1,10 @@
-#include "trainer/rank_text.h"
+#include "parallel/rank_text.h"
 
 #include <mutex>
 #include <new>
 
-#include "tests/trainer/checkpoint/checkpoint_testing.h"
+#include "tests/file_testing.h"
+#include "tests/parallel/thread_ranks.h"
 
 namespace braid {
 namespace {

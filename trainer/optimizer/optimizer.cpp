@@ -1,10 +1,10 @@
-#include "trainer/optimizer.h"
+#include "trainer/optimizer/optimizer.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/adamw.h"
-#include "kernels/copy.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/profile.h"
 #include "kernels/sum_squares.h"
 #include "trainer/checkpoint/device_slices.h"

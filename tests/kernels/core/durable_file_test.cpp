@@ -1,10 +1,10 @@
-#include "trainer/checkpoint/durable_file.h"
+#include "kernels/core/durable_file.h"
 
 #include <algorithm>
 #include <random>
 
 #include "kernels/core/error.h"
-#include "tests/trainer/checkpoint/checkpoint_testing.h"
+#include "tests/file_testing.h"
 
 namespace braid {
 namespace {
@@ -179,6 +179,21 @@ TEST_F(DurableFolderTest, OneProcessAtATimeWritesIt) {
             path("f") + ": cannot be written: another process is writing it");
   folder.finish();
   EXPECT_EQ(bytes_of(path("f/file")), "first");
+}
+
+TEST_F(DurableFileTest, WritesTextsWholeOrNotAtAll) {
+  const std::string note = path("note.txt");
+  write_file_atomically(note, "one");
+  write_file_atomically(note, "");
+  EXPECT_EQ(bytes_of(note), "");
+  write_file_atomically(note, "two");
+  {
+    FileSizeLimit tight(10);
+    EXPECT_THROW(write_file_atomically(note, std::string(11, 'x')), IoError);
+  }
+  EXPECT_EQ(bytes_of(note), "two");
+  EXPECT_FALSE(fs::exists(note + ".part"));
+  EXPECT_THROW(write_file_atomically(path("absent/note.txt"), "x"), IoError);
 }
 
 }  // namespace

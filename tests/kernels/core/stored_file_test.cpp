@@ -1,9 +1,10 @@
-#include "trainer/checkpoint/stored_file.h"
+#include "kernels/core/stored_file.h"
 
 #include <sys/stat.h>
 
 #include "kernels/core/error.h"
-#include "tests/trainer/checkpoint/checkpoint_testing.h"
+#include "kernels/core/sha256.h"
+#include "tests/file_testing.h"
 
 namespace braid {
 namespace {

@@ -1,4 +1,4 @@
-#include "trainer/rank_text.h"
+#include "parallel/rank_text.h"
 
 #include <algorithm>
 #include <new>

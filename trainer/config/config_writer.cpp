@@ -4,8 +4,8 @@
 #include <string_view>
 #include <utility>
 
-#include "trainer/config_reader.h"
-#include "trainer/config_visit.h"
+#include "trainer/config/config_reader.h"
+#include "trainer/config/config_visit.h"
 
 namespace braid {
 namespace {

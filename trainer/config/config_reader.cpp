@@ -1,4 +1,4 @@
-#include "trainer/config_reader.h"
+#include "trainer/config/config_reader.h"
 
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/exceptions.h>
@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -16,8 +15,8 @@
 #include <sstream>
 #include <utility>
 
-#include "trainer/config_visit.h"
-#include "trainer/foreign_keys.h"
+#include "trainer/config/config_visit.h"
+#include "trainer/config/foreign_keys.h"
 
 namespace braid {
 namespace {
@@ -478,7 +477,7 @@ class FileReader {
                        " is already being read: the bases form a circle");
     std::string text;
     const bool readable = read_text(path, text);
-    check<ConfigError>(readable, asked_by, "cannot read ", name, ": ", std::strerror(errno));
+    check<ConfigError>(readable, asked_by, "cannot read ", name, ": ", reason(errno));
 
     const Origin origin{name};
     const Node root = parse_yaml(std::move(text), origin, "");
