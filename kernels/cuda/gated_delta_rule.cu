@@ -5,6 +5,7 @@
 #include "kernels/cuda/gated_delta_rule_any.cuh"
 #include "kernels/cuda/gated_delta_rule_gradient.cuh"
 #include "kernels/cuda/gated_delta_rule_scan.cuh"
+#include "kernels/cuda/gated_delta_rule_wgmma.cuh"
 
 namespace braid::cuda {
 namespace {
@@ -35,6 +36,7 @@ Inputs inputs_of(const DeltaRuleInputs& in, const Segments& segments) {
           static_cast<int>(in.q.dim(1)),
           static_cast<int>(in.v.dim(1)),
           static_cast<int>(segments.num_chunks()),
+          in.q.dim(0),
           scale_of(in)};
 }
 
@@ -49,18 +51,51 @@ void launch(Context& ctx, const char* name, void (*kernel)(Parameters...), int64
 }
 
 Prepared prepare(Context& ctx, Scratch& scratch, const Inputs& in, int64_t N) {
-  const Prepared prepared = {static_cast<bf16*>(scratch.tensor({N, in.Hv, kChunk}, DType::kBF16).raw()),
-                             static_cast<bf16*>(scratch.tensor({N, in.Hv, kChunk}, DType::kBF16).raw()),
-                             scratch.array<float>(N * in.Hv)};
+  const Prepared prepared = {static_cast<bf16*>(scratch.tensor({in.Hv, N, kChunk}, DType::kBF16).raw()),
+                             static_cast<bf16*>(scratch.tensor({in.Hv, N, kChunk}, DType::kBF16).raw()),
+                             reinterpret_cast<float2*>(scratch.array<float>(2 * N * in.Hv))};
   launch<PrepareShared>(ctx, "gated_delta_rule prepare", prepare_kernel, int64_t(in.num_chunks) * in.Hk,
                         kPrepareThreads, in, prepared);
   return prepared;
 }
 
+// (N, heads, kDim) of which a copy takes 64 numbers of 64 tokens and one head.
+CUtensorMap map_of_heads(const Tensor& t) {
+  const int64_t N = t.dim(0), heads = t.dim(1);
+  return make_tensor_map<bf16, 3>({pointer<bf16>(t), {kDim, heads, N}, {kDim, heads * kDim}, {kHalf, 1, kChunk}});
+}
+
+// Calls body with the number of halves of a head that a block of a scan takes, and the number of blocks.
+template <class Body>
+void with_scan_blocks(const Context& ctx, int64_t heads, Body&& body) {
+  const int64_t num_sms = ctx.gpu().num_sms;
+  if (2 * heads <= num_sms) body.template operator()<1>(2 * heads);
+  else body.template operator()<2>(std::min(heads, num_sms));
+}
+
+template <class Traits, class... Parameters, class... Arguments>
+void launch_scan(Context& ctx, const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
+                 const Arguments&... arguments) {
+  constexpr int kBytes = Traits::Shared::kBytes;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "cudaFuncSetAttribute");
+  kernel<<<static_cast<unsigned>(blocks), threads, kBytes, stream_of(ctx)>>>(arguments...);
+  check_launch(name);
+}
+
 void forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segments& segments) {
   const Inputs in = inputs_of(inputs, segments);
+  const int num_documents = static_cast<int>(segments.num_documents());
   Scratch scratch(ctx);
   const Prepared prepared = prepare(ctx, scratch, in, inputs.q.dim(0));
+  if (has_hopper_kernels(ctx)) {
+    const ScanMaps maps = {map_of_heads(inputs.q), map_of_heads(inputs.k), map_of_heads(inputs.v), map_of_heads(o)};
+    with_scan_blocks(ctx, num_documents * in.Hv, [&]<int kHalves>(int64_t blocks) {
+      launch_scan<ScanTraits<true, kHalves>>(ctx, "gated_delta_rule scan", wgmma_scan_kernel<true, kHalves>, blocks,
+                                             kScanBlock<kHalves>, maps, in, prepared, num_documents, pointer<bf16>(o),
+                                             static_cast<bf16*>(nullptr), BorderStates{});
+    });
+    return;
+  }
   launch<ScanShared>(ctx, "gated_delta_rule scan", scan_kernel<true>, segments.num_documents() * in.Hv, kScanThreads,
                      in, prepared, pointer<bf16>(o), BorderStates{});
 }
@@ -82,7 +117,7 @@ void backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const Delta
   const Gradients d = {pointer<bf16>(d_in.q), pointer<bf16>(d_in.k), pointer<float>(d_in.beta),
                        pointer<float>(d_in.log_decay)};
   launch<GradientShared>(ctx, "gated_delta_rule gradient", gradient_kernel, int64_t(in.num_chunks) * in.Hk,
-                         kGradientThreads, d, in, pointer<bf16>(d_o), prepared.gamma,
+                         kGradientThreads, d, in, pointer<bf16>(d_o), prepared.gates,
                          Scanned{delta, y, states, d_states});
 }
 
@@ -164,7 +199,12 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
 
 Implementation gated_delta_rule_implementation(Context& ctx, const DeltaRuleInputs& in) {
   const int64_t Dk = in.q.dim(2), Dv = in.v.dim(2);
-  if (fast::applies(ctx, in)) return {concat("chunked, tensor cores, heads of ", Dk), ""};
+  if (fast::applies(ctx, in)) {
+    if (has_hopper_kernels(ctx)) return {concat("chunked, Hopper's warpgroups (wgmma), heads of ", Dk), ""};
+    const bool is_hopper = ctx.gpu().compute_capability == 90;
+    return {concat("chunked, tensor cores (mma.sync), heads of ", Dk),
+            is_hopper ? "this build has no kernels for sm_90a: set CMAKE_CUDA_ARCHITECTURES" : ""};
+  }
   return {concat("chunked, general kernels, heads of ", Dk, " and ", Dv),
           concat("the tensor-core kernels take heads of ", delta_rule::kDim, " in bf16, not of ", Dk, " and ", Dv,
                  " in ", name_of(in.q.dtype()))};

@@ -10,11 +10,11 @@
 //   O     = s diag(e^gamma) Q S0 + P delta,  P  = s D o lower(Q K^T)
 //   S     = e^Gamma S0 + K^T diag(e^(Gamma - gamma)) delta
 // Forward: a block per chunk makes Tm and P (prepare_kernel), then a block per document and value head carries the
-// state through the document's chunks (scan_kernel). Backward: the same again, with the states at the borders of chunks
-// kept; a scan from the last chunk to the first that carries the state's gradient (reverse_scan_kernel); and a block
-// per chunk for everything that needs no order (gradient_kernel). fp32: gates, D, T, the states carried, all sums.
-// bf16: factors of products, so also S0 and its gradient where they are multiplied, and what one kernel leaves to the
-// next.
+// state through the document's chunks (scan_kernel, on Hopper wgmma_scan_kernel). Backward: the same again, with the
+// states at the borders of chunks kept; a scan from the last chunk to the first that carries the state's gradient
+// (reverse_scan_kernel); and a block per chunk for everything that needs no order (gradient_kernel). fp32: gates, D, T,
+// the states carried, all sums. bf16: factors of products, so also S0 and its gradient where they are multiplied, and
+// what one kernel leaves to the next.
 namespace braid::cuda::delta_rule {
 
 inline constexpr int kChunk = kDeltaRuleChunk;
@@ -29,19 +29,25 @@ struct Inputs {
   const float *beta, *log_decay;
   const int32_t *chunk_begin, *first_chunk, *document_begin;  // Segments::Tables
   int Hk, Hv, num_chunks;
+  int64_t N;
   float s;
 
   __device__ int group() const { return Hv / Hk; }
   __device__ int64_t key_row(int64_t token, int key_head) const { return (token * Hk + key_head) * kDim; }
   __device__ int64_t value_row(int64_t token, int head) const { return (token * Hv + head) * kDim; }
+  // Of what the kernels keep for each other, head by head.
+  __device__ int64_t scalar_row(int64_t token, int head) const { return head * N + token; }
 };
 
-// What prepare_kernel leaves, per token and value head.
+// What prepare_kernel leaves, per value head and token.
 struct Prepared {
-  bf16* tm;      // (N, Hv, kChunk)  the token's row of Tm, zeros above the diagonal
-  bf16* p;       // (N, Hv, kChunk)  of P
-  float* gamma;  // (N, Hv)
+  bf16* tm;       // (Hv, N, kChunk)  the token's row of Tm, zeros above the diagonal; see square_column
+  bf16* p;        // (Hv, N, kChunk)  of P
+  float2* gates;  // (Hv, N)          gamma, and beta
 };
+
+// Smaller betas are taken as this: what a token then writes is nothing beside any other, and dividing by beta works.
+inline constexpr float kLeastBeta = 0x1p-80f;
 
 // Transposed states (Dv, Dk) at the borders between the chunks of a document. Borders lie 64 tokens or more apart, so
 // their number is bounded by that of tokens, however many documents there are.
@@ -77,75 +83,130 @@ __device__ __forceinline__ void store_rows(bf16* to, int64_t stride, Rows from, 
   }
 }
 
+// Row r of a chunk's Tm or P lies as a line of a tile does that bulk copies fill (hopper.cuh): its eighths exchanged by
+// the last three bits of r.
+__device__ __forceinline__ int square_column(int row, int column) { return column ^ row % 8 * 8; }
+
+// The first n lines of a square of Prepared, zeros below.
+template <int kThreads>
+__device__ __forceinline__ void load_square(Square to, const bf16* from, int n) {
+#pragma unroll
+  for (int i = 0; i < kChunk * kChunk / 8 / kThreads; ++i) {
+    const int vector = i * kThreads + threadIdx.x, row = vector / 8, column = vector % 8 * 8;
+    copy_async(to.at(row, column), from + (row < n ? row * kChunk + square_column(row, column) : 0), row < n);
+  }
+}
+
+// A (16, 16) factor to where it lies in a matrix.
+template <int kColumns>
+__device__ __forceinline__ void store_block(SharedMatrix<kColumns> to, const LeftFactor& f, int row, int column) {
+  const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to.pair(row + lane / 4 + i % 2 * 8, column + lane % 4 * 2 + i / 2 * 8) = f.block[i];
+}
+
 // Gates of the chunk's tokens for one value head, from thread i < kChunk for token i. Tokens behind the chunk's end
 // have beta 0 and the last token's gamma, so the last entry always holds Gamma.
 struct Gates {
   float beta[kChunk], gamma[kChunk], e_gamma[kChunk];
   float e_rest[kChunk];  // exp(Gamma - gamma)
 
-  __device__ __forceinline__ void load(const Inputs& in, const float* all_gammas, int64_t begin, int n, int head,
+  __device__ __forceinline__ void load(const Inputs& in, const float2* all_gates, int64_t begin, int n, int head,
                                        int i) {
-    auto gamma_of = [&](int token) { return all_gammas[(begin + token) * in.Hv + head]; };
-    const float last = gamma_of(n - 1), own = i < n ? gamma_of(i) : last;
-    beta[i] = i < n ? in.beta[(begin + i) * in.Hv + head] : 0.0f;
-    gamma[i] = own;
-    e_gamma[i] = __expf(own);
-    e_rest[i] = __expf(last - own);
+    const float2* gates = all_gates + in.scalar_row(begin, head);
+    const float last = gates[n - 1].x;
+    const float2 own = i < n ? gates[i] : make_float2(last, 0.0f);
+    beta[i] = own.y;
+    gamma[i] = own.x;
+    e_gamma[i] = __expf(own.x);
+    e_rest[i] = __expf(last - own.x);
   }
   __device__ float e_last() const { return e_gamma[kChunk - 1]; }
 };
 
-inline constexpr int kPrepareThreads = 128;
-inline constexpr int kHeadsAtOnce = kPrepareThreads / kChunk;
-inline constexpr int kFloatRow = kChunk + 4;  // stride of a (tokens, tokens) matrix of floats
+inline constexpr int kPrepareThreads = kTokenBlocks * kWarpSize;
+inline constexpr int kHeadsAtOnce = kPrepareThreads / kWarpSize;  // whose gates a block has at a time
+inline constexpr int kFloatRow = 16 + 4;                          // stride of a (16, 16) block of floats
 
 struct PrepareShared {
   struct Loaded {
     bf16 k[Rows::elements(kChunk)], q[Rows::elements(kChunk)];
   };
-  struct Products {
-    float kk[kChunk * kFloatRow], qk[kChunk * kFloatRow];
+  struct Squares {
+    // M below the diagonal blocks, on them their inverse: rounded, and what rounding left.
+    bf16 high[Square::elements(kChunk)], low[Square::elements(kChunk)];
+    bf16 tm[Square::elements(kChunk)], p[Square::elements(kChunk)];
   };
   union {
     Loaded loaded;
-    Products products;
+    Squares squares;
   };
-  float t[kHeadsAtOnce][kChunk * kChunk];
+  alignas(16) float diagonal[kTokenBlocks][16 * kFloatRow];  // blocks of M
   float gamma[kHeadsAtOnce][kChunk], beta[kHeadsAtOnce][kChunk];
 };
 
-// One column of T by forward substitution, sixteen rows at a time: T = I - strictLower(B K K^T) T. kk is symmetric, so
-// its row k is read where its column k is meant. Neighbouring threads hold neighbouring columns; a warp starts at the
-// diagonal of its first column, and nothing above is written.
-__device__ __forceinline__ void solve_column(float* t, const float* kk, const float* beta, int column, int n) {
-  const int start = column / kWarpSize * kWarpSize;
-  for (int base = start; base < n; base += 16) {
-    float sum[16] = {};
-    auto subtract_row = [&](int k, float x, int from) {  // sum[i] += kk[base + i][k] x, for i >= from
-      const float4* row = reinterpret_cast<const float4*>(kk + k * kFloatRow + base);
+// A factor as the sum of two: rounded to bf16, and the rest.
+struct SplitFactor {
+  LeftFactor high, low;
+  SplitFactor() = default;
+  __device__ __forceinline__ SplitFactor(const Sums& left, const Sums& right) : high(rounded(left, right)) {
+    Sums rest[2] = {left, right};
 #pragma unroll
-      for (int i = from / 4; i < 4; ++i) {
-        const float4 m = row[i];
-        sum[4 * i] += m.x * x, sum[4 * i + 1] += m.y * x, sum[4 * i + 2] += m.z * x, sum[4 * i + 3] += m.w * x;
-      }
-    };
-    for (int k = start; k < base; ++k) subtract_row(k, t[k * kChunk + column], 0);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const float x = (base + i == column ? 1.0f : 0.0f) - beta[base + i] * sum[i];
-      t[(base + i) * kChunk + column] = x;
-      subtract_row(base + i, x, i + 1);
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = unpack_bf16(high.block[i]);
+      rest[i / 2][i % 2 * 2] -= pair.x;
+      rest[i / 2][i % 2 * 2 + 1] -= pair.y;
     }
+    low = rounded(rest[0], rest[1]);
+  }
+};
+
+// (16, 16) sums += a times the block of high + low with corner (k, n), but for the product of what rounding left.
+__device__ __forceinline__ void multiply_split(Sums (&sums)[2], const SplitFactor& a, Square high, Square low, int k,
+                                               int n) {
+  const RightFactors b = high.right(k, n), b_rest = low.right(k, n);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    multiply_add(sums[i], a.low, b.at[i]);
+    multiply_add(sums[i], a.high, b_rest.at[i]);
+    multiply_add(sums[i], a.high, b.at[i]);
   }
 }
 
-// A block per chunk and key head; its threads split 16 rows per warp for the products K K^T and Q K^T, a column each
-// for T of two value heads at a time, and 8 columns of a row each for Tm and P. Per token and value head it writes 260
-// bytes and reads 2 * 256 / group; 33 kFLOP in products and 4 k in the solve.
-__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Inputs in, Prepared out) {
+// The inverse of I + the strictly lower block `m` (16, 16), by substitution: lane l for column l % 16, lanes from 16 on
+// for what rounding leaves of it.
+__device__ __forceinline__ void invert_diagonal(Square high, Square low, const float* m, int first) {
+  const int lane = threadIdx.x % kWarpSize, column = lane % 16;
+  float x[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    float sum = i == column ? 1.0f : 0.0f;
+#pragma unroll
+    for (int k = 0; k < i; k += 4) {
+      const float4 row = *reinterpret_cast<const float4*>(m + i * kFloatRow + k);
+      sum -= row.x * x[k];
+      if (k + 1 < i) sum -= row.y * x[k + 1];
+      if (k + 2 < i) sum -= row.z * x[k + 2];
+      if (k + 3 < i) sum -= row.w * x[k + 3];
+    }
+    x[i] = sum;
+    const bf16 rounded_sum = bf16(sum);
+    if (lane < 16) *high.at(first + i, first + column) = rounded_sum;
+    else *low.at(first + i, first + column) = bf16(sum - float(rounded_sum));
+  }
+}
+
+// A block per chunk and key head, a warp per 16 rows: the products K K^T and Q K^T once, then for one value head after
+// another M = D o strictLower(B K K^T), its inverse and P. The inverse Tm of I + M goes by blocks of 16: those on the
+// diagonal by substitution in fp32, then each row of blocks from the diagonal to the left,
+//   Tm_ij = -(sum over j < k <= i of Tm_ik M_kj) Tm_jj,
+// in products of numbers split in two, so that Tm is rounded once, at the end. Per token and value head it writes 264
+// bytes and reads 2 * 256 / group; 20 kFLOP / group in products and 3 k for the inverse.
+__global__ void __launch_bounds__(kPrepareThreads, 4) prepare_kernel(Inputs in, Prepared out) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<PrepareShared*>(shared_bytes);
   const Rows k{shared.loaded.k}, q{shared.loaded.q};
+  const Square high{shared.squares.high}, low{shared.squares.low}, tm{shared.squares.tm}, p{shared.squares.p};
   const int chunk = blockIdx.x / in.Hk, key_head = blockIdx.x % in.Hk;
   const int64_t begin = in.chunk_begin[chunk];
   const int n = in.chunk_begin[chunk + 1] - static_cast<int>(begin);
@@ -153,14 +214,46 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Inputs in, Pre
 
   load_rows<kPrepareThreads>(k, in.k + in.key_row(begin, key_head), int64_t(in.Hk) * kDim, n);
   load_rows<kPrepareThreads>(q, in.q + in.key_row(begin, key_head), int64_t(in.Hk) * kDim, n);
+  // Gates of the heads from `first` on, a warp each: lane l for tokens l and l + 32.
+  auto load_gates = [&](int first) {
+    const int r = first + warp, head = key_head * in.group() + r;
+    if (r >= in.group()) return;
+    float sum[2], beta[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = lane + half * kWarpSize;
+      const int64_t at = (begin + i) * in.Hv + head;
+      sum[half] = i < n ? in.log_decay[at] : 0.0f;
+      beta[half] = i < n ? fmaxf(in.beta[at], kLeastBeta) : 0.0f;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int offset = 1; offset < kWarpSize; offset *= 2) {
+        const float below = __shfl_up_sync(kAllLanes, sum[half], offset);
+        if (lane >= offset) sum[half] += below;
+      }
+    }
+    sum[1] += __shfl_sync(kAllLanes, sum[0], kWarpSize - 1);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = lane + half * kWarpSize;
+      shared.gamma[warp][i] = sum[half];
+      shared.beta[warp][i] = beta[half];
+      if (i < n) out.gates[in.scalar_row(begin + i, head)] = make_float2(sum[half], beta[half]);
+    }
+  };
+  load_gates(0);
   wait_for_copies();
   __syncthreads();
-  Sums kk[2 * kTokenBlocks] = {}, qk[2 * kTokenBlocks] = {};
+
+  Sums kk[2 * kTokenBlocks] = {}, qk[2 * kTokenBlocks] = {};  // of the blocks up to the diagonal
 #pragma unroll
   for (int a = 0; a < kDim; a += 16) {
     const LeftFactor key = k.left(16 * warp, a), query = q.left(16 * warp, a);
 #pragma unroll
     for (int block = 0; block < kTokenBlocks; ++block) {
+      if (block > warp) continue;
       const RightFactors keys = k.right_transposed(a, 16 * block);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -169,54 +262,71 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Inputs in, Pre
       }
     }
   }
-  __syncthreads();  // the products lie where the factors lay
-#pragma unroll
-  for (int block = 0; block < 2 * kTokenBlocks; ++block) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int at = (16 * warp + lane / 4 + 8 * half) * kFloatRow + 8 * block + lane % 4 * 2;
-      *reinterpret_cast<float2*>(shared.products.kk + at) = make_float2(kk[block][2 * half], kk[block][2 * half + 1]);
-      *reinterpret_cast<float2*>(shared.products.qk + at) = make_float2(qk[block][2 * half], qk[block][2 * half + 1]);
-    }
+  __syncthreads();                                                            // the squares lie where the factors lay
+  for (int i = threadIdx.x; i < kChunk * kChunk / 8; i += kPrepareThreads) {  // above the diagonal
+    *reinterpret_cast<uint4*>(tm.at(i / 8, i % 8 * 8)) = make_uint4(0, 0, 0, 0);
+    *reinterpret_cast<uint4*>(p.at(i / 8, i % 8 * 8)) = make_uint4(0, 0, 0, 0);
   }
 
-  const int slot = threadIdx.x / kChunk, i = threadIdx.x % kChunk;
-  float *gamma = shared.gamma[slot], *beta = shared.beta[slot], *t = shared.t[slot];
-  for (int first = 0; first < in.group(); first += kHeadsAtOnce) {
-    const bool exists = first + slot < in.group();  // the same for all threads of a warp
-    const int head = key_head * in.group() + first + slot;
-    const int64_t gate = (begin + i) * in.Hv + head;
-    float sum = exists && i < n ? in.log_decay[gate] : 0.0f;
+  for (int r = 0; r < in.group(); ++r) {
+    const int slot = r % kHeadsAtOnce, head = key_head * in.group() + r;
+    if (slot == 0 && r > 0) load_gates(r);
+    __syncthreads();  // the last head's squares are stored, this one's gates there
+    const float *gamma = shared.gamma[slot], *beta = shared.beta[slot];
 #pragma unroll
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const float below = __shfl_up_sync(kAllLanes, sum, offset);
-      if (lane >= offset) sum += below;
-    }
-    __syncthreads();  // kk is written; the previous heads' t is read
-    gamma[i] = sum;
-    beta[i] = exists && i < n ? in.beta[gate] : 0.0f;
-    __syncthreads();
-    if (i >= kWarpSize) sum += gamma[kWarpSize - 1];
-    __syncthreads();
-    gamma[i] = sum;
-    if (exists && i < n) out.gamma[gate] = sum;
-    if (exists) solve_column(t, shared.products.kk, beta, i, n);
-    __syncthreads();
-    if (!exists) continue;
-    for (int row = i / 8; row < n; row += kChunk / 8) {
-      const int column = i % 8 * 8;
-      Vec<bf16> tm, p;
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * warp + lane / 4 + 8 * half;
+      const float own = gamma[row], own_beta = beta[row];
 #pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        const int j = column + c;
-        // Above the diagonal the exponent is positive and may overflow, and t was not written.
-        const float decay = j <= row ? __expf(gamma[row] - gamma[j]) : 0.0f;
-        tm.set(c, j <= row ? decay * t[row * kChunk + j] : 0.0f);
-        p.set(c, in.s * decay * shared.products.qk[row * kFloatRow + j]);
+      for (int block = 0; block < 2 * kTokenBlocks; ++block) {
+        if (block / 2 > warp) continue;
+        const int column = 8 * block + lane % 4 * 2;
+        const float2 other = *reinterpret_cast<const float2*>(gamma + column);
+        // Above the diagonal the exponent is positive and may overflow.
+        const float decay[2] = {column <= row ? __expf(own - other.x) : 0.0f,
+                                column + 1 <= row ? __expf(own - other.y) : 0.0f};
+        const float *kk_pair = &kk[block].element[2 * half], *qk_pair = &qk[block].element[2 * half];
+        p.pair(row, column) = pack_bf16(in.s * decay[0] * qk_pair[0], in.s * decay[1] * qk_pair[1]);
+        const float m[2] = {column < row ? own_beta * decay[0] * kk_pair[0] : 0.0f,
+                            column + 1 < row ? own_beta * decay[1] * kk_pair[1] : 0.0f};
+        if (block / 2 == warp) {
+          *reinterpret_cast<float2*>(&shared.diagonal[warp][row % 16 * kFloatRow + column % 16]) =
+              make_float2(m[0], m[1]);
+        } else {
+          const uint32_t pair = pack_bf16(m[0], m[1]);
+          high.pair(row, column) = pair;
+          low.pair(row, column) = pack_bf16(m[0] - unpack_bf16(pair).x, m[1] - unpack_bf16(pair).y);
+        }
       }
-      const int64_t at = ((begin + row) * in.Hv + head) * kChunk + column;
-      tm.store(out.tm + at);
-      p.store(out.p + at);
+    }
+    __syncwarp();
+    invert_diagonal(high, low, shared.diagonal[warp], 16 * warp);
+    __syncthreads();
+
+    SplitFactor row[kTokenBlocks];  // of blocks
+    row[0].high = high.left(16 * warp, 16 * warp);
+    row[0].low = low.left(16 * warp, 16 * warp);
+    store_block(tm, row[0].high, 16 * warp, 16 * warp);
+#pragma unroll
+    for (int distance = 1; distance < kTokenBlocks; ++distance) {  // row[d]: block (warp, warp - d)
+      if (distance > warp) continue;
+      const int j = 16 * (warp - distance);
+      Sums sums[2] = {}, solved[2] = {};
+#pragma unroll
+      for (int d = 0; d < distance; ++d) multiply_split(sums, row[d], high, low, 16 * (warp - d), j);
+      multiply_split(solved, SplitFactor(sums[0], sums[1]), high, low, j, j);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) solved[0][i] = -solved[0][i], solved[1][i] = -solved[1][i];
+      row[distance] = SplitFactor(solved[0], solved[1]);
+      store_block(tm, row[distance].high, 16 * warp, j);
+    }
+    __syncthreads();
+    const int64_t at = in.scalar_row(begin, head) * kChunk;
+    for (int i = threadIdx.x; i < n * (kChunk / 8); i += kPrepareThreads) {
+      const int line = i / 8, column = i % 8 * 8;
+      const int64_t to = at + line * kChunk + square_column(line, column);
+      *reinterpret_cast<uint4*>(out.tm + to) = *reinterpret_cast<const uint4*>(tm.at(line, column));
+      *reinterpret_cast<uint4*>(out.p + to) = *reinterpret_cast<const uint4*>(p.at(line, column));
     }
   }
 }

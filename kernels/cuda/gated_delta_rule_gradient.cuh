@@ -263,7 +263,7 @@ __device__ __forceinline__ void write_gate_gradients(const Gradients& d, const G
 // The gates' gradients come from the same products, as dot products of rows. Per token and value head it reads 2 KB and
 // 512 / group bytes; 131 kFLOP and 98 / group.
 __global__ void __launch_bounds__(kGradientThreads, 1)
-    gradient_kernel(Gradients d, Inputs in, const bf16* d_o, const float* gamma, Scanned scanned) {
+    gradient_kernel(Gradients d, Inputs in, const bf16* d_o, const float2* all_gates, Scanned scanned) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<GradientShared*>(shared_bytes);
   const Rows k{shared.k}, q{shared.q}, y{shared.y}, d_out{shared.d_o}, delta{shared.delta};
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     load_rows<kGradientThreads>(delta, scanned.delta + row, value_stride, n);
     if (!is_first) load_rows<kGradientThreads, kDim>(state, scanned.states.at(begin, head, in.Hv), kDim, kDim);
     if (!is_last) load_rows<kGradientThreads, kDim>(d_state, scanned.d_states.at(end, head, in.Hv), kDim, kDim);
-    if (threadIdx.x < kChunk) shared.gates[r % 2].load(in, gamma, begin, n, head, threadIdx.x);
+    if (threadIdx.x < kChunk) shared.gates[r % 2].load(in, all_gates, begin, n, head, threadIdx.x);
   };
 
   load_rows<kGradientThreads>(k, in.k + in.key_row(begin, key_head), key_stride, n);

@@ -104,15 +104,14 @@ struct ScanChunk {
     begin = in.chunk_begin[chunk];
     n = in.chunk_begin[chunk + 1] - static_cast<int>(begin);
     const int key_head = head / in.group();
-    const int64_t key_stride = int64_t(in.Hk) * kDim, square_stride = int64_t(in.Hv) * kChunk;
-    const int64_t square_row = (begin * in.Hv + head) * kChunk;
+    const int64_t key_stride = int64_t(in.Hk) * kDim, square_row = in.scalar_row(begin, head) * kChunk;
     load_rows<kScanThreads>(Rows{shared.k}, in.k + in.key_row(begin, key_head), key_stride, n);
-    load_rows<kScanThreads>(Square{shared.tm}, prepared.tm + square_row, square_stride, n);
+    load_square<kScanThreads>(Square{shared.tm}, prepared.tm + square_row, n);
     if constexpr (kWithOutputs) {
       load_rows<kScanThreads>(Rows{shared.q}, in.q + in.key_row(begin, key_head), key_stride, n);
-      load_rows<kScanThreads>(Square{shared.p}, prepared.p + square_row, square_stride, n);
+      load_square<kScanThreads>(Square{shared.p}, prepared.p + square_row, n);
     }
-    if (threadIdx.x < kChunk) shared.gates.load(in, prepared.gamma, begin, n, head, threadIdx.x);
+    if (threadIdx.x < kChunk) shared.gates.load(in, prepared.gates, begin, n, head, threadIdx.x);
   }
   __device__ __forceinline__ void load_values(ScanShared& shared, const Inputs& in, const bf16* values,
                                               int head) const {

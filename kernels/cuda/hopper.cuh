@@ -121,6 +121,25 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, ui
       : "memory");
 }
 
+// Consecutive bytes, a multiple of 16, from and to addresses that are. One thread.
+__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, int bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+// The same and a box from shared to device memory. Shared memory may be written again when wait_for_added has returned.
+__device__ __forceinline__ void store_bytes(void* to, uint32_t from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void store_box(const CUtensorMap& map, uint32_t from, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+               "r"(from), "r"(x), "r"(y), "r"(z)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
 // Adds a box in shared memory to a tensor of floats, in the L2 cache. What the tensor gets is the same every time as
 // long as only one box is added to an element. One thread; the box may be written again when wait_for_added has
 // returned.
@@ -131,7 +150,7 @@ __device__ __forceinline__ void add_box(const CUtensorMap& map, uint32_t from, i
       : "memory");
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-// Until of the boxes that this thread has added, all but the last so many have been read.
+// Until of the boxes that this thread has added or stored, all but the last so many have been read.
 template <int kPending>
 __device__ __forceinline__ void wait_for_added() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
@@ -186,6 +205,124 @@ __device__ __forceinline__ void multiply_add_256(float (&c)[128], uint64_t a, ui
 #undef BRAID_F4
 #undef BRAID_F16
 #undef BRAID_F64
+}
+
+#define BRAID_C8(i)                                                                                           \
+  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
+      "+f"(c[i + 7])
+#define BRAID_C32(i) BRAID_C8(i), BRAID_C8(i + 8), BRAID_C8(i + 16), BRAID_C8(i + 24)
+
+// c (64, kColumns) = a (64, 16) b (16, kColumns) + (add ? c : 0), like multiply_add_256; `a`, in registers, lies as the
+// sums of two blocks of 8 columns do (mma.cuh).
+template <int kColumns, Major kMajorB>
+__device__ __forceinline__ void multiply_add(float* c, const LeftFactor& a, uint64_t b, bool add) {
+  constexpr int kTransposeB = kMajorB == Major::kMn ? 1 : 0;
+  if constexpr (kColumns == 16) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %13, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7}, "
+        "{%8, %9, %10, %11}, %12, add, 1, 1, %14;\n}\n"
+        : BRAID_C8(0)
+        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
+  } else if constexpr (kColumns == 32) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+        "{%16, %17, %18, %19}, %20, add, 1, 1, %22;\n}\n"
+        : BRAID_C8(0), BRAID_C8(8)
+        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
+  } else if constexpr (kColumns == 48) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %29, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23}, "
+        "{%24, %25, %26, %27}, %28, add, 1, 1, %30;\n}\n"
+        : BRAID_C8(0), BRAID_C8(8), BRAID_C8(16)
+        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
+  } else if constexpr (kColumns == 64) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"
+        : BRAID_C32(0)
+        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
+  } else {
+    static_assert(kColumns == 128);
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, add, 1, 1, %70;\n}\n"
+        : BRAID_C32(0), BRAID_C32(32)
+        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
+  }
+}
+
+// The same with both factors in shared memory.
+template <int kColumns, Major kMajorA, Major kMajorB>
+__device__ __forceinline__ void multiply_add(float* c, uint64_t a, uint64_t b, bool add) {
+  constexpr int kTransposeA = kMajorA == Major::kMn ? 1 : 0, kTransposeB = kMajorB == Major::kMn ? 1 : 0;
+  if constexpr (kColumns == 32) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %18, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+        "%16, %17, add, 1, 1, %19, %20;\n}\n"
+        : BRAID_C8(0), BRAID_C8(8)
+        : "l"(a), "l"(b), "r"(int(add)), "n"(kTransposeA), "n"(kTransposeB));
+  } else {
+    static_assert(kColumns == 64);
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, add, 1, 1, %35, %36;\n}\n"
+        : BRAID_C32(0)
+        : "l"(a), "l"(b), "r"(int(add)), "n"(kTransposeA), "n"(kTransposeB));
+  }
+}
+#undef BRAID_C8
+#undef BRAID_C32
+
+// Ties sums to this point: behind wait_for_products, nothing reads them earlier.
+template <int kCount>
+__device__ __forceinline__ void hold(float (&c)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(c[i])::"memory");
+}
+
+// The address of 8 numbers of a tile: line, and which eight of it.
+__device__ __forceinline__ uint32_t chunk_address(uint32_t tile, int line, int chunk) {
+  return tile + line * 128 + ((chunk ^ (line & 7)) << 4);
+}
+
+// Four 8 x 8 blocks at these addresses of rows (ldmatrix and its inverse; see load_blocks in mma.cuh).
+__device__ __forceinline__ LeftFactor load_factor_transposed(uint32_t row) {
+  LeftFactor f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(f.block[0]), "=r"(f.block[1]), "=r"(f.block[2]), "=r"(f.block[3])
+               : "r"(row)
+               : "memory");
+  return f;
+}
+__device__ __forceinline__ void store_factor(uint32_t row, const LeftFactor& f) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(f.block[0]),
+               "r"(f.block[1]), "r"(f.block[2]), "r"(f.block[3])
+               : "memory");
+}
+__device__ __forceinline__ void store_factor_transposed(uint32_t row, const LeftFactor& f) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(f.block[0]),
+               "r"(f.block[1]), "r"(f.block[2]), "r"(f.block[3])
+               : "memory");
 }
 
 // Registers per thread of a warpgroup, which shares those of the block with the others.

@@ -108,6 +108,19 @@ TEST_P(GatedDeltaRuleCuda, HeadsOfTheReleasedModel) {
   expect_matches_cpu(random_inputs(96, {.Hk = 16, .Hv = 32}, 0.1), segments);
 }
 
+// More heads of documents than a GPU has multiprocessors, so that blocks go from one to the next.
+TEST_P(GatedDeltaRuleCuda, ManyHeadsOfManyDocuments) {
+  const Segments segments = Segments::packed({70, 26, 64, 1, 130, 3, 65, 17});
+  expect_matches_cpu(random_inputs(segments.num_tokens(), {.Hk = 16, .Hv = 32}, 0.1), segments);
+}
+
+TEST_P(GatedDeltaRuleCuda, PortableKernels) {
+  const PortableKernels portable(gpu);
+  const Segments segments = Segments::packed({5, 64, 1, 1, 130, 63, 128, 2});
+  expect_matches_cpu(random_inputs(segments.num_tokens(), {.Hk = 2, .Hv = 4}, 0.3), segments);
+  expect_matches_cpu(random_inputs(1000, {}, 1e-3), Segments::whole_rows(1, 1000));
+}
+
 TEST_P(GatedDeltaRuleCuda, OtherNumbersAndSizesOfHeads) {
   for (const Dims& d : {Dims{2, 6, 128, 128}, Dims{3, 3, 128, 128}, Dims{1, 1, 128, 16}, Dims{1, 3, 16, 128},
                         Dims{2, 4, 5, 7}, Dims{2, 2, 64, 64}}) {
