@@ -127,8 +127,7 @@ struct BalanceConfig {
     key("scope", scope, "tokens over which expert load is counted");
     key("counts", counts,
         "scope global_batch: exact (a second forward pass per extra micro-batch), running (sum since the step began) "
-        "or "
-        "previous_step");
+        "or previous_step");
     key("loss_weight", loss_weight, "alpha, the weight of the balance loss; balanced routing gives alpha per layer");
     key("z_loss_weight", z_loss_weight, "weight of the router z-loss, mean of logsumexp^2; 0 = off");
   }

@@ -11,10 +11,12 @@ namespace braid {
 
 enum class ReduceOp { kSum, kMax };
 
-// A group of ranks. Every member makes the same calls in the same order. A call is ordered on ctx's stream: it may
-// return before the data has moved (NCCL) or after (MPI), so read results through ctx only. Floating-point sums are
-// taken in rank order: a repeated call has the same bits, and every member gets the same bits. The largest of numbers
-// and a NaN is the NaN.
+// A group of ranks. Every member makes the same calls in the same order, with tensors that lie on one device. A call on
+// device memory is ordered on ctx's stream and may return before the data has moved, one on host memory returns after:
+// read results through ctx only. A repeated call has the same bits, and every member gets the same bits: floating-point
+// sums are taken in rank order in host memory, and on GPUs in the order of NCCL's algorithm, which the number of ranks,
+// their links and the size of the tensor decide. The largest of numbers and a NaN is the NaN; on GPUs, where NCCL would
+// lose it, kMax takes integers only.
 // Errors: CommunicationError, naming the operation; ShapeError or DTypeError for tensors that do not fit.
 class Communicator {
  public:
@@ -30,7 +32,7 @@ class Communicator {
   // full (size * n), shard (n): full becomes the shards in rank order. shard may be rank r's part of full.
   virtual void all_gather(Context& ctx, Tensor full, const Tensor& shard) = 0;
   // Sends send_rows[r] consecutive rows to rank r, receives recv_rows[r] from it; both ordered by rank. A row is
-  // everything behind the first axis. Counts may be 0.
+  // everything behind the first axis. Counts may be 0; a rank sends itself what it receives from itself.
   virtual void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                                std::span<const int64_t> send_rows) = 0;
   // The root's tensor replaces everyone's.

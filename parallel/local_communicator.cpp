@@ -14,11 +14,11 @@ class LocalCommunicator final : public Communicator {
   int rank() const override { return 0; }
   int size() const override { return 1; }
 
-  void all_reduce(Context&, Tensor in_out, ReduceOp) override { check_reducible("in_out", in_out); }
+  void all_reduce(Context&, Tensor in_out, ReduceOp op) override { check_reducible("in_out", in_out, op); }
 
-  void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp) override {
+  void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
     check_shards(full, shard, 1);
-    check_reducible("full", full);
+    check_reducible("full", full, op);
     copy_unless_same(ctx, shard, full);
   }
 
@@ -29,9 +29,7 @@ class LocalCommunicator final : public Communicator {
 
   void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
-    check_row_counts(recv, recv_rows, send, send_rows, 1);
-    check<ShapeError>(recv_rows[0] == send_rows[0], "recv: ", recv_rows[0], " rows, but this only rank sends itself ",
-                      send_rows[0]);
+    check_row_counts(recv, recv_rows, send, send_rows, *this);
     copy_unless_same(ctx, recv, send);
   }
 

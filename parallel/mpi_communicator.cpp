@@ -91,7 +91,7 @@ class MpiCommunicator final : public Communicator {
   int size() const override { return size_; }
 
   void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) override {
-    check_reducible("in_out", in_out);
+    check_reducible("in_out", in_out, op);
     const int64_t numel = in_out.numel(), bytes = in_out.bytes();
     std::byte* data = bytes_of(in_out);
     if (bytes <= std::min(kSmallBytes, piece_bytes_)) {
@@ -114,7 +114,7 @@ class MpiCommunicator final : public Communicator {
 
   void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
     check_shards(full, shard, size_);
-    check_reducible("full", full);
+    check_reducible("full", full, op);
     reduce_shards(ctx, "reduce_scatter", op, full.dtype(), bytes_of(shard), bytes_of(full), shard.numel(),
                   full.numel());
   }
@@ -132,9 +132,7 @@ class MpiCommunicator final : public Communicator {
 
   void all_to_all_rows(Context&, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
-    check_row_counts(recv, recv_rows, send, send_rows, size_);
-    check<ShapeError>(recv_rows[rank_] == send_rows[rank_], "recv: rank ", rank_, " expects ", recv_rows[rank_],
-                      " rows from itself, but sends itself ", send_rows[rank_]);
+    check_row_counts(recv, recv_rows, send, send_rows, *this);
     const int64_t bytes = row_bytes(send);
     auto rows_of_rank = [bytes](auto* data, std::span<const int64_t> rows, int r) {
       int64_t begin = 0;

@@ -91,6 +91,7 @@ class NcclCommunicator final : public Communicator {
 
   void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) override {
     if (!on_gpu(in_out)) return host_->all_reduce(cpu_, in_out, op);
+    check_reducible("in_out", in_out, op);
     const OperatorScope scope(ctx, "all_reduce");
     check_nccl(ncclAllReduce(in_out.raw(), in_out.raw(), in_out.numel(), nccl_type(in_out.dtype()), nccl_op(op), comm_,
                              cuda::stream_of(ctx)),
@@ -99,8 +100,9 @@ class NcclCommunicator final : public Communicator {
 
   void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
     if (!on_gpu(full)) return host_->reduce_scatter(cpu_, shard, full, op);
-    const OperatorScope scope(ctx, "reduce_scatter");
     check_shards(full, shard, size());
+    check_reducible("full", full, op);
+    const OperatorScope scope(ctx, "reduce_scatter");
     check_nccl(ncclReduceScatter(full.raw(), shard.raw(), shard.numel(), nccl_type(full.dtype()), nccl_op(op), comm_,
                                  cuda::stream_of(ctx)),
                "ncclReduceScatter");
@@ -108,8 +110,8 @@ class NcclCommunicator final : public Communicator {
 
   void all_gather(Context& ctx, Tensor full, const Tensor& shard) override {
     if (!on_gpu(full)) return host_->all_gather(cpu_, full, shard);
-    const OperatorScope scope(ctx, "all_gather");
     check_shards(full, shard, size());
+    const OperatorScope scope(ctx, "all_gather");
     check_nccl(ncclAllGather(shard.raw(), full.raw(), shard.bytes(), ncclUint8, comm_, cuda::stream_of(ctx)),
                "ncclAllGather");
   }
@@ -117,8 +119,8 @@ class NcclCommunicator final : public Communicator {
   void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
     if (!on_gpu(send)) return host_->all_to_all_rows(cpu_, recv, recv_rows, send, send_rows);
+    check_row_counts(recv, recv_rows, send, send_rows, *this);
     const OperatorScope scope(ctx, "all_to_all_rows");
-    check_row_counts(recv, recv_rows, send, send_rows, size());
     const int64_t bytes = row_bytes(send);
     auto* to = static_cast<std::byte*>(recv.raw());
     const auto* from = static_cast<const std::byte*>(send.raw());
@@ -134,6 +136,7 @@ class NcclCommunicator final : public Communicator {
 
   void broadcast(Context& ctx, Tensor in_out, int root) override {
     if (!on_gpu(in_out)) return host_->broadcast(cpu_, in_out, root);
+    check_root(root, size());
     const OperatorScope scope(ctx, "broadcast");
     check_nccl(ncclBroadcast(in_out.raw(), in_out.raw(), in_out.bytes(), ncclUint8, root, comm_, cuda::stream_of(ctx)),
                "ncclBroadcast");

@@ -190,8 +190,8 @@ class TrainingRun {
     tokens_ = reader.info().tokens;
   }
 
-  // Of the checkpoint that the weights come from nothing else is used, but where its model computes otherwise with
-  // weights of the same shapes, that may be a mistake.
+  // Nothing but the weights of that checkpoint is used. Where its model computed otherwise with weights of the same
+  // shapes, that may be a mistake, so it is said.
   void load_initial_weights() {
     const CheckpointReader source = open_checkpoint(config_.init.from);
     state_.load_weights(ctx_, source);

@@ -29,10 +29,9 @@ void fma_attention_backward(Context& ctx, AttentionGradients& d_in, const Attent
 // In cuDNN: bf16 on Hopper and newer. Empty if it serves, or else why not.
 //   forward: whole rows, or packed documents; writes o and lse.
 //   backward: whole rows of a multiple of 128 tokens. The deterministic algorithm of Hopper keeps a matrix of T x T
-//   bf16
-//     per row and head in its workspace, so the batch is worked off a few rows at a time, and packed documents, each of
-//     which would take a row of its own, are not served. lse_by_head (B, Hq, T) is lse in the one layout that cuDNN
-//     before 9.26 reads.
+//     bf16 per row and head in its workspace, so the batch is worked off a few rows at a time, and packed documents,
+//     each of which would take a row of its own, are not served. lse_by_head (B, Hq, T) is lse in the one layout that
+//     cuDNN before 9.26 reads.
 // A captured graph serves batches with other documents, as long as their number stays within cudnn_document_bound.
 std::string why_not_cudnn_forward(Context& ctx, const AttentionTensors& in, const Segments& segments);
 std::string why_not_cudnn_backward(Context& ctx, const AttentionTensors& in, const Segments& segments);

@@ -53,7 +53,8 @@ inline void expect_refusals(Context& ctx, Communicator& c, const std::function<T
             concat("send: expected ", W, " rows, the sum of send_rows, got shape (", W - 1, ", 3)"));
   EXPECT_EQ(exchange(narrow, one_each, full, one_each),
             concat("recv: expected rows as in send (", W, ", 3), got (", W, ", 2)"));
-  EXPECT_EQ(exchange(elsewhere({W, 3}), one_each, full, one_each), concat("recv: ", divided, "send on the ", name_of(own)));
+  EXPECT_EQ(exchange(elsewhere({W, 3}), one_each, full, one_each),
+            concat("recv: ", divided, "send on the ", name_of(own)));
   EXPECT_EQ(exchange(more, one_more, full, one_each),
             concat("recv: rank ", rank, " expects 2 rows from itself, but sends itself 1"));
   EXPECT_EQ(message_of<CommunicationError>([&] { c.broadcast(ctx, shard, W); }),

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <thread>
 
-#include "tests/parallel/mpi_testing.h"
+#include "tests/parallel/communicator_contract.h"
 
 namespace braid {
 namespace {
@@ -225,37 +225,10 @@ TEST(Communicator, AGroupOfOneIsTheIdentity) {
 
 TEST(Communicator, NamesTheTensorThatDoesNotFit) {
   Context ctx = Context::cpu();
-  Communicator& c = world();
-  const int W = c.size();
-  const Tensor full = zeros_f64({W, 3});
-  Tensor shard = zeros_f64({3}), wrong = zeros_f64({5}), f32 = zeros({3}, DType::kF32), bf16 = zeros({3}, DType::kBF16);
-  const std::string wrong_shard =
-      concat("shard: expected (", W, ", 3) / ", W, " elements, a rank's part of full, got (5)");
-  EXPECT_EQ(message_of<ShapeError>([&] { c.reduce_scatter(ctx, wrong, full, ReduceOp::kSum); }), wrong_shard);
-  EXPECT_EQ(message_of<ShapeError>([&] { c.all_gather(ctx, full, wrong); }), wrong_shard);
-  EXPECT_EQ(message_of<DTypeError>([&] { c.all_gather(ctx, full, f32); }), "shard: expected dtype F64, got F32");
-  EXPECT_EQ(message_of<DTypeError>([&] { c.reduce_scatter(ctx, f32, full, ReduceOp::kSum); }),
-            "shard: expected dtype F64, got F32");
-  EXPECT_EQ(message_of<DTypeError>([&] { c.all_reduce(ctx, bf16, ReduceOp::kSum); }),
-            "in_out: expected F64, F32, I64, I32 or U8, got BF16");
-
-  std::vector<int64_t> one_each(W, 1), too_many = one_each, negative = one_each;
-  too_many.push_back(0);
-  negative[0] = -1;
-  Tensor recv = zeros_f64({W, 3}), narrow = zeros_f64({W, 2}), fewer = zeros_f64({W - 1, 3});
-  auto exchange = [&](const Tensor& to, const std::vector<int64_t>& recv_rows, const Tensor& from,
-                      const std::vector<int64_t>& send_rows) {
-    return message_of<ShapeError>([&] { c.all_to_all_rows(ctx, to, recv_rows, from, send_rows); });
-  };
-  EXPECT_EQ(exchange(recv, too_many, full, one_each),
-            concat("recv_rows: expected ", W, " counts, one for each rank, got ", W + 1));
-  EXPECT_EQ(exchange(recv, one_each, full, negative), "send_rows: a count is -1");
-  EXPECT_EQ(exchange(recv, one_each, fewer, one_each),
-            concat("send: expected ", W, " rows, the sum of send_rows, got shape (", W - 1, ", 3)"));
-  EXPECT_EQ(exchange(narrow, one_each, full, one_each),
-            concat("recv: expected rows as in send (", W, ", 3), got (", W, ", 2)"));
-  EXPECT_EQ(message_of<CommunicationError>([&] { c.broadcast(ctx, shard, W); }),
-            concat("broadcast: root ", W, " is not one of ", W, " ranks"));
+  auto tensor = [](Shape shape, DType dtype) { return zeros(shape, dtype); };
+  expect_refusals(ctx, world(), tensor);
+  expect_refusals(ctx, *world().split(world().rank()), tensor);
+  expect_refusals(ctx, *make_local_communicator(), tensor);
 }
 
 }  // namespace
