@@ -36,7 +36,12 @@ void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const
 void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments) {
   const OperatorScope scope(ctx, "attention_forward");
   check_inputs(in, out, segments);
-  if (segments.num_tokens() == 0) return;
+  if (out.score_max.defined()) {
+    check_shapes({{"score_max", out.score_max, {1}}});
+    check_dtype(DType::kF64, {{"score_max", out.score_max}});
+    check<ShapeError>(!ctx.on_cuda(), "score_max: is not computed on a GPU");
+  }
+  if (segments.num_tokens() == 0 && !out.score_max.defined()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::attention_forward(ctx, out, in, segments);
   }

@@ -22,6 +22,8 @@ struct AttentionOutputs {
   Tensor y;    // (N, Hq, Dh)  after the gate
   Tensor o;    // (N, Hq, Dh)  before it
   Tensor lse;  // (N, Hq)      log of the sum of exp of the scaled scores
+  // (1) F64  the largest scaled score of any query and key; undefined where nobody asks for it. On the CPU only.
+  Tensor score_max = {};
 };
 
 // Causal softmax attention inside each document, with an element-wise output gate:

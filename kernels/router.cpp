@@ -8,10 +8,12 @@ namespace braid {
 namespace cpu {
 decltype(braid::router_forward) router_forward;
 decltype(braid::router_backward) router_backward;
+decltype(braid::router_entropy) router_entropy;
 }  // namespace cpu
 namespace cuda {
 decltype(braid::router_forward) router_forward;
 decltype(braid::router_backward) router_backward;
+decltype(braid::router_entropy) router_entropy;
 }  // namespace cuda
 
 namespace {
@@ -43,6 +45,19 @@ void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const
     if (ctx.on_cuda()) return cuda::router_forward(ctx, out, logits, segments, norm);
   }
   cpu::router_forward(ctx, out, logits, segments, norm);
+}
+
+void router_entropy(Context& ctx, Tensor out, const Tensor& logits, const RouterOutputs& router,
+                    const Segments& segments) {
+  const OperatorScope scope(ctx, "router_entropy");
+  check_outputs(router, logits.dtype(), segments);
+  check_shapes({{"out", out, {1}}, {"logits", logits, router.prob.shape()}});
+  check_dtype(DType::kF64, {{"out", out}});
+  // Also for N = 0: the sum is then 0.
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::router_entropy(ctx, out, logits, router, segments);
+  }
+  cpu::router_entropy(ctx, out, logits, router, segments);
 }
 
 void router_backward(Context& ctx, Tensor d_logits, const Tensor& d_gate, const Tensor& d_prob, double z_weight,

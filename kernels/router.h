@@ -24,6 +24,12 @@ enum class GateNorm { kNone, kTopK };  // nothing; their own sum (norm_topk_prob
 // Source: Qwen3NextTopKRouter in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const Segments& segments, GateNorm norm);
 
+// out (1) F64 = sum over the valid tokens of the entropy of their probabilities, - sum_e p_e ln p_e = lse - sum_e p_e
+// logit_e
+//   logits, router: what router_forward read and wrote.   Errors: as there.
+void router_entropy(Context& ctx, Tensor out, const Tensor& logits, const RouterOutputs& router,
+                    const Segments& segments);
+
 //   d_logits (N, E) fp32, bf16 (GPU) or fp64 (CPU), d_gate and `out` in its wide dtype.
 //   d_logits overwritten, 0 where a token is not valid: the sum of
 //     through the gates        d_gate (N, K); the selection itself has no gradient

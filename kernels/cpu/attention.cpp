@@ -100,9 +100,10 @@ void softmax_step(T* score, T* sum_pv, T& highest, T& sum_exp, int64_t visible, 
   sum_exp += tile_sum;
 }
 
+// Returns the largest score.
 template <class T>
-void forward_tile(AttentionOutputs& out, const AttentionTensors& in, const Layout& l, const QueryTile& tile,
-                  const ForwardPanels<T>& p) {
+T forward_tile(AttentionOutputs& out, const AttentionTensors& in, const Layout& l, const QueryTile& tile,
+               const ForwardPanels<T>& p) {
   const int64_t rows = l.group * tile.tokens(), Dh = l.Dh, kv_stride = l.Hkv * Dh;
   const T *q = in.q.data<T>(), *gate = in.q_gate.data<T>();
   tile.for_each_row(
@@ -133,6 +134,7 @@ void forward_tile(AttentionOutputs& out, const AttentionTensors& in, const Layou
       y_n[d] = o_n[d] * sigmoid(gate_n[d]);
     }
   });
+  return *std::max_element(p.highest_score, p.highest_score + rows);
 }
 
 template <class T>
@@ -234,9 +236,13 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
   dispatch_float("q", in.q, [&]<class T> {
     Scratch scratch(ctx);
     T* panels = scratch.array<T>(omp_get_max_threads() * ForwardPanels<T>::numel(l));
-#pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < tiles.size(); ++i)
-      forward_tile<T>(out, in, l, tiles[i], {panels + omp_get_thread_num() * ForwardPanels<T>::numel(l), l});
+    T highest = -std::numeric_limits<T>::infinity();
+#pragma omp parallel for schedule(dynamic) reduction(max : highest)
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      T* own = panels + omp_get_thread_num() * ForwardPanels<T>::numel(l);
+      highest = std::max(highest, forward_tile<T>(out, in, l, tiles[i], {own, l}));
+    }
+    if (out.score_max.defined()) *out.score_max.data<double>() = highest;
   });
 }
 

@@ -4,12 +4,14 @@
 #include <cmath>
 
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/ordered_sum.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace braid::cpu {
 namespace {
 
 constexpr int64_t kExpertBlock = 64;
+constexpr int64_t kTileTokens = 64;
 
 // prob = softmax(logits); returns the log-sum-exp.
 template <class T>
@@ -92,6 +94,14 @@ void sum_rows(RouterOutputs& out, const Segments& segments) {
   }
 }
 
+template <class T>
+double entropy(const T* prob, const T* logits, T lse, int64_t E) {
+  T sum = 0;  // of what is at most ln(E): fp32 loses nothing that counts
+#pragma omp simd reduction(+ : sum)
+  for (int64_t e = 0; e < E; ++e) sum += prob[e] * (lse - logits[e]);
+  return sum;
+}
+
 // With dw the gradient of the gates w, G that of the probabilities p, and sums over the chosen experts or over all:
 //   d_logit_i = p_i (G_i - sum_all p_j G_j + d_lse)
 //             + w_i (dw_i - sum_chosen w_j dw_j)               for the chosen ones, GateNorm::kTopK
@@ -125,6 +135,21 @@ void router_forward(Context&, RouterOutputs out, const Tensor& logits, const Seg
       route_token(id + n * K, gate + n * K, prob + n * E, E, K, segments.valid[n], norm);
     }
     sum_rows<T>(out, segments);
+  });
+}
+
+void router_entropy(Context& ctx, Tensor out, const Tensor& logits, const RouterOutputs& router,
+                    const Segments& segments) {
+  const int64_t N = logits.dim(0), E = logits.dim(1);
+  dispatch_float("logits", logits, [&]<class T> {
+    const T *l = logits.data<T>(), *prob = router.prob.data<T>(), *lse = router.lse.data<T>();
+    const uint8_t* valid = segments.valid.data();
+    double* total = out.data<double>();
+    *total = 0;
+    sum_rows_in_order(ctx, total, 1, N, kTileTokens, [=](double* sum, int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        if (valid[n]) *sum += entropy(prob + n * E, l + n * E, lse[n], E);
+    });
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include "kernels/core/copy.h"
 #include "kernels/cuda/common.cuh"
+#include "kernels/cuda/ordered_sum.cuh"
 
 namespace braid::cuda {
 namespace {
@@ -174,6 +175,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// One warp per token: entropy (N), 0 where a token is not valid. Reads 8 N E bytes.
+__global__ void __launch_bounds__(kThreads) entropy_kernel(double* entropy, const float* logits, const float* prob,
+                                                           const float* lse, const uint8_t* valid, int64_t N, int E) {
+  const int64_t n = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  if (n >= N) return;
+  float sum = 0;
+  if (valid[n])
+    for (int e = lane; e < E; e += kWarpSize) sum += prob[n * E + e] * (lse[n] - logits[n * E + e]);
+  const double total = warp_sum(double(sum));
+  if (lane == 0) entropy[n] = total;
+}
+
 // One warp per token; the formula stands at the CPU's token_backward. In double: when the experts are balanced, the
 // differences are far smaller than their terms. Reads 4 N E bytes and writes N E elements.
 template <int kPerLane, class T>
@@ -253,6 +267,21 @@ void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const
       pointer<int64_t>(out.counts), pointer<double>(out.prob_sum), pointer<double>(out.z_sum), tile_prob, tile_count,
       tile_z, tiles_per_row, E);
   check_launch("router_forward sums");
+}
+
+void router_entropy(Context& ctx, Tensor out, const Tensor& logits, const RouterOutputs& router,
+                    const Segments& segments) {
+  const int64_t N = segments.num_tokens(), E = router.prob.dim(1);
+  check_dtype(DType::kF32, {{"logits", logits}});
+  fill_zero(ctx, out);
+  if (N == 0) return;
+  Scratch scratch(ctx);
+  double* entropy = scratch.array<double>(N);
+  entropy_kernel<<<ceil_div(N, kWarps), kThreads, 0, stream_of(ctx)>>>(
+      entropy, pointer<float>(logits), pointer<float>(router.prob), pointer<float>(router.lse),
+      pointer<uint8_t>(segments.on_gpu.valid), N, static_cast<int>(E));
+  check_launch("router_entropy");
+  add_column_sums(ctx, pointer<double>(out), N, 1, [=] __device__(int64_t row, int64_t) { return entropy[row]; });
 }
 
 void router_backward(Context& ctx, Tensor d_logits, const Tensor& d_gate, const Tensor& d_prob, double z_weight,

@@ -65,6 +65,7 @@ double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 // Attention and its gradients with whole score rows, in double, for inputs of any dtype.
 struct Naive {
   Tensor y, o, lse, d_q, d_k, d_v, d_q_gate;
+  double score_max = -std::numeric_limits<double>::infinity();
 
   explicit Naive(const Problem& p) {
     const int64_t Hq = p.in.q.dim(1), Hkv = p.in.k.dim(1), Dh = p.in.q.dim(2);
@@ -97,6 +98,7 @@ struct Naive {
           }
           for (double& s : prob) sum += s = std::exp(s - highest);
           lse.data<double>()[at] = highest + std::log(sum);
+          score_max = std::max(score_max, highest);
           for (int64_t j = first; j <= n; ++j)
             for (int64_t d = 0; d < Dh; ++d)
               row(o, at)[d] += (prob[j - first] /= d == 0 ? sum : 1) * row(v, j * Hkv + kv)[d];
@@ -122,12 +124,14 @@ struct Naive {
 };
 
 void expect_equals_naive(Problem p, double forward_tolerance, double backward_tolerance) {
+  p.out.score_max = poisoned({1}, DType::kF64);
   p.forward();
   p.backward();
   const Naive expected(p);
   expect_close(p.out.y, expected.y, forward_tolerance, "y");
   expect_close(p.out.o, expected.o, forward_tolerance, "o");
   expect_close(p.out.lse, expected.lse, forward_tolerance, "lse");
+  EXPECT_NEAR(p.out.score_max.data<double>()[0], expected.score_max, forward_tolerance * std::abs(expected.score_max));
   expect_close(p.d_in.q, expected.d_q, backward_tolerance, "d_q");
   expect_close(p.d_in.k, expected.d_k, backward_tolerance, "d_k");
   expect_close(p.d_in.v, expected.d_v, backward_tolerance, "d_v");

@@ -37,6 +37,51 @@ std::vector<Tensor> all_of(const RouterOutputs& out) {
   return {out.expert_id, out.gate, out.prob, out.lse, out.counts, out.prob_sum, out.z_sum};
 }
 
+double entropy(const Tensor& logits, const RouterOutputs& out, const Segments& segments) {
+  Context ctx = Context::cpu();
+  Tensor sum = poisoned({1}, DType::kF64);
+  router_entropy(ctx, sum, logits, out, segments);
+  return sum.data<double>()[0];
+}
+
+TEST(RouterEntropy, IsThatOfTheProbabilities) {
+  for (const DType dtype : {DType::kF64, DType::kF32}) {
+    for (const int64_t E : {1, 2, 63, 130}) {
+      Segments segments = Segments::whole_rows(3, 67);
+      segments.valid[5] = segments.valid[200] = 0;
+      const Tensor logits = random_normal({201, E}, dtype, 7, 2);
+      const RouterOutputs out = route(logits, segments, 1);
+      double expected = 0;
+      for (int64_t n = 0; n < 201; ++n) {
+        for (int64_t e = 0; segments.valid[n] && e < E; ++e) {
+          const double p = value_at(out.prob, n * E + e);
+          if (p > 0) expected -= p * std::log(p);
+        }
+      }
+      EXPECT_NEAR(entropy(logits, out, segments), expected, (dtype == DType::kF64 ? 1e-11 : 2e-4)) << E;
+    }
+  }
+}
+
+TEST(RouterEntropy, OfEqualLogitsIsTheLogarithmOfTheirNumber) {
+  const Segments segments = Segments::whole_rows(1, 4), none = Segments::whole_rows(0, 4);
+  const Tensor logits = tensor_of<double>(std::vector<double>(32, 3.5), {4, 8}), empty = zeros_f64({0, 8});
+  EXPECT_NEAR(entropy(logits, route(logits, segments, 2), segments), 4 * std::log(8.0), 1e-13);
+  EXPECT_EQ(entropy(empty, route(empty, none, 2), none), 0);
+}
+
+TEST(RouterEntropy, SameBitsForEveryThreadCount) {
+  const Segments segments = Segments::whole_rows(2, 300);
+  const Tensor logits = random_normal({600, 40}, DType::kF32, 3);
+  const RouterOutputs out = route(logits, segments, 4);
+  expect_same_bits_for_every_thread_count([&] {
+    Context ctx = Context::cpu();
+    Tensor sum = poisoned({1}, DType::kF64);
+    router_entropy(ctx, sum, logits, out, segments);
+    return std::vector<Tensor>{sum};
+  });
+}
+
 TEST(Router, RoutesKnownLogits) {
   // Two rows of two tokens; probabilities 1/8, 4/8, 2/8, 1/8 and so on.
   const double l = std::log(2.0);
