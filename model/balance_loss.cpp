@@ -61,8 +61,8 @@ void BalanceLoss::prepare_backward(Context& ctx, const std::vector<const RouterO
   }
 }
 
-double BalanceLoss::z_weight(int64_t layer) const {
-  return tokens_[layer] > 0 ? config_.z_loss_weight / double(tokens_[layer]) : 0;
+BalanceGradient BalanceLoss::gradient(int64_t layer) const {
+  return {d_prob_[layer], tokens_[layer] > 0 ? config_.z_loss_weight / double(tokens_[layer]) : 0};
 }
 
 BalanceReport BalanceLoss::end_step(Context& ctx) {

@@ -6,6 +6,7 @@
 #include "kernels/core/arena.h"
 #include "kernels/router.h"
 #include "model/config.h"
+#include "model/layer_pass.h"
 #include "parallel/communicator.h"
 
 namespace braid {
@@ -41,9 +42,8 @@ class BalanceLoss {
   void count(Context& ctx, const std::vector<const RouterOutputs*>& layers);
   // Fills d_prob of every layer for the backward of this micro-batch and adds to the step's loss. Every rank calls it.
   void prepare_backward(Context& ctx, const std::vector<const RouterOutputs*>& layers);
-  // (B, E) F64, for router_backward
-  const Tensor& d_prob(int64_t layer) const { return d_prob_[layer]; }
-  double z_weight(int64_t layer) const;
+  // What this micro-batch's backward adds to the gradient of a layer's router.
+  BalanceGradient gradient(int64_t layer) const;
   // Sums over ranks; the counts become those of the previous step.
   BalanceReport end_step(Context& ctx);
 

@@ -5,7 +5,7 @@
 namespace braid {
 
 DecoderLayer::DecoderLayer(const ModelConfig& c, LayerType type, ExpertExchange& exchange)
-    : type_(type), eps_(c.rms_norm_eps), C_(c.hidden_size), linear_(c), full_(c), moe_(c, exchange) {}
+    : eps_(c.rms_norm_eps), C_(c.hidden_size), mixer_(c, type), moe_(c, exchange) {}
 
 void DecoderLayer::plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
   planner.add("x", s.x, {N, C_}, dtype);
@@ -14,38 +14,26 @@ void DecoderLayer::plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows
   planner.add("moe_in", s.moe_in, {N, C_}, dtype);
   planner.add("mixer_rstd", s.mixer_rstd, {N}, wide_dtype(dtype));
   planner.add("moe_rstd", s.moe_rstd, {N}, wide_dtype(dtype));
-  {
-    Planner::Scope scope(planner, type_ == LayerType::kFullAttention ? "self_attn." : "linear_attn.");
-    if (type_ == LayerType::kFullAttention) full_.plan(planner, s.full, N, dtype);
-    else linear_.plan(planner, s.linear, N, dtype);
-  }
+  mixer_.plan(planner, s.mixer, N, dtype);
   Planner::Scope scope(planner, "mlp.");
   moe_.plan(planner, s.moe, num_rows, N, dtype);
 }
 
 void DecoderLayer::forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p,
-                           DecoderLayerSaved& s, const Segments& segments) const {
+                           DecoderLayerSaved& s, const LayerPass& pass) const {
   add_rms_norm_forward(ctx, s.mixer_in, s.x, s.mixer_rstd, x, delta, p.input_norm, eps_);
-  if (type_ == LayerType::kFullAttention)
-    full_.forward(ctx, delta, s.mixer_in, std::get<GatedAttentionParams>(p.mixer), s.full, segments);
-  else linear_.forward(ctx, delta, s.mixer_in, std::get<GatedDeltaNetParams>(p.mixer), s.linear, segments);
+  mixer_.forward(ctx, delta, s.mixer_in, p.mixer, s.mixer, pass);
   add_rms_norm_forward(ctx, s.moe_in, s.x_mid, s.moe_rstd, s.x, delta, p.post_attention_norm, eps_);
-  moe_.forward(ctx, delta, s.moe_in, p.moe, s.moe, segments);
+  moe_.forward(ctx, delta, s.moe_in, p.moe, s.moe, pass);
 }
 
 void DecoderLayer::backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g, const DecoderLayerParams& p,
-                            const DecoderLayerSaved& s, const Segments& segments, const Tensor& d_prob,
-                            double z_weight) const {
+                            const DecoderLayerSaved& s, const LayerPass& pass) const {
   Scratch scratch(ctx);
   Tensor d_normed = scratch.tensor(s.x.shape(), s.x.dtype());
-  moe_.backward(ctx, d_normed, g.moe, d_stream, s.moe_in, p.moe, s.moe, segments, d_prob, z_weight);
+  moe_.backward(ctx, d_normed, g.moe, d_stream, s.moe_in, p.moe, s.moe, pass);
   add_rms_norm_backward(ctx, d_stream, g.post_attention_norm, d_normed, s.x_mid, p.post_attention_norm, s.moe_rstd);
-  if (type_ == LayerType::kFullAttention)
-    full_.backward(ctx, d_normed, std::get<GatedAttentionParams>(g.mixer), d_stream, s.mixer_in,
-                   std::get<GatedAttentionParams>(p.mixer), s.full, segments);
-  else
-    linear_.backward(ctx, d_normed, std::get<GatedDeltaNetParams>(g.mixer), d_stream, s.mixer_in,
-                     std::get<GatedDeltaNetParams>(p.mixer), s.linear, segments);
+  mixer_.backward(ctx, d_normed, g.mixer, d_stream, s.mixer_in, p.mixer, s.mixer, pass);
   add_rms_norm_backward(ctx, d_stream, g.input_norm, d_normed, s.x, p.input_norm, s.mixer_rstd);
 }
 

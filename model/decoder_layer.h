@@ -1,27 +1,21 @@
 #pragma once
 
-#include <variant>
-
-#include "model/gated_attention.h"
-#include "model/gated_delta_net.h"
+#include "model/mixer.h"
 #include "model/moe_layer.h"
 
 namespace braid {
 
 struct DecoderLayerParams {
   Tensor input_norm, post_attention_norm;  // (C) zero-centred
-  std::variant<GatedDeltaNetParams, GatedAttentionParams> mixer;
+  MixerParams mixer;
   MoeParams moe;
 
-  explicit DecoderLayerParams(LayerType type) {
-    if (type == LayerType::kFullAttention) mixer.emplace<GatedAttentionParams>();
-  }
+  explicit DecoderLayerParams(LayerType type) : mixer(Mixer::params(type)) {}
   template <class Visit>
   void visit(const ModelConfig& c, Visit&& tensor) {
     const Shape norm = {c.hidden_size};
     tensor("input_layernorm.weight", input_norm, norm, Owner::kEveryRank, Init::kZero, Decay::kNorm);
-    if (auto* linear = std::get_if<GatedDeltaNetParams>(&mixer)) linear->visit(c, with_prefix("linear_attn.", tensor));
-    if (auto* full = std::get_if<GatedAttentionParams>(&mixer)) full->visit(c, with_prefix("self_attn.", tensor));
+    std::visit([&](auto& kind) { kind.visit(c, with_prefix(kind.kPrefix, tensor)); }, mixer);
     tensor("post_attention_layernorm.weight", post_attention_norm, norm, Owner::kEveryRank, Init::kZero, Decay::kNorm);
     moe.visit(c, with_prefix("mlp.", tensor));
   }
@@ -32,8 +26,7 @@ struct DecoderLayerSaved {
   Tensor x_mid;                 // (N, C)  residual stream at the experts
   Tensor mixer_in, moe_in;      // (N, C)  after their norms
   Tensor mixer_rstd, moe_rstd;  // (N)
-  GatedDeltaNetSaved linear;    // one of the two is used
-  GatedAttentionSaved full;
+  MixerSaved mixer;
   MoeSaved moe;
 };
 
@@ -42,20 +35,22 @@ struct DecoderLayerSaved {
 class DecoderLayer {
  public:
   DecoderLayer(const ModelConfig& c, LayerType type, ExpertExchange& exchange);
+  // Of the forward pass of one token in documents of `document_tokens`.
+  static double multiply_adds(const ModelConfig& c, LayerType type, int64_t document_tokens) {
+    return Mixer::multiply_adds(c, type, document_tokens) + MoeLayer::multiply_adds(c);
+  }
   void plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
   //   x (N, C): stream before the layer without delta;  delta (N, C): on entry what is still to be added to x
   void forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p, DecoderLayerSaved& s,
-               const Segments& segments) const;
+               const LayerPass& pass) const;
   //   d_stream (N, C): on entry the gradient of the stream behind the layer, on return that of x and of delta;  g +=
   void backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g, const DecoderLayerParams& p,
-                const DecoderLayerSaved& s, const Segments& segments, const Tensor& d_prob, double z_weight) const;
+                const DecoderLayerSaved& s, const LayerPass& pass) const;
 
  private:
-  LayerType type_;
   double eps_;
   int64_t C_;
-  GatedDeltaNet linear_;
-  GatedAttention full_;
+  Mixer mixer_;
   MoeLayer moe_;
 };
 

@@ -14,6 +14,13 @@ AttentionTensors attention_tensors(const GatedAttentionSaved& s) {
 
 }  // namespace
 
+double GatedAttention::multiply_adds(const ModelConfig& c, int64_t document_tokens) {
+  const AttentionDims d = c.attention();
+  const double C = double(c.hidden_size), q_width = double(d.query_heads * d.head_dim);
+  const double kv_width = double(d.kv_heads * d.head_dim);
+  return C * (2 * q_width + 2 * kv_width) + q_width * C + q_width * double(document_tokens);
+}
+
 void GatedAttention::plan(Planner& planner, GatedAttentionSaved& s, int64_t N, DType dtype) const {
   const int64_t Hq = dims_.query_heads, Hkv = dims_.kv_heads, Dh = dims_.head_dim;
   const DType wide = wide_dtype(dtype);
@@ -30,18 +37,18 @@ void GatedAttention::plan(Planner& planner, GatedAttentionSaved& s, int64_t N, D
 }
 
 void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,
-                             GatedAttentionSaved& s, const Segments& segments) const {
+                             GatedAttentionSaved& s, const LayerPass& pass) const {
   linear_forward(ctx, flat(s.projections.q_gate), x, p.q_proj);
   linear_forward(ctx, flat(s.projections.k), x, p.k_proj);
   linear_forward(ctx, flat(s.v), x, p.v_proj);
-  attention_inputs_forward(ctx, s.inputs, s.projections, p.inputs, segments, dims_);
-  attention_forward(ctx, s.outputs, attention_tensors(s), segments);
+  attention_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_);
+  attention_forward(ctx, s.outputs, attention_tensors(s), pass.segments);
   linear_forward(ctx, out, flat(s.outputs.y), p.o_proj);
 }
 
 void GatedAttention::backward(Context& ctx, Tensor d_x, GatedAttentionParams& g, const Tensor& d_out, const Tensor& x,
                               const GatedAttentionParams& p, const GatedAttentionSaved& s,
-                              const Segments& segments) const {
+                              const LayerPass& pass) const {
   Scratch scratch(ctx);
   auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), x.dtype()); };
 
@@ -51,8 +58,8 @@ void GatedAttention::backward(Context& ctx, Tensor d_x, GatedAttentionParams& g,
 
   AttentionProjections d_projections = {like(s.projections.q_gate), like(s.projections.k)};
   Tensor d_q = like(s.inputs.q), d_k = like(s.inputs.k), d_v = like(s.v);
-  attention_backward(ctx, {d_q, d_k, d_v, d_projections.q_gate}, d_y, attention_tensors(s), s.outputs, segments);
-  attention_inputs_backward(ctx, d_projections, g.inputs, d_q, d_k, s.inputs, s.projections, p.inputs, segments, dims_);
+  attention_backward(ctx, {d_q, d_k, d_v, d_projections.q_gate}, d_y, attention_tensors(s), s.outputs, pass.segments);
+  attention_inputs_backward(ctx, d_projections, g.inputs, d_q, d_k, s.inputs, s.projections, p.inputs, pass.segments, dims_);
 
   linear_backward_weight(ctx, g.q_proj, flat(d_projections.q_gate), x);
   linear_backward_weight(ctx, g.k_proj, flat(d_projections.k), x);

@@ -5,6 +5,7 @@
 #include "kernels/core/arena.h"
 #include "kernels/core/context.h"
 #include "model/config.h"
+#include "model/layer_pass.h"
 #include "model/parameters.h"
 
 namespace braid {
@@ -14,6 +15,7 @@ struct GatedAttentionParams {    // weights; the same struct holds gradients
   Tensor k_proj, v_proj;         // (Hkv Dh, C)
   Tensor o_proj;                 // (C, Hq Dh)
   AttentionInputWeights inputs;  // q_norm, k_norm (Dh)
+  static constexpr const char* kPrefix = "self_attn.";
   template <class Visit>
   void visit(const ModelConfig& c, Visit&& tensor) {
     const AttentionDims d = c.attention();
@@ -40,14 +42,18 @@ struct GatedAttentionSaved {
 // Source: Qwen3NextAttention in transformers.
 class GatedAttention {
  public:
+  using Params = GatedAttentionParams;
+  using Saved = GatedAttentionSaved;
   explicit GatedAttention(const ModelConfig& c) : dims_(c.attention()) {}
+  // Of the forward pass of one token in documents of `document_tokens`.
+  static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
   void plan(Planner& planner, GatedAttentionSaved& s, int64_t N, DType dtype) const;
   //   x, out (N, C)
   void forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p, GatedAttentionSaved& s,
-               const Segments& segments) const;
+               const LayerPass& pass) const;
   //   d_x overwritten, g +=
   void backward(Context& ctx, Tensor d_x, GatedAttentionParams& g, const Tensor& d_out, const Tensor& x,
-                const GatedAttentionParams& p, const GatedAttentionSaved& s, const Segments& segments) const;
+                const GatedAttentionParams& p, const GatedAttentionSaved& s, const LayerPass& pass) const;
 
  private:
   AttentionDims dims_;

@@ -5,6 +5,13 @@
 
 namespace braid {
 
+double GatedDeltaNet::multiply_adds(const ModelConfig& c, int64_t) {
+  const GdnDims d = c.gdn();
+  const double C = double(c.hidden_size), value_width = double(d.value_heads * d.value_dim);
+  return C * double(d.qkvz_columns() + d.ba_columns()) + double(d.conv_channels() * d.conv_kernel) + value_width * C +
+         double(d.value_heads * d.key_dim * d.value_dim) * 4;
+}
+
 void GatedDeltaNet::plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DType dtype) const {
   const auto [Hk, Hv, Dk, Dv, taps] = dims_;
   const DType wide = wide_dtype(dtype);
@@ -23,18 +30,18 @@ void GatedDeltaNet::plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DTy
 }
 
 void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p,
-                            GatedDeltaNetSaved& s, const Segments& segments) const {
+                            GatedDeltaNetSaved& s, const LayerPass& pass) const {
   linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
   linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
-  gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, segments, dims_);
-  gated_delta_rule_forward(ctx, s.o, s.inputs.rule, segments);
+  gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_);
+  gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments);
   gated_rms_norm_forward(ctx, s.y, s.rstd, s.o, s.projections.qkvz, p.norm, eps_, dims_);
   linear_forward(ctx, out, s.y.view({x.dim(0), p.out_proj.dim(1)}), p.out_proj);
 }
 
 void GatedDeltaNet::backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, const Tensor& d_out, const Tensor& x,
                              const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
-                             const Segments& segments) const {
+                             const LayerPass& pass) const {
   Scratch scratch(ctx);
   const int64_t N = x.dim(0);
   auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), t.dtype()); };
@@ -49,8 +56,8 @@ void GatedDeltaNet::backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, c
 
   const DeltaRuleInputs& in = s.inputs.rule;
   DeltaRuleInputs d_in = {like(in.q), like(in.k), like(in.v), like(in.beta), like(in.log_decay)};
-  gated_delta_rule_backward(ctx, d_in, d_o, in, segments);
-  gdn_inputs_backward(ctx, d_projections, g.inputs, d_in, s.inputs, s.projections, p.inputs, segments, dims_);
+  gated_delta_rule_backward(ctx, d_in, d_o, in, pass.segments);
+  gdn_inputs_backward(ctx, d_projections, g.inputs, d_in, s.inputs, s.projections, p.inputs, pass.segments, dims_);
 
   linear_backward_weight(ctx, g.in_proj_qkvz, d_projections.qkvz, x);
   linear_backward_weight(ctx, g.in_proj_ba, d_projections.ba, x);

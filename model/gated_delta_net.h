@@ -5,6 +5,7 @@
 #include "kernels/gated_delta_rule.h"
 #include "kernels/gdn_inputs.h"
 #include "model/config.h"
+#include "model/layer_pass.h"
 #include "model/parameters.h"
 
 namespace braid {
@@ -15,6 +16,7 @@ struct GatedDeltaNetParams {  // weights; the same struct holds gradients
   GdnInputWeights inputs;     // conv (channels, 1, taps), a_log (Hv), dt_bias (Hv)
   Tensor norm;                // (Dv)  plain scale
   Tensor out_proj;            // (C, Hv Dv)
+  static constexpr const char* kPrefix = "linear_attn.";
   template <class Visit>
   void visit(const ModelConfig& c, Visit&& tensor) {
     const GdnDims d = c.gdn();
@@ -45,14 +47,18 @@ struct GatedDeltaNetSaved {
 // Source: Qwen3NextGatedDeltaNet in transformers.
 class GatedDeltaNet {
  public:
+  using Params = GatedDeltaNetParams;
+  using Saved = GatedDeltaNetSaved;
   explicit GatedDeltaNet(const ModelConfig& c) : dims_(c.gdn()), eps_(c.rms_norm_eps) {}
+  // Of the forward pass of one token in documents of `document_tokens`.
+  static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
   void plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DType dtype) const;
   //   x, out (N, C)
   void forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p, GatedDeltaNetSaved& s,
-               const Segments& segments) const;
+               const LayerPass& pass) const;
   //   d_x overwritten, g +=
   void backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, const Tensor& d_out, const Tensor& x,
-                const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s, const Segments& segments) const;
+                const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s, const LayerPass& pass) const;
 
  private:
   GdnDims dims_;

@@ -66,13 +66,13 @@ void Model::forward(Context& ctx, const ModelInputs& in) {
   embedding_forward(ctx, embedding_, tokens_, weights_.embed_tokens);
   const Tensor* x = &embedding_;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], segments_);
+    layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], {segments_});
     x = &saved_[i].x_mid;
   }
   add_rms_norm_forward(ctx, hidden_, x_final_, rstd_, *x, delta, weights_.norm, config_.rms_norm_eps);
   if (mtp_)
     mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
-                  mtp_segments_);
+                  {mtp_segments_});
 }
 
 LossSums Model::read_loss_sums(Context& ctx) const {
@@ -99,8 +99,8 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
     Tensor d_mtp_hidden = scratch.tensor(hidden_.shape(), dtype_);
     lm_head_loss_forward_backward(ctx, loss_sums_.rows(1, 2), d_mtp_hidden, gradients_.lm_head, mtp_hidden_,
                                   weights_.lm_head, next_targets_, scales.mtp);
-    mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, hidden_, next_tokens_,
-                   weights_.mtp[0], mtp_saved_, mtp_segments_, balance.d_prob(layer), balance.z_weight(layer));
+    mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0],
+                   mtp_saved_, {mtp_segments_, balance.gradient(layer)});
   }
 
   Tensor d_stream = scratch.tensor(hidden_.shape(), dtype_);
@@ -108,8 +108,8 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
   const auto num_layers = static_cast<int64_t>(layers_.size());
   if (left) left(num_layers);
   for (int64_t i = num_layers - 1; i >= 0; --i) {
-    layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], segments_,
-                        balance.d_prob(i), balance.z_weight(i));
+    layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i],
+                        {segments_, balance.gradient(i)});
     if (left) left(i);
   }
   embedding_backward(ctx, gradients_.embed_tokens, d_stream, tokens_);

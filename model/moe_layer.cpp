@@ -14,6 +14,12 @@ MoeLayer::MoeLayer(const ModelConfig& c, ExpertExchange& exchange)
       norm_(c.norm_topk_prob ? GateNorm::kTopK : GateNorm::kNone),
       exchange_(exchange) {}
 
+double MoeLayer::multiply_adds(const ModelConfig& c) {
+  const double C = double(c.hidden_size);
+  return C * double(c.num_experts) + 3 * C * double(c.num_experts_per_tok * c.moe_intermediate_size) +
+         3 * C * double(c.shared_expert_intermediate_size) + C;
+}
+
 void MoeLayer::plan(Planner& planner, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
   const int64_t Rmax = exchange_.max_rows();
   const DType wide = wide_dtype(dtype);
@@ -34,13 +40,13 @@ void MoeLayer::plan(Planner& planner, MoeSaved& s, int64_t num_rows, int64_t N, 
 }
 
 void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s,
-                       const Segments& segments) const {
+                       const LayerPass& pass) const {
   const int64_t N = x.dim(0);
   Scratch scratch(ctx);
 
   Tensor logits = scratch.tensor({N, E_}, wide_dtype(x.dtype()));
   linear_forward(ctx, logits, x, p.router);
-  router_forward(ctx, s.router, logits, segments, norm_);
+  router_forward(ctx, s.router, logits, pass.segments, norm_);
 
   exchange_.plan(ctx, s.route, s.router.expert_id);
   const int64_t R = s.route.num_rows;
@@ -62,7 +68,7 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
 }
 
 void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
-                        const MoeSaved& s, const Segments& segments, const Tensor& d_prob, double z_weight) const {
+                        const MoeSaved& s, const LayerPass& pass) const {
   const int64_t N = x.dim(0), R = s.route.num_rows;
   const DType dtype = x.dtype(), wide = wide_dtype(dtype);
   Scratch scratch(ctx);
@@ -96,7 +102,7 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
   {
     Scratch transfer(ctx);
     const Tensor travelling = exchange_.start_combine(ctx, transfer, d_rows, s.route);
-    router_backward(ctx, d_logits, d_gate, d_prob, z_weight, s.router, segments, norm_);
+    router_backward(ctx, d_logits, d_gate, pass.balance.d_prob, pass.balance.z_weight, s.router, pass.segments, norm_);
     linear_backward_weight(ctx, g.router, d_logits, x);
     exchange_.finish_combine(ctx, d_x, travelling, s.route);
   }

@@ -5,6 +5,7 @@
 #include "kernels/experts.h"
 #include "kernels/router.h"
 #include "model/config.h"
+#include "model/layer_pass.h"
 #include "model/parameters.h"
 #include "parallel/expert_exchange.h"
 
@@ -55,13 +56,13 @@ struct MoeSaved {
 class MoeLayer {
  public:
   MoeLayer(const ModelConfig& c, ExpertExchange& exchange);
+  static double multiply_adds(const ModelConfig& c);  // of the forward pass of one token
   void plan(Planner& planner, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
   //   x, y (N, C)
-  void forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s,
-               const Segments& segments) const;
-  //   d_x overwritten, g +=.   d_prob (B, E) F64 and z_weight: see router_backward
+  void forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s, const LayerPass& pass) const;
+  //   d_x overwritten, g +=
   void backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
-                const MoeSaved& s, const Segments& segments, const Tensor& d_prob, double z_weight) const;
+                const MoeSaved& s, const LayerPass& pass) const;
 
  private:
   int64_t C_, E_, K_, F_, Fs_;

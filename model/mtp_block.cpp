@@ -8,7 +8,12 @@
 namespace braid {
 
 MtpBlock::MtpBlock(const ModelConfig& c, ExpertExchange& exchange)
-    : eps_(c.rms_norm_eps), C_(c.hidden_size), layer_(c, LayerType::kFullAttention, exchange) {}
+    : eps_(c.rms_norm_eps), C_(c.hidden_size), layer_(c, MtpBlockParams::kLayerType, exchange) {}
+
+double MtpBlock::multiply_adds(const ModelConfig& c, int64_t document_tokens) {
+  return 2 * double(c.hidden_size) * double(c.hidden_size) +
+         DecoderLayer::multiply_adds(c, MtpBlockParams::kLayerType, document_tokens);
+}
 
 void MtpBlock::plan(Planner& planner, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
   planner.add("embedding", s.embedding, {N, C_}, dtype);
@@ -24,30 +29,31 @@ void MtpBlock::plan(Planner& planner, MtpBlockSaved& s, int64_t num_rows, int64_
 
 void MtpBlock::forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens,
                        const Tensor& embed_table, const MtpBlockParams& p, MtpBlockSaved& s,
-                       const Segments& segments) const {
+                       const LayerPass& pass) const {
   Scratch scratch(ctx);
+  s.hidden = hidden;
+  s.next_tokens = next_tokens;
   embedding_forward(ctx, s.embedding, next_tokens, embed_table);
   mtp_inputs_forward(ctx, s.inputs, s.embedding, hidden, p.inputs, eps_);
   linear_forward(ctx, s.x, s.inputs.joined, p.fc);
   Tensor delta = scratch.tensor(s.x.shape(), s.x.dtype());
   fill_zero(ctx, delta);
-  layer_.forward(ctx, delta, s.x, p.layer, s.layer, segments);
+  layer_.forward(ctx, delta, s.x, p.layer, s.layer, pass);
   add_rms_norm_forward(ctx, out, s.x_final, s.rstd, s.layer.x_mid, delta, p.norm, eps_);
 }
 
 void MtpBlock::backward(Context& ctx, Tensor d_hidden, Tensor d_embed_table, MtpBlockParams& g, const Tensor& d_out,
-                        const Tensor& hidden, const Tensor& next_tokens, const MtpBlockParams& p,
-                        const MtpBlockSaved& s, const Segments& segments, const Tensor& d_prob, double z_weight) const {
+                        const MtpBlockParams& p, const MtpBlockSaved& s, const LayerPass& pass) const {
   Scratch scratch(ctx);
   Tensor d_stream = scratch.tensor(s.x.shape(), s.x.dtype());
   Tensor d_joined = scratch.tensor(s.inputs.joined.shape(), s.x.dtype());
   Tensor d_embedding = scratch.tensor(s.embedding.shape(), s.x.dtype());
   rms_norm_backward(ctx, d_stream, g.norm, d_out, s.x_final, p.norm, s.rstd);
-  layer_.backward(ctx, d_stream, g.layer, p.layer, s.layer, segments, d_prob, z_weight);
+  layer_.backward(ctx, d_stream, g.layer, p.layer, s.layer, pass);
   linear_backward_weight(ctx, g.fc, d_stream, s.inputs.joined);
   linear_backward_input(ctx, d_joined, d_stream, p.fc);
-  mtp_inputs_backward(ctx, d_embedding, d_hidden, g.inputs, d_joined, s.embedding, hidden, s.inputs, p.inputs);
-  embedding_backward(ctx, d_embed_table, d_embedding, next_tokens);
+  mtp_inputs_backward(ctx, d_embedding, d_hidden, g.inputs, d_joined, s.embedding, s.hidden, s.inputs, p.inputs);
+  embedding_backward(ctx, d_embed_table, d_embedding, s.next_tokens);
 }
 
 }  // namespace braid

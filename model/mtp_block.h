@@ -8,7 +8,8 @@ namespace braid {
 struct MtpBlockParams {
   Tensor fc;               // (C, 2C)  columns: embedding, then hidden
   MtpInputWeights inputs;  // pre_fc_norm_embedding, pre_fc_norm_hidden (C)
-  DecoderLayerParams layer{LayerType::kFullAttention};
+  static constexpr LayerType kLayerType = LayerType::kFullAttention;
+  DecoderLayerParams layer{kLayerType};
   Tensor norm;  // (C)
   template <class Visit>
   void visit(const ModelConfig& c, Visit&& tensor) {
@@ -22,6 +23,7 @@ struct MtpBlockParams {
 };
 
 struct MtpBlockSaved {
+  Tensor hidden, next_tokens;  // (N, C), (N) I64: what forward read; views, not copies
   Tensor embedding;  // (N, C)  of the next token
   MtpInputs inputs;
   Tensor x;  // (N, C)  into the layer
@@ -36,14 +38,15 @@ struct MtpBlockSaved {
 class MtpBlock {
  public:
   MtpBlock(const ModelConfig& c, ExpertExchange& exchange);
+  // Of the forward pass of one token in documents of `document_tokens`, without the head.
+  static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
   void plan(Planner& planner, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
   //   out, hidden (N, C);  next_tokens (N) I64;  embed_table (V, C);  segments as made by shift_for_mtp
   void forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens, const Tensor& embed_table,
-               const MtpBlockParams& p, MtpBlockSaved& s, const Segments& segments) const;
+               const MtpBlockParams& p, MtpBlockSaved& s, const LayerPass& pass) const;
   //   d_hidden, d_embed_table, g +=
   void backward(Context& ctx, Tensor d_hidden, Tensor d_embed_table, MtpBlockParams& g, const Tensor& d_out,
-                const Tensor& hidden, const Tensor& next_tokens, const MtpBlockParams& p, const MtpBlockSaved& s,
-                const Segments& segments, const Tensor& d_prob, double z_weight) const;
+                const MtpBlockParams& p, const MtpBlockSaved& s, const LayerPass& pass) const;
 
  private:
   double eps_;

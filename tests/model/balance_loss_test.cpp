@@ -54,7 +54,7 @@ StepOutcome run_step(Balance& b, const Tensor& logits, int64_t num_rows, int64_t
   for (int64_t i = 0; i < micro_batches; ++i) {
     if (!first) b.loss.count(ctx, {&micro[i].out});
     b.loss.prepare_backward(ctx, {&micro[i].out});
-    router_backward(ctx, d_logits.rows(i * n, (i + 1) * n), zeros_f64({n, kChosen}), b.loss.d_prob(0), 0, micro[i].out,
+    router_backward(ctx, d_logits.rows(i * n, (i + 1) * n), zeros_f64({n, kChosen}), b.loss.gradient(0).d_prob, 0, micro[i].out,
                     micro[i].segments, GateNorm::kTopK);
   }
   return {d_logits, b.loss.end_step(ctx).loss};
