@@ -27,24 +27,26 @@ void check_plan(const std::vector<TokenDataset>& datasets, const BatchPlan& plan
 
 }  // namespace
 
+void StepBatches::add(Batch batch) {
+  batch.complete();
+  counts += batch.counts;
+  micro_batches.push_back(std::move(batch));
+}
+
 StepBatches BatchStream::read_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t step) {
   StepBatches result;
   result.step = step;
   const int64_t rows_per_rank = plan.global_batch_size / plan.num_ranks;
   int64_t position = step * plan.global_batch_size + plan.rank * rows_per_rank;
   for (int64_t micro = 0; micro < plan.micro_batches_per_step(); ++micro) {
-    Batch& batch = result.micro_batches.emplace_back();
+    Batch batch;
     for (int64_t row = 0; row < plan.micro_batch_size; ++row, ++position) {
       const MixturePick pick = mixture_pick(position, plan.weights);
       const TokenDataset& dataset = datasets[pick.source];
       const int64_t size = dataset.size(), epoch = pick.index / size;
       dataset.append_row(shuffled_index(pick.index % size, size, plan.seed, static_cast<uint64_t>(epoch)), batch);
     }
-    const TokenCounts counts = count_tokens(batch);
-    result.counts.tokens += counts.tokens;
-    result.counts.lm_targets += counts.lm_targets;
-    result.counts.mtp_tokens += counts.mtp_tokens;
-    result.counts.mtp_targets += counts.mtp_targets;
+    result.add(std::move(batch));
   }
   return result;
 }

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "data/batch.h"
+#include "kernels/core/batch.h"
 #include "data/token_dataset.h"
 
 namespace braid {
@@ -33,6 +33,7 @@ struct StepBatches {
   int64_t step = 0;
   std::vector<Batch> micro_batches;
   TokenCounts counts;  // of this rank
+  void add(Batch batch);  // with all its rows; completes it
 };
 
 // Reads ahead on a thread. An exception of that thread is rethrown by next_step.

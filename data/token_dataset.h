@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "data/batch.h"
+#include "kernels/core/batch.h"
 #include "data/token_shard.h"
 
 namespace braid {

@@ -45,20 +45,20 @@ void Model::plan_activations(Planner& planner) {
   }
 }
 
-void Model::set_inputs(Context& ctx, const ModelInputs& in) {
-  copy(ctx, tokens_, in.tokens);
-  copy(ctx, targets_, in.targets);
-  segments_ = in.segments;
+void Model::set_inputs(Context& ctx, const Batch& batch) {
+  copy(ctx, tokens_, view_of(batch.tokens));
+  copy(ctx, targets_, view_of(batch.targets));
+  segments_ = batch.segments;
   if (ctx.on_cuda()) segments_.upload(ctx, tables_);
   if (!mtp_) return;
-  copy(ctx, next_tokens_, in.next_tokens);
-  copy(ctx, next_targets_, in.next_targets);
-  mtp_segments_ = in.mtp_segments;
+  copy(ctx, next_tokens_, view_of(batch.mtp.tokens));
+  copy(ctx, next_targets_, view_of(batch.mtp.targets));
+  mtp_segments_ = batch.mtp.segments;
   if (ctx.on_cuda()) mtp_segments_.upload(ctx, mtp_tables_);
 }
 
-void Model::forward(Context& ctx, const ModelInputs& in) {
-  set_inputs(ctx, in);
+void Model::forward(Context& ctx, const Batch& batch) {
+  set_inputs(ctx, batch);
   Scratch scratch(ctx);
   Tensor delta = scratch.tensor(hidden_.shape(), dtype_);
   fill_zero(ctx, delta);

@@ -4,19 +4,11 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/core/batch.h"
 #include "model/balance_loss.h"
 #include "model/parameter_layout.h"
 
 namespace braid {
-
-// What a forward pass reads, in host memory: one micro-batch of B rows with T tokens, N = B T. The next_ tensors are
-// the MTP block's view, shifted by one inside every document; -1 where there is nothing.
-struct ModelInputs {
-  Tensor tokens, targets;            // (N) I64
-  Tensor next_tokens, next_targets;  // (N) I64
-  const Segments& segments;
-  const Segments& mtp_segments;
-};
 
 // Sums of cross entropy over the targets of a micro-batch, not yet divided by their number.
 struct LossSums {
@@ -47,8 +39,9 @@ class Model {
   // What one micro-batch saves. Must be committed to an arena before the first forward.
   void plan_activations(Planner& planner);
 
-  // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs. Copies `in`.
-  void forward(Context& ctx, const ModelInputs& in);
+  // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs. Copies the batch, which
+  // is complete.
+  void forward(Context& ctx, const Batch& batch);
   // Sums of the losses of the last forward.
   LossSums losses(Context& ctx);
   // The same, and all gradients of  scales.lm * lm + scales.mtp * mtp + balance and z losses;  gradients +=
@@ -65,7 +58,7 @@ class Model {
   const Tensor& mtp_hidden() const { return mtp_hidden_; }
 
  private:
-  void set_inputs(Context& ctx, const ModelInputs& in);
+  void set_inputs(Context& ctx, const Batch& batch);
   LossSums read_loss_sums(Context& ctx) const;
 
   ModelConfig config_;

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "trainer/train_step.h"
-
 namespace braid {
 namespace {
 
@@ -43,8 +41,8 @@ Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const T
       if (row < rows) dataset.append_row(row, batch);
       else append_empty_row(batch, row_tokens);
     }
-    const MtpShift mtp = shift_for_mtp(batch);
-    model.forward(ctx, view_inputs(batch, mtp));
+    batch.complete();
+    model.forward(ctx, batch);
     loss_sum += model.losses(ctx).lm;
     for (int64_t target : batch.targets)
       if (target >= 0) ++histogram[target];

@@ -4,11 +4,9 @@
 #include <cmath>
 #include <numeric>
 
-#include "data/batch.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/philox.h"
 #include "kernels/matmul.h"
-#include "trainer/train_step.h"
 
 namespace braid {
 namespace {
@@ -28,6 +26,7 @@ Batch batch_of_text(const std::vector<uint32_t>& text, int64_t row_tokens) {
   if (length < row_tokens) batch.segments.offsets.push_back(row_tokens);
   batch.segments.valid.assign(row_tokens, 0);
   std::fill_n(batch.segments.valid.begin(), length, 1);
+  batch.complete();
   return batch;
 }
 
@@ -65,8 +64,7 @@ std::vector<uint32_t> generate(Context& ctx, Model& model, std::vector<uint32_t>
   std::vector<double> host_memory(static_cast<size_t>(V));  // logits of either dtype
   for (int64_t i = 0; i < sampling.num_tokens; ++i) {
     const Batch batch = batch_of_text(text, row_tokens);
-    const MtpShift mtp = shift_for_mtp(batch);
-    model.forward(ctx, view_inputs(batch, mtp));
+    model.forward(ctx, batch);
 
     Scratch scratch(ctx);
     Tensor logits = scratch.tensor({1, V}, wide_dtype(model.hidden().dtype()));

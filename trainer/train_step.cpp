@@ -21,16 +21,7 @@ std::vector<int64_t> tokens_per_layer(const Model& model, const TokenCounts& cou
 
 double ratio(double numerator, int64_t count) { return count > 0 ? numerator / double(count) : 0; }
 
-Tensor view_of(const std::vector<int64_t>& values) {
-  return Tensor::of(const_cast<int64_t*>(values.data()), {static_cast<int64_t>(values.size())});
-}
-
 }  // namespace
-
-ModelInputs view_inputs(const Batch& batch, const MtpShift& mtp) {
-  return {view_of(batch.tokens),     view_of(batch.targets), view_of(mtp.next_tokens),
-          view_of(mtp.next_targets), batch.segments,         mtp.segments};
-}
 
 StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLoss& balance, const StepBatches& batches,
                       const ProcessMesh& mesh, const RunConfig& c, int64_t step) {
@@ -42,16 +33,14 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
   const bool counts_first = balance.counts_come_first(static_cast<int64_t>(batches.micro_batches.size()));
   if (counts_first) {
     for (const Batch& batch : batches.micro_batches) {
-      const MtpShift mtp = shift_for_mtp(batch);
-      model.forward(ctx, view_inputs(batch, mtp));
+      model.forward(ctx, batch);
       balance.count(ctx, model.routers());
     }
   }
 
   LossSums sums;
   for (const Batch& batch : batches.micro_batches) {
-    const MtpShift mtp = shift_for_mtp(batch);
-    model.forward(ctx, view_inputs(batch, mtp));
+    model.forward(ctx, batch);
     if (!counts_first) balance.count(ctx, model.routers());
     balance.prepare_backward(ctx, model.routers());
     const bool is_last = &batch == &batches.micro_batches.back();

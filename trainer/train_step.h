@@ -22,7 +22,4 @@ struct StepResult {
 StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLoss& balance, const StepBatches& batches,
                       const ProcessMesh& mesh, const RunConfig& c, int64_t step);
 
-// The model's view of a batch in host memory; valid while `batch` and `mtp` are.
-ModelInputs view_inputs(const Batch& batch, const MtpShift& mtp);
-
 }  // namespace braid

@@ -50,6 +50,9 @@ void expect_equal(const StepBatches& actual, const StepBatches& expected) {
     EXPECT_EQ(a.targets, e.targets);
     EXPECT_EQ(a.segments.offsets, e.segments.offsets);
     EXPECT_EQ(a.segments.valid, e.segments.valid);
+    EXPECT_EQ(a.mtp.tokens, e.mtp.tokens);
+    EXPECT_EQ(a.mtp.targets, e.mtp.targets);
+    EXPECT_EQ(a.mtp.segments.valid, e.mtp.segments.valid);
   }
   EXPECT_EQ(actual.counts.tokens, expected.counts.tokens);
   EXPECT_EQ(actual.counts.lm_targets, expected.counts.lm_targets);
@@ -69,6 +72,9 @@ TEST_F(BatchStreamTest, ReadsThePlannedRows) {
     EXPECT_EQ(batch.num_rows, 2);
     const auto begin = batch.tokens.begin() + slot % 2 * 8;
     EXPECT_EQ(std::vector<int64_t>(begin, begin + 8), row.tokens) << "slot " << slot;
+    row.complete();
+    const auto next = batch.mtp.tokens.begin() + slot % 2 * 8;
+    EXPECT_EQ(std::vector<int64_t>(next, next + 8), row.mtp.tokens) << "slot " << slot;
   }
 }
 

@@ -24,9 +24,7 @@ void set_previous_counts(TinyModel& t) {
 // Total loss of one micro-batch as a function of the weights; f of the balance loss is held at the previous step's
 // counts.
 double total_loss(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
-  const MtpShift mtp = shift_for_mtp(batch);
-  const ModelInputs in = view_inputs(batch, mtp);
-  t.model.forward(t.ctx, in);
+  t.model.forward(t.ctx, batch);
   const LossSums sums = t.model.losses(t.ctx);
   const LossScales scales = t.scales(counts);
   double loss = scales.lm * sums.lm + scales.mtp * sums.mtp;
@@ -49,9 +47,7 @@ double total_loss(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
 }
 
 void backward(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
-  const MtpShift mtp = shift_for_mtp(batch);
-  const ModelInputs in = view_inputs(batch, mtp);
-  t.model.forward(t.ctx, in);
+  t.model.forward(t.ctx, batch);
   t.balance.begin_step(t.ctx, t.tokens_per_layer(counts));
   t.balance.count(t.ctx, t.model.routers());
   t.balance.prepare_backward(t.ctx, t.model.routers());
@@ -65,7 +61,7 @@ TEST(ModelGradient, MatchesFiniteDifferencesForEveryParameter) {
   TinyModel t(tiny_model_config(), mtp, balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep), 2, 10);
   set_previous_counts(t);
   const Batch batch = random_batch({{3, 5}, {7, 1}}, t.config.vocab_size, 3, /*padding=*/2);
-  const TokenCounts counts = count_tokens(batch);
+  const TokenCounts counts = batch.counts;
   t.zero_gradients();
   backward(t, batch, counts);
 
@@ -103,7 +99,7 @@ TEST(Model, PackedDocumentsEqualSeparateOnes) {
   TinyModel packed(config, {}, b, 1, 80);
   set_previous_counts(packed);
   const Batch batch = random_batch({lengths}, config.vocab_size, 9);
-  const TokenCounts counts = count_tokens(batch);
+  const TokenCounts counts = batch.counts;
   packed.zero_gradients();
   backward(packed, batch, counts);
   const double packed_loss = total_loss(packed, batch, counts);
@@ -119,6 +115,7 @@ TEST(Model, PackedDocumentsEqualSeparateOnes) {
     one.tokens.assign(batch.tokens.begin() + begin, batch.tokens.begin() + begin + length);
     one.targets.assign(batch.targets.begin() + begin, batch.targets.begin() + begin + length);
     one.segments = Segments::whole_rows(1, length);
+    one.complete();
     begin += length;
     TinyModel single(config, {}, b, 1, length);
     set_previous_counts(single);
@@ -140,8 +137,8 @@ TEST(Model, PaddingChangesNothing) {
   const ModelConfig config = tiny_model_config();
   const Batch plain = random_batch({{6, 3}}, config.vocab_size, 4),
               padded = random_batch({{6, 3}}, config.vocab_size, 4, 5);
-  const TokenCounts counts = count_tokens(plain);
-  EXPECT_EQ(count_tokens(padded).tokens, counts.tokens);
+  const TokenCounts counts = plain.counts;
+  EXPECT_EQ(padded.counts.tokens, counts.tokens);
   TinyModel a(config, {}, b, 1, 9), c(config, {}, b, 1, 14);
   for (auto* t : {&a, &c}) {
     set_previous_counts(*t);
@@ -161,7 +158,7 @@ TEST(Model, MtpIsPartOfTheTrunkLossOnlyWhenOn) {
   EXPECT_LT(parameter_table(config, off).size(), parameter_table(config, MtpConfig{}).size());
   TinyModel with(config, {}, b, 1, 8), without(config, off, b, 1, 8);
   const Batch batch = random_batch({{8}}, config.vocab_size, 2);
-  const TokenCounts counts = count_tokens(batch);
+  const TokenCounts counts = batch.counts;
   for (auto* t : {&with, &without}) {
     t->zero_gradients();
     backward(*t, batch, counts);
@@ -176,8 +173,8 @@ TEST(Model, MtpSeesTheNextTokenAndNoLaterOne) {
   TinyModel t(tiny_model_config(), {}, {}, 1, 8);
   Batch batch = random_batch({{8}}, t.config.vocab_size, 2);
   auto mtp_row = [&](int64_t position) {
-    const MtpShift mtp = shift_for_mtp(batch);
-    t.model.forward(t.ctx, view_inputs(batch, mtp));
+    batch.complete();
+    t.model.forward(t.ctx, batch);
     return copy_of(t.model.mtp_hidden().rows(position, position + 1));
   };
   const Tensor before = mtp_row(3);
@@ -192,8 +189,8 @@ TEST(Model, IsCausal) {
   TinyModel t(tiny_model_config(), {}, {}, 1, 8);
   Batch batch = random_batch({{8}}, t.config.vocab_size, 2);
   auto rows = [&] {
-    const MtpShift mtp = shift_for_mtp(batch);
-    t.model.forward(t.ctx, view_inputs(batch, mtp));
+    batch.complete();
+    t.model.forward(t.ctx, batch);
     return copy_of(t.model.hidden().rows(0, 5));
   };
   const Tensor before = rows();

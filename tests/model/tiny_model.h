@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "data/batch.h"
+#include "kernels/core/batch.h"
 #include "kernels/core/copy.h"
 #include "model/initial_weights.h"
 #include "model/model.h"
@@ -38,7 +38,7 @@ inline ModelConfig tiny_model_config() {
   return c;
 }
 
-// A batch of random tokens. Each row packs documents of the given lengths; the last token of each has no target. Tokens
+// A complete batch of random tokens. Each row packs documents of the given lengths; the last token of each has no target. Tokens
 // marked as padding are their own document and not valid.
 inline Batch random_batch(const std::vector<std::vector<int64_t>>& documents, int64_t vocab, uint64_t seed,
                           int64_t padding = 0) {
@@ -68,6 +68,7 @@ inline Batch random_batch(const std::vector<std::vector<int64_t>>& documents, in
   }
   batch.segments.num_rows = batch.num_rows;
   batch.segments.row_tokens = batch.row_tokens;
+  batch.complete();
   return batch;
 }
 

@@ -32,15 +32,8 @@ StepBatches random_step(const RunConfig& config, const ProcessMesh& mesh, int64_
   StepBatches batches;
   batches.step = step;
   const int64_t micro_batches = config.train.global_batch_size / (config.train.micro_batch_size * mesh.size());
-  for (int64_t i = 0; i < micro_batches; ++i) {
-    batches.micro_batches.push_back(
-        random_batch(config, static_cast<uint64_t>((step * mesh.size() + mesh.rank()) * micro_batches + i)));
-    const TokenCounts counts = count_tokens(batches.micro_batches.back());
-    batches.counts.tokens += counts.tokens;
-    batches.counts.lm_targets += counts.lm_targets;
-    batches.counts.mtp_tokens += counts.mtp_tokens;
-    batches.counts.mtp_targets += counts.mtp_targets;
-  }
+  for (int64_t i = 0; i < micro_batches; ++i)
+    batches.add(random_batch(config, static_cast<uint64_t>((step * mesh.size() + mesh.rank()) * micro_batches + i)));
   return batches;
 }
 

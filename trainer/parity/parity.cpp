@@ -64,12 +64,12 @@ Distance compare_logits(Context& ctx, const Tensor& hidden, const Tensor& lm_hea
 }
 
 // One forward pass, its logits and its loss.
-void compare_outputs(Context& ctx, Model& model, const ModelInputs& inputs, const ForwardReference& reference,
-                     const ParityBounds& bounds, ParityReport& report) {
+void compare_outputs(Context& ctx, Model& model, const ForwardReference& reference, const ParityBounds& bounds,
+                     ParityReport& report) {
   const ReferenceFile& file = reference.file;
   const Segments& segments = reference.batch.segments;
   const Tensor& lm_head = model.weights().lm_head;
-  model.forward(ctx, inputs);
+  model.forward(ctx, reference.batch);
   const auto compare = [&](const std::string& name, const Tensor& hidden, const std::vector<PositionRun>& runs) {
     report.tensors.push_back(judge(name, file.entries().at(name).shape,
                                    compare_logits(ctx, hidden, lm_head, file, name, runs), bounds.logits));
@@ -77,18 +77,18 @@ void compare_outputs(Context& ctx, Model& model, const ModelInputs& inputs, cons
   compare("logits", model.hidden(), {{0, 0, segments.num_tokens()}});
   if (file.has("mtp_logits")) {
     compare("mtp_logits", model.mtp_hidden(), mtp_runs(segments));
-    report.mtp_compared = count_tokens(reference.batch).mtp_tokens;
+    report.mtp_compared = reference.batch.counts.mtp_tokens;
     report.mtp_positions = segments.num_rows * (segments.row_tokens - 1);
   }
   if (file.has("loss")) {
-    const double got = model.losses(ctx).lm / double(count_tokens(reference.batch).lm_targets);
+    const double got = model.losses(ctx).lm / double(reference.batch.counts.lm_targets);
     report.curves.push_back(judge_curve("loss", {got}, {file.read_all<float>("loss")[0]}, bounds.loss));
   }
 }
 
 // The backward pass of the last forward.
 void backward(Context& ctx, TrainingState& state, const Batch& batch) {
-  const TokenCounts counts = count_tokens(batch);
+  const TokenCounts& counts = batch.counts;
   state.adamw.zero_gradients(ctx);
   state.balance.begin_step(ctx, std::vector<int64_t>(state.model.num_moe_layers(), counts.tokens));
   state.balance.prepare_backward(ctx, state.model.routers());
@@ -148,18 +148,16 @@ ParityReport check_forward(Context& ctx, const ParityOptions& options) {
   reference.match(config.model.vocab_size, parameter_table(config.model, config.mtp));
 
   const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
-  const MtpShift mtp = shift_for_mtp(reference.batch);
-  const ModelInputs inputs = view_inputs(reference.batch, mtp);
   ParityReport report{.not_compared = reference.not_compared};
   if (reference.gradients.empty()) {
     InferenceState state(ctx, config, mesh, reference.batch.num_rows, reference.batch.row_tokens);
     state.load(ctx, reader);
-    compare_outputs(ctx, state.model, inputs, reference, bounds, report);
+    compare_outputs(ctx, state.model, reference, bounds, report);
   } else {
     TrainingState state(config, mesh);
     state.allocate(ctx);
     state.adamw.load_weights(ctx, reader);
-    compare_outputs(ctx, state.model, inputs, reference, bounds, report);
+    compare_outputs(ctx, state.model, reference, bounds, report);
     backward(ctx, state, reference.batch);
     compare_gradients(ctx, state.model, reference, bounds, report);
   }
@@ -181,8 +179,8 @@ ParityReport check_training(Context& ctx, const ParityOptions& options) {
   state.adamw.load_weights(ctx, reader);
   std::vector<double> losses, grad_norms;
   for (int64_t step = 1; step <= config.run.steps; ++step) {
-    const Batch& batch = reference.batches[step - 1];
-    const StepBatches batches{step, {batch}, count_tokens(batch)};
+    StepBatches batches{step, {}, {}};
+    batches.add(reference.batches[step - 1]);
     const StepResult result = train_step(ctx, state.model, state.adamw, state.balance, batches, mesh, config, step);
     losses.push_back(result.loss_lm);
     grad_norms.push_back(result.grad_norm);

@@ -135,6 +135,7 @@ Batch batch_of_rows(std::vector<int64_t> tokens, int64_t num_rows, const std::ve
   batch.tokens = std::move(tokens);
   batch.segments = Segments::whole_rows(num_rows, batch.row_tokens);
   if (!documents.empty()) batch.segments.offsets = documents;
+  batch.complete();
   return batch;
 }
 
@@ -156,7 +157,7 @@ void ForwardReference::match(int64_t vocab_size, const std::vector<Parameter>& t
   file.expect("logits", DType::kF32, {B, T, vocab_size});
   if (file.has("mtp_logits")) {
     file.expect("mtp_logits", DType::kF32, {B, T - 1, vocab_size});
-    check<DataError>(count_tokens(batch).mtp_tokens > 0, file.path(),
+    check<DataError>(batch.counts.mtp_tokens > 0, file.path(),
                      ": has mtp_logits, but no token is followed by another of its document");
   }
 

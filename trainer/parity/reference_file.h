@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "data/batch.h"
+#include "kernels/core/batch.h"
 #include "model/parameters.h"
 #include "trainer/checkpoint/safetensors.h"
 #include "trainer/optimizer/optimizer_config.h"
@@ -44,7 +44,7 @@ class ReferenceFile {
   SafetensorsHeader header_;
 };
 
-// Rows of tokens as a batch. Every token but the last of its row has the next one as target, across documents too.
+// Rows of tokens as a complete batch. Every token but the last of its row has the next one as target, across documents too.
 // documents: offsets of the documents of one row, or empty if every row is a document.
 Batch batch_of_rows(std::vector<int64_t> tokens, int64_t num_rows, const std::vector<int64_t>& documents = {});
 

@@ -25,13 +25,11 @@ std::vector<int64_t> random_tokens(int64_t count, int64_t vocab_size, uint64_t s
 struct Oracle {
   Batch batch;
   TinyModel tiny;
-  MtpShift mtp;
 
   Oracle(const std::string& folder, const ModelConfig& config, bool with_mtp, std::vector<int64_t> tokens, int64_t B,
          const std::vector<int64_t>& documents = {})
       : batch(make_batch(std::move(tokens), B, documents)),
-        tiny(config, MtpConfig{.depth = with_mtp ? 1 : 0}, BalanceConfig{.loss_weight = 0}, B, batch.row_tokens),
-        mtp(shift_for_mtp(batch)) {
+        tiny(config, MtpConfig{.depth = with_mtp ? 1 : 0}, BalanceConfig{.loss_weight = 0}, B, batch.row_tokens) {
     load_weights(tiny.ctx, HuggingFaceReader(folder), tiny.layout, tiny.weights);
   }
 
@@ -40,16 +38,16 @@ struct Oracle {
     Batch batch{B, T, std::move(tokens), {}, Segments::whole_rows(B, T)};
     for (int64_t i = 0; i < B * T; ++i) batch.targets.push_back(i % T == T - 1 ? -1 : batch.tokens[i + 1]);
     if (!documents.empty()) batch.segments.offsets = documents;
+    batch.complete();
     return batch;
   }
 
   // Mean loss; gradients are set.
   double run() {
-    const ModelInputs inputs = view_inputs(batch, mtp);
     const double targets = double(batch.num_rows * (batch.row_tokens - 1));
     tiny.zero_gradients();
-    tiny.model.forward(tiny.ctx, inputs);
-    tiny.balance.begin_step(tiny.ctx, tiny.tokens_per_layer(count_tokens(batch)));
+    tiny.model.forward(tiny.ctx, batch);
+    tiny.balance.begin_step(tiny.ctx, tiny.tokens_per_layer(batch.counts));
     tiny.balance.prepare_backward(tiny.ctx, tiny.model.routers());
     return tiny.model.losses_and_backward(tiny.ctx, {1 / targets, 0}, tiny.balance).lm / targets;
   }
@@ -251,7 +249,6 @@ class TrainingTest : public ParityTest {
     for (int64_t step = 1; step <= kSteps; ++step) {
       const auto first = tokens.begin() + (step - 1) * kB * kT;
       oracle.batch = Oracle::make_batch({first, first + kB * kT}, kB, {});
-      oracle.mtp = shift_for_mtp(oracle.batch);
       losses_.push_back(oracle.run());
       double squares = 0;
       for (const Tensor& g : t.gradients) squares += dot(g, g);
