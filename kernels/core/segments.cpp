@@ -1,6 +1,7 @@
 #include "kernels/core/segments.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/core/copy.h"
 
@@ -23,6 +24,14 @@ void Segments::plan_tables(Planner& planner, Tables& tables, int64_t max_tokens)
   planner.add("segments.valid", tables.valid, {max_tokens}, DType::kU8);
   planner.add("segments.first_chunk", tables.first_chunk, {max_tokens + 1}, DType::kI32);
   planner.add("segments.chunk_begin", tables.chunk_begin, {max_tokens + 1}, DType::kI32);
+  planner.add("segments.by_length", tables.by_length, {max_tokens}, DType::kI32);
+}
+
+std::vector<int32_t> Segments::by_length() const {
+  std::vector<int32_t> order(static_cast<size_t>(num_documents()));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return length(a) > length(b); });
+  return order;
 }
 
 void Segments::upload(Context& ctx, const Tables& tables) {
@@ -36,9 +45,12 @@ void Segments::upload(Context& ctx, const Tables& tables) {
   starts.push_back(static_cast<int32_t>(num_tokens()));
   first_chunk.push_back(static_cast<int32_t>(chunk_begin.size()));
   chunk_begin.push_back(static_cast<int32_t>(num_tokens()));
-  on_gpu = {filled(ctx, tables.offsets, starts), filled(ctx, tables.document_begin, begins),
-            filled(ctx, tables.valid, valid), filled(ctx, tables.first_chunk, first_chunk),
-            filled(ctx, tables.chunk_begin, chunk_begin)};
+  on_gpu = {filled(ctx, tables.offsets, starts),
+            filled(ctx, tables.document_begin, begins),
+            filled(ctx, tables.valid, valid),
+            filled(ctx, tables.first_chunk, first_chunk),
+            filled(ctx, tables.chunk_begin, chunk_begin),
+            filled(ctx, tables.by_length, by_length())};
 }
 
 }  // namespace braid

@@ -23,6 +23,7 @@ struct Segments {
     Tensor valid;           // (N) U8
     Tensor first_chunk;     // (D + 1) I32  chunks [first_chunk[d], first_chunk[d + 1]) cut document d, in order
     Tensor chunk_begin;  // (num_chunks + 1) I32, last entry N: chunk i owns tokens [chunk_begin[i], chunk_begin[i + 1])
+    Tensor by_length;    // (D) I32         see by_length()
   };
   static constexpr int64_t kChunkTokens = 64;
 
@@ -51,6 +52,8 @@ struct Segments {
   // Fills on_gpu, in memory that was planned for `tables`; only on a GPU.
   void upload(Context& ctx, const Tables& tables);
 
+  // The documents from the longest to the shortest, equal ones in order.
+  std::vector<int32_t> by_length() const;
   int64_t num_chunks() const {
     int64_t count = 0;
     for (int64_t d = 0; d < num_documents(); ++d) count += (length(d) + kChunkTokens - 1) / kChunkTokens;

@@ -5,7 +5,7 @@
 #include "kernels/cuda/gated_delta_rule_any.cuh"
 #include "kernels/cuda/gated_delta_rule_gradient.cuh"
 #include "kernels/cuda/gated_delta_rule_scan.cuh"
-#include "kernels/cuda/gated_delta_rule_wgmma.cuh"
+#include "kernels/cuda/gated_delta_rule_wgmma_gradient.cuh"
 
 namespace braid::cuda {
 namespace {
@@ -33,6 +33,7 @@ Inputs inputs_of(const DeltaRuleInputs& in, const Segments& segments) {
           pointer<int32_t>(tables.chunk_begin),
           pointer<int32_t>(tables.first_chunk),
           pointer<int32_t>(tables.document_begin),
+          pointer<int32_t>(tables.by_length),
           static_cast<int>(in.q.dim(1)),
           static_cast<int>(in.v.dim(1)),
           static_cast<int>(segments.num_chunks()),
@@ -110,12 +111,34 @@ void backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const Delta
   bf16 *delta = take({N, in.Hv, kDim}), *y = take({N, in.Hv, kDim});
   const BorderStates states{take({BorderStates::slots(N), in.Hv, kDim, kDim})};
   const BorderStates d_states{take({BorderStates::slots(N), in.Hv, kDim, kDim})};
+  const Gradients d = {pointer<bf16>(d_in.q), pointer<bf16>(d_in.k), pointer<float>(d_in.beta),
+                       pointer<float>(d_in.log_decay)};
+  if (has_hopper_kernels(ctx)) {
+    const int num_documents = static_cast<int>(segments.num_documents());
+    const CUtensorMap q = map_of_heads(inputs.q), k = map_of_heads(inputs.k);
+    const ScanMaps maps = {q, k, map_of_heads(inputs.v), {}}, reverse_maps = {q, k, map_of_heads(d_o), {}};
+    with_scan_blocks(ctx, num_documents * in.Hv, [&]<int kHalves>(int64_t blocks) {
+      launch_scan<ScanTraits<false, kHalves>>(ctx, "gated_delta_rule states", wgmma_scan_kernel<false, kHalves>, blocks,
+                                              kScanBlock<kHalves>, maps, in, prepared, num_documents,
+                                              static_cast<bf16*>(nullptr), delta, states);
+      launch_scan<ReverseScanTraits<kHalves>>(ctx, "gated_delta_rule reverse scan", wgmma_reverse_scan_kernel<kHalves>,
+                                              blocks, kScanBlock<kHalves>, reverse_maps, in, prepared, num_documents, y,
+                                              d_states);
+    });
+    const GradientMaps gradient_maps = {q, k, map_of_heads(d_o), map_of_heads(d_in.q), map_of_heads(d_in.k)};
+    check_cuda(cudaFuncSetAttribute(wgmma_gradient_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    GradientMemory::kBytes),
+               "cudaFuncSetAttribute");
+    const int64_t blocks = std::min<int64_t>(int64_t(in.num_chunks) * in.Hk, ctx.gpu().num_sms);
+    wgmma_gradient_kernel<<<static_cast<unsigned>(blocks), 3 * kWarpgroup, GradientMemory::kBytes, stream_of(ctx)>>>(
+        gradient_maps, d, pointer<bf16>(d_in.v), in, prepared.gates, Scanned{delta, y, states, d_states});
+    check_launch("gated_delta_rule gradient");
+    return;
+  }
   launch<ScanShared>(ctx, "gated_delta_rule states", scan_kernel<false>, jobs, kScanThreads, in, prepared, delta,
                      states);
   launch<ScanShared>(ctx, "gated_delta_rule reverse scan", reverse_scan_kernel, jobs, kScanThreads, in, prepared,
                      pointer<bf16>(d_o), y, pointer<bf16>(d_in.v), d_states);
-  const Gradients d = {pointer<bf16>(d_in.q), pointer<bf16>(d_in.k), pointer<float>(d_in.beta),
-                       pointer<float>(d_in.log_decay)};
   launch<GradientShared>(ctx, "gated_delta_rule gradient", gradient_kernel, int64_t(in.num_chunks) * in.Hk,
                          kGradientThreads, d, in, pointer<bf16>(d_o), prepared.gates,
                          Scanned{delta, y, states, d_states});

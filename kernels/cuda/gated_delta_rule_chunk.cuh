@@ -10,11 +10,11 @@
 //   O     = s diag(e^gamma) Q S0 + P delta,  P  = s D o lower(Q K^T)
 //   S     = e^Gamma S0 + K^T diag(e^(Gamma - gamma)) delta
 // Forward: a block per chunk makes Tm and P (prepare_kernel), then a block per document and value head carries the
-// state through the document's chunks (scan_kernel, on Hopper wgmma_scan_kernel). Backward: the same again, with the
+// state through the document's chunks (scan_kernel). Backward: the same again, with the
 // states at the borders of chunks kept; a scan from the last chunk to the first that carries the state's gradient
-// (reverse_scan_kernel); and a block per chunk for everything that needs no order (gradient_kernel). fp32: gates, D, T,
-// the states carried, all sums. bf16: factors of products, so also S0 and its gradient where they are multiplied, and
-// what one kernel leaves to the next.
+// (reverse_scan_kernel); and a block per chunk for everything that needs no order (gradient_kernel). Hopper has scans
+// and gradients of its own (wgmma_*). fp32: gates, D, T, the states carried, all sums. bf16: factors of products, so
+// also S0 and its gradient where they are multiplied, and what one kernel leaves to the next.
 namespace braid::cuda::delta_rule {
 
 inline constexpr int kChunk = kDeltaRuleChunk;
@@ -27,7 +27,7 @@ using Square = SharedMatrix<kChunk>;  // (tokens, tokens)
 struct Inputs {
   const bf16 *q, *k, *v;
   const float *beta, *log_decay;
-  const int32_t *chunk_begin, *first_chunk, *document_begin;  // Segments::Tables
+  const int32_t *chunk_begin, *first_chunk, *document_begin, *by_length;  // Segments::Tables
   int Hk, Hv, num_chunks;
   int64_t N;
   float s;

@@ -73,13 +73,17 @@ struct Turn {
   }
 };
 
-// Calls visit(chunk, head, half, is_last) for all chunks of all jobs of this block. Where a block has one half, an even
-// number of blocks makes that blockIdx.x % 2.
+// Calls visit(chunk, head, half, is_last) for all chunks of all jobs of this block. The longest documents come first, and
+// every other turn goes through the blocks backwards, so that all have about as much to do. Blocks of one half have one
+// job each, so that half is blockIdx.x % 2.
 template <bool kReverse, int kHalves, class Visit>
 __device__ __forceinline__ void for_each_chunk(const Inputs& in, int num_documents, Visit&& visit) {
   constexpr int kParts = 2 / kHalves;
-  for (int job = blockIdx.x; job < num_documents * in.Hv * kParts; job += gridDim.x) {
-    const int document = job / (in.Hv * kParts), head = job / kParts % in.Hv, half = job % kParts;
+  const int blocks = gridDim.x, num_jobs = num_documents * in.Hv * kParts;
+  for (int turn = 0; turn * blocks < num_jobs; ++turn) {
+    const int job = turn * blocks + static_cast<int>(turn % 2 ? blocks - 1 - blockIdx.x : blockIdx.x);
+    if (job >= num_jobs) continue;
+    const int document = in.by_length[job / (in.Hv * kParts)], head = job / kParts % in.Hv, half = job % kParts;
     const int first = in.first_chunk[document], end = in.first_chunk[document + 1];
     for (int i = first; i < end; ++i) visit(kReverse ? first + end - 1 - i : i, head, half, i + 1 == end);
   }

@@ -53,8 +53,8 @@ Tensor CudaTest::to_gpu(const Tensor& host, DType dtype) {
 Segments CudaTest::to_gpu(Segments segments) {
   const int64_t N = segments.num_tokens();
   Segments::Tables tables = {allocate_on_gpu({N + 1}, DType::kI32), allocate_on_gpu({N}, DType::kI32),
-                             allocate_on_gpu({N}, DType::kU8), allocate_on_gpu({N + 1}, DType::kI32),
-                             allocate_on_gpu({N + 1}, DType::kI32)};
+                             allocate_on_gpu({N}, DType::kU8),      allocate_on_gpu({N + 1}, DType::kI32),
+                             allocate_on_gpu({N + 1}, DType::kI32), allocate_on_gpu({N}, DType::kI32)};
   segments.upload(*gpu_context(), tables);
   return segments;
 }
