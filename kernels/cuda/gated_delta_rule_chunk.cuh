@@ -141,7 +141,7 @@ struct PrepareShared {
     Loaded loaded;
     Squares squares;
   };
-  alignas(16) float diagonal[kTokenBlocks][16 * kFloatRow];  // blocks of M
+  alignas(16) float diagonal[kTokenBlocks][16 * kFloatRow];  // blocks of M, transposed
   float gamma[kHeadsAtOnce][kChunk], beta[kHeadsAtOnce][kChunk];
 };
 
@@ -161,38 +161,46 @@ struct SplitFactor {
   }
 };
 
-// (16, 16) sums += a times the block of high + low with corner (k, n), but for the product of what rounding left.
-__device__ __forceinline__ void multiply_split(Sums (&sums)[2], const SplitFactor& a, Square high, Square low, int k,
-                                               int n) {
+// (16, 16) sums += a times the block of high + low with corner (k, n), but for the product of what rounding left; what
+// is small goes to sums of its own, so that less waits for what came before.
+__device__ __forceinline__ void multiply_split(Sums (&sums)[2], Sums (&small)[2], const SplitFactor& a, Square high,
+                                               Square low, int k, int n) {
   const RightFactors b = high.right(k, n), b_rest = low.right(k, n);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    multiply_add(sums[i], a.low, b.at[i]);
-    multiply_add(sums[i], a.high, b_rest.at[i]);
     multiply_add(sums[i], a.high, b.at[i]);
+    multiply_add(small[i], a.low, b.at[i]);
+    multiply_add(small[i], a.high, b_rest.at[i]);
   }
 }
+__device__ __forceinline__ SplitFactor split_sum(const Sums (&sums)[2], const Sums (&small)[2], float sign) {
+  Sums total[2];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) total[i / 4][i % 4] = sign * (sums[i / 4][i % 4] + small[i / 4][i % 4]);
+  return SplitFactor(total[0], total[1]);
+}
 
-// The inverse of I + the strictly lower block `m` (16, 16), by substitution: lane l for column l % 16, lanes from 16 on
-// for what rounding leaves of it.
+// The inverse of I + a strictly lower block (16, 16), of which `m` is the transpose: column by column of the block,
+// lane l for column l % 16 of the inverse, lanes from 16 on for what rounding leaves of it.
 __device__ __forceinline__ void invert_diagonal(Square high, Square low, const float* m, int first) {
   const int lane = threadIdx.x % kWarpSize, column = lane % 16;
   float x[16];
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    float sum = i == column ? 1.0f : 0.0f;
+  for (int i = 0; i < 16; ++i) x[i] = i == column ? 1.0f : 0.0f;
 #pragma unroll
-    for (int k = 0; k < i; k += 4) {
-      const float4 row = *reinterpret_cast<const float4*>(m + i * kFloatRow + k);
-      sum -= row.x * x[k];
-      if (k + 1 < i) sum -= row.y * x[k + 1];
-      if (k + 2 < i) sum -= row.z * x[k + 2];
-      if (k + 3 < i) sum -= row.w * x[k + 3];
+  for (int k = 0; k < 15; ++k) {
+    const float solved = x[k];
+#pragma unroll
+    for (int i = (k + 1) / 4 * 4; i < 16; i += 4) {  // zero up to the diagonal
+      const float4 part = *reinterpret_cast<const float4*>(m + k * kFloatRow + i);
+      x[i] -= part.x * solved, x[i + 1] -= part.y * solved, x[i + 2] -= part.z * solved, x[i + 3] -= part.w * solved;
     }
-    x[i] = sum;
-    const bf16 rounded_sum = bf16(sum);
-    if (lane < 16) *high.at(first + i, first + column) = rounded_sum;
-    else *low.at(first + i, first + column) = bf16(sum - float(rounded_sum));
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const bf16 rounded_x = bf16(x[i]);
+    if (lane < 16) *high.at(first + i, first + column) = rounded_x;
+    else *low.at(first + i, first + column) = bf16(x[i] - float(rounded_x));
   }
 }
 
@@ -290,8 +298,8 @@ __global__ void __launch_bounds__(kPrepareThreads, 4) prepare_kernel(Inputs in, 
         const float m[2] = {column < row ? own_beta * decay[0] * kk_pair[0] : 0.0f,
                             column + 1 < row ? own_beta * decay[1] * kk_pair[1] : 0.0f};
         if (block / 2 == warp) {
-          *reinterpret_cast<float2*>(&shared.diagonal[warp][row % 16 * kFloatRow + column % 16]) =
-              make_float2(m[0], m[1]);
+          float* to = &shared.diagonal[warp][column % 16 * kFloatRow + row % 16];
+          to[0] = m[0], to[kFloatRow] = m[1];
         } else {
           const uint32_t pair = pack_bf16(m[0], m[1]);
           high.pair(row, column) = pair;
@@ -311,13 +319,11 @@ __global__ void __launch_bounds__(kPrepareThreads, 4) prepare_kernel(Inputs in, 
     for (int distance = 1; distance < kTokenBlocks; ++distance) {  // row[d]: block (warp, warp - d)
       if (distance > warp) continue;
       const int j = 16 * (warp - distance);
-      Sums sums[2] = {}, solved[2] = {};
+      Sums sums[2] = {}, small[2] = {}, solved[2] = {}, solved_small[2] = {};
 #pragma unroll
-      for (int d = 0; d < distance; ++d) multiply_split(sums, row[d], high, low, 16 * (warp - d), j);
-      multiply_split(solved, SplitFactor(sums[0], sums[1]), high, low, j, j);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) solved[0][i] = -solved[0][i], solved[1][i] = -solved[1][i];
-      row[distance] = SplitFactor(solved[0], solved[1]);
+      for (int d = 0; d < distance; ++d) multiply_split(sums, small, row[d], high, low, 16 * (warp - d), j);
+      multiply_split(solved, solved_small, split_sum(sums, small, -1), high, low, j, j);
+      row[distance] = split_sum(solved, solved_small, 1);
       store_block(tm, row[distance].high, 16 * warp, j);
     }
     __syncthreads();
