@@ -32,7 +32,7 @@ libyaml-cpp-dev     configs
 libcli11-dev        command line
 nlohmann-json3-dev  metrics and checkpoints
 libfmt-dev          text output
-libopenblas-dev     matrix products
+libdnnl-dev         matrix products
 libssl-dev          SHA-256 of checkpoints and data
 libgtest-dev        tests
 libbenchmark-dev    operator benchmarks

@@ -1,7 +1,9 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
+#include <system_error>
 #include <thread>
 
 #include "kernels/build_info.h"
@@ -20,6 +22,23 @@ namespace {
   std::fprintf(stderr, "braid: %s%s\n", rank != 0 ? braid::concat("rank ", rank, ": ").c_str() : "", message.c_str());
   std::fflush(stderr);
   braid::end_process(exit_code);
+}
+
+// Ends the job as the exception in flight says.
+[[noreturn]] void fail_as_thrown() {
+  try {
+    throw;
+  } catch (const braid::Error& e) {
+    fail(static_cast<int>(e.code()), e.what());
+  } catch (const std::bad_alloc&) {
+    fail(static_cast<int>(braid::ExitCode::kOutOfMemory), "out of memory");
+  } catch (const std::system_error& e) {
+    if (e.code() == std::errc::resource_unavailable_try_again)
+      fail(static_cast<int>(braid::ExitCode::kOutOfMemory), "out of memory: no thread can be started");
+    fail(static_cast<int>(braid::ExitCode::kInternal), braid::concat("internal error: ", e.what()));
+  } catch (const std::exception& e) {
+    fail(static_cast<int>(braid::ExitCode::kInternal), braid::concat("internal error: ", e.what()));
+  }
 }
 
 }  // namespace
@@ -46,13 +65,14 @@ int main(int argc, char** argv) {
     if (is_help || braid::world_rank() == 0) app.exit(e);
     return is_help ? 0 : static_cast<int>(braid::ExitCode::kConfig);
   }
+  // An exception cannot leave a parallel loop; it ends the program there, but as here.
+  std::set_terminate([] {
+    if (std::current_exception()) fail_as_thrown();
+    std::abort();
+  });
   try {
     return action();
-  } catch (const braid::Error& e) {
-    fail(static_cast<int>(e.code()), e.what());
-  } catch (const std::bad_alloc&) {
-    fail(static_cast<int>(braid::ExitCode::kOutOfMemory), "out of memory");
-  } catch (const std::exception& e) {
-    fail(static_cast<int>(braid::ExitCode::kInternal), braid::concat("internal error: ", e.what()));
+  } catch (...) {
+    fail_as_thrown();
   }
 }

@@ -67,6 +67,13 @@ std::vector<Task> tasks_of(const Segments& segments, int64_t key_heads) {
   return tasks;
 }
 
+// exp(x) of a sum of log-decays. What is left of less than 1e-26 counts as forgotten: numbers below the smallest normal
+// one, to which such decays soon lead, make every multiply-add that meets them a hundred times slower.
+template <class T>
+T decay_of(T x) {
+  return x < T(-60) ? T(0) : fast_exp(x);
+}
+
 // c (M, N) = op(a) op(b), where one factor is known to be zero at an end of the document.
 template <class T>
 void product_or_zero(bool is_zero, GemmShape shape, GemmMatrix<T> a, GemmMatrix<T> b, T* c) {
@@ -184,8 +191,8 @@ struct Chunk {
     }
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      e_gamma[i] = fast_exp(gamma[i]);
-      e_rest[i] = fast_exp(sum - gamma[i]);
+      e_gamma[i] = decay_of(gamma[i]);
+      e_rest[i] = decay_of(sum - gamma[i]);
     }
     e_last = e_gamma[n - 1];
     invert_unit_lower(tm, kk, beta, n);
@@ -196,7 +203,7 @@ struct Chunk {
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j) {
         // Above the diagonal the exponent is positive and may overflow: masked before exp, not after.
-        decay_row[j] = fast_exp(j <= i ? gamma_i - gammas[j] : -std::numeric_limits<T>::infinity());
+        decay_row[j] = decay_of(j <= i ? gamma_i - gammas[j] : -std::numeric_limits<T>::infinity());
         tm_row[j] *= decay_row[j];
       }
       const T *v_row = value(i, r), *ks_row = ks + i * in.W + r * in.Dv, beta_i = beta[i], e_gamma_i = e_gamma[i];

@@ -1,17 +1,13 @@
 #include "kernels/cpu/gemm.h"
 
-#include <cblas.h>
+#include "kernels/cpu/product_library.h"
+#include "kernels/cpu/register_gemm.h"
 
 namespace braid::cpu {
 namespace {
 
-// OpenBLAS's own threads would fight with ours and make results depend on their number.
-void use_one_blas_thread() {
-  static const bool done = (openblas_set_num_threads(1), true);
-  (void)done;
-}
-
-CBLAS_TRANSPOSE flag(bool transposed) { return transposed ? CblasTrans : CblasNoTrans; }
+// From so many multiply-adds on the library is faster than sums in registers (kernels/README.md).
+constexpr int64_t kLibraryProduct = int64_t{1} << 21;
 
 template <class T>
 bool nothing_to_multiply(GemmShape s, T beta, T* c, int64_t stride) {
@@ -26,17 +22,14 @@ bool nothing_to_multiply(GemmShape s, T beta, T* c, int64_t stride) {
 
 void gemm(GemmShape s, float alpha, GemmMatrix<float> a, GemmMatrix<float> b, float beta, float* c, int64_t stride) {
   if (nothing_to_multiply(s, beta, c, stride)) return;
-  use_one_blas_thread();
-  cblas_sgemm(CblasRowMajor, flag(a.transposed), flag(b.transposed), s.m, s.n, s.k, alpha, a.data, a.stride, b.data,
-              b.stride, beta, c, stride);
+  if (s.m * s.n * s.k >= kLibraryProduct) return library::gemm(s, alpha, a, b, beta, c, stride);
+  RegisterGemm<float>::run(s, alpha, a, b, beta, c, stride);
 }
 
 void gemm(GemmShape s, double alpha, GemmMatrix<double> a, GemmMatrix<double> b, double beta, double* c,
           int64_t stride) {
   if (nothing_to_multiply(s, beta, c, stride)) return;
-  use_one_blas_thread();
-  cblas_dgemm(CblasRowMajor, flag(a.transposed), flag(b.transposed), s.m, s.n, s.k, alpha, a.data, a.stride, b.data,
-              b.stride, beta, c, stride);
+  RegisterGemm<double>::run(s, alpha, a, b, beta, c, stride);
 }
 
 }  // namespace braid::cpu

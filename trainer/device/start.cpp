@@ -1,17 +1,39 @@
 #include "trainer/device/start.h"
 
+#include <omp.h>
+
 #include <chrono>
 
 #include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
+#include "kernels/cpu_products.h"
 #include "parallel/rank_text.h"
 #include "trainer/device/implementations.h"
 #include "trainer/device/self_check.h"
 
 namespace braid {
+namespace {
+
+void start_on_cpu(Context& ctx, const ProcessMesh& mesh, std::FILE* log) {
+  all_or_none(ctx, mesh.world(), [] {
+    reserve_cpu_product_memory();
+    return std::string();
+  });
+  if (mesh.rank() != 0) return;
+  const CpuProducts products = cpu_products();
+  const CpuProductRate rate = measure_cpu_products();
+  std::fprintf(log, "device %s, %d thread(s) per rank; products: %s, %s, %.0f of %.0f GFLOP/s of a thread (%.0f %%)\n",
+               products.processor.c_str(), omp_get_max_threads(), products.library.c_str(), products.kernel.c_str(),
+               rate.gflops, rate.peak_gflops, rate.gflops / rate.peak_gflops * 100);
+  if (!products.why_slow.empty())
+    std::fprintf(log, "products are slower than they could be: %s\n", products.why_slow.c_str());
+  std::fflush(log);
+}
+
+}  // namespace
 
 void start_on_device(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, SelfCheck check, std::FILE* log) {
-  if (!ctx.on_cuda()) return;
+  if (!ctx.on_cuda()) return start_on_cpu(ctx, mesh, log);
   using Clock = std::chrono::steady_clock;
   const bool writes = mesh.rank() == 0;
   std::vector<OperatorImplementation> implementations;
