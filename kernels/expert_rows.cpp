@@ -9,13 +9,17 @@ namespace cpu {
 decltype(braid::expert_order) expert_order;
 decltype(braid::gather_rows) gather_rows;
 decltype(braid::combine_rows) combine_rows;
-decltype(braid::move_row_blocks) move_row_blocks;
+decltype(braid::token_places) token_places;
+decltype(braid::local_expert_ids) local_expert_ids;
+decltype(braid::limit_rows) limit_rows;
 }  // namespace cpu
 namespace cuda {
 decltype(braid::expert_order) expert_order;
 decltype(braid::gather_rows) gather_rows;
 decltype(braid::combine_rows) combine_rows;
-decltype(braid::move_row_blocks) move_row_blocks;
+decltype(braid::token_places) token_places;
+decltype(braid::local_expert_ids) local_expert_ids;
+decltype(braid::limit_rows) limit_rows;
 }  // namespace cuda
 
 namespace {
@@ -69,21 +73,37 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
   cpu::combine_rows(ctx, y, rows, order);
 }
 
-void move_row_blocks(Context& ctx, Tensor dst, const Tensor& src, const RowBlock* blocks, int64_t num_blocks) {
-  const OperatorScope scope(ctx, "move_row_blocks");
-  const int64_t R = src.dim(0), C = src.dim(1);
-  check_shapes({{"dst", dst, {R, C}}, {"src", src, {R, C}}});
-  check_dtype(src.dtype(), {{"dst", dst}});
-  for (int64_t b = 0; b < num_blocks; ++b) {
-    const auto [to, from, rows] = blocks[b];
-    check<ShapeError>(rows >= 0 && from >= 0 && to >= 0 && from + rows <= R && to + rows <= R, "blocks: block ", b,
-                      " moves ", rows, " rows from ", from, " to ", to, ", outside ", R, " rows");
-  }
-  if (R == 0 || num_blocks == 0) return;
+void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,
+                  int64_t token_stride) {
+  const OperatorScope scope(ctx, "token_places");
+  const int64_t N = expert_id.dim(0);
+  check_shapes({{"place", place, {N, place.dim(1)}}});
+  check_dtype(DType::kI32, {{"place", place}, {"expert_id", expert_id}});
+  if (place.numel() == 0) return;
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::move_row_blocks(ctx, dst, src, blocks, num_blocks);
+    if (ctx.on_cuda()) return cuda::token_places(ctx, place, expert_id, experts_per_rank, rank_stride, token_stride);
   }
-  cpu::move_row_blocks(ctx, dst, src, blocks, num_blocks);
+  cpu::token_places(ctx, place, expert_id, experts_per_rank, rank_stride, token_stride);
+}
+
+void local_expert_ids(Context& ctx, Tensor ids, int64_t first, int64_t count) {
+  const OperatorScope scope(ctx, "local_expert_ids");
+  check_dtype(DType::kI32, {{"ids", ids}});
+  if (ids.numel() == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::local_expert_ids(ctx, ids, first, count);
+  }
+  cpu::local_expert_ids(ctx, ids, first, count);
+}
+
+void limit_rows(Context& ctx, Tensor rows_per_expert, Tensor needed, int64_t max_rows) {
+  const OperatorScope scope(ctx, "limit_rows");
+  check_shapes({{"rows_per_expert", rows_per_expert, {rows_per_expert.numel()}}, {"needed", needed, {1}}});
+  check_dtype(DType::kI64, {{"rows_per_expert", rows_per_expert}, {"needed", needed}});
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::limit_rows(ctx, rows_per_expert, needed, max_rows);
+  }
+  cpu::limit_rows(ctx, rows_per_expert, needed, max_rows);
 }
 
 }  // namespace braid

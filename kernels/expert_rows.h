@@ -22,14 +22,23 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id);
 void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& order);
 
 // y[n] = sum over slots k = 0, 1, ... of rows[row_of_slot[n, k]]; dropped pairs add nothing.    y (N, C) overwritten
+// On the GPU neither do rows that `rows` does not have.
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order);
 
-// Moves blocks of consecutive rows: block b goes from row `from` of src to row `to` of dst.
-// Used to regroup rows received per (rank, expert) into (expert, rank) order and back.    dst, src (R, C)
-struct RowBlock {
-  int64_t to, from, rows;
-};
-void move_row_blocks(Context& ctx, Tensor dst, const Tensor& src, const RowBlock* blocks, int64_t num_blocks);
+// Where a token goes: once to every rank that holds one of its experts, in the order of the ranks.
+//   place[n, i] = rank * rank_stride + n * token_stride    of the i-th such rank, -1 behind the last
+//   place (N, S) I32 with S = min(K, ranks); expert_id (N, K) I32, -1 = not routed; expert e is on rank
+//   e / experts_per_rank
+// (1, 0) gives the ranks themselves, which expert_order sorts; (M, 1) place n of M on every rank.
+void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,
+                  int64_t token_stride);
+
+// Ids of the `count` experts from `first` on become 0, 1, ..., all others -1.    ids (U, K) I32
+void local_expert_ids(Context& ctx, Tensor ids, int64_t first, int64_t count);
+
+// For buffers that hold max_rows rows, where the host does not know how many there are: `needed` (1) I64 becomes the
+// sum of rows_per_expert (E) I64 if that is larger, and rows_per_expert is cut, from its end, to a sum of max_rows.
+void limit_rows(Context& ctx, Tensor rows_per_expert, Tensor needed, int64_t max_rows);
 
 // gather_rows and combine_rows are transposes of each other, so each is the other's backward. Rows are fp32, bf16 (GPU)
 // or fp64 (CPU); sums are fp32 or wider.

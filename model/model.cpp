@@ -75,9 +75,10 @@ void Model::forward(Context& ctx, const Batch& batch) {
                   {mtp_segments_});
 }
 
-LossSums Model::read_loss_sums(Context& ctx) const {
+LossSums Model::read_loss_sums(Context& ctx) {
   double sums[2];
   copy(ctx, Tensor::of(sums, {2}), loss_sums_);
+  exchange_.check_room(ctx);
   return {sums[0], mtp_ ? sums[1] : 0};
 }
 

@@ -59,7 +59,7 @@ class Model {
 
  private:
   void set_inputs(Context& ctx, const Batch& batch);
-  LossSums read_loss_sums(Context& ctx) const;
+  LossSums read_loss_sums(Context& ctx);
 
   ModelConfig config_;
   int64_t num_rows_, row_tokens_;

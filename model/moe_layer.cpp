@@ -62,7 +62,7 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
     swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
     exchange_.finish_dispatch(ctx, rows, travelling, s.route);
   }
-  experts_forward(ctx, rows_out, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert, p.experts);
+  experts_forward(ctx, rows_out, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert(), p.experts);
   exchange_.combine(ctx, y, rows_out, s.route);
   linear_forward(ctx, y, h, p.shared.down_proj, Accumulate::kYes);
 }
@@ -95,7 +95,7 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
   }
   const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
   experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),
-                   s.route.rows_per_expert, p.experts);
+                   s.route.rows_per_expert(), p.experts);
 
   // The transpose of dispatch brings d_x back; meanwhile the router.
   exchange_.return_gates(ctx, d_gate, d_row_gate, s.route);

@@ -4,18 +4,30 @@
 #include <cmath>
 
 #include "kernels/core/copy.h"
+#include "kernels/core/memory.h"
 #include "kernels/core/profile.h"
 
 namespace braid {
 namespace {
 
-int64_t sum_of(const int64_t* counts, int64_t count) {
+int64_t sum_of(std::span<const int64_t> counts) {
   int64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += counts[i];
+  for (int64_t count : counts) sum += count;
   return sum;
 }
 
-// The order as seen by N * K "tokens" of one slot each, which makes a number per pair a row per token.
+// The memory of a tensor planned for more rows, as `rows` of them.
+Tensor first_rows(Tensor planned, Shape shape) {
+  return Tensor(planned.raw(), planned.dtype(), shape, planned.device());
+}
+
+// An order's memory, planned for more tokens, as that of `tokens` with `slots` each.
+void resize(ExpertOrder& order, int64_t tokens, int64_t slots) {
+  order.row_of_slot = first_rows(order.row_of_slot, {tokens, slots});
+  order.slot_of_row = first_rows(order.slot_of_row, {tokens * slots});
+}
+
+// The order as seen by tokens of one slot each, which makes a number per pair a row per token.
 ExpertOrder per_pair(const ExpertOrder& order) {
   return {order.row_of_slot.view({order.row_of_slot.numel(), 1}), order.slot_of_row, order.rows_per_expert};
 }
@@ -28,46 +40,18 @@ void wait_for_transfer(Context& ctx) {
 
 Tensor as_column(const Tensor& tensor) { return tensor.view({tensor.numel(), 1}); }
 
-// rows (R, C) <- x (tokens, C), on the ranks that hold the experts. A single rank's pairs are already in the order of
-// its experts, and nothing travels.
-Tensor start_to_experts(Context& ctx, Communicator& group, Scratch& scratch, const Tensor& x, const ExpertOrder& order,
-                        const ExpertRoute& route) {
-  if (group.size() == 1) return x;
-  const int64_t C = x.dim(1), num_sent = sum_of(route.send_rows.data(), group.size());
-  Tensor sent = scratch.tensor({num_sent, C}, x.dtype()), received = scratch.tensor({route.num_rows, C}, x.dtype());
-  gather_rows(ctx, sent, x, order);
-  ctx.side().wait_for(ctx);
-  group.all_to_all_rows(ctx.side(), received, route.recv_rows, sent, route.send_rows);
-  return received;
-}
-void finish_to_experts(Context& ctx, Communicator& group, Tensor rows, const Tensor& travelling,
-                       const ExpertOrder& order, const ExpertRoute& route) {
-  if (group.size() == 1) return gather_rows(ctx, rows, travelling, order);
-  wait_for_transfer(ctx);
-  move_row_blocks(ctx, rows, travelling, route.regroup.data(), static_cast<int64_t>(route.regroup.size()));
-}
-
-// y (tokens, C) <- rows (R, C), the transpose
-Tensor start_to_tokens(Context& ctx, Communicator& group, Scratch& scratch, const Tensor& rows,
-                       const ExpertRoute& route) {
-  if (group.size() == 1) return rows;
-  const int64_t C = rows.dim(1), num_sent = sum_of(route.send_rows.data(), group.size());
-  Tensor by_rank = scratch.tensor(rows.shape(), rows.dtype()), returned = scratch.tensor({num_sent, C}, rows.dtype());
-  move_row_blocks(ctx, by_rank, rows, route.ungroup.data(), static_cast<int64_t>(route.ungroup.size()));
-  ctx.side().wait_for(ctx);
-  group.all_to_all_rows(ctx.side(), returned, route.send_rows, by_rank, route.recv_rows);
-  return returned;
-}
-void finish_to_tokens(Context& ctx, Communicator& group, Tensor y, const Tensor& travelling, const ExpertOrder& order) {
-  if (group.size() > 1) wait_for_transfer(ctx);
-  combine_rows(ctx, y, travelling, order);
-}
+// Whole numbers of 4 bytes as what gather_rows takes, which copies bits.
+Tensor as_float(Tensor ids) { return Tensor(ids.raw(), DType::kF32, ids.shape(), ids.device()); }
 
 }  // namespace
 
 ExpertExchange::ExpertExchange(Communicator& group, int64_t num_experts, int64_t experts_per_token, int64_t max_tokens,
-                               double max_rows_factor)
-    : group_(group), num_experts_(num_experts), experts_per_token_(experts_per_token), max_tokens_(max_tokens) {
+                               double max_rows_factor, CopyPlaces places)
+    : group_(group),
+      places_(places),
+      num_experts_(num_experts),
+      experts_per_token_(experts_per_token),
+      max_tokens_(max_tokens) {
   check<ConfigError>(num_experts % group.size() == 0, num_experts, " experts cannot be shared evenly by ", group.size(),
                      " ranks");
   check<ConfigError>(max_rows_factor >= 0, "parallel.max_rows_factor is ", max_rows_factor,
@@ -78,89 +62,165 @@ ExpertExchange::ExpertExchange(Communicator& group, int64_t num_experts, int64_t
   if (const double bound = std::ceil(max_rows_factor * static_cast<double>(mean));
       max_rows_factor > 0 && bound < static_cast<double>(worst))
     max_rows_ = static_cast<int64_t>(bound);
+  max_copies_ = max_tokens * group.size();
+  if (places == CopyPlaces::kPacked) max_copies_ = std::min(max_copies_, max_rows_);  // a copy has a row at least
+}
+
+int64_t ExpertExchange::most_ranks_of_a_token() const { return std::min<int64_t>(experts_per_token_, group_.size()); }
+
+int64_t ExpertExchange::num_tokens(const ExpertRoute& route) const {
+  return (group_.size() == 1 ? route.order : route.copies).row_of_slot.dim(0);
 }
 
 void ExpertExchange::plan_memory(Planner& planner, ExpertRoute& route) const {
   Planner::Scope scope(planner, "route.");
-  planner.add("row_of_slot", route.order.row_of_slot, {max_tokens_, experts_per_token_}, DType::kI32);
-  planner.add("slot_of_row", route.order.slot_of_row, {max_tokens_ * experts_per_token_}, DType::kI32);
-  planner.add("sent_rows_per_expert", route.order.rows_per_expert, {num_experts_}, DType::kI64);
-  planner.add("rows_per_expert", route.rows_per_expert, {num_local_experts()}, DType::kI64);
+  const int64_t K = experts_per_token_, S = most_ranks_of_a_token();
+  if (group_.size() > 1) {
+    planner.add("place_of_copy", route.copies.row_of_slot, {max_tokens_, S}, DType::kI32);
+    planner.add("copy_at_place", route.copies.slot_of_row, {max_tokens_ * S}, DType::kI32);
+    planner.add("copies_per_rank", route.copies.rows_per_expert, {group_.size()}, DType::kI64);
+  }
+  planner.add("row_of_slot", route.order.row_of_slot, {max_copies_, K}, DType::kI32);
+  planner.add("slot_of_row", route.order.slot_of_row, {max_copies_ * K}, DType::kI32);
+  planner.add("rows_per_expert", route.order.rows_per_expert, {num_local_experts()}, DType::kI64);
 }
 
 void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert_id) {
   const int64_t N = expert_id.dim(0), K = experts_per_token_, El = num_local_experts();
-  const int size = group_.size(), rank = group_.rank();
+  const int size = group_.size();
   check_shapes({{"expert_id", expert_id, {N, K}}});
   check_dtype(DType::kI32, {{"expert_id", expert_id}});
   check<ShapeError>(N <= max_tokens_, "expert_id: expected at most ", max_tokens_, " tokens, got shape ",
                     expert_id.shape().to_string());
+  Scratch scratch(ctx);
+  int64_t U = N;
+  Tensor ids = expert_id;
+  if (size > 1) {
+    plan_copies(ctx, route, expert_id);
+    U = sum_of(route.recv_rows);
+    // Each copy comes with the ids of its token; those that are not of this rank are dropped here.
+    if (places_ == CopyPlaces::kFixed && N < max_tokens_) {  // behind the last token nothing is routed
+      std::vector<int32_t> none(static_cast<size_t>((max_tokens_ - N) * K), -1);
+      ids = scratch.tensor({max_tokens_, K}, DType::kI32);
+      copy(ctx, ids.rows(0, N), expert_id);
+      copy(ctx, ids.rows(N, max_tokens_), Tensor::of(none.data(), {max_tokens_ - N, K}));
+    }
+    ids = send_to_experts(ctx, scratch, as_float(ids), route);
+    wait_for_transfer(ctx);
+    ids = Tensor(ids.raw(), DType::kI32, ids.shape(), ids.device());
+    local_expert_ids(ctx, ids, group_.rank() * El, El);
+  }
+  resize(route.order, U, K);
+  expert_order(ctx, route.order, ids);
+
+  const bool fits = max_rows_ == max_tokens_ * K * size;
+  if (!fits) limit_rows(ctx, route.order.rows_per_expert, needed_rows(ctx), max_rows_);
+  if (ctx.on_cuda()) {
+    route.num_rows = std::min(max_rows_, U * K);
+  } else {
+    check_room(ctx);
+    route.num_rows = sum_of({route.order.rows_per_expert.data<int64_t>(), size_t(El)});
+  }
+}
+
+void ExpertExchange::plan_copies(Context& ctx, ExpertRoute& route, const Tensor& expert_id) {
+  const int64_t N = expert_id.dim(0), S = most_ranks_of_a_token(), El = num_local_experts();
   // The memory is that of max_tokens tokens, whatever the last call left as shape.
-  ExpertOrder& order = route.order;
-  order.row_of_slot = Tensor(order.row_of_slot.raw(), DType::kI32, {N, K}, ctx.device());
-  order.slot_of_row = Tensor(order.slot_of_row.raw(), DType::kI32, {N * K}, ctx.device());
-  expert_order(ctx, order, expert_id);
-  if (size == 1 && ctx.on_cuda()) {
-    // The counts stay on the device: every pair has a row, and those of dropped pairs are the last ones, not used.
-    route.num_rows = N * K;
-    copy(ctx, route.rows_per_expert, order.rows_per_expert);
+  resize(route.copies, N, S);
+  if (places_ == CopyPlaces::kFixed) {
+    token_places(ctx, route.copies.row_of_slot, expert_id, El, max_tokens_, 1);
+    fill_zero(ctx, route.copies.rows_per_expert);  // nothing is sorted
+    route.send_rows.assign(group_.size(), max_tokens_);
+    route.recv_rows = route.send_rows;
     return;
   }
+  Scratch scratch(ctx);
+  Tensor ranks = scratch.tensor({N, S}, DType::kI32);
+  token_places(ctx, ranks, expert_id, El, 1, 0);
+  expert_order(ctx, route.copies, ranks);
+  exchange_counts(ctx, route);
+}
 
-  // Row s of the matrix: for every rank r what s sends to each of r's experts, and the sum. Everybody gets the whole
-  // matrix, so everybody comes to the same verdict on it and nobody waits for a rank that has given up.
-  std::vector<int64_t> sent_rows(static_cast<size_t>(num_experts_)), rows_per_expert(static_cast<size_t>(El));
-  std::vector<int64_t> numbers(static_cast<size_t>(size * size * (El + 1)));
-  copy(ctx, Tensor::of(sent_rows.data(), {num_experts_}), order.rows_per_expert);
-  auto counts = [&](int s, int r) { return numbers.data() + (int64_t{s} * size + r) * (El + 1); };
-  for (int r = 0; r < size; ++r) {
-    const int64_t* sent = sent_rows.data() + r * El;
-    std::copy_n(sent, El, counts(rank, r));
-    counts(rank, r)[El] = sum_of(sent, El);
-  }
-  Tensor matrix = Tensor::of(numbers.data(), {size, size * (El + 1)});
+// Every rank sends every other its counts of copies, twice as a check. Everybody gets the whole matrix, so everybody
+// comes to the same verdict on it and nobody waits for a rank that has given up.
+void ExpertExchange::exchange_counts(Context& ctx, ExpertRoute& route) {
+  const int size = group_.size(), rank = group_.rank();
+  std::vector<int64_t> numbers(static_cast<size_t>(2 * size * size)), copies(static_cast<size_t>(size));
+  auto counts = [&](int from, int to) { return numbers.data() + 2 * (int64_t{from} * size + to); };
+  copy(ctx, Tensor::of(copies.data(), {size}), route.copies.rows_per_expert);
+  for (int r = 0; r < size; ++r) std::fill_n(counts(rank, r), 2, copies[r]);
+  Tensor matrix = Tensor::of(numbers.data(), {size, 2 * size});
   group_.all_gather(ctx, matrix, matrix.rows(rank, rank + 1));
-
   for (int r = 0; r < size; ++r) {
-    int64_t num_received = 0;
+    int64_t received = 0;
     for (int s = 0; s < size; ++s) {
-      const int64_t sum = sum_of(counts(s, r), El), announced = counts(s, r)[El];
-      check<CommunicationError>(sum == announced, "expert exchange: rank ", s, " announces ", announced,
-                                " rows for rank ", r, " of the expert group, but its counts per expert add up to ",
-                                sum);
-      num_received += sum;
+      check<CommunicationError>(counts(s, r)[0] == counts(s, r)[1], "expert exchange: rank ", s, " announces ",
+                                counts(s, r)[0], " rows for rank ", r, " of the expert group, but repeats ",
+                                counts(s, r)[1]);
+      received += counts(s, r)[0];
     }
-    check<CommunicationError>(num_received <= max_rows_, "expert exchange: rank ", r,
-                              " of the expert group would receive ", num_received, " rows, more than its room for ",
-                              max_rows_, "; raise parallel.max_rows_factor, or set it to 0");
+    check<CommunicationError>(received <= max_copies_, "expert exchange: rank ", r,
+                              " of the expert group would receive ", received,
+                              " copies of tokens, more than its room for ", max_copies_,
+                              " rows; raise parallel.max_rows_factor, or set it to 0");
   }
-
   route.send_rows.resize(size);
   route.recv_rows.resize(size);
-  std::vector<int64_t> next(static_cast<size_t>(size));  // first row of rank s that is not regrouped yet
-  route.num_rows = 0;
   for (int r = 0; r < size; ++r) {
-    route.send_rows[r] = counts(rank, r)[El];
-    route.recv_rows[r] = counts(r, rank)[El];
-    next[r] = route.num_rows;
-    route.num_rows += route.recv_rows[r];
+    route.send_rows[r] = counts(rank, r)[0];
+    route.recv_rows[r] = counts(r, rank)[0];
   }
-  route.regroup.clear();
-  route.ungroup.clear();
-  int64_t to = 0;
-  for (int64_t e = 0; e < El; ++e) {
-    const int64_t first = to;
-    for (int s = 0; s < size; ++s) {
-      const int64_t rows = counts(s, rank)[e];
-      if (rows == 0) continue;
-      route.regroup.push_back({to, next[s], rows});
-      route.ungroup.push_back({next[s], to, rows});
-      next[s] += rows;
-      to += rows;
-    }
-    rows_per_expert[e] = to - first;
+}
+
+Tensor ExpertExchange::needed_rows(Context& ctx) {
+  if (!needed_rows_) {
+    needed_rows_ = allocate_memory(ctx.device(), sizeof(int64_t));
+    check<OutOfMemoryError>(needed_rows_ != nullptr, "no memory left for the expert exchange");
+    fill_zero(ctx, Tensor(needed_rows_.get(), DType::kI64, {1}, ctx.device()));
   }
-  copy(ctx, route.rows_per_expert, Tensor::of(rows_per_expert.data(), {El}));
+  return Tensor(needed_rows_.get(), DType::kI64, {1}, ctx.device());
+}
+
+void ExpertExchange::check_room(Context& ctx) {
+  if (!needed_rows_) return;
+  std::vector<int64_t> needed(static_cast<size_t>(group_.size()));
+  Tensor all = Tensor::of(needed.data(), {group_.size()});
+  copy(ctx, all.rows(group_.rank(), group_.rank() + 1), needed_rows(ctx));
+  fill_zero(ctx, needed_rows(ctx));
+  group_.all_gather(ctx, all, all.rows(group_.rank(), group_.rank() + 1));
+  for (int r = 0; r < group_.size(); ++r)
+    check<CommunicationError>(needed[r] <= max_rows_, "expert exchange: rank ", r,
+                              " of the expert group would receive ", needed[r], " rows, more than its room for ",
+                              max_rows_, "; raise parallel.max_rows_factor, or set it to 0");
+}
+
+// x (N, C) -> (U, C), a copy of a token's row at each of its places. It is there once ctx has waited for its side.
+// Alone, a rank's tokens are their copies.
+Tensor ExpertExchange::send_to_experts(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route) {
+  if (group_.size() == 1) return x;
+  const int64_t N = x.dim(0), C = x.dim(1), size = group_.size();
+  if (places_ == CopyPlaces::kFixed) {
+    Tensor copies = scratch.tensor({size * max_tokens_, C}, x.dtype());
+    Tensor own = copies.rows(group_.rank() * max_tokens_, (group_.rank() + 1) * max_tokens_);
+    copy(ctx, own.rows(0, N), x);
+    ctx.side().wait_for(ctx);
+    group_.all_gather(ctx.side(), copies, own);
+    return copies;
+  }
+  Tensor sent = scratch.tensor({sum_of(route.send_rows), C}, x.dtype());
+  Tensor copies = scratch.tensor({sum_of(route.recv_rows), C}, x.dtype());
+  gather_rows(ctx, sent, x, route.copies);
+  ctx.side().wait_for(ctx);
+  group_.all_to_all_rows(ctx.side(), copies, route.recv_rows, sent, route.send_rows);
+  return copies;
+}
+
+// The way back: copies (U, C) -> what the places of this rank's tokens hold, in the order of route.copies.
+Tensor ExpertExchange::send_to_tokens(Context& ctx, Scratch& scratch, const Tensor& copies, const ExpertRoute& route) {
+  Tensor returned = scratch.tensor({sum_of(route.send_rows), copies.dim(1)}, copies.dtype());
+  ctx.side().wait_for(ctx);
+  group_.all_to_all_rows(ctx.side(), returned, route.send_rows, copies, route.recv_rows);
+  return returned;
 }
 
 void ExpertExchange::dispatch(Context& ctx, Tensor rows, const Tensor& x, const ExpertRoute& route) {
@@ -174,42 +234,53 @@ void ExpertExchange::combine(Context& ctx, Tensor y, const Tensor& rows, const E
 }
 
 Tensor ExpertExchange::start_dispatch(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route) {
-  check_shapes({{"x", x, {route.order.row_of_slot.dim(0), x.dim(1)}}});
-  return start_to_experts(ctx, group_, scratch, x, route.order, route);
+  check_shapes({{"x", x, {num_tokens(route), x.dim(1)}}});
+  return send_to_experts(ctx, scratch, x, route);
 }
 
 void ExpertExchange::finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const ExpertRoute& route) {
   check_shapes({{"rows", rows, {route.num_rows, travelling.dim(1)}}});
   check_dtype(travelling.dtype(), {{"rows", rows}});
-  finish_to_experts(ctx, group_, rows, travelling, route.order, route);
+  if (group_.size() > 1) wait_for_transfer(ctx);
+  gather_rows(ctx, rows, travelling, route.order);
 }
 
 Tensor ExpertExchange::start_combine(Context& ctx, Scratch& scratch, const Tensor& rows, const ExpertRoute& route) {
   check_shapes({{"rows", rows, {route.num_rows, rows.dim(1)}}});
-  return start_to_tokens(ctx, group_, scratch, rows, route);
+  if (group_.size() == 1) return rows;  // their sums are those of the tokens
+  Tensor copies = scratch.tensor({sum_of(route.recv_rows), rows.dim(1)}, rows.dtype());
+  combine_rows(ctx, copies, rows, route.order);
+  return send_to_tokens(ctx, scratch, copies, route);
 }
 
 void ExpertExchange::finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route) {
-  check_shapes({{"y", y, {route.order.row_of_slot.dim(0), travelling.dim(1)}}});
+  check_shapes({{"y", y, {num_tokens(route), travelling.dim(1)}}});
   check_dtype(y.dtype(), {{"rows", travelling}});
-  finish_to_tokens(ctx, group_, y, travelling, route.order);
+  if (group_.size() > 1) wait_for_transfer(ctx);
+  combine_rows(ctx, y, travelling, group_.size() == 1 ? route.order : route.copies);
 }
 
+// A token's gates travel as a row of K to every rank of its experts, and there each pair takes its own.
 void ExpertExchange::dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route) {
-  check_shapes({{"row_gate", row_gate, {route.num_rows}}, {"gate", gate, route.order.row_of_slot.shape()}});
+  check_shapes({{"row_gate", row_gate, {route.num_rows}}, {"gate", gate, {num_tokens(route), experts_per_token_}}});
   check_dtype(gate.dtype(), {{"row_gate", row_gate}});
   Scratch scratch(ctx);
-  const ExpertOrder order = per_pair(route.order);
-  finish_to_experts(ctx, group_, as_column(row_gate),
-                    start_to_experts(ctx, group_, scratch, as_column(gate), order, route), order, route);
+  const Tensor copies = send_to_experts(ctx, scratch, gate, route);
+  if (group_.size() > 1) wait_for_transfer(ctx);
+  gather_rows(ctx, as_column(row_gate), as_column(copies), per_pair(route.order));
 }
 
+// A pair's number comes back in its place of the row of K; the other ranks' rows have 0 there.
 void ExpertExchange::return_gates(Context& ctx, Tensor gate, const Tensor& row_gate, const ExpertRoute& route) {
-  check_shapes({{"gate", gate, route.order.row_of_slot.shape()}, {"row_gate", row_gate, {route.num_rows}}});
+  check_shapes({{"gate", gate, {num_tokens(route), experts_per_token_}}, {"row_gate", row_gate, {route.num_rows}}});
   check_dtype(gate.dtype(), {{"row_gate", row_gate}});
+  if (group_.size() == 1) return combine_rows(ctx, as_column(gate), as_column(row_gate), per_pair(route.order));
   Scratch scratch(ctx);
-  finish_to_tokens(ctx, group_, as_column(gate), start_to_tokens(ctx, group_, scratch, as_column(row_gate), route),
-                   per_pair(route.order));
+  Tensor copies = scratch.tensor(route.order.row_of_slot.shape(), gate.dtype());
+  combine_rows(ctx, as_column(copies), as_column(row_gate), per_pair(route.order));
+  const Tensor returned = send_to_tokens(ctx, scratch, copies, route);
+  wait_for_transfer(ctx);
+  combine_rows(ctx, gate, returned, route.copies);
 }
 
 }  // namespace braid

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "kernels/core/arena.h"
@@ -9,29 +11,41 @@
 
 namespace braid {
 
+// Where a token's copies lie among those that a rank sends and receives.
+enum class CopyPlaces {
+  kPacked,  // one behind the other: only what is needed travels, but the host must know the counts
+  kFixed,   // every token has its place on every rank: the host knows nothing, and tokens also go where no expert is
+};
+
 // Where every (token, slot) pair of one micro-batch went: made by ExpertExchange::plan, read by the calls that move
-// rows, kept from forward to backward. R = rows this rank received, grouped by its local experts; inside an expert they
-// ascend by source rank, then token, then slot. On a single GPU, whose counts the host does not know, R is N K and only
-// the first sum(rows_per_expert) rows are used.
+// rows, kept from forward to backward. A token's row travels once to every rank that holds one of its experts (a copy),
+// and there becomes the rows of those experts.
+//   S = most ranks of a token, min(K, EP);  U = places for copies on this rank, ascending by source rank, then token
+//   R = rows of this rank, grouped by its local experts; inside an expert they ascend by copy, then slot, that is by
+//   source rank, then token, then slot. Where the host does not know R, num_rows is a bound, and only the first
+//   sum(rows_per_expert) rows are used.
 struct ExpertRoute {
-  ExpertOrder order;                          // of this rank's pairs over all E experts
-  Tensor rows_per_expert;                     // (El) I64   received rows
-  std::vector<int64_t> send_rows, recv_rows;  // per rank of the expert group
-  std::vector<RowBlock> regroup, ungroup;     // received (rank, expert) order <-> (expert, rank) order
+  ExpertOrder copies;                         // of this rank's tokens: row_of_slot (N, S), a copy's place
+  ExpertOrder order;                          // of the copies' (copy, slot) pairs: row_of_slot (U, K)
+  std::vector<int64_t> send_rows, recv_rows;  // places per rank of the expert group
   int64_t num_rows = 0;                       // R
+
+  const Tensor& rows_per_expert() const { return order.rows_per_expert; }  // (El) I64
 };
 
 // Moves token rows to the ranks that hold their experts and back, over an expert group of size EP. Expert e lives on
 // rank e / El, El = E / EP. Backward of dispatch is combine, backward of combine is dispatch.
-// Errors: CommunicationError if a rank would receive more than max_rows (both numbers), or if counts disagree.
+// Errors: CommunicationError, on every rank, if one would receive more than max_rows (both numbers; on the GPU by
+// check_room), or if counts disagree.
 class ExpertExchange {
  public:
   // max_tokens: most tokens N in a call. max_rows_factor: see ParallelConfig.
   ExpertExchange(Communicator& group, int64_t num_experts, int64_t experts_per_token, int64_t max_tokens,
-                 double max_rows_factor);
+                 double max_rows_factor, CopyPlaces places = CopyPlaces::kPacked);
 
   int64_t num_local_experts() const { return num_experts_ / group_.size(); }
-  int64_t max_rows() const { return max_rows_; }  // bound on R, for the buffers of the expert layer
+  int64_t max_rows() const { return max_rows_; }      // bound on R, for the buffers of the expert layer
+  int64_t max_copies() const { return max_copies_; }  // bound on U
 
   // Memory of a route for up to max_tokens tokens.
   void plan_memory(Planner& planner, ExpertRoute& route) const;
@@ -40,7 +54,9 @@ class ExpertExchange {
   void plan(Context& ctx, ExpertRoute& route, const Tensor& expert_id);
   // rows[r] = x[token of r].   x (N, C) -> rows (R, C)
   void dispatch(Context& ctx, Tensor rows, const Tensor& x, const ExpertRoute& route);
-  // y[n] = sum over slots of the token's rows, in slot order.   rows (R, C) -> y (N, C) overwritten
+  // y[n] = sum over ranks, ascending, of what the token's rows there sum to in slot order.   rows (R, C) -> y (N, C)
+  // overwritten. Sums are fp32 or wider; the sum of a rank is rounded to the dtype of the rows before it travels, so in
+  // bf16 y depends on EP to a rounding per rank.
   void combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertRoute& route);
   // Both in two parts: what ctx is given between them runs while the rows travel. The first returns what the second
   // takes; it lies in `scratch`, or is x (rows) itself, which must not change before.
@@ -52,9 +68,24 @@ class ExpertExchange {
   void dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route);
   void return_gates(Context& ctx, Tensor gate, const Tensor& row_gate, const ExpertRoute& route);
 
+  // On the GPU, where the host does not know the counts, plan() cuts what does not fit, and this tells: on every rank
+  // of the group, which all must call it. Waits for ctx.
+  // Errors: CommunicationError if a rank was sent more than max_rows since the last call (both numbers).
+  void check_room(Context& ctx);
+
  private:
+  int64_t most_ranks_of_a_token() const;
+  int64_t num_tokens(const ExpertRoute& route) const;
+  Tensor needed_rows(Context& ctx);
+  void plan_copies(Context& ctx, ExpertRoute& route, const Tensor& expert_id);
+  void exchange_counts(Context& ctx, ExpertRoute& route);
+  Tensor send_to_experts(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route);
+  Tensor send_to_tokens(Context& ctx, Scratch& scratch, const Tensor& copies, const ExpertRoute& route);
+
   Communicator& group_;
-  int64_t num_experts_, experts_per_token_, max_tokens_, max_rows_;
+  CopyPlaces places_;
+  int64_t num_experts_, experts_per_token_, max_tokens_, max_rows_, max_copies_;
+  std::shared_ptr<std::byte> needed_rows_;  // I64, on the device: the most that a plan found, if it may be too many
 };
 
 }  // namespace braid

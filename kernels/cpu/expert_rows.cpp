@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "kernels/cpu/dispatch.h"
 
@@ -15,6 +16,17 @@ int64_t used_rows(const ExpertOrder& order) {
   int64_t sum = 0;
   for (int64_t e = 0; e < order.rows_per_expert.numel(); ++e) sum += rows[e];
   return sum;
+}
+
+// The first rank after `rank` that holds one of a token's K experts, or -1.
+int64_t next_rank(const int32_t* id, int64_t K, int64_t experts_per_rank, int64_t rank) {
+  int64_t next = -1;
+  for (int64_t k = 0; k < K; ++k) {
+    if (id[k] < 0) continue;
+    const int64_t r = id[k] / experts_per_rank;
+    if (r > rank && (next < 0 || r < next)) next = r;
+  }
+  return next;
 }
 
 template <class T>
@@ -94,17 +106,38 @@ void combine_rows(Context&, Tensor y, const Tensor& rows, const ExpertOrder& ord
   });
 }
 
-// Every thread takes its share of each block's rows, so one large block keeps all of them busy.
-void move_row_blocks(Context&, Tensor dst, const Tensor& src, const RowBlock* blocks, int64_t num_blocks) {
-  const int64_t row_bytes = src.dim(1) * size_of(src.dtype());
-  auto* to = static_cast<std::byte*>(dst.raw());
-  const auto* from = static_cast<const std::byte*>(src.raw());
-#pragma omp parallel
-  for (int64_t b = 0; b < num_blocks; ++b) {
-#pragma omp for schedule(static) nowait
-    for (int64_t r = 0; r < blocks[b].rows; ++r)
-      std::memcpy(to + (blocks[b].to + r) * row_bytes, from + (blocks[b].from + r) * row_bytes, row_bytes);
+void token_places(Context&, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,
+                  int64_t token_stride) {
+  const int64_t N = expert_id.dim(0), K = expert_id.dim(1), S = place.dim(1);
+#pragma omp parallel for schedule(static)
+  for (int64_t n = 0; n < N; ++n) {
+    const int32_t* id = expert_id.data<int32_t>() + n * K;
+    int64_t rank = -1;
+    for (int64_t i = 0; i < S; ++i) {
+      rank = next_rank(id, K, experts_per_rank, rank);
+      place.data<int32_t>()[n * S + i] = rank < 0 ? -1 : static_cast<int32_t>(rank * rank_stride + n * token_stride);
+      if (rank < 0) rank = std::numeric_limits<int32_t>::max();  // none follows
+    }
   }
+}
+
+void local_expert_ids(Context&, Tensor ids, int64_t first, int64_t count) {
+  int32_t* id = ids.data<int32_t>();
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    const int64_t local = id[i] - first;
+    id[i] = 0 <= local && local < count ? static_cast<int32_t>(local) : -1;
+  }
+}
+
+void limit_rows(Context&, Tensor rows_per_expert, Tensor needed, int64_t max_rows) {
+  int64_t sum = 0;
+  for (int64_t e = 0; e < rows_per_expert.numel(); ++e) {
+    int64_t& rows = rows_per_expert.data<int64_t>()[e];
+    const int64_t room = std::max<int64_t>(0, max_rows - sum);
+    sum += rows;
+    rows = std::min(rows, room);
+  }
+  *needed.data<int64_t>() = std::max(*needed.data<int64_t>(), sum);
 }
 
 }  // namespace braid::cpu

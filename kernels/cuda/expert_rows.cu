@@ -1,6 +1,7 @@
 #include "kernels/expert_rows.h"
 
 #include <algorithm>
+#include <climits>
 
 #include "kernels/core/copy.h"
 #include "kernels/cuda/row_access.cuh"
@@ -136,7 +137,7 @@ __global__ void __launch_bounds__(kThreads)
 // One thread per token and V of its row; kBatch rows are in flight at a time. Reads R C and writes N C elements.
 template <class V, class T>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(T* y, const T* rows, const int32_t* row_of_slot, int64_t N, int64_t C, int64_t K) {
+    combine_kernel(T* y, const T* rows, const int32_t* row_of_slot, int64_t R, int64_t N, int64_t C, int64_t K) {
   constexpr int kBatch = 5;
   const int64_t vectors = C / V::kSize, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t n = i / vectors, c = i % vectors * V::kSize;
@@ -146,7 +147,10 @@ __global__ void __launch_bounds__(kThreads)
     int32_t row[kBatch];
     V term[kBatch];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) row[k] = first + k < K ? row_of_slot[n * K + first + k] : -1;
+    for (int k = 0; k < kBatch; ++k) {
+      row[k] = first + k < K ? row_of_slot[n * K + first + k] : -1;
+      if (row[k] >= R) row[k] = -1;
+    }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k)
       if (row[k] >= 0) term[k] = V::load(rows + row[k] * C + c);
@@ -163,20 +167,45 @@ __global__ void __launch_bounds__(kThreads)
   v.store(y + n * C + c);
 }
 
-// As many blocks of rows as fit into the arguments of a launch.
-struct RowBlocks {
-  static constexpr int kMax = 128;
-  RowBlock block[kMax];
-};
-
-// Grid (x, num_blocks): the threads of all x share the rows of block y.
-template <class V, class T>
+// One thread per token.
 __global__ void __launch_bounds__(kThreads)
-    move_kernel(T* dst, const T* src, __grid_constant__ const RowBlocks blocks, int64_t C) {
-  const RowBlock block = blocks.block[blockIdx.y];
-  const int64_t count = block.rows * C, stride = int64_t(gridDim.x) * kThreads * V::kSize;
-  for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V::kSize; i < count; i += stride)
-    V::load(src + block.from * C + i).store(dst + block.to * C + i);
+    places_kernel(int32_t* place, const int32_t* expert_id, int64_t N, int K, int S, int experts_per_rank,
+                  int64_t rank_stride, int64_t token_stride) {
+  const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= N) return;
+  int last = -1;
+  for (int i = 0; i < S; ++i) {
+    int next = INT_MAX;  // the first rank after the last
+    for (int k = 0; k < K; ++k) {
+      const int32_t id = expert_id[n * K + k];
+      const int rank = id / experts_per_rank;
+      if (id >= 0 && rank > last) next = min(next, rank);
+    }
+    place[n * S + i] = next == INT_MAX ? -1 : static_cast<int32_t>(next * rank_stride + n * token_stride);
+    last = next;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) local_ids_kernel(int32_t* ids, int64_t numel, int first, int count) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= numel) return;
+  const int32_t local = ids[i] - first;
+  ids[i] = 0 <= local && local < count ? local : -1;
+}
+
+// One warp.
+__global__ void limit_kernel(int64_t* rows_per_expert, int64_t* needed, int64_t max_rows, int num_experts) {
+  const int lane = threadIdx.x;
+  int64_t total = 0;
+  for (int first = 0; first < num_experts; first += kWarpSize) {
+    const int e = first + lane;
+    const int64_t rows = e < num_experts ? rows_per_expert[e] : 0;
+    const int32_t sum = inclusive_scan(static_cast<int32_t>(rows));
+    const int64_t room = max(int64_t{0}, max_rows - (total + sum - rows));
+    if (e < num_experts) rows_per_expert[e] = min(rows, room);
+    total += __shfl_sync(kAllLanes, sum, kWarpSize - 1);
+  }
+  if (lane == 0) *needed = max(*needed, total);
 }
 
 }  // namespace
@@ -217,30 +246,35 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
 }
 
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order) {
-  const int64_t N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
+  const int64_t R = rows.dim(0), N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
   dispatch_activation("y", y, [&]<class T> {
     dispatch_width<T>(C, {y.raw(), rows.raw()}, [&]<class V> {
       combine_kernel<V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
-          pointer<T>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), N, C, K);
+          pointer<T>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), R, N, C, K);
       check_launch("combine_rows");
     });
   });
 }
 
-void move_row_blocks(Context& ctx, Tensor dst, const Tensor& src, const RowBlock* blocks, int64_t num_blocks) {
-  const int64_t C = src.dim(1);
-  for (int64_t first = 0; first < num_blocks; first += RowBlocks::kMax) {
-    const int64_t count = std::min<int64_t>(RowBlocks::kMax, num_blocks - first);
-    RowBlocks table;
-    std::copy_n(blocks + first, count, table.block);
-    const int64_t blocks_per_sm = 8, x = ceil_div(blocks_per_sm * ctx.gpu().num_sms, count);
-    dispatch_activation("src", src, [&]<class T> {
-      dispatch_width<T>(C, {dst.raw(), src.raw()}, [&]<class V> {
-        move_kernel<V><<<dim3(x, count), kThreads, 0, stream_of(ctx)>>>(pointer<T>(dst), pointer<T>(src), table, C);
-        check_launch("move_row_blocks");
-      });
-    });
-  }
+void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,
+                  int64_t token_stride) {
+  const int64_t N = expert_id.dim(0);
+  places_kernel<<<ceil_div(N, kThreads), kThreads, 0, stream_of(ctx)>>>(
+      pointer<int32_t>(place), pointer<int32_t>(expert_id), N, expert_id.dim(1), place.dim(1), experts_per_rank,
+      rank_stride, token_stride);
+  check_launch("token_places");
+}
+
+void local_expert_ids(Context& ctx, Tensor ids, int64_t first, int64_t count) {
+  local_ids_kernel<<<ceil_div(ids.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(pointer<int32_t>(ids), ids.numel(),
+                                                                                     first, count);
+  check_launch("local_expert_ids");
+}
+
+void limit_rows(Context& ctx, Tensor rows_per_expert, Tensor needed, int64_t max_rows) {
+  limit_kernel<<<1, kWarpSize, 0, stream_of(ctx)>>>(pointer<int64_t>(rows_per_expert), pointer<int64_t>(needed),
+                                                    max_rows, rows_per_expert.numel());
+  check_launch("limit_rows");
 }
 
 }  // namespace braid::cuda

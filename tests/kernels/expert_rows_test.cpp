@@ -154,30 +154,40 @@ TEST(CombineRows, IsTheTransposeOfGatherRows) {
   EXPECT_NEAR(dot(rows, d_rows), dot(x, d_x), 1e-12);
 }
 
-TEST(MoveRowBlocks, RegroupsAndReturns) {
+TEST(TokenPlaces, NamesEveryRankOfATokenOnceInOrder) {
   Context ctx = Context::cpu();
-  Tensor src = random_normal({10, 3}, DType::kF32, 1);
-  // (rank 0: experts 0, 1; rank 1: experts 0, 1) to (expert 0: ranks 0, 1; expert 1: ranks 0, 1)
-  const std::vector<RowBlock> there = {{0, 0, 4}, {5, 4, 2}, {4, 6, 1}, {7, 7, 3}, {0, 10, 0}};
-  std::vector<RowBlock> back;
-  for (auto [to, from, rows] : there) back.push_back({from, to, rows});
-  Tensor dst = poisoned({10, 3}, DType::kF32), returned = poisoned({10, 3}, DType::kF32);
-  move_row_blocks(ctx, dst, src, there.data(), 5);
-  expect_same_bits(dst.rows(0, 4), src.rows(0, 4));
-  expect_same_bits(dst.rows(4, 5), src.rows(6, 7));
-  expect_same_bits(dst.rows(5, 7), src.rows(4, 6));
-  expect_same_bits(dst.rows(7, 10), src.rows(7, 10));
-  move_row_blocks(ctx, returned, dst, back.data(), 5);
-  expect_same_bits(returned, src);
+  // Two experts per rank.
+  const Tensor ids = tensor_of<int32_t>({5, 0, 1,     //
+                                         -1, 4, 3,    //
+                                         -1, -1, -1,  //
+                                         2, 0, 4},
+                                        {4, 3});
+  Tensor place = poisoned({4, 3}, DType::kI32);
+  token_places(ctx, place, ids, 2, 1, 0);
+  EXPECT_EQ(values_of<int32_t>(place), (std::vector<int32_t>{0, 2, -1, 1, 2, -1, -1, -1, -1, 0, 1, 2}));
+  token_places(ctx, place, ids, 2, 10, 1);
+  EXPECT_EQ(values_of<int32_t>(place), (std::vector<int32_t>{0, 20, -1, 11, 21, -1, -1, -1, -1, 3, 13, 23}));
+  Tensor one = poisoned({4, 1}, DType::kI32);  // all on one rank
+  token_places(ctx, one, ids, 6, 10, 1);
+  EXPECT_EQ(values_of<int32_t>(one), (std::vector<int32_t>{0, 1, -1, 3}));
 }
 
-TEST(MoveRowBlocks, LeavesOtherRowsAlone) {
+TEST(LocalExpertIds, KeepsThoseOfThisRank) {
   Context ctx = Context::cpu();
-  Tensor src = random_f64({6, 2}, 1), dst = random_f64({6, 2}, 2), before = copy_of(dst);
-  const RowBlock block{4, 0, 2};
-  move_row_blocks(ctx, dst, src, &block, 1);
-  expect_same_bits(dst.rows(0, 4), before.rows(0, 4));
-  expect_same_bits(dst.rows(4, 6), src.rows(0, 2));
+  Tensor ids = tensor_of<int32_t>({3, 4, 5, 6, -1, 0}, {2, 3});
+  local_expert_ids(ctx, ids, 4, 2);
+  EXPECT_EQ(values_of<int32_t>(ids), (std::vector<int32_t>{-1, 0, 1, -1, -1, -1}));
+}
+
+TEST(LimitRows, CutsFromTheEndAndRemembersTheMost) {
+  Context ctx = Context::cpu();
+  Tensor rows = tensor_of<int64_t>({3, 0, 4, 2, 1}, {5}), needed = zeros({1}, DType::kI64);
+  limit_rows(ctx, rows, needed, 10);
+  EXPECT_EQ(values_of<int64_t>(rows), (std::vector<int64_t>{3, 0, 4, 2, 1}));
+  EXPECT_EQ(*needed.data<int64_t>(), 10);
+  limit_rows(ctx, rows, needed, 5);
+  EXPECT_EQ(values_of<int64_t>(rows), (std::vector<int64_t>{3, 0, 2, 0, 0}));
+  EXPECT_EQ(*needed.data<int64_t>(), 10);
 }
 
 TEST(ExpertRows, SameBitsForEveryThreadCount) {
@@ -239,12 +249,14 @@ TEST(ExpertRows, NamesTheTensorOfAWrongShapeOrDtype) {
               combine_rows(ctx, zeros_f64({4, 8}), rows, order);
             }),
             "row_of_slot: expected shape (4, 2), got (3, 2)");
-  const RowBlock block{5, 0, 2};
   EXPECT_EQ(message_of([&] {
-              move_row_blocks(ctx, zeros_f64({6, 8}), rows, &block, 1);
+              token_places(ctx, zeros({4, 1}, DType::kI32), ids, 2, 1, 0);
             }),
-            "blocks: block 0 moves 2 rows from 0 to 5, outside 6 rows");
-  EXPECT_EQ(message_of([&] { move_row_blocks(ctx, x, rows, &block, 1); }), "dst: expected shape (6, 8), got (3, 8)");
+            "place: expected shape (3, 1), got (4, 1)");
+  EXPECT_EQ(message_of([&] { local_expert_ids(ctx, zeros({3}, DType::kI64), 0, 2); }),
+            "ids: expected dtype I32, got I64");
+  EXPECT_EQ(message_of([&] { limit_rows(ctx, zeros({3}, DType::kI64), zeros({2}, DType::kI64), 1); }),
+            "needed: expected shape (1), got (2)");
 }
 
 }  // namespace

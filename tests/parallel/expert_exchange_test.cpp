@@ -45,20 +45,23 @@ struct Planned {
   ExpertRoute route;
   Arena memory;
 
-  explicit Planned(Communicator& group, double max_rows_factor = 0, int64_t max_tokens = kMaxTokens)
-      : exchange(group, kNumExperts, kPerToken, max_tokens, max_rows_factor) {
+  explicit Planned(Communicator& group, CopyPlaces places = CopyPlaces::kPacked, double max_rows_factor = 0,
+                   int64_t max_tokens = kMaxTokens)
+      : exchange(group, kNumExperts, kPerToken, max_tokens, max_rows_factor, places) {
     Planner planner;
     exchange.plan_memory(planner, route);
     memory = Arena("the routes of a test", planner);
   }
 };
 
-// Runs body once with every size of the expert group that the number of ranks allows.
-void for_every_group(const std::function<void(Communicator&)>& body) {
+// Runs body once with every size of the expert group that the number of ranks allows, and either way to place copies.
+void for_every_group(const std::function<void(Communicator&, CopyPlaces)>& body) {
   for (int EP = 1; EP <= world().size(); EP *= 2) {
-    SCOPED_TRACE(concat("EP = ", EP));
     const auto group = world().split(world().rank() / EP);
-    body(*group);
+    for (const CopyPlaces places : {CopyPlaces::kPacked, CopyPlaces::kFixed}) {
+      SCOPED_TRACE(concat("EP = ", EP, places == CopyPlaces::kPacked ? ", packed" : ", fixed places"));
+      body(*group, places);
+    }
   }
 }
 
@@ -89,8 +92,8 @@ double sum_over_ranks(double value) {
 
 TEST(ExpertExchange, RowsAscendByExpertThenRankThenTokenThenSlot) {
   Context ctx = Context::cpu();
-  for_every_group([&](Communicator& group) {
-    Planned p(group);  // one route for all cases: N grows and shrinks
+  for_every_group([&](Communicator& group, CopyPlaces places) {
+    Planned p(group, places);  // one route for all cases: N grows and shrinks
     for (const auto& [name, tokens] : kCases) {
       SCOPED_TRACE(name);
       const int rank = world().rank();
@@ -99,7 +102,7 @@ TEST(ExpertExchange, RowsAscendByExpertThenRankThenTokenThenSlot) {
       ASSERT_EQ(El, kNumExperts / group.size());
 
       std::vector<double> expected, expected_gate;
-      std::vector<int64_t> rows_per_expert(El), recv_rows(group.size());
+      std::vector<int64_t> rows_per_expert(El);
       for (int64_t e = 0; e < El; ++e) {
         for (int s = 0; s < group.size(); ++s) {
           const int source = world_rank(group, s);
@@ -109,14 +112,12 @@ TEST(ExpertExchange, RowsAscendByExpertThenRankThenTokenThenSlot) {
             for (int64_t c = 0; c < kWidth; ++c) expected.push_back(element(source, n, c));
             expected_gate.push_back(element(source, n, k));
             ++rows_per_expert[e];
-            ++recv_rows[s];
           }
         }
       }
       const int64_t R = static_cast<int64_t>(expected_gate.size());
       ASSERT_EQ(p.route.num_rows, R);
-      EXPECT_EQ(p.route.recv_rows, recv_rows);
-      expect_same_bits(p.route.rows_per_expert, tensor_of(rows_per_expert, {El}));
+      expect_same_bits(p.route.rows_per_expert(), tensor_of(rows_per_expert, {El}));
       EXPECT_LE(R, p.exchange.max_rows());
 
       Tensor rows = poisoned({R, kWidth}, DType::kF64), row_gate = poisoned({R}, DType::kF64);
@@ -144,10 +145,10 @@ TEST(ExpertExchange, ExpertsThatDoNothingReturnTheInput) {
   const Tokens all_routed = {kUneven.count, [](int rank, int64_t n, int64_t k) {
                                return static_cast<int32_t>((rank + 5 * n + 3 * k) % kNumExperts);
                              }};
-  for_every_group([&](Communicator& group) {
+  for_every_group([&](Communicator& group, CopyPlaces places) {
     const int rank = world().rank();
     const int64_t N = all_routed.count(rank);
-    Planned p(group);
+    Planned p(group, places);
     p.exchange.plan(ctx, p.route, all_routed.expert_id(rank));
     const Tensor x = coded_rows(rank, N);
     Tensor gate = allocate({N, kPerToken}, DType::kF64);
@@ -165,8 +166,8 @@ TEST(ExpertExchange, ExpertsThatDoNothingReturnTheInput) {
 
 TEST(ExpertExchangeGradient, CombineIsTheTransposeOfDispatch) {
   Context ctx = Context::cpu();
-  for_every_group([&](Communicator& group) {
-    Planned p(group);
+  for_every_group([&](Communicator& group, CopyPlaces places) {
+    Planned p(group, places);
     for (const auto& [name, tokens] : kCases) {
       SCOPED_TRACE(name);
       const int rank = world().rank();
@@ -188,8 +189,38 @@ TEST(ExpertExchangeGradient, CombineIsTheTransposeOfDispatch) {
   });
 }
 
-// The same tokens with all experts on one rank: same rows in the same order for every expert, same sums for every
-// token.
+// A token's row travels once to every rank that holds one of its experts, whatever the number of experts there.
+TEST(ExpertExchange, SendsATokenOncePerRank) {
+  Context ctx = Context::cpu();
+  for_every_group([&](Communicator& group, CopyPlaces places) {
+    if (group.size() == 1) return;
+    Planned p(group, places);
+    for (const auto& [name, tokens] : kCases) {
+      SCOPED_TRACE(name);
+      auto num_copies = [&](int from, int to) {
+        if (places == CopyPlaces::kFixed) return kMaxTokens;
+        int64_t count = 0;
+        for (int64_t n = 0; n < tokens->count(world_rank(group, from)); ++n) {
+          bool goes = false;
+          for (int64_t k = 0; k < kPerToken; ++k) {
+            const int64_t expert = tokens->expert(world_rank(group, from), n, k);
+            goes |= expert >= 0 && expert / p.exchange.num_local_experts() == to;
+          }
+          count += goes;
+        }
+        return count;
+      };
+      p.exchange.plan(ctx, p.route, tokens->expert_id(world().rank()));
+      for (int r = 0; r < group.size(); ++r) {
+        EXPECT_EQ(p.route.send_rows[r], num_copies(group.rank(), r));
+        EXPECT_EQ(p.route.recv_rows[r], num_copies(r, group.rank()));
+      }
+    }
+  });
+}
+
+// The same tokens with all experts on one rank: same rows in the same order for every expert. A token's rows are added
+// on each rank in slot order, and those sums in rank order.
 TEST(ExpertExchange, SameBitsForEveryExpertGroupSize) {
   Context ctx = Context::cpu();
   const auto local = make_local_communicator();
@@ -201,7 +232,7 @@ TEST(ExpertExchange, SameBitsForEveryExpertGroupSize) {
         rows.data<float>()[i] *= 1.0f / (1 + first_expert + e);
     }
   };
-  for_every_group([&](Communicator& group) {
+  for_every_group([&](Communicator& group, CopyPlaces places) {
     for (const auto& [name, tokens] : kCases) {
       SCOPED_TRACE(name);
       const int rank = world().rank();
@@ -217,37 +248,48 @@ TEST(ExpertExchange, SameBitsForEveryExpertGroupSize) {
         all_inputs.insert(all_inputs.end(), x.data<float>(), x.data<float>() + x.numel());
       }
       const int64_t all_tokens = static_cast<int64_t>(all_ids.size()) / kPerToken;
-      Planned whole(*local, 0, kMaxTokens * group.size());
+      Planned whole(*local, CopyPlaces::kPacked, 0, kMaxTokens * group.size());
       whole.exchange.plan(ctx, whole.route, tensor_of(all_ids, {all_tokens, kPerToken}));
       Tensor whole_rows = poisoned({whole.route.num_rows, kWidth}, DType::kF32);
       Tensor whole_y = poisoned({all_tokens, kWidth}, DType::kF32);
       whole.exchange.dispatch(ctx, whole_rows, tensor_of(all_inputs, {all_tokens, kWidth}), whole.route);
 
-      Planned part(group);
+      Planned part(group, places);
       part.exchange.plan(ctx, part.route, tokens->expert_id(rank));
       Tensor rows = poisoned({part.route.num_rows, kWidth}, DType::kF32);
       Tensor y = poisoned({tokens->count(rank), kWidth}, DType::kF32);
       part.exchange.dispatch(ctx, rows, inputs(rank, tokens->count(rank)), part.route);
 
       const int64_t El = part.exchange.num_local_experts();
-      const int64_t* whole_counts = whole.route.rows_per_expert.data<int64_t>();
+      const int64_t* whole_counts = whole.route.rows_per_expert().data<int64_t>();
       const int64_t first_row = std::accumulate(whole_counts, whole_counts + group.rank() * El, int64_t{0});
       expect_same_bits(rows, whole_rows.rows(first_row, first_row + part.route.num_rows), "rows");
 
-      apply_experts(whole_rows, whole.route.rows_per_expert, 0);
-      apply_experts(rows, part.route.rows_per_expert, group.rank() * El);
-      whole.exchange.combine(ctx, whole_y, whole_rows, whole.route);
+      apply_experts(whole_rows, whole.route.rows_per_expert(), 0);
+      apply_experts(rows, part.route.rows_per_expert(), group.rank() * El);
       part.exchange.combine(ctx, y, rows, part.route);
+      const int32_t* row_of_slot = whole.route.order.row_of_slot.data<int32_t>();
+      for (int64_t i = 0; i < all_tokens * kWidth; ++i) {
+        float& sum = whole_y.data<float>()[i] = 0;
+        for (int r = 0; r < group.size(); ++r) {
+          float of_rank = 0;
+          for (int64_t slot = i / kWidth * kPerToken; slot < (i / kWidth + 1) * kPerToken; ++slot) {
+            if (all_ids[slot] >= 0 && all_ids[slot] / El == r)
+              of_rank += whole_rows.data<float>()[row_of_slot[slot] * kWidth + i % kWidth];
+          }
+          sum += of_rank;
+        }
+      }
       expect_same_bits(y, whole_y.rows(own_begin, own_begin + tokens->count(rank)), "y");
     }
   });
 }
 
 TEST(ExpertExchange, SameBitsForEveryThreadCount) {
-  for_every_group([&](Communicator& group) {
+  for_every_group([&](Communicator& group, CopyPlaces places) {
     expect_same_bits_for_every_thread_count([&] {
       Context ctx = Context::cpu();
-      Planned p(group);
+      Planned p(group, places);
       const int rank = world().rank();
       p.exchange.plan(ctx, p.route, kUneven.expert_id(rank));
       Tensor rows = poisoned({p.route.num_rows, kWidth}, DType::kF32);
@@ -274,14 +316,17 @@ TEST(ExpertExchange, TheBoundOnRowsIsAMultipleOfTheMeanUpToTheWorstCase) {
 
 TEST(ExpertExchange, TooManyRowsForOneRankAreReportedByEveryRank) {
   Context ctx = Context::cpu();
-  for_every_group([&](Communicator& group) {
+  for_every_group([&](Communicator& group, CopyPlaces places) {
     const int rank = world().rank(), EP = group.size();
-    Planned p(group, 0.5);
-    const int64_t needed = kMaxTokens * kPerToken * EP;
+    Planned p(group, places, 1.0 / 3);
+    const int64_t needed = kMaxTokens * kPerToken * EP, copies = kMaxTokens * EP;
+    const bool room_for_copies = EP == 1 || places == CopyPlaces::kFixed || copies <= p.exchange.max_copies();
     const std::string message =
         message_of<CommunicationError>([&] { p.exchange.plan(ctx, p.route, kAllToTheLastExpert.expert_id(rank)); });
-    EXPECT_EQ(message, concat("expert exchange: rank ", EP - 1, " of the expert group would receive ", needed,
-                              " rows, more than its room for 24; raise parallel.max_rows_factor, or set it to 0"));
+    EXPECT_EQ(message, concat("expert exchange: rank ", EP - 1, " of the expert group would receive ",
+                              room_for_copies ? concat(needed, " rows, more than its room for 16")
+                                              : concat(copies, " copies of tokens, more than its room for 16 rows"),
+                              "; raise parallel.max_rows_factor, or set it to 0"));
     // Everybody gave up at the same place, so the group is still in step.
     p.exchange.plan(ctx, p.route, kNobodyRoutes.expert_id(rank));
     EXPECT_EQ(p.route.num_rows, 0);
@@ -317,19 +362,17 @@ class DamagedCounts final : public Communicator {
 
 TEST(ExpertExchange, AFlippedCountNamesTheTwoRanks) {
   Context ctx = Context::cpu();
-  for_every_group([&](Communicator& group) {
+  for_every_group([&](Communicator& group, CopyPlaces places) {
     const int EP = group.size();
-    const int64_t El = kNumExperts / EP, numbers = EP * (El + 1) * EP;
-    for (int64_t position = 0; position < numbers; ++position) {
+    if (EP == 1 || places == CopyPlaces::kFixed) return;  // no counts travel
+    for (int64_t position = 0; position < 2 * EP * EP; ++position) {
       DamagedCounts damaged(group, position);
       Planned p(damaged);
       const std::string message =
           message_of<CommunicationError>([&] { p.exchange.plan(ctx, p.route, kUneven.expert_id(world().rank())); });
-      const int64_t from = position / (EP * (El + 1)), to = position / (El + 1) % EP;
+      const int64_t from = position / (2 * EP), to = position / 2 % EP;
       EXPECT_EQ(message.rfind(concat("expert exchange: rank ", from, " announces "), 0), 0u) << message;
-      EXPECT_NE(
-          message.find(concat(" rows for rank ", to, " of the expert group, but its counts per expert add up to ")),
-          std::string::npos)
+      EXPECT_NE(message.find(concat(" rows for rank ", to, " of the expert group, but repeats ")), std::string::npos)
           << message;
     }
   });

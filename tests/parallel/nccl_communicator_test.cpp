@@ -194,57 +194,106 @@ TEST_F(NcclCommunicator, TwoRanksOnOneGpuAreRefusedByName) {
   Context::gpu(world().rank());  // the thread's current device again
 }
 
-// The rows of an exchange between GPUs are those of an exchange over MPI, bit for bit: uneven numbers of tokens,
-// dropped pairs, experts without rows.
+// An exchange with the memory of one route.
+constexpr int64_t kExperts = 8, kPerToken = 3, kTokens = 300, kWidth = 64;
+struct Exchange {
+  ExpertExchange exchange;
+  ExpertRoute route;
+  Arena memory;
+  Exchange(Communicator& group, Device device, CopyPlaces places)
+      : exchange(group, kExperts, kPerToken, kTokens, 0, places) {
+    Planner planner;
+    exchange.plan_memory(planner, route);
+    memory = Arena("a route", planner, device);
+  }
+};
+
+// Uneven, some pairs dropped, an expert without rows.
+Tensor expert_ids(int rank, int64_t N) {
+  Tensor ids = allocate({N, kPerToken}, DType::kI32);
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    const int64_t expert = (int64_t{7} * rank + 13 * (i / kPerToken) + 5 * (i % kPerToken) + i * i) % 9 - 1;
+    ids.data<int32_t>()[i] = static_cast<int32_t>(expert == 5 ? 2 : expert);
+  }
+  return ids;
+}
+
+// The rows of an exchange between GPUs are those of an exchange over MPI, bit for bit, whatever the way of the copies;
+// twice, so that what an earlier call left is seen.
 TEST_F(NcclCommunicator, ExpertExchangeGivesTheRowsOfTheCpu) {
-  constexpr int64_t kExperts = 8, kPerToken = 3, kTokens = 300, C = 64;
   const int rank = world().rank();
   Context cpu = Context::cpu();
   const auto host = world().split(0);
-  for (const int64_t N : {int64_t{200} + 37 * rank, int64_t{rank == 0 ? 0 : 100}}) {
-    Tensor expert_id = allocate({N, kPerToken}, DType::kI32);
-    for (int64_t i = 0; i < expert_id.numel(); ++i) {
-      const int64_t expert = (int64_t{7} * rank + 13 * (i / kPerToken) + 5 * (i % kPerToken) + i * i) % 9 - 1;
-      expert_id.data<int32_t>()[i] = static_cast<int32_t>(expert == 5 ? 2 : expert);
+  Exchange on_cpu(*host, Device::kCpu, CopyPlaces::kPacked);
+  for (const CopyPlaces places : {CopyPlaces::kPacked, CopyPlaces::kFixed}) {
+    Exchange on_gpu(nccl(), Device::kCuda, places);
+    for (const int64_t N : {kTokens, int64_t{200} + 37 * rank, int64_t{rank == 0 ? 0 : 100}, kTokens}) {
+      SCOPED_TRACE(concat(places == CopyPlaces::kPacked ? "packed, " : "fixed places, ", N, " tokens"));
+      const Tensor ids = expert_ids(rank, N), x = random_normal({N, kWidth}, DType::kF32, 1 + rank),
+                   gate = random_normal({N, kPerToken}, DType::kF32, 11);
+      on_cpu.exchange.plan(cpu, on_cpu.route, ids);
+      on_gpu.exchange.plan(gpu(), on_gpu.route, to_gpu(ids));
+      expect_same_bits(to_cpu(on_gpu.route.rows_per_expert()), on_cpu.route.rows_per_expert(), "rows_per_expert");
+      const int64_t R = on_cpu.route.num_rows, R_gpu = on_gpu.route.num_rows;
+      ASSERT_GE(R_gpu, R);
+
+      Tensor rows = poisoned({R, kWidth}, DType::kF32), row_gate = poisoned({R}, DType::kF32);
+      Tensor gpu_rows = poisoned_on_gpu({R_gpu, kWidth}, DType::kF32);
+      Tensor gpu_row_gate = poisoned_on_gpu({R_gpu}, DType::kF32);
+      on_cpu.exchange.dispatch(cpu, rows, x, on_cpu.route);
+      on_cpu.exchange.dispatch_gates(cpu, row_gate, gate, on_cpu.route);
+      on_gpu.exchange.dispatch(gpu(), gpu_rows, to_gpu(x), on_gpu.route);
+      on_gpu.exchange.dispatch_gates(gpu(), gpu_row_gate, to_gpu(gate), on_gpu.route);
+      expect_same_bits(to_cpu(gpu_rows.rows(0, R)), rows, "rows");
+      expect_same_bits(to_cpu(gpu_row_gate.rows(0, R)), row_gate, "row_gate");
+
+      Tensor y = poisoned({N, kWidth}, DType::kF32), d_gate = poisoned({N, kPerToken}, DType::kF32);
+      Tensor gpu_y = poisoned_on_gpu({N, kWidth}, DType::kF32);
+      Tensor gpu_d_gate = poisoned_on_gpu({N, kPerToken}, DType::kF32);
+      on_cpu.exchange.combine(cpu, y, rows, on_cpu.route);
+      on_cpu.exchange.return_gates(cpu, d_gate, row_gate, on_cpu.route);
+      on_gpu.exchange.combine(gpu(), gpu_y, gpu_rows, on_gpu.route);
+      on_gpu.exchange.return_gates(gpu(), gpu_d_gate, gpu_row_gate, on_gpu.route);
+      expect_same_bits(to_cpu(gpu_y), y, "y");
+      expect_same_bits(to_cpu(gpu_d_gate), d_gate, "returned gates");
     }
-    const Tensor x = random_normal({N, C}, DType::kF32, 1 + rank),
-                 gate = random_normal({N, kPerToken}, DType::kF32, 11);
+  }
+}
 
-    struct Side {
-      ExpertExchange exchange;
-      ExpertRoute route;
-      Arena memory;
-      Side(Communicator& group, Device device) : exchange(group, kExperts, kPerToken, kTokens, 0) {
-        Planner planner;
-        exchange.plan_memory(planner, route);
-        memory = Arena("a route", planner, device);
+// In bf16 the sum of a token's rows on a rank is rounded once before it travels, and so is the sum over the ranks.
+TEST_F(NcclCommunicator, ExpertExchangeRoundsEachRanksSumOnce) {
+  const int rank = world().rank(), ranks = world().size();
+  const int64_t N = 250 + rank, El = kExperts / ranks;
+  const Tensor ids = expert_ids(rank, N);
+  auto of_expert = [](int64_t expert, int64_t n) {
+    return float(BFloat16(0.1f * float(expert + 1) + 0.37f * float(n)));
+  };
+  Tensor expected = allocate({N, 1}, DType::kBF16);
+  for (int64_t n = 0; n < N; ++n) {
+    float sum = 0;
+    for (int r = 0; r < ranks; ++r) {
+      float of_rank = 0;
+      for (int64_t k = 0; k < kPerToken; ++k) {
+        const int64_t expert = ids.data<int32_t>()[n * kPerToken + k];
+        if (expert >= 0 && expert / El == r) of_rank += of_expert(expert, n);
       }
-    };
-    Side on_cpu(*host, Device::kCpu), on_gpu(nccl(), Device::kCuda);
-    on_cpu.exchange.plan(cpu, on_cpu.route, expert_id);
-    on_gpu.exchange.plan(gpu(), on_gpu.route, to_gpu(expert_id));
-    const Tensor rows_per_expert = to_cpu(on_gpu.route.rows_per_expert);
-    expect_same_bits(rows_per_expert, on_cpu.route.rows_per_expert, "rows_per_expert");
-    const int64_t R = on_cpu.route.num_rows, R_gpu = on_gpu.route.num_rows;
-    ASSERT_GE(R_gpu, R);
-
-    Tensor rows = poisoned({R, C}, DType::kF32), row_gate = poisoned({R}, DType::kF32);
-    Tensor gpu_rows = poisoned_on_gpu({R_gpu, C}, DType::kF32), gpu_row_gate = poisoned_on_gpu({R_gpu}, DType::kF32);
-    on_cpu.exchange.dispatch(cpu, rows, x, on_cpu.route);
-    on_cpu.exchange.dispatch_gates(cpu, row_gate, gate, on_cpu.route);
-    on_gpu.exchange.dispatch(gpu(), gpu_rows, to_gpu(x), on_gpu.route);
-    on_gpu.exchange.dispatch_gates(gpu(), gpu_row_gate, to_gpu(gate), on_gpu.route);
-    expect_same_bits(to_cpu(gpu_rows.rows(0, R)), rows, "rows");
-    expect_same_bits(to_cpu(gpu_row_gate.rows(0, R)), row_gate, "row_gate");
-
-    Tensor y = poisoned({N, C}, DType::kF32), d_gate = poisoned({N, kPerToken}, DType::kF32);
-    Tensor gpu_y = poisoned_on_gpu({N, C}, DType::kF32), gpu_d_gate = poisoned_on_gpu({N, kPerToken}, DType::kF32);
-    on_cpu.exchange.combine(cpu, y, rows, on_cpu.route);
-    on_cpu.exchange.return_gates(cpu, d_gate, row_gate, on_cpu.route);
-    on_gpu.exchange.combine(gpu(), gpu_y, gpu_rows, on_gpu.route);
-    on_gpu.exchange.return_gates(gpu(), gpu_d_gate, gpu_row_gate, on_gpu.route);
-    expect_same_bits(to_cpu(gpu_y), y, "y");
-    expect_same_bits(to_cpu(gpu_d_gate), d_gate, "returned gates");
+      sum += float(BFloat16(of_rank));
+    }
+    expected.data<BFloat16>()[n] = BFloat16(sum);
+  }
+  for (const CopyPlaces places : {CopyPlaces::kPacked, CopyPlaces::kFixed}) {
+    Exchange e(nccl(), Device::kCuda, places);
+    e.exchange.plan(gpu(), e.route, to_gpu(ids));
+    // Every pair's number of its own, as gates travel, is the row that comes back.
+    Tensor numbers = allocate({N, kPerToken}, DType::kF32);
+    for (int64_t i = 0; i < numbers.numel(); ++i)
+      numbers.data<float>()[i] = of_expert(ids.data<int32_t>()[i], i / kPerToken);
+    Tensor row_numbers = poisoned_on_gpu({e.route.num_rows}, DType::kF32);
+    e.exchange.dispatch_gates(gpu(), row_numbers, to_gpu(numbers), e.route);
+    Tensor rows = poisoned_on_gpu({e.route.num_rows, 1}, DType::kBF16), y = poisoned_on_gpu({N, 1}, DType::kBF16);
+    convert(gpu(), rows, row_numbers.view({e.route.num_rows, 1}));
+    e.exchange.combine(gpu(), y, rows, e.route);
+    expect_same_bits(to_cpu(y), expected, "y");
   }
 }
 

@@ -47,7 +47,8 @@ int64_t scratch_bound_bytes(const RunConfig& config, int64_t R) {
   const int64_t stream = (config.mtp.on() ? 7 : 3) * N * C * s;
 
   // Backward of the experts and of the exchange, then of the router and the shared expert.
-  const int64_t exchange = config.parallel.expert > 1 ? (N * K + R) * C * s : 0;
+  const int64_t EP = config.parallel.expert;
+  const int64_t exchange = EP > 1 ? (std::min(EP, K) + EP) * N * C * s : 0;  // copies of tokens sent and received
   const int64_t experts = 3 * R * F * s + R * (F / 128 + 1) * w;
   const int64_t shared = N * E * s + 3 * N * Fs * s;
   const int64_t moe = 2 * R * C * s + (R + N * K) * w + std::max({exchange, experts, shared});

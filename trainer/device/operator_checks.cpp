@@ -293,10 +293,17 @@ void check_expert_rows(CheckSide& s, const ModelConfig& m) {
   combine_rows(s.ctx(), y, rows, order);
   s.result("combine_rows", "y", y);
 
-  Tensor moved = s.unwritten({R, C}, kActivation);
-  const std::array blocks = {RowBlock{1, 0, R - 3}, RowBlock{0, R - 3, 1}, RowBlock{R - 2, R - 2, 2}};
-  move_row_blocks(s.ctx(), moved, rows.rows(0, R), blocks.data(), static_cast<int64_t>(blocks.size()));
-  s.result("move_row_blocks", "dst", moved);
+  // The experts on two ranks, as far as they go.
+  const int64_t El = (E + 1) / 2;
+  Tensor place = s.unwritten({N, std::min<int64_t>(K, 2)}, DType::kI32), local_ids = s.input(ids, {N, K});
+  token_places(s.ctx(), place, expert_id, El, N, 1);
+  s.result("token_places", "place", place);
+  local_expert_ids(s.ctx(), local_ids, El, El);
+  s.result("local_expert_ids", "ids", local_ids);
+  Tensor counts = s.input(std::vector<int64_t>{3, 0, R, 5}, {4}), needed = s.input(std::vector<int64_t>{2}, {1});
+  limit_rows(s.ctx(), counts, needed, R);
+  s.result("limit_rows", "rows_per_expert", counts);
+  s.result("limit_rows", "needed", needed);
 
   // A number per pair, as the gates travel.
   const ExpertOrder per_pair = {order.row_of_slot.view({N * K, 1}), order.slot_of_row, order.rows_per_expert};

@@ -314,10 +314,8 @@ TEST_P(DeterminismCuda, MixtureOfExperts) {
   Tensor gathered = narrow({N * K, C}), combined = narrow({N, C});
   expect_one_hash("gather_rows", {gathered}, [&] { gather_rows(gpu, gathered, x, order); });
   expect_one_hash("combine_rows", {combined}, [&] { combine_rows(gpu, combined, gathered, order); });
-  const std::vector<RowBlock> blocks = {{0, 700, 300}, {300, 0, 700}, {1000, 1000, 3000}};
-  Tensor moved = narrow({N * K, C});
-  expect_one_hash("move_row_blocks", {moved},
-                  [&] { move_row_blocks(gpu, moved, gathered, blocks.data(), static_cast<int64_t>(blocks.size())); });
+  Tensor place = empty({N, std::min<int64_t>(K, 2)}, DType::kI32);
+  expect_one_hash("token_places", {place}, [&] { token_places(gpu, place, out.expert_id, E / 2, N, 1); });
 
   // More rows than are used, as under a bound.
   Tensor rows = random({R, C}), d_out = random({R, C});

@@ -113,20 +113,34 @@ TEST_P(ExpertRowsCuda, UnalignedRows) {
   expect_matches(gpu_rows, rows, "rows", kExact);
 }
 
-TEST_P(ExpertRowsCuda, MovesBlocksOfRows) {
-  for (int64_t C : {1, 24, 2048}) {
-    // Reversed blocks of 0, 1, 2, 3, 4 rows and so on; more of them than one launch takes.
-    std::vector<RowBlock> blocks;
-    int64_t R = 0;
-    for (int64_t b = 0; b < 300; ++b) blocks.push_back({0, R, b % 5}), R += b % 5;
-    int64_t to = R;
-    for (RowBlock& block : blocks) block.to = to -= block.rows;
-    const Tensor src = rounded(random_f64({R, C}, 1));
-    Tensor dst = zeros_f64({R, C}), gpu_dst = on_gpu({R, C}, activation());
-    move_row_blocks(cpu, dst, src, blocks.data(), static_cast<int64_t>(blocks.size()));
-    move_row_blocks(gpu, gpu_dst, CudaTest::to_gpu(src, activation()), blocks.data(),
-                    static_cast<int64_t>(blocks.size()));
-    expect_matches(gpu_dst, dst, "dst", kExact);
+TEST_P(ExpertRowsCuda, PlacesIdsAndLimits) {
+  if (activation() != DType::kF32) GTEST_SKIP() << "has no activations";
+  for (const auto& [N, K, E, ranks] :
+       {std::array<int64_t, 4>{1, 1, 1, 1}, {700, 3, 8, 2}, {3000, 10, 512, 4}, {90, 4, 64, 64}}) {
+    SCOPED_TRACE(::testing::Message() << N << " x " << K << " of " << E << " on " << ranks);
+    const int64_t El = E / ranks, S = std::min(K, ranks);
+    const Tensor ids = random_ids(N, K, E, 7), gpu_ids = CudaTest::to_gpu(ids);
+    for (const auto& [rank_stride, token_stride] : {std::array<int64_t, 2>{1, 0}, {N + 3, 1}}) {
+      Tensor place = poisoned({N, S}, DType::kI32), gpu_place = on_gpu({N, S}, DType::kI32);
+      token_places(cpu, place, ids, El, rank_stride, token_stride);
+      token_places(gpu, gpu_place, gpu_ids, El, rank_stride, token_stride);
+      expect_same_bits(to_cpu(gpu_place), place, "place");
+    }
+    local_expert_ids(cpu, ids, E / 3, El);
+    local_expert_ids(gpu, gpu_ids, E / 3, El);
+    expect_same_bits(to_cpu(gpu_ids), ids, "ids");
+
+    Tensor rows = zeros({E}, DType::kI64), needed = zeros({1}, DType::kI64);
+    for (int64_t e = 0; e < E; ++e) rows.data<int64_t>()[e] = e * 7 % 11;
+    const Tensor all_rows = copy_of(rows), gpu_needed = CudaTest::to_gpu(needed);
+    for (const int64_t room : {int64_t{1} << 40, 3 * E, int64_t{0}}) {
+      Tensor gpu_rows = CudaTest::to_gpu(all_rows);
+      rows = copy_of(all_rows);
+      limit_rows(cpu, rows, needed, room);
+      limit_rows(gpu, gpu_rows, gpu_needed, room);
+      expect_same_bits(to_cpu(gpu_rows), rows, "rows_per_expert");
+      expect_same_bits(to_cpu(gpu_needed), needed, "needed");
+    }
   }
 }
 

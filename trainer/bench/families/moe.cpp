@@ -1,3 +1,4 @@
+#include "kernels/core/copy.h"
 #include "kernels/expert_rows.h"
 #include "kernels/experts.h"
 #include "kernels/load_balance.h"
@@ -32,21 +33,6 @@ ExpertOrder ordered(Workbench& b, const RouterOutputs& router, int64_t E) {
                              b.empty({E}, DType::kI64)};
   expert_order(b.ctx(), order, router.expert_id);
   return order;
-}
-
-// What a rank of four receives, in the order of the ranks, goes to the order of its experts.
-std::vector<RowBlock> blocks_of_four_ranks(int64_t E, int64_t R) {
-  const int64_t num_ranks = 4, El = E / num_ranks;
-  auto first = [&](int64_t rank, int64_t expert) { return R * (rank * El + expert) / (num_ranks * El); };
-  std::vector<RowBlock> blocks;
-  int64_t to = 0;
-  for (int64_t expert = 0; expert < El; ++expert)
-    for (int64_t rank = 0; rank < num_ranks; ++rank) {
-      const int64_t from = first(rank, expert), rows = first(rank, expert + 1) - from;
-      blocks.push_back({to, from, rows});
-      to += rows;
-    }
-  return blocks;
 }
 
 void bench_experts_of(Workbench& b, int64_t E) {
@@ -113,7 +99,7 @@ void bench_expert_rows(Workbench& b) {
   const ExpertOrder order = ordered(b, router, E);
   const int64_t R = order.slot_of_row.numel();
   const Tensor x = b.normal({N, C}, activation);
-  Tensor rows = b.normal({R, C}, activation), moved = b.empty({R, C}, activation), y = b.empty({N, C}, activation);
+  Tensor rows = b.normal({R, C}, activation), y = b.empty({N, C}, activation);
   const double narrow = double(x.bytes()), expanded = double(rows.bytes());
   b.measure("expert_order", concat(N, " x ", router.expert_id.dim(1), ", E ", E), {.bytes = 12.0 * double(R)},
             [&](int) { expert_order(b.ctx(), order, router.expert_id); });
@@ -126,9 +112,14 @@ void bench_expert_rows(Workbench& b) {
   Tensor row_gate = b.empty({R, 1}, wide);
   b.measure("gather_rows", concat(R, " x 1"), {.bytes = 12.0 * double(R)},
             [&](int) { gather_rows(b.ctx(), row_gate, gate, per_pair); });
-  const std::vector<RowBlock> blocks = blocks_of_four_ranks(E, R);
-  b.measure("move_row_blocks", concat(shape, ", ", blocks.size(), " blocks"), {.bytes = 2 * expanded},
-            [&](int) { move_row_blocks(b.ctx(), moved, rows, blocks.data(), std::ssize(blocks)); });
+  // Where tokens go on four ranks, and which of the pairs are of one.
+  const int64_t K = router.expert_id.dim(1), S = std::min<int64_t>(K, 4), El = E / 4;
+  Tensor place = b.empty({N, S}, DType::kI32), ids = b.empty({N, K}, DType::kI32);
+  copy(b.ctx(), ids, router.expert_id);
+  b.measure("token_places", concat(N, " x ", K, ", 4 ranks"), {.bytes = 4.0 * double(N * (K + S))},
+            [&](int) { token_places(b.ctx(), place, router.expert_id, El, N, 1); });
+  b.measure("local_expert_ids", concat(N, " x ", K), {.bytes = 8.0 * double(N * K)},
+            [&](int) { local_expert_ids(b.ctx(), ids, 0, E); });
 }
 
 // All experts, and those of a rank of four, which get as many rows together.
