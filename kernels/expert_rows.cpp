@@ -60,7 +60,7 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
   cpu::gather_rows(ctx, rows, x, order);
 }
 
-void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order) {
+void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
   const OperatorScope scope(ctx, "combine_rows");
   const int64_t R = rows.dim(0), N = y.dim(0), C = y.dim(1);
   check_shapes({{"y", y, {N, C}}, {"rows", rows, {R, C}}});
@@ -68,9 +68,9 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
   check_order(order, N);
   if (N == 0) return;
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::combine_rows(ctx, y, rows, order);
+    if (ctx.on_cuda()) return cuda::combine_rows(ctx, y, rows, order, accumulate);
   }
-  cpu::combine_rows(ctx, y, rows, order);
+  cpu::combine_rows(ctx, y, rows, order, accumulate);
 }
 
 void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,

@@ -2,6 +2,7 @@
 
 #include "kernels/core/context.h"
 #include "kernels/core/tensor.h"
+#include "kernels/matmul.h"
 
 namespace braid {
 
@@ -21,9 +22,10 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id);
 // that no pair has are not written.
 void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& order);
 
-// y[n] = sum over slots k = 0, 1, ... of rows[row_of_slot[n, k]]; dropped pairs add nothing.    y (N, C) overwritten
-// On the GPU neither do rows that `rows` does not have.
-void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order);
+// y[n] [+]= sum over slots k = 0, 1, ... of rows[row_of_slot[n, k]]; dropped pairs add nothing.    y (N, C)
+// On the GPU neither do rows that `rows` does not have. What y holds comes first in the sum.
+void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order,
+                  Accumulate accumulate = Accumulate::kNo);
 
 // Where a token goes: once to every rank that holds one of its experts, in the order of the ranks.
 //   place[n, i] = rank * rank_stride + n * token_stride    of the i-th such rank, -1 behind the last

@@ -44,27 +44,30 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
   const int64_t N = x.dim(0);
   Scratch scratch(ctx);
 
+  // Rows travel beside the router and the shared expert, and back beside the rest of that.
+  Tensor travelling;
+  if (exchange_.starts_before_plan()) travelling = exchange_.start_dispatch(ctx, scratch, x, s.route);
   Tensor logits = scratch.tensor({N, E_}, wide_dtype(x.dtype()));
   linear_forward(ctx, logits, x, p.router);
   router_forward(ctx, s.router, logits, pass.segments, norm_);
-
   exchange_.plan(ctx, s.route, s.router.expert_id);
+  if (!exchange_.starts_before_plan()) travelling = exchange_.start_dispatch(ctx, scratch, x, s.route);
+  const Tensor travelling_gates = exchange_.start_dispatch_gates(ctx, scratch, s.router.gate, s.route);
+  linear_forward(ctx, s.shared_a, x, p.shared.gate_proj);
   const int64_t R = s.route.num_rows;
   Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R), rows_out = scratch.tensor({R, C_}, x.dtype());
-  Tensor h = scratch.tensor({N, Fs_}, x.dtype());
-  exchange_.dispatch_gates(ctx, row_gate, s.router.gate, s.route);
-  {
-    Scratch transfer(ctx);
-    const Tensor travelling = exchange_.start_dispatch(ctx, transfer, x, s.route);
-    linear_forward(ctx, s.shared_a, x, p.shared.gate_proj);
-    linear_forward(ctx, s.shared_b, x, p.shared.up_proj);
-    linear_forward(ctx, s.shared_gate, x, p.shared.gate);
-    swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
-    exchange_.finish_dispatch(ctx, rows, travelling, s.route);
-  }
+  exchange_.finish_dispatch_gates(ctx, row_gate, travelling_gates, s.route);
+  exchange_.finish_dispatch(ctx, rows, travelling, s.route);
+
   experts_forward(ctx, rows_out, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert(), p.experts);
-  exchange_.combine(ctx, y, rows_out, s.route);
-  linear_forward(ctx, y, h, p.shared.down_proj, Accumulate::kYes);
+
+  travelling = exchange_.start_combine(ctx, scratch, rows_out, s.route);
+  Tensor h = scratch.tensor({N, Fs_}, x.dtype());
+  linear_forward(ctx, s.shared_b, x, p.shared.up_proj);
+  linear_forward(ctx, s.shared_gate, x, p.shared.gate);
+  swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
+  linear_forward(ctx, y, h, p.shared.down_proj);
+  exchange_.finish_combine(ctx, y, travelling, s.route, Accumulate::kYes);
 }
 
 void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
@@ -80,7 +83,7 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
   Tensor d_b = scratch.tensor({N, Fs_}, dtype), d_shared_gate = scratch.tensor({N, 1}, dtype);
   Tensor d_a = d_h;
 
-  // The transpose of combine brings d_y to the experts; meanwhile the shared expert, all but its part of d_x.
+  // The transpose of combine brings d_y to the experts; meanwhile part of the shared expert.
   {
     Scratch transfer(ctx);
     const Tensor travelling = exchange_.start_dispatch(ctx, transfer, d_y, s.route);
@@ -88,8 +91,6 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
     linear_backward_weight(ctx, g.shared.down_proj, d_y, h);
     linear_backward_input(ctx, d_h, d_y, p.shared.down_proj);
     swiglu_backward(ctx, d_a, d_b, d_shared_gate, d_h, s.shared_a, s.shared_b, s.shared_gate);
-    linear_backward_weight(ctx, g.shared.gate_proj, d_a, x);
-    linear_backward_weight(ctx, g.shared.up_proj, d_b, x);
     linear_backward_weight(ctx, g.shared.gate, d_shared_gate, x);
     exchange_.finish_dispatch(ctx, d_rows_out, travelling, s.route);
   }
@@ -97,19 +98,19 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
   experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),
                    s.route.rows_per_expert(), p.experts);
 
-  // The transpose of dispatch brings d_x back; meanwhile the router.
-  exchange_.return_gates(ctx, d_gate, d_row_gate, s.route);
-  {
-    Scratch transfer(ctx);
-    const Tensor travelling = exchange_.start_combine(ctx, transfer, d_rows, s.route);
-    router_backward(ctx, d_logits, d_gate, pass.balance.d_prob, pass.balance.z_weight, s.router, pass.segments, norm_);
-    linear_backward_weight(ctx, g.router, d_logits, x);
-    exchange_.finish_combine(ctx, d_x, travelling, s.route);
-  }
-  linear_backward_input(ctx, d_x, d_logits, p.router, Accumulate::kYes);
-  linear_backward_input(ctx, d_x, d_a, p.shared.gate_proj, Accumulate::kYes);
+  // The transpose of dispatch brings d_x back; meanwhile the rest, which is also first in the sum.
+  const Tensor travelling_gates = exchange_.start_return_gates(ctx, scratch, d_row_gate, s.route);
+  const Tensor travelling = exchange_.start_combine(ctx, scratch, d_rows, s.route);
+  linear_backward_weight(ctx, g.shared.gate_proj, d_a, x);
+  linear_backward_weight(ctx, g.shared.up_proj, d_b, x);
+  linear_backward_input(ctx, d_x, d_a, p.shared.gate_proj);
   linear_backward_input(ctx, d_x, d_b, p.shared.up_proj, Accumulate::kYes);
   linear_backward_input(ctx, d_x, d_shared_gate, p.shared.gate, Accumulate::kYes);
+  exchange_.finish_return_gates(ctx, d_gate, travelling_gates, s.route);
+  router_backward(ctx, d_logits, d_gate, pass.balance.d_prob, pass.balance.z_weight, s.router, pass.segments, norm_);
+  linear_backward_weight(ctx, g.router, d_logits, x);
+  linear_backward_input(ctx, d_x, d_logits, p.router, Accumulate::kYes);
+  exchange_.finish_combine(ctx, d_x, travelling, s.route, Accumulate::kYes);
 }
 
 }  // namespace braid

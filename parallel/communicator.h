@@ -39,6 +39,9 @@ class Communicator {
   virtual void broadcast(Context& ctx, Tensor in_out, int root) = 0;
   virtual void barrier(Context& ctx) = 0;
 
+  // Whether these are ranks with a GPU each, all in one host.
+  virtual bool gpus_of_one_host() const { return false; }
+
   // Ranks that pass the same color form a group, ordered by their rank here. Called by every member.
   virtual std::unique_ptr<Communicator> split(int color) = 0;
 };

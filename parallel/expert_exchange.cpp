@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/build_config.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/profile.h"
@@ -32,12 +33,6 @@ ExpertOrder per_pair(const ExpertOrder& order) {
   return {order.row_of_slot.view({order.row_of_slot.numel(), 1}), order.slot_of_row, order.rows_per_expert};
 }
 
-// What a profile shows of the transfers: the part that nothing else hides.
-void wait_for_transfer(Context& ctx) {
-  const OperatorScope scope(ctx, "wait_for_rows");
-  ctx.wait_for(ctx.side());
-}
-
 Tensor as_column(const Tensor& tensor) { return tensor.view({tensor.numel(), 1}); }
 
 // Whole numbers of 4 bytes as what gather_rows takes, which copies bits.
@@ -46,9 +41,9 @@ Tensor as_float(Tensor ids) { return Tensor(ids.raw(), DType::kF32, ids.shape(),
 }  // namespace
 
 ExpertExchange::ExpertExchange(Communicator& group, int64_t num_experts, int64_t experts_per_token, int64_t max_tokens,
-                               double max_rows_factor, CopyPlaces places)
+                               double max_rows_factor, std::optional<CopyPlaces> places)
     : group_(group),
-      places_(places),
+      places_(places.value_or(group.gpus_of_one_host() ? CopyPlaces::kFixed : CopyPlaces::kPacked)),
       num_experts_(num_experts),
       experts_per_token_(experts_per_token),
       max_tokens_(max_tokens) {
@@ -63,13 +58,18 @@ ExpertExchange::ExpertExchange(Communicator& group, int64_t num_experts, int64_t
       max_rows_factor > 0 && bound < static_cast<double>(worst))
     max_rows_ = static_cast<int64_t>(bound);
   max_copies_ = max_tokens * group.size();
-  if (places == CopyPlaces::kPacked) max_copies_ = std::min(max_copies_, max_rows_);  // a copy has a row at least
+  if (places_ == CopyPlaces::kPacked) max_copies_ = std::min(max_copies_, max_rows_);  // a copy has a row at least
 }
 
 int64_t ExpertExchange::most_ranks_of_a_token() const { return std::min<int64_t>(experts_per_token_, group_.size()); }
 
 int64_t ExpertExchange::num_tokens(const ExpertRoute& route) const {
   return (group_.size() == 1 ? route.order : route.copies).row_of_slot.dim(0);
+}
+
+int64_t ExpertExchange::window_bytes(int64_t C, DType dtype) const {
+  if (places_ != CopyPlaces::kFixed || !group_.gpus_of_one_host() || group_.size() == 1) return 0;
+  return 2 * max_copies_ * (C * size_of(dtype) + experts_per_token_ * size_of(wide_dtype(dtype)));
 }
 
 void ExpertExchange::plan_memory(Planner& planner, ExpertRoute& route) const {
@@ -105,8 +105,8 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
       copy(ctx, ids.rows(0, N), expert_id);
       copy(ctx, ids.rows(N, max_tokens_), Tensor::of(none.data(), {max_tokens_ - N, K}));
     }
-    ids = send_to_experts(ctx, scratch, as_float(ids), route);
-    wait_for_transfer(ctx);
+    ids = send_to_experts(ctx, scratch, numbers_, as_float(ids), route);
+    wait_for(ctx, numbers_);
     ids = Tensor(ids.raw(), DType::kI32, ids.shape(), ids.device());
     local_expert_ids(ctx, ids, group_.rank() * El, El);
   }
@@ -194,13 +194,40 @@ void ExpertExchange::check_room(Context& ctx) {
                               max_rows_, "; raise parallel.max_rows_factor, or set it to 0");
 }
 
-// x (N, C) -> (U, C), a copy of a token's row at each of its places. It is there once ctx has waited for its side.
-// Alone, a rank's tokens are their copies.
-Tensor ExpertExchange::send_to_experts(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route) {
+// Null where the GPUs cannot write into each other's memory. Made at the first call, and again if it is too small.
+PeerWindows* ExpertExchange::windows([[maybe_unused]] Context& ctx, Lane& lane, [[maybe_unused]] int64_t bytes) {
+  if constexpr (kWithCuda) {
+    if (!ctx.on_cuda() || places_ != CopyPlaces::kFixed || !group_.gpus_of_one_host() || lane.none) return nullptr;
+    if (!lane.windows || lane.windows->bytes() < bytes) {
+      ctx.synchronize();
+      group_.barrier(ctx);  // nobody's rows are under way
+      lane.windows.reset();
+      lane.windows = open_peer_windows(ctx, group_, bytes);
+      lane.none = lane.windows == nullptr;
+    }
+  }
+  return lane.windows.get();
+}
+
+void ExpertExchange::wait_for(Context& ctx, const Lane& lane) const {
+  if (group_.size() == 1) return;
+  const OperatorScope scope(ctx, lane.waiting);
+  if (lane.windows) lane.windows->wait(ctx);
+  else ctx.wait_for(ctx.side());
+}
+
+// x (N, C) -> (U, C), a copy of a token's row at each of its places, which is there after wait_for. Alone, a rank's
+// tokens are their copies.
+Tensor ExpertExchange::send_to_experts(Context& ctx, Scratch& scratch, Lane& lane, const Tensor& x,
+                                       const ExpertRoute& route) {
   if (group_.size() == 1) return x;
   const int64_t N = x.dim(0), C = x.dim(1), size = group_.size();
   if (places_ == CopyPlaces::kFixed) {
-    Tensor copies = scratch.tensor({size * max_tokens_, C}, x.dtype());
+    const Shape all = {size * max_tokens_, C};
+    if (PeerWindows* window = windows(ctx, lane, all.numel() * size_of(x.dtype()))) {
+      return window->all_gather(ctx, x, max_tokens_);
+    }
+    Tensor copies = scratch.tensor(all, x.dtype());
     Tensor own = copies.rows(group_.rank() * max_tokens_, (group_.rank() + 1) * max_tokens_);
     copy(ctx, own.rows(0, N), x);
     ctx.side().wait_for(ctx);
@@ -216,7 +243,9 @@ Tensor ExpertExchange::send_to_experts(Context& ctx, Scratch& scratch, const Ten
 }
 
 // The way back: copies (U, C) -> what the places of this rank's tokens hold, in the order of route.copies.
-Tensor ExpertExchange::send_to_tokens(Context& ctx, Scratch& scratch, const Tensor& copies, const ExpertRoute& route) {
+Tensor ExpertExchange::send_to_tokens(Context& ctx, Scratch& scratch, Lane& lane, const Tensor& copies,
+                                      const ExpertRoute& route) {
+  if (PeerWindows* window = windows(ctx, lane, copies.bytes())) return window->all_to_all(ctx, copies);
   Tensor returned = scratch.tensor({sum_of(route.send_rows), copies.dim(1)}, copies.dtype());
   ctx.side().wait_for(ctx);
   group_.all_to_all_rows(ctx.side(), returned, route.send_rows, copies, route.recv_rows);
@@ -234,14 +263,14 @@ void ExpertExchange::combine(Context& ctx, Tensor y, const Tensor& rows, const E
 }
 
 Tensor ExpertExchange::start_dispatch(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route) {
-  check_shapes({{"x", x, {num_tokens(route), x.dim(1)}}});
-  return send_to_experts(ctx, scratch, x, route);
+  if (!starts_before_plan()) check_shapes({{"x", x, {num_tokens(route), x.dim(1)}}});
+  return send_to_experts(ctx, scratch, rows_, x, route);
 }
 
 void ExpertExchange::finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const ExpertRoute& route) {
   check_shapes({{"rows", rows, {route.num_rows, travelling.dim(1)}}});
   check_dtype(travelling.dtype(), {{"rows", rows}});
-  if (group_.size() > 1) wait_for_transfer(ctx);
+  wait_for(ctx, rows_);
   gather_rows(ctx, rows, travelling, route.order);
 }
 
@@ -250,37 +279,59 @@ Tensor ExpertExchange::start_combine(Context& ctx, Scratch& scratch, const Tenso
   if (group_.size() == 1) return rows;  // their sums are those of the tokens
   Tensor copies = scratch.tensor({sum_of(route.recv_rows), rows.dim(1)}, rows.dtype());
   combine_rows(ctx, copies, rows, route.order);
-  return send_to_tokens(ctx, scratch, copies, route);
+  return send_to_tokens(ctx, scratch, rows_, copies, route);
 }
 
-void ExpertExchange::finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route) {
+void ExpertExchange::finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route,
+                                    Accumulate accumulate) {
   check_shapes({{"y", y, {num_tokens(route), travelling.dim(1)}}});
   check_dtype(y.dtype(), {{"rows", travelling}});
-  if (group_.size() > 1) wait_for_transfer(ctx);
-  combine_rows(ctx, y, travelling, group_.size() == 1 ? route.order : route.copies);
+  wait_for(ctx, rows_);
+  combine_rows(ctx, y, travelling, group_.size() == 1 ? route.order : route.copies, accumulate);
+}
+
+void ExpertExchange::dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route) {
+  Scratch scratch(ctx);
+  finish_dispatch_gates(ctx, row_gate, start_dispatch_gates(ctx, scratch, gate, route), route);
+}
+
+void ExpertExchange::return_gates(Context& ctx, Tensor gate, const Tensor& row_gate, const ExpertRoute& route) {
+  Scratch scratch(ctx);
+  finish_return_gates(ctx, gate, start_return_gates(ctx, scratch, row_gate, route), route);
 }
 
 // A token's gates travel as a row of K to every rank of its experts, and there each pair takes its own.
-void ExpertExchange::dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route) {
-  check_shapes({{"row_gate", row_gate, {route.num_rows}}, {"gate", gate, {num_tokens(route), experts_per_token_}}});
-  check_dtype(gate.dtype(), {{"row_gate", row_gate}});
-  Scratch scratch(ctx);
-  const Tensor copies = send_to_experts(ctx, scratch, gate, route);
-  if (group_.size() > 1) wait_for_transfer(ctx);
-  gather_rows(ctx, as_column(row_gate), as_column(copies), per_pair(route.order));
+Tensor ExpertExchange::start_dispatch_gates(Context& ctx, Scratch& scratch, const Tensor& gate,
+                                            const ExpertRoute& route) {
+  check_shapes({{"gate", gate, {num_tokens(route), experts_per_token_}}});
+  return send_to_experts(ctx, scratch, numbers_, gate, route);
+}
+
+void ExpertExchange::finish_dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& travelling,
+                                           const ExpertRoute& route) {
+  check_shapes({{"row_gate", row_gate, {route.num_rows}}});
+  check_dtype(travelling.dtype(), {{"row_gate", row_gate}});
+  wait_for(ctx, numbers_);
+  gather_rows(ctx, as_column(row_gate), as_column(travelling), per_pair(route.order));
 }
 
 // A pair's number comes back in its place of the row of K; the other ranks' rows have 0 there.
-void ExpertExchange::return_gates(Context& ctx, Tensor gate, const Tensor& row_gate, const ExpertRoute& route) {
-  check_shapes({{"gate", gate, {num_tokens(route), experts_per_token_}}, {"row_gate", row_gate, {route.num_rows}}});
-  check_dtype(gate.dtype(), {{"row_gate", row_gate}});
-  if (group_.size() == 1) return combine_rows(ctx, as_column(gate), as_column(row_gate), per_pair(route.order));
-  Scratch scratch(ctx);
-  Tensor copies = scratch.tensor(route.order.row_of_slot.shape(), gate.dtype());
+Tensor ExpertExchange::start_return_gates(Context& ctx, Scratch& scratch, const Tensor& row_gate,
+                                          const ExpertRoute& route) {
+  check_shapes({{"row_gate", row_gate, {route.num_rows}}});
+  if (group_.size() == 1) return row_gate;
+  Tensor copies = scratch.tensor(route.order.row_of_slot.shape(), row_gate.dtype());
   combine_rows(ctx, as_column(copies), as_column(row_gate), per_pair(route.order));
-  const Tensor returned = send_to_tokens(ctx, scratch, copies, route);
-  wait_for_transfer(ctx);
-  combine_rows(ctx, gate, returned, route.copies);
+  return send_to_tokens(ctx, scratch, numbers_, copies, route);
+}
+
+void ExpertExchange::finish_return_gates(Context& ctx, Tensor gate, const Tensor& travelling,
+                                         const ExpertRoute& route) {
+  check_shapes({{"gate", gate, {num_tokens(route), experts_per_token_}}});
+  check_dtype(gate.dtype(), {{"row_gate", travelling}});
+  if (group_.size() == 1) return combine_rows(ctx, as_column(gate), as_column(travelling), per_pair(route.order));
+  wait_for(ctx, numbers_);
+  combine_rows(ctx, gate, travelling, route.copies);
 }
 
 }  // namespace braid

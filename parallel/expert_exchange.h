@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "kernels/core/context.h"
 #include "kernels/expert_rows.h"
 #include "parallel/communicator.h"
+#include "parallel/peer_windows.h"
 
 namespace braid {
 
@@ -39,13 +41,16 @@ struct ExpertRoute {
 // check_room), or if counts disagree.
 class ExpertExchange {
  public:
-  // max_tokens: most tokens N in a call. max_rows_factor: see ParallelConfig.
+  // max_tokens: most tokens N in a call. max_rows_factor: see ParallelConfig. places: fixed between GPUs of one host
+  // unless chosen, packed elsewhere.
   ExpertExchange(Communicator& group, int64_t num_experts, int64_t experts_per_token, int64_t max_tokens,
-                 double max_rows_factor, CopyPlaces places = CopyPlaces::kPacked);
+                 double max_rows_factor, std::optional<CopyPlaces> places = {});
 
   int64_t num_local_experts() const { return num_experts_ / group_.size(); }
   int64_t max_rows() const { return max_rows_; }      // bound on R, for the buffers of the expert layer
   int64_t max_copies() const { return max_copies_; }  // bound on U
+  // Of what the GPUs of one host write into each other's memory, rows of C elements.
+  int64_t window_bytes(int64_t C, DType dtype) const;
 
   // Memory of a route for up to max_tokens tokens.
   void plan_memory(Planner& planner, ExpertRoute& route) const;
@@ -59,14 +64,22 @@ class ExpertExchange {
   // bf16 y depends on EP to a rounding per rank.
   void combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertRoute& route);
   // Both in two parts: what ctx is given between them runs while the rows travel. The first returns what the second
-  // takes; it lies in `scratch`, or is x (rows) itself, which must not change before.
+  // takes; it lies in `scratch` or in memory of the exchange, or is x (rows) itself, which must not change before. Rows
+  // travel one transfer at a time: what has started is finished before the next starts, and so do gates.
   Tensor start_dispatch(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route);
   void finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const ExpertRoute& route);
   Tensor start_combine(Context& ctx, Scratch& scratch, const Tensor& rows, const ExpertRoute& route);
-  void finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route);
+  void finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route,
+                      Accumulate accumulate = Accumulate::kNo);
+  // Whether start_dispatch may come before plan(), because every token goes to every rank.
+  bool starts_before_plan() const { return group_.size() > 1 && places_ == CopyPlaces::kFixed; }
   // A number per pair instead of a row per token.   gate (N, K) <-> row_gate (R); dropped pairs get 0
   void dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route);
   void return_gates(Context& ctx, Tensor gate, const Tensor& row_gate, const ExpertRoute& route);
+  Tensor start_dispatch_gates(Context& ctx, Scratch& scratch, const Tensor& gate, const ExpertRoute& route);
+  void finish_dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& travelling, const ExpertRoute& route);
+  Tensor start_return_gates(Context& ctx, Scratch& scratch, const Tensor& row_gate, const ExpertRoute& route);
+  void finish_return_gates(Context& ctx, Tensor gate, const Tensor& travelling, const ExpertRoute& route);
 
   // On the GPU, where the host does not know the counts, plan() cuts what does not fit, and this tells: on every rank
   // of the group, which all must call it. Waits for ctx.
@@ -79,12 +92,21 @@ class ExpertExchange {
   Tensor needed_rows(Context& ctx);
   void plan_copies(Context& ctx, ExpertRoute& route, const Tensor& expert_id);
   void exchange_counts(Context& ctx, ExpertRoute& route);
-  Tensor send_to_experts(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route);
-  Tensor send_to_tokens(Context& ctx, Scratch& scratch, const Tensor& copies, const ExpertRoute& route);
+  // What travels apart, so that numbers that are waited for do not stand behind rows.
+  struct Lane {
+    const char* waiting;  // what a profile shows: the part that nothing else hides
+    std::unique_ptr<PeerWindows> windows;
+    bool none = false;  // the GPUs cannot
+  };
+  PeerWindows* windows(Context& ctx, Lane& lane, int64_t bytes);
+  void wait_for(Context& ctx, const Lane& lane) const;
+  Tensor send_to_experts(Context& ctx, Scratch& scratch, Lane& lane, const Tensor& x, const ExpertRoute& route);
+  Tensor send_to_tokens(Context& ctx, Scratch& scratch, Lane& lane, const Tensor& copies, const ExpertRoute& route);
 
   Communicator& group_;
   CopyPlaces places_;
   int64_t num_experts_, experts_per_token_, max_tokens_, max_rows_, max_copies_;
+  Lane rows_{"wait_for_rows"}, numbers_{"wait_for_gates"};
   std::shared_ptr<std::byte> needed_rows_;  // I64, on the device: the most that a plan found, if it may be too many
 };
 

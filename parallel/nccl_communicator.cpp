@@ -3,6 +3,7 @@
 #include <nccl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -67,6 +68,16 @@ void check_one_rank_per_gpu(Context& ctx, Communicator& host) {
                               "; start one rank per GPU");
 }
 
+bool names_of_hosts_agree(Communicator& host) {
+  using Name = std::array<char, 64>;
+  std::vector<Name> names(static_cast<size_t>(host.size()));
+  gethostname(names[host.rank()].data(), sizeof(Name) - 1);
+  Context cpu = Context::cpu();
+  Tensor all(names.data(), DType::kU8, {host.size(), int64_t{sizeof(Name)}});
+  host.all_gather(cpu, all, all.rows(host.rank(), host.rank() + 1));
+  return std::all_of(names.begin(), names.end(), [&](const Name& name) { return name == names.front(); });
+}
+
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(Context& ctx, std::unique_ptr<Communicator> host) : ctx_(ctx), host_(std::move(host)) {
@@ -74,6 +85,7 @@ class NcclCommunicator final : public Communicator {
     if (host_->rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
     host_->broadcast(cpu_, Tensor(&id, DType::kU8, {int64_t{sizeof id}}), 0);
     check_nccl(ncclCommInitRank(&comm_, host_->size(), id, host_->rank()), "ncclCommInitRank");
+    one_host_ = names_of_hosts_agree(*host_);
     auto& health_checks = ctx.gpu().health_checks;
     health_check_ = health_checks.insert(health_checks.end(), [comm = comm_] {
       ncclResult_t state = ncclSuccess;
@@ -144,6 +156,8 @@ class NcclCommunicator final : public Communicator {
 
   void barrier(Context&) override { host_->barrier(cpu_); }
 
+  bool gpus_of_one_host() const override { return one_host_; }
+
   std::unique_ptr<Communicator> split(int color) override {
     return std::make_unique<NcclCommunicator>(ctx_, host_->split(color));
   }
@@ -153,6 +167,7 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Communicator> host_;  // takes host memory, whichever context it is given with
   Context cpu_ = Context::cpu();
   ncclComm_t comm_ = nullptr;
+  bool one_host_ = false;
   std::list<std::function<void()>>::iterator health_check_;
 };
 

@@ -36,13 +36,15 @@ void TrainingState::allocate(Context& ctx) {
                                   config_.train.micro_batch_size * config_.train.seq_length,
                                   config_.parallel.max_rows_factor);
     scratch_bytes = scratch_bound_bytes(config_, exchange.max_rows());
-    check_gpu_memory({{"weights", plan_.weights.total_bytes()},
-                      {"gradients", plan_.gradients.total_bytes()},
-                      {"optimizer state", plan_.optimizer.total_bytes()},
-                      {"activations", plan_.activations.total_bytes()},
-                      {"scratch", scratch_bytes},
-                      {"libraries", library_bytes(mesh_.size())}},
-                     gpu_memory(), device_info(ctx).name);
+    check_gpu_memory(
+        {{"weights", plan_.weights.total_bytes()},
+         {"gradients", plan_.gradients.total_bytes()},
+         {"optimizer state", plan_.optimizer.total_bytes()},
+         {"activations", plan_.activations.total_bytes()},
+         {"scratch", scratch_bytes},
+         {"rows of other ranks", exchange.window_bytes(m.hidden_size, dtype_of_precision(config_.precision))},
+         {"libraries", library_bytes(mesh_.size())}},
+        gpu_memory(), device_info(ctx).name);
   }
   weights_ = Arena("weights", plan_.weights, device);
   gradients_ = Arena("gradients", plan_.gradients, device);

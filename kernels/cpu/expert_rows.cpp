@@ -86,7 +86,7 @@ void gather_rows(Context&, Tensor rows, const Tensor& x, const ExpertOrder& orde
   for (int64_t r = 0; r < R; ++r) std::memcpy(to + r * row_bytes, from + slot_of_row[r] / K * row_bytes, row_bytes);
 }
 
-void combine_rows(Context&, Tensor y, const Tensor& rows, const ExpertOrder& order) {
+void combine_rows(Context&, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
   const int64_t N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
   const int64_t used = used_rows(order);
   check<ShapeError>(rows.dim(0) >= used, "rows: has ", rows.dim(0), " rows, but rows_per_expert sums to ", used);
@@ -97,7 +97,7 @@ void combine_rows(Context&, Tensor y, const Tensor& rows, const ExpertOrder& ord
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; ++n) {
       T* sum = y_data + n * C;
-      std::fill_n(sum, C, T(0));
+      if (accumulate == Accumulate::kNo) std::fill_n(sum, C, T(0));
       for (int64_t k = 0; k < K; ++k) {
         const int64_t row = row_of_slot[n * K + k];
         if (row >= 0) add_row(sum, rows_data + row * C, C);

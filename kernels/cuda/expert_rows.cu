@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // One thread per token and V of its row; kBatch rows are in flight at a time. Reads R C and writes N C elements.
-template <class V, class T>
+template <Accumulate kAccumulate, class V, class T>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(T* y, const T* rows, const int32_t* row_of_slot, int64_t R, int64_t N, int64_t C, int64_t K) {
   constexpr int kBatch = 5;
@@ -143,6 +143,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t n = i / vectors, c = i % vectors * V::kSize;
   if (n >= N) return;
   float sum[V::kSize] = {};
+  if constexpr (kAccumulate == Accumulate::kYes) {
+    const V before = V::load(y + n * C + c);
+#pragma unroll
+    for (int j = 0; j < V::kSize; ++j) sum[j] = before[j];
+  }
   for (int64_t first = 0; first < K; first += kBatch) {
     int32_t row[kBatch];
     V term[kBatch];
@@ -245,11 +250,13 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
   });
 }
 
-void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order) {
+void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
   const int64_t R = rows.dim(0), N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
   dispatch_activation("y", y, [&]<class T> {
     dispatch_width<T>(C, {y.raw(), rows.raw()}, [&]<class V> {
-      combine_kernel<V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
+      const auto kernel = accumulate == Accumulate::kYes ? combine_kernel<Accumulate::kYes, V, T>
+                                                         : combine_kernel<Accumulate::kNo, V, T>;
+      kernel<<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
           pointer<T>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), R, N, C, K);
       check_launch("combine_rows");
     });

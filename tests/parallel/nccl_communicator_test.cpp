@@ -7,6 +7,7 @@
 #include "kernels/core/float_types.h"
 #include "kernels/core/memory.h"
 #include "parallel/expert_exchange.h"
+#include "parallel/peer_windows.h"
 #include "tests/parallel/communicator_contract.h"
 
 namespace braid {
@@ -50,6 +51,7 @@ class NcclCommunicator : public ::testing::Test {
   static inline Communicator* nccl_ = nullptr;
 };
 
+constexpr int64_t kWidth = 64;
 constexpr DType kReduced[] = {DType::kF64, DType::kF32, DType::kI64, DType::kI32};
 constexpr DType kMoved[] = {DType::kF64, DType::kF32, DType::kBF16, DType::kI64, DType::kI32};
 const std::vector<int64_t> kSizes = {0, 1, 3, 1000, 140009};
@@ -194,8 +196,47 @@ TEST_F(NcclCommunicator, TwoRanksOnOneGpuAreRefusedByName) {
   Context::gpu(world().rank());  // the thread's current device again
 }
 
+// Many transfers, one behind the other without a wait of the host, of which one rank is late with every third: what a
+// call brings must not be what an earlier or later one brings.
+TEST_F(NcclCommunicator, PeerWindowsBringTheRowsOfEveryCall) {
+  const int W = nccl().size(), rank = nccl().rank();
+  constexpr int64_t kPlaces = 3000, kCalls = 60;
+  const auto windows = open_peer_windows(gpu(), nccl(), W * kPlaces * kWidth * int64_t{sizeof(float)});
+  if (!windows) GTEST_SKIP() << "the GPUs here do not write into each other's memory";
+  auto num_rows = [](int from, int64_t call) { return (call * 731 + 997 * from) % (kPlaces + 1); };
+  auto rows_of = [&](int from, int64_t call, int64_t count) {
+    return numbers({count, kWidth}, DType::kF32, [&](int64_t i) { return (i * 7 + from * 31 + call * 13) % 9973; });
+  };
+  const Tensor late = poisoned_on_gpu({int64_t{1} << 26}, DType::kF32);
+  std::vector<Tensor> sent, received;
+  for (int64_t call = 0; call < kCalls; ++call) {
+    sent.push_back(to_gpu(rows_of(rank, call, call % 2 ? W * kPlaces : num_rows(rank, call))));
+    received.push_back(poisoned_on_gpu({W * kPlaces, kWidth}, DType::kF32));
+  }
+  for (int64_t call = 0; call < kCalls; ++call) {
+    if (call % 3 == 0 && call / 3 % W == rank)
+      for (int i = 0; i < 20; ++i) fill_zero(gpu(), late);
+    const Tensor here =
+        call % 2 ? windows->all_to_all(gpu(), sent[call]) : windows->all_gather(gpu(), sent[call], kPlaces);
+    windows->wait(gpu());
+    copy(gpu(), received[call], here);
+  }
+  for (int64_t call = 0; call < kCalls; ++call) {
+    SCOPED_TRACE(concat("call ", call));
+    const Tensor got = to_cpu(received[call]);
+    for (int r = 0; r < W; ++r) {
+      const int64_t count = call % 2 ? kPlaces : num_rows(r, call);
+      Tensor expected = rows_of(r, call, call % 2 ? W * kPlaces : count);
+      if (call % 2) expected = expected.rows(rank * kPlaces, (rank + 1) * kPlaces);
+      expect_same_bits(got.rows(r * kPlaces, r * kPlaces + count), expected, "rows");
+    }
+  }
+  EXPECT_NE(message_of<ShapeError>([&] { windows->all_gather(gpu(), sent[0], kPlaces + 1000); }).find("has no room"),
+            std::string::npos);
+}
+
 // An exchange with the memory of one route.
-constexpr int64_t kExperts = 8, kPerToken = 3, kTokens = 300, kWidth = 64;
+constexpr int64_t kExperts = 8, kPerToken = 3, kTokens = 300;
 struct Exchange {
   ExpertExchange exchange;
   ExpertRoute route;

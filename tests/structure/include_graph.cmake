@@ -68,7 +68,7 @@ set(corner_blas "^kernels/cpu/")
 set(vendor_openssl "^openssl/")
 set(corner_openssl "^kernels/core/sha256")
 set(vendor_cuda "^(cuda|cublas|cudnn|nccl|cub/)")
-set(corner_cuda "^(kernels/cuda/|parallel/nccl_)")
+set(corner_cuda "^(kernels/cuda/|parallel/(nccl|peer)_)")
 
 foreach(folder kernels parallel data model trainer)
   file(GLOB_RECURSE files RELATIVE ${SOURCE} ${SOURCE}/${folder}/*.h ${SOURCE}/${folder}/*.cpp

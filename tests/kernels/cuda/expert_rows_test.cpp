@@ -90,6 +90,9 @@ TEST_P(ExpertRowsCuda, GatherAndCombine) {
     const Tensor all = to_cpu(gpu_rows);
     for (int64_t i = used * C; i < R * C; ++i) ASSERT_TRUE(std::isnan(value_at(all, i))) << "a row that no pair has";
     expect_matches(gpu_y, y, "y");
+    combine_rows(cpu, y, rows_in, order, Accumulate::kYes);
+    combine_rows(gpu, gpu_y, CudaTest::to_gpu(rows_in, activation()), gpu_order, Accumulate::kYes);
+    expect_matches(gpu_y, y, "y twice");
 
     // Fewer rows than pairs: only those are written.
     Tensor fewer = on_gpu({used, C}, activation());
