@@ -10,6 +10,7 @@
 #include "data/batch_stream.h"
 #include "kernels/build_info.h"
 #include "kernels/core/durable_file.h"
+#include "kernels/matmul_algorithms.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/device_slices.h"
 #include "trainer/config/config_reader.h"
@@ -109,6 +110,7 @@ class TrainingRun {
     BatchStream stream(train_data_, batch_plan(config_, mesh_), step_);
     StopSignal signals;
     double waited = 0;
+    const int64_t first_step = step_;
     while (step_ < config_.run.steps) {
       const auto start = Clock::now();
       const StepBatches batches = stream.next_step();
@@ -118,6 +120,7 @@ class TrainingRun {
       tokens_ += result.tokens;
       report(result, seconds_since(start), stream.wait_seconds() - waited);
       waited = stream.wait_seconds();
+      if (step_ == first_step + 1) say_what_is_not_tuned();
 
       const bool stop = any_rank(ctx_, mesh_.world(), StopSignal::received() != 0);
       if (!stop && is_due(config_.eval.interval_steps)) evaluate_all();
@@ -199,6 +202,13 @@ class TrainingRun {
     const RunConfig stored = read_config_text(source.info().config_yaml, source.path());
     for (const ConfigDifference& d : compare_configs(stored, config_))
       if (d.key.starts_with("model.")) say(concat("note: ", d.key, " was ", d.before, " there and is ", d.after));
+  }
+
+  void say_what_is_not_tuned() {
+    const AlgorithmCounts products = matmul_algorithm_counts(ctx_);
+    if (products.proposed > 0)
+      say(concat("note: ", products.proposed, " of ", products.stored + products.proposed, " large products have no ",
+                 "stored algorithm for this GPU and take the one that cuBLASLt proposes; braid bench step --tune"));
   }
 
   void report(const StepResult& result, double seconds, double wait_seconds) {

@@ -99,6 +99,7 @@ StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfi
       time.ms /= steps;
     }
   }
+  result.products = matmul_algorithm_counts(ctx);
   result.scratch_bytes = ctx.scratch_peak_bytes();
   if (ctx.on_cuda()) {
     const GpuMemory memory = gpu_memory();  // nothing is given back during a run, so this is the most that was taken
@@ -126,7 +127,11 @@ std::string format_step_bench(const StepBenchResult& r, int num_ranks) {
                 r.model_flop_per_token * 1e-9, r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12,
                 double(r.planned_bytes) / kGiB, double(r.scratch_bytes) / kGiB, in_use.c_str(), r.first_loss,
                 r.last_loss);
-  return text + format_operators(r);
+  std::string products;
+  if (r.products.stored + r.products.proposed > 0)
+    products = concat("products by stored algorithms: ", r.products.stored, " of ",
+                      r.products.stored + r.products.proposed, "\n");
+  return text + products + format_operators(r);
 }
 
 std::string step_bench_json(const StepBenchResult& r, int num_ranks) {
@@ -141,6 +146,8 @@ std::string step_bench_json(const StepBenchResult& r, int num_ranks) {
       {"device_used_bytes", r.device_used_bytes},
       {"first_loss", r.first_loss},
       {"last_loss", r.last_loss},
+      {"stored_algorithms", r.products.stored},
+      {"proposed_algorithms", r.products.proposed},
       {"profiled_step_ms", r.profiled_step_ms},
       {"operators", nlohmann::ordered_json::array()},
   };

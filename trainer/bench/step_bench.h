@@ -5,6 +5,7 @@
 
 #include "kernels/core/context.h"
 #include "kernels/core/profile.h"
+#include "kernels/matmul_algorithms.h"
 #include "parallel/process_mesh.h"
 #include "trainer/config/config.h"
 
@@ -25,6 +26,7 @@ struct StepBenchResult {
   int64_t planned_bytes = 0, scratch_bytes = 0;  // of this rank
   int64_t device_used_bytes = 0;  // of the GPU's memory after the last step, with all that libraries took; 0 on a CPU
   double first_loss = 0, last_loss = 0;
+  AlgorithmCounts products;  // that this rank computed
   // Of this rank in a mean profiled step, longest first.
   std::vector<OperatorTime> operators;
   double profiled_step_ms = 0;

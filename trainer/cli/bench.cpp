@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "trainer/bench/operator_bench.h"
+#include "trainer/bench/product_tuning.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
@@ -48,6 +49,7 @@ void add_bench_command(CLI::App& app, Action& action) {
     std::string config;
     std::vector<std::string> overrides;
     StepBenchOptions step;
+    std::string tune;
     bool json = false;
     bool skip_self_check = false;
   };
@@ -72,6 +74,8 @@ void add_bench_command(CLI::App& app, Action& action) {
   step->add_option("overrides", options->overrides, "section.key=value, applied in order");
   step->add_option("--steps", options->step.steps, "steps to measure")->check(CLI::Range(1, 1 << 20));
   step->add_option("--warmup", options->step.warmup_steps, "steps before them")->check(CLI::Range(0, 1 << 20));
+  step->add_option("--tune", options->tune,
+                   "then choose by measurement the algorithms of products that this table lacks, and time again");
   step->add_flag("--json", options->json, "print one JSON object");
   step->add_flag("--skip-selfcheck", options->skip_self_check, "do not hold the GPU's kernels to the CPU's first");
   step->callback([options, &action] {
@@ -84,12 +88,20 @@ void add_bench_command(CLI::App& app, Action& action) {
       use_default_threads();
       const std::unique_ptr<Machine> machine = open_machine(config);
       check_config_for_ranks(config, machine->world->size());
+      check<ConfigError>(options->tune.empty() || (machine->ctx.on_cuda() && machine->world->size() == 1),
+                         "--tune chooses algorithms for one GPU, and one process does it");
       const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
       start_on_device(machine->ctx, mesh, config, options->skip_self_check ? SelfCheck::kNo : SelfCheck::kYes, stderr);
-      const StepBenchResult result = bench_step(machine->ctx, mesh, config, options->step);
-      if (mesh.rank() != 0) return 0;
-      std::printf("%s", options->json ? (step_bench_json(result, mesh.size()) + "\n").c_str()
-                                      : format_step_bench(result, mesh.size()).c_str());
+      auto time_steps = [&] {
+        const StepBenchResult result = bench_step(machine->ctx, mesh, config, options->step);
+        if (mesh.rank() != 0) return;
+        std::printf("%s", options->json ? (step_bench_json(result, mesh.size()) + "\n").c_str()
+                                        : format_step_bench(result, mesh.size()).c_str());
+      };
+      time_steps();
+      if (options->tune.empty()) return 0;
+      tune_products(machine->ctx, options->tune);
+      time_steps();
       return 0;
     };
   });
