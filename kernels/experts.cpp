@@ -1,6 +1,7 @@
 #include "kernels/experts.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/profile.h"
 
 namespace braid {
@@ -48,7 +49,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
 
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
-                      const ExpertWeights& weights) {
+                      const ExpertWeights& weights, Accumulate accumulate) {
   const OperatorScope scope(ctx, "experts_backward");
   const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
   check_inputs(x, row_gate, rows_per_expert, weights);
@@ -62,13 +63,19 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
   check_dtype(
       wide_dtype(x.dtype()),
       {{"d_row_gate", d_row_gate}, {"d_weights.gate_up", d_weights.gate_up}, {"d_weights.down", d_weights.down}});
-  if (R == 0) return;
+  if (R == 0) {
+    if (accumulate == Accumulate::kYes) return;
+    fill_zero(ctx, d_weights.gate_up);
+    fill_zero(ctx, d_weights.down);
+    return;
+  }
   if constexpr (kWithCuda) {
     if (ctx.on_cuda())
       return cuda::experts_backward(ctx, d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, rows_per_expert,
-                                    weights);
+                                    weights, accumulate);
   }
-  cpu::experts_backward(ctx, d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, rows_per_expert, weights);
+  cpu::experts_backward(ctx, d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, rows_per_expert, weights,
+                        accumulate);
 }
 
 Implementation experts_implementation(Context& ctx, const ExpertWeights& weights) {

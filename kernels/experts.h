@@ -3,6 +3,7 @@
 #include "kernels/core/context.h"
 #include "kernels/core/implementation.h"
 #include "kernels/core/tensor.h"
+#include "kernels/matmul.h"
 
 namespace braid {
 
@@ -24,10 +25,10 @@ struct ExpertWeights {  // also holds their gradients
 void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
                      const Tensor& rows_per_expert, const ExpertWeights& weights);
 
-//   d_x (R, C) and d_row_gate (R) overwritten;  d_weights += , rows in order
+//   d_x (R, C) and d_row_gate (R) overwritten;  d_weights [+]= , rows in order, zero for an expert without rows
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
-                      const ExpertWeights& weights);
+                      const ExpertWeights& weights, Accumulate accumulate = Accumulate::kYes);
 
 Implementation experts_implementation(Context& ctx, const ExpertWeights& weights);
 

@@ -32,7 +32,7 @@ std::vector<Tile> row_tiles(const Tensor& rows_per_expert, int64_t R) {
   return tiles;
 }
 
-// Rows of a weight gradient (M, N): d_weight += d_y^T x over all rows of one expert in one product, so in order.
+// Rows of a weight gradient (M, N): d_weight [+]= d_y^T x over all rows of one expert in one product, so in order.
 template <class T>
 struct WeightTile {
   T* d_weight;
@@ -66,7 +66,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
 
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
-                      const ExpertWeights& weights) {
+                      const ExpertWeights& weights, Accumulate accumulate) {
   const int64_t R = x.dim(0), C = x.dim(1), El = weights.down.dim(0), F = weights.down.dim(2);
   const std::vector<Tile> tiles = row_tiles(rows_per_expert, R);
   dispatch_float("x", x, [&]<class T> {
@@ -91,6 +91,7 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
     }
 
     std::vector<WeightTile<T>> weight_tiles;
+    const T beta = accumulate == Accumulate::kYes ? 1 : 0;
     auto add_product = [&](T* d_weight, const T* d_y, const T* x, int64_t M, int64_t N, int64_t rows) {
       for (int64_t m = 0; m < M; m += kTile)
         weight_tiles.push_back({d_weight + m * N, d_y + m, x, std::min(kTile, M - m), M, N, rows});
@@ -98,14 +99,15 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
     T *d_gate_up = d_weights.gate_up.data<T>(), *d_down = d_weights.down.data<T>();
     const int64_t* rows = rows_per_expert.data<int64_t>();
     for (int64_t e = 0, first = 0; e < El; first += rows[e], ++e) {
-      if (rows[e] == 0) continue;
+      if (rows[e] == 0 && accumulate == Accumulate::kYes) continue;
       add_product(d_gate_up + e * 2 * F * C, d_ab_data + first * 2 * F, x_data + first * C, 2 * F, C, rows[e]);
       add_product(d_down + e * C * F, d_out_data + first * C, h_data + first * F, C, F, rows[e]);
     }
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < weight_tiles.size(); ++i) {
       const WeightTile<T>& t = weight_tiles[i];
-      gemm({t.tile_rows, t.N, t.rows}, T(1), {t.d_y, t.M, true}, {t.x, t.N}, T(1), t.d_weight, t.N);
+      if (t.rows == 0) std::fill_n(t.d_weight, t.tile_rows * t.N, T(0));
+      else gemm({t.tile_rows, t.N, t.rows}, T(1), {t.d_y, t.M, true}, {t.x, t.N}, beta, t.d_weight, t.N);
     }
   });
 }

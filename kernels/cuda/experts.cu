@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/core/copy.h"
 #include "kernels/cuda/experts_backends.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/row_access.cuh"
@@ -259,20 +260,25 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
 
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
-                      const ExpertWeights& weights) {
+                      const ExpertWeights& weights, Accumulate accumulate) {
   const int64_t R = x.dim(0), C = x.dim(1), El = weights.down.dim(0), F = weights.down.dim(2);
+  const bool tensor_cores = on_tensor_cores(x.dtype(), C, F,
+                                            {d_x.raw(), d_weights.gate_up.raw(), d_weights.down.raw(), d_out.raw(),
+                                             x.raw(), gate_up_out.raw(), weights.gate_up.raw(), weights.down.raw()});
+  const bool on_hopper = tensor_cores && has_hopper_kernels(ctx);
+  if (!on_hopper && accumulate == Accumulate::kNo) {
+    fill_zero(ctx, d_weights.gate_up);
+    fill_zero(ctx, d_weights.down);
+  }
   Scratch scratch(ctx);
   const Groups groups = make_groups(ctx, scratch, rows_per_expert, R);
   Tensor h = scratch.tensor({R, F}, x.dtype()), d_gate_up_out = scratch.tensor({R, 2 * F}, x.dtype());
-  if (on_tensor_cores(x.dtype(), C, F,
-                      {d_x.raw(), d_weights.gate_up.raw(), d_weights.down.raw(), d_out.raw(), x.raw(),
-                       gate_up_out.raw(), weights.gate_up.raw(), weights.down.raw()})) {
-    if (has_hopper_kernels(ctx))
-      return wgmma_experts_backward(ctx, groups, d_x, d_row_gate, d_weights, h, d_gate_up_out, d_out, x, row_gate,
-                                    gate_up_out, weights);
+  if (on_hopper)
+    return wgmma_experts_backward(ctx, groups, d_x, d_row_gate, d_weights, h, d_gate_up_out, d_out, x, row_gate,
+                                  gate_up_out, weights, accumulate);
+  if (tensor_cores)
     return mma_experts_backward(ctx, groups, d_x, d_row_gate, d_weights, h, d_gate_up_out, d_out, x, row_gate,
                                 gate_up_out, weights);
-  }
   dispatch_activation("x", x, [&]<class T> {
     auto *h_data = pointer<T>(h), *d_ab = pointer<T>(d_gate_up_out);
     fma_rows<Major::kMn>(ctx, h_data, pointer<T>(d_out), pointer<T>(weights.down), groups, F, C);

@@ -148,8 +148,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     };
     Tile t;
     for (int i = blockIdx.x; product.tile(t, i); i += gridDim.x) {
-      if (t.k_extent == 0) continue;  // nothing to add up
+      if (t.k_extent == 0 && !Product::kWritesEmpty) continue;  // nothing to add up
       Accumulators sum;
+      if (Product::kWritesEmpty && t.k_extent == 0) {
+#pragma unroll
+        for (float& c : sum.c) c = 0;
+      }
+      typename Product::Early early = product.early(t);
       int previous = -1;
       for (int k = 0; k < t.k_extent; k += kDepth) {
         wait(&filled[stage], parity);
@@ -171,8 +176,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         next_stage();
       }
       wait_for_products<0>();
-      release(previous);
-      product.finish(sum, t, stages + kStages * kStageBytes);
+      if (previous >= 0) release(previous);
+      product.finish(sum, t, early, stages + kStages * kStageBytes);
     }
     if constexpr (Product::kRowsAlongK) wait_for_added<0>();
   }
@@ -219,7 +224,7 @@ CUtensorMap map_of_pairs(const Tensor& gate_up) {
 template <Major kWeightMajor>
 struct RowTiles {
   static constexpr Major kMajorA = Major::kK, kMajorB = kWeightMajor;
-  static constexpr bool kRowsAlongK = false;
+  static constexpr bool kRowsAlongK = false, kWritesEmpty = false;
   const RowTile* tiles;
   int max_tiles, column_tiles, tile_columns, K;
 
@@ -254,8 +259,10 @@ template <Major kWeightMajor>
 struct RowProduct : RowTiles<kWeightMajor> {
   bf16* out;
   int N;
+  struct Early {};
+  __device__ Early early(const Tile&) const { return {}; }
 
-  __device__ void finish(const Accumulators& sum, const Tile& t, unsigned char*) const {
+  __device__ void finish(const Accumulators& sum, const Tile& t, const Early&, unsigned char*) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = sum.row(half);
@@ -274,13 +281,15 @@ struct UpProduct : RowTiles<Major::kK> {
   bf16 *gate_up_out, *h;
   const float* row_gate;
   int F;
+  struct Early {};
+  __device__ Early early(const Tile&) const { return {}; }
 
   __device__ void copy(uint32_t a_to, uint32_t b_to, const CUtensorMap& a, const CUtensorMap& b, uint64_t* barrier,
                        const Tile& t, int k) const {
     copy_box(a_to, a, barrier, k, t.row);
     copy_box(b_to, b, barrier, k, t.column, 0, t.expert);
   }
-  __device__ void finish(const Accumulators& sum, const Tile& t, unsigned char*) const {
+  __device__ void finish(const Accumulators& sum, const Tile& t, const Early&, unsigned char*) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = sum.row(half);
@@ -314,66 +323,81 @@ struct DownGradient : RowTiles<Major::kMn> {
   const float* row_gate;
   int F;
 
-  __device__ void finish(const Accumulators& sum, const Tile& t, unsigned char*) const {
+  // What of [a | b] the end of a tile needs first is on its way while products add up; the rest follows as it goes.
+  static constexpr int kSteps = 2 * kColumns / 32, kAhead = 4;
+  struct Early {
+    Quad a[kAhead], b[kAhead];
+  };
+  __device__ void load(Quad& a, Quad& b, const Tile& t, int step) const {
+    const int row = Accumulators::row(step / (kColumns / 32)),
+              f = t.column + Accumulators::column(step % (kColumns / 32));
+    if (row >= t.rows || f >= F) return;
+    const bf16* from = gate_up_out + int64_t(t.row + row) * 2 * F + f;
+    a = Quad::load(from);
+    b = Quad::load(from + F);
+  }
+  __device__ Early early(const Tile& t) const {
+    Early e = {};
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = sum.row(half);
+    for (int step = 0; step < kAhead; ++step) load(e.a[step], e.b[step], t, step);
+    return e;
+  }
+  __device__ void finish(const Accumulators& sum, const Tile& t, const Early& early, unsigned char*) const {
+    Early next = early;
+    float d_gate = 0;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int half = step / (kColumns / 32), group = step % (kColumns / 32);
+      const int row = sum.row(half), f = t.column + sum.column(group);
       const int64_t r = t.row + row;
       const float gate = row < t.rows ? row_gate[r] : 0;
-      float d_gate = 0;
-      constexpr int kAtOnce = 4;  // groups whose numbers are on their way before the first is needed
-      Quad saved_a[kAtOnce] = {}, saved_b[kAtOnce] = {};
+      Quad a = next.a[step % kAhead], b = next.b[step % kAhead];
+      if (step + kAhead < kSteps) load(next.a[step % kAhead], next.b[step % kAhead], t, step + kAhead);
+      a.transpose();
+      b.transpose();
+      Quad d_a, d_b, product;
 #pragma unroll
-      for (int group = 0; group < kColumns / 32; ++group) {
-        if (group % kAtOnce == 0) {
-#pragma unroll
-          for (int i = 0; i < kAtOnce; ++i) {
-            const int f = t.column + sum.column(group + i);
-            if (row >= t.rows || f >= F) continue;
-            saved_a[i] = Quad::load(gate_up_out + r * 2 * F + f);
-            saved_b[i] = Quad::load(gate_up_out + r * 2 * F + F + f);
-          }
-        }
-        Quad a = saved_a[group % kAtOnce], b = saved_b[group % kAtOnce];
-        a.transpose();
-        b.transpose();
-        Quad d_a, d_b, product;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* d_h = sum.pair(half, group, i);
-          const float2 a_i = unpack_bf16(a.v[i]), b_i = unpack_bf16(b.v[i]);
-          const SwigluGradient first = swiglu_gradient(d_h[0], a_i.x, b_i.x, gate),
-                               second = swiglu_gradient(d_h[1], a_i.y, b_i.y, gate);
-          d_a.v[i] = pack_bf16(first.d_a, second.d_a);
-          d_b.v[i] = pack_bf16(first.d_b, second.d_b);
-          product.v[i] = pack_bf16(first.h, second.h);
-          d_gate += first.d_gate + second.d_gate;
-        }
-        d_a.transpose();
-        d_b.transpose();
-        product.transpose();
-        const int f = t.column + sum.column(group);
-        if (row >= t.rows || f >= F) continue;
+      for (int i = 0; i < 4; ++i) {
+        const float* d_h = sum.pair(half, group, i);
+        const float2 a_i = unpack_bf16(a.v[i]), b_i = unpack_bf16(b.v[i]);
+        const SwigluGradient first = swiglu_gradient(d_h[0], a_i.x, b_i.x, gate),
+                             second = swiglu_gradient(d_h[1], a_i.y, b_i.y, gate);
+        d_a.v[i] = pack_bf16(first.d_a, second.d_a);
+        d_b.v[i] = pack_bf16(first.d_b, second.d_b);
+        product.v[i] = pack_bf16(first.h, second.h);
+        d_gate += first.d_gate + second.d_gate;
+      }
+      d_a.transpose();
+      d_b.transpose();
+      product.transpose();
+      if (row < t.rows && f < F) {
         d_a.store(d_gate_up_out + r * 2 * F + f);
         d_b.store(d_gate_up_out + r * 2 * F + F + f);
         product.store(h + r * F + f);
       }
-      d_gate += __shfl_xor_sync(kAllLanes, d_gate, 1);
-      d_gate += __shfl_xor_sync(kAllLanes, d_gate, 2);
-      if (row < t.rows && threadIdx.x % 4 == 0) gate_part[r * column_tiles + t.column / kColumns] = d_gate;
+      if (group == kColumns / 32 - 1) {
+        d_gate += __shfl_xor_sync(kAllLanes, d_gate, 1);
+        d_gate += __shfl_xor_sync(kAllLanes, d_gate, 2);
+        if (row < t.rows && threadIdx.x % 4 == 0) gate_part[r * column_tiles + t.column / kColumns] = d_gate;
+        d_gate = 0;
+      }
     }
   }
 };
 
 // ---- Gradients of the weights ---------------------------------------------------------------------------------------
 
-// d_weight_e (M, N) += d_y^T x over the rows of expert e;  d_y (R, M), x (R, N). Sums go through shared memory, 32
-// columns of 64 rows at a time, and are added where the gradient is, so that no thread waits for what it adds to.
+// d_weight_e (M, N) [+]= d_y^T x over the rows of expert e;  d_y (R, M), x (R, N). Sums go through shared memory, 32
+// columns of 64 rows at a time, and are stored, or added where the gradient is, so that no thread waits for what it
+// adds to.
+template <Accumulate kAccumulate>
 struct WeightProduct {
   static constexpr Major kMajorA = Major::kMn, kMajorB = Major::kMn;
-  static constexpr bool kRowsAlongK = true;
+  static constexpr bool kRowsAlongK = true, kWritesEmpty = kAccumulate == Accumulate::kNo;
   CUtensorMap d_weight;
   const int32_t* row_begin;
+  struct Early {};
+  __device__ Early early(const Tile&) const { return {}; }
   int num_experts, M, N;
 
   __device__ bool tile(Tile& t, int i) const {
@@ -393,7 +417,7 @@ struct WeightProduct {
     for (int n = 0; n < kColumns; n += kLine)
       copy_box(b_to + n / kLine * kBlockBytes, b, barrier, t.column + n, t.k_begin + k);
   }
-  __device__ void finish(const Accumulators& sum, const Tile& t, unsigned char* sums) const {
+  __device__ void finish(const Accumulators& sum, const Tile& t, const Early&, unsigned char* sums) const {
     const int warpgroup = threadIdx.x / kWarpgroup - 1, thread = threadIdx.x % kWarpgroup;
     const int row = sum.row(0) - warpgroup * 64, column = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -413,19 +437,26 @@ struct WeightProduct {
       }
       fence_shared_writes();
       sync_threads(2 + warpgroup, kWarpgroup);
-      if (thread == 0) add_box(d_weight, shared_address(box), t.column + first, t.row + warpgroup * 64, t.expert);
+      if (thread == 0) {
+        constexpr auto write = kAccumulate == Accumulate::kYes ? add_box : store_box;
+        write(d_weight, shared_address(box), t.column + first, t.row + warpgroup * 64, t.expert);
+      }
     }
   }
 };
 
-void add_weight_product(Context& ctx, const ExpertGroups& groups, Tensor d_weight, const Tensor& d_y, const Tensor& x,
-                        const char* name) {
+void weight_product(Context& ctx, const ExpertGroups& groups, Tensor d_weight, const Tensor& d_y, const Tensor& x,
+                    Accumulate accumulate, const char* name) {
   const int64_t El = d_weight.dim(0), M = d_weight.dim(1), N = d_weight.dim(2);
   const CUtensorMap sums =
       make_tensor_map<float, 3>({pointer<float>(d_weight), {N, M, El}, {N, M * N}, {kSumColumns, 64, 1}});
-  const WeightProduct product = {sums, groups.row_begin, static_cast<int>(El), static_cast<int>(M),
-                                 static_cast<int>(N)};
-  launch(ctx, map_along_rows(d_y), map_along_rows(x), product, name);
+  auto run = [&]<Accumulate kAccumulate> {
+    const WeightProduct<kAccumulate> product = {sums, groups.row_begin, static_cast<int>(El), static_cast<int>(M),
+                                                static_cast<int>(N)};
+    launch(ctx, map_along_rows(d_y), map_along_rows(x), product, name);
+  };
+  if (accumulate == Accumulate::kYes) run.template operator()<Accumulate::kYes>();
+  else run.template operator()<Accumulate::kNo>();
 }
 
 }  // namespace
@@ -444,7 +475,7 @@ void wgmma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out,
 void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
                             ExpertWeights d_weights, Tensor h, Tensor d_gate_up_out, const Tensor& d_out,
                             const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out,
-                            const ExpertWeights& weights) {
+                            const ExpertWeights& weights, Accumulate accumulate) {
   const int64_t R = x.dim(0), C = x.dim(1), F = h.dim(1), El = weights.down.dim(0);
   Scratch scratch(ctx);
   const auto h_tiles = row_tiles<Major::kMn>(groups, F, kColumns, C);
@@ -461,8 +492,8 @@ void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x
   const RowProduct<Major::kMn> up = {row_tiles<Major::kMn>(groups, C, kColumns, 2 * F), pointer<bf16>(d_x),
                                      static_cast<int>(C)};
   launch(ctx, map_of_rows(d_gate_up_out), map_of_weight(weights.gate_up, Major::kMn), up, "experts gradient of x");
-  add_weight_product(ctx, groups, d_weights.gate_up, d_gate_up_out, x, "experts gradient of gate_up");
-  add_weight_product(ctx, groups, d_weights.down, d_out, h, "experts gradient of down");
+  weight_product(ctx, groups, d_weights.gate_up, d_gate_up_out, x, accumulate, "experts gradient of gate_up");
+  weight_product(ctx, groups, d_weights.down, d_out, h, accumulate, "experts gradient of down");
 }
 
 }  // namespace braid::cuda

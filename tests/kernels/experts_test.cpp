@@ -44,10 +44,10 @@ void forward(const Problem& p, const Results& r) {
   Context ctx = Context::cpu();
   experts_forward(ctx, r.out, r.gate_up_out, p.x, p.row_gate, p.rows_per_expert, p.weights);
 }
-void backward(const Problem& p, const Results& r) {
+void backward(const Problem& p, const Results& r, Accumulate accumulate = Accumulate::kYes) {
   Context ctx = Context::cpu();
   experts_backward(ctx, r.d_x, r.d_row_gate, r.d_weights, p.d_out, p.x, p.row_gate, r.gate_up_out, p.rows_per_expert,
-                   p.weights);
+                   p.weights, accumulate);
 }
 Results run(const Problem& p) {
   Results r(p, p.x.dtype());
@@ -129,6 +129,20 @@ TEST(ExpertsGradient, AccumulatesIntoTheWeights) {
   expect_sum(again.d_weights.gate_up, before.gate_up, once.d_weights.gate_up);
   expect_sum(again.d_weights.down, before.down, once.d_weights.down);
   expect_same_bits(again.d_x, once.d_x);
+}
+
+TEST(ExpertsGradient, OverwritesTheWeightsWhereAsked) {
+  for (const auto& rows : {std::vector<int64_t>{3, 0, 150, 0}, {0, 0, 0, 0}}) {
+    const Problem p(rows, 12, 6, DType::kF64);
+    const Results added = run(p);  // to zeros
+    Results written(p, DType::kF64);
+    written.d_weights = {poisoned(p.weights.gate_up.shape(), DType::kF64),
+                         poisoned(p.weights.down.shape(), DType::kF64)};
+    forward(p, written);
+    backward(p, written, Accumulate::kNo);
+    expect_same_bits(written.d_weights.gate_up, added.d_weights.gate_up);
+    expect_same_bits(written.d_weights.down, added.d_weights.down);
+  }
 }
 
 TEST(Experts, WithoutRowsAreNotTouched) {

@@ -49,8 +49,8 @@ class ExpertsCuda : public CudaTest {
     return to_gpu(padded, dtype);
   }
 
-  // The GPU gets `spare` more rows than are used.
-  Results run_on_gpu(const Problem& p, int64_t spare) {
+  // The GPU gets `spare` more rows than are used. Gradients of weights that are to be overwritten are NaN before.
+  Results run_on_gpu(const Problem& p, int64_t spare, Accumulate accumulate = Accumulate::kYes) {
     const int64_t R = p.R + spare;
     const DType a = activation(), w = wide();
     const Tensor x = with_spare_rows(p.x, spare, a), d_out = with_spare_rows(p.d_out, spare, a);
@@ -61,9 +61,11 @@ class ExpertsCuda : public CudaTest {
                  on_gpu({R, p.C}, a),
                  on_gpu({R}, w),
                  {to_gpu(p.d_weights.gate_up, w), to_gpu(p.d_weights.down, w)}};
+    if (accumulate == Accumulate::kNo)
+      r.d_weights = {on_gpu(p.d_weights.gate_up.shape(), w), on_gpu(p.d_weights.down.shape(), w)};
     experts_forward(gpu, r.out, r.gate_up_out, x, row_gate, rows_per_expert, weights);
-    experts_backward(gpu, r.d_x, r.d_row_gate, r.d_weights, d_out, x, row_gate, r.gate_up_out, rows_per_expert,
-                     weights);
+    experts_backward(gpu, r.d_x, r.d_row_gate, r.d_weights, d_out, x, row_gate, r.gate_up_out, rows_per_expert, weights,
+                     accumulate);
     return r;
   }
 
@@ -85,6 +87,15 @@ class ExpertsCuda : public CudaTest {
     expect_matches(r.d_row_gate.rows(0, p.R), d_row_gate, "d_row_gate");
     expect_matches(r.d_weights.gate_up, d_weights.gate_up, "d_weights.gate_up");
     expect_matches(r.d_weights.down, d_weights.down, "d_weights.down");
+    // Written instead of added.
+    const Results written = run_on_gpu(p, spare, Accumulate::kNo);
+    auto without_start = [](const Tensor& sum, const Tensor& start) {
+      Tensor difference = copy_of(sum);
+      for (int64_t i = 0; i < sum.numel(); ++i) difference.data<double>()[i] -= start.data<double>()[i];
+      return difference;
+    };
+    expect_matches(written.d_weights.gate_up, without_start(d_weights.gate_up, p.d_weights.gate_up), "written gate_up");
+    expect_matches(written.d_weights.down, without_start(d_weights.down, p.d_weights.down), "written down");
     for (const Tensor& t : {r.out, r.gate_up_out, r.d_x, r.d_row_gate}) {
       const Tensor rest = to_cpu(t);
       for (int64_t i = rest.numel() / (p.R + spare) * p.R; i < rest.numel(); ++i)
@@ -135,13 +146,19 @@ TEST_P(ExpertsCuda, NoRowsAtAll) {
   expect_matches(r.d_weights.down, p.d_weights.down, "d_weights.down");
   const Tensor out = to_cpu(r.out);
   for (int64_t i = 0; i < out.numel(); ++i) EXPECT_TRUE(std::isnan(value_at(out, i)));
+  const Results written = run_on_gpu(p, 5, Accumulate::kNo);
+  expect_matches(written.d_weights.gate_up, zeros_f64(p.d_weights.gate_up.shape()), "written gate_up");
+  expect_matches(written.d_weights.down, zeros_f64(p.d_weights.down.shape()), "written down");
 }
 
 TEST_P(ExpertsCuda, SameBits) {
   const Problem p({200, 0, 31, 129, 700}, 256, 136);
   expect_same_bits_every_time([&] {
     const Results r = run_on_gpu(p, 0);
-    return std::vector<Tensor>{r.out, r.gate_up_out, r.d_x, r.d_row_gate, r.d_weights.gate_up, r.d_weights.down};
+    const Results w = run_on_gpu(p, 0, Accumulate::kNo);
+    return std::vector<Tensor>{
+        r.out,           r.gate_up_out, r.d_x, r.d_row_gate, r.d_weights.gate_up, r.d_weights.down, w.d_weights.gate_up,
+        w.d_weights.down};
   });
 }
 

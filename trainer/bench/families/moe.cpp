@@ -52,12 +52,17 @@ void bench_experts_of(Workbench& b, int64_t E) {
   const std::string shape = concat("E ", E, ", ", R, " x ", C, ", F ", F);
   b.measure("experts_forward", shape, {.bytes = weight_bytes + a * double(R) * double(2 * C + 2 * F), .flop = product},
             [&](int) { experts_forward(b.ctx(), out, gate_up_out, x, row_gate, order.rows_per_expert, weights); });
-  b.measure("experts_backward", shape,
-            {.bytes = weight_bytes + 2 * d_weight_bytes + a * double(R) * double(3 * C + 2 * F), .flop = 2 * product},
-            [&](int) {
-              experts_backward(b.ctx(), d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out,
-                               order.rows_per_expert, weights);
-            });
+  for (const auto& [accumulate, how] :
+       {std::pair(Accumulate::kNo, ", gradients written"), std::pair(Accumulate::kYes, ", gradients added")}) {
+    const double passes = accumulate == Accumulate::kYes ? 2 : 1;
+    b.measure(
+        "experts_backward", concat("E ", E, how),
+        {.bytes = weight_bytes + passes * d_weight_bytes + a * double(R) * double(3 * C + 2 * F), .flop = 2 * product},
+        [&, accumulate = accumulate](int) {
+          experts_backward(b.ctx(), d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, order.rows_per_expert,
+                           weights, accumulate);
+        });
+  }
 }
 
 }  // namespace
