@@ -190,19 +190,18 @@ run_sanitizers() {
   fi
   $quick && tools='memcheck racecheck'
   for tool in $tools; do
-    skip='*SameBits*:*SaysWhich*:*LongDocuments*:*RealVocabulary*:*DeterminismCuda*:*TimesTheWork*' options=()
+    skip='*SameBits*:*SaysWhich*:*LongDocuments*:*TimesTheWork*' options=()
     [ $tool = memcheck ] || options=(--kernel-name kernel_substring=braid)
-    [ $tool != racecheck ] || skip+=':*RealHeads*:*SlowDecay*:*SeveralChunks*:*MatchesTheCpuOverManySteps*:*ManyDocuments*:*BackwardAddsInTokenOrder*:*ExpertsCuda.RealSizes*:*PortableKernels*'
-    ! $quick || skip+=':*HeadsOfTheReleased*:*RealSizes*:*RealHeads*:*OtherHeads*:*/F32'
+    [ $tool != racecheck ] || skip+=':*BackwardAddsInTokenOrder*'
+    ! $quick || skip+=':*/F32'
     for test in $kernel_tests; do
-      [ $test != kernels.cuda.determinism_test ] || continue
+      case $test in kernels.cuda.determinism_test | kernels.cuda.cases_test) continue ;; esac
       filter="-$skip"
       # Attention's kernels take minutes for what else is there. And a bf16 product of cuBLASLt stops with an illegal access
       # under racecheck, although none of its launches is checked: the products are no kernels of ours, and the head's
       # kernels are one template for both dtypes.
       if [ $tool = racecheck ]; then
         case $test in
-          kernels.cuda.matmul_test) continue ;;
           kernels.cuda.lm_head_loss_test) filter+=':*/BF16' ;;
           kernels.cuda.attention_test) filter='*FewTiles*' ;;
         esac
@@ -210,6 +209,16 @@ run_sanitizers() {
       gpu=${gpus[$((i++ % ${#gpus[@]}))]}
       on "$gpu" "sanitizers: $tool: ${test%_test}" "$(limit_of 90 300)" \
         "$sanitizer" --tool $tool --error-exitcode 66 --print-limit 10 "${options[@]}" "$bin/$test" --gtest_filter="$filter" --gtest_brief=1
+    done
+    # Every operator in its smaller variants.
+    for test in $("$bin/kernels.cuda.cases_test" --gtest_list_tests | sed -n 's|^ *\(AgreesWithTheCpu[A-Za-z]*/[a-z_]*_B*F[0-9]*\).*|\1|p'); do
+      case $tool:$test in
+        racecheck:*/matmul_* | racecheck:*/lm_head_loss_BF16 | racecheck:*/attention_F32 | racecheck:*/attention_BF16) continue ;;
+      esac
+      if $quick; then case $test in *_F32) continue ;; esac; fi
+      gpu=${gpus[$((i++ % ${#gpus[@]}))]}
+      on "$gpu" "sanitizers: $tool: $test" "$(limit_of 90 300)" env BRAID_MOST_CASE_BYTES=300000 \
+        "$sanitizer" --tool $tool --error-exitcode 66 --print-limit 10 "${options[@]}" "$bin/kernels.cuda.cases_test" --gtest_filter="*.$test" --gtest_brief=1
     done
   done
   finish_all

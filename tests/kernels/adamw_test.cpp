@@ -147,18 +147,6 @@ TEST(AdamW, AlsoWritesTheNewWeightRounded) {
   EXPECT_THROW(adamw_update(ctx, s, zeros({36}, DType::kBF16), gradient, {}), ShapeError);
 }
 
-TEST(AdamW, SameBitsForEveryThreadCount) {
-  Tensor start = random_normal({1003}, DType::kF32, 1), gradient = random_normal({1003}, DType::kF32, 2);
-  expect_same_bits_for_every_thread_count([&] {
-    State s = zero_moments(start);
-    for (int64_t t = 1; t <= 3; ++t)
-      update(
-          s, gradient,
-          {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .gradient_scale = 0.7, .step = t});
-    return std::vector<Tensor>{s.weight, s.m, s.v};
-  });
-}
-
 TEST(AdamW, NamesTheTensorOfAWrongShapeOrDtype) {
   State s = zero_moments(zeros_f64({4}));
   const AdamWStep step{.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .step = 1};

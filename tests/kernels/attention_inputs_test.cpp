@@ -153,38 +153,6 @@ TEST(AttentionInputs, RoundsAnglesToTheDtypeAsTorchDoes) {
   EXPECT_GT(num_rounded_differently, 10);
 }
 
-TEST(AttentionInputs, StaysCloseToDoubleInSinglePrecision) {
-  Problem exact(Segments::packed({150, 1}), kDims, DType::kF64), single(Segments::packed({150, 1}), kDims, DType::kF32);
-  single.x = {converted(exact.x.q_gate, DType::kF32), converted(exact.x.k, DType::kF32)};
-  single.weights = {converted(exact.weights.q_norm, DType::kF32), converted(exact.weights.k_norm, DType::kF32)};
-  for (Problem* p : {&exact, &single}) {
-    p->forward();
-    p->backward();
-  }
-  const std::vector<Tensor> actual = single.results(), expected = exact.results();
-  for (size_t i = 0; i < actual.size(); ++i) expect_close(actual[i], expected[i], 5e-6, concat("result ", i).c_str());
-}
-
-void expect_gradients(const std::vector<int64_t>& lengths, bool of_inputs) {
-  Problem p(Segments::packed(lengths), kDims, DType::kF64);
-  p.d_weights = {zeros_f64({7}), zeros_f64({7})};
-  auto loss = [&] {
-    p.forward();
-    return dot(p.out.q, p.d_q) + dot(p.out.k, p.d_k);
-  };
-  loss();
-  p.backward();
-  expect_gradient(loss, p.weights.q_norm, p.d_weights.q_norm, 1e-7, "q_norm");
-  expect_gradient(loss, p.weights.k_norm, p.d_weights.k_norm, 1e-7, "k_norm");
-  if (!of_inputs) return;
-  expect_gradient(loss, p.x.q_gate, p.d_x.q_gate, 1e-7, "q_gate");
-  expect_gradient(loss, p.x.k, p.d_x.k, 1e-7, "k");
-}
-
-TEST(AttentionInputsGradient, MatchesFiniteDifferencesInDouble) { expect_gradients({1, 3, 2}, true); }
-
-TEST(AttentionInputsGradient, OfTheWeightsCountsEveryTokenOfLongDocuments) { expect_gradients({130, 2, 65}, false); }
-
 TEST(AttentionInputs, LeavesTheGateHalfAlone) {
   Problem p(Segments::packed({3}), kDims, DType::kF32);
   auto fill_gates = [](Tensor t, float value) {
@@ -224,25 +192,6 @@ TEST(AttentionInputs, PackedDocumentsGiveTheSameBitsAsSeparateOnes) {
       expect_same_bits(packed.d_weights.k_norm, d_weights.k_norm, "d_k_norm");
     }
   }
-}
-
-TEST(AttentionInputs, SameBitsForEveryThreadCount) {
-  expect_same_bits_for_every_thread_count([] {
-    Problem p(Segments::packed({1, 300, 65, 64}), kDims, DType::kF32);
-    p.forward();
-    p.backward();
-    return p.results();
-  });
-}
-
-TEST(AttentionInputs, OfNoTokensDoesNothing) {
-  Segments none;
-  none.offsets = {0};
-  Problem p(none, kDims, DType::kF32);
-  const Tensor before = copy_of(p.d_weights.q_norm);
-  p.forward();
-  p.backward();
-  expect_same_bits(p.d_weights.q_norm, before);
 }
 
 template <class Call>

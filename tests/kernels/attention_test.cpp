@@ -178,17 +178,6 @@ TEST(Attention, StaysCloseToDoubleInSinglePrecision) {
   expect_equals_naive(Problem(Segments::packed({600}), {2, 1, 64}, DType::kF32), 1e-6, 2e-6);
 }
 
-TEST(AttentionGradient, MatchesFiniteDifferencesInDouble) {
-  Problem p(Segments::packed({1, 5, 3}), {4, 2, 3}, DType::kF64);
-  p.forward();
-  p.backward();
-  auto loss = [&] { return p.loss(); };
-  expect_gradient(loss, p.in.q, p.d_in.q, 1e-7, "q");
-  expect_gradient(loss, p.in.k, p.d_in.k, 1e-7, "k");
-  expect_gradient(loss, p.in.v, p.d_in.v, 1e-7, "v");
-  expect_gradient(loss, p.in.q_gate, p.d_in.q_gate, 1e-7, "q_gate");
-}
-
 TEST(Attention, LeavesTheQueryHalfOfTheGateAlone) {
   Problem p(Segments::packed({34}), {2, 1, 3}, DType::kF32);
   auto fill_queries = [](Tensor t, float value) {
@@ -249,25 +238,6 @@ TEST(Attention, PackedDocumentsGiveTheSameBitsAsSeparateOnes) {
       }
     }
   }
-}
-
-TEST(Attention, SameBitsForEveryThreadCount) {
-  for (int64_t Dh : {7, 16}) {
-    expect_same_bits_for_every_thread_count([&] {
-      Problem p(Segments::packed(kLengths), {6, 2, Dh}, DType::kF32);
-      p.forward();
-      p.backward();
-      return p.results();
-    });
-  }
-}
-
-TEST(Attention, OfNoTokensDoesNothing) {
-  Segments none;
-  none.offsets = {0};
-  Problem p(none, {2, 1, 4}, DType::kF32);
-  p.forward();
-  p.backward();
 }
 
 template <class Call>

@@ -43,40 +43,6 @@ TEST(Embedding, BackwardAddsInTokenOrder) {
   expect_same_bits(d_table, expected);
 }
 
-TEST(EmbeddingGradient, MatchesFiniteDifferencesInDouble) {
-  Context ctx = Context::cpu();
-  Tensor table = random_f64({6, 3}, 1), ids = some_ids(20, 6), d_y = random_f64({20, 3}, 2);
-  Tensor y = zeros_f64({20, 3}), d_table = zeros_f64({6, 3});
-  auto loss = [&] {
-    embedding_forward(ctx, y, ids, table);
-    return dot(y, d_y);
-  };
-  embedding_backward(ctx, d_table, d_y, ids);
-  expect_gradient(loss, table, d_table);
-}
-
-TEST(Embedding, SameBitsForEveryThreadCount) {
-  Tensor d_y = random_normal({1000, 9}, DType::kF32, 1), ids = some_ids(1000, 100);
-  expect_same_bits_for_every_thread_count([&] {
-    Context ctx = Context::cpu();
-    Tensor d_table = zeros({100, 9}, DType::kF32), y = zeros({1000, 9}, DType::kF32);
-    embedding_backward(ctx, d_table, d_y, ids);
-    embedding_forward(ctx, y, ids, d_table);
-    return std::vector<Tensor>{d_table, y};
-  });
-}
-
-TEST(Embedding, OfNoTokensDoesNothing) {
-  Context ctx = Context::cpu();
-  Tensor table = random_normal({3, 2}, DType::kF32, 1), before = copy_of(table), ids = zeros({0}, DType::kI64);
-  embedding_forward(ctx, zeros({0, 2}, DType::kF32), ids, table);
-  embedding_backward(ctx, table, zeros({0, 2}, DType::kF32), ids);
-  expect_same_bits(table, before);
-  Tensor without_ids = tensor_of<int64_t>({-1, -1}, {2});
-  embedding_backward(ctx, table, random_normal({2, 2}, DType::kF32, 2), without_ids);
-  expect_same_bits(table, before);
-}
-
 template <class Call>
 std::string message_of(Call&& call) {
   try {

@@ -147,17 +147,6 @@ TEST(CombineRows, UndoesGatherRowsWithGatesThatSumToOne) {
   expect_close(y, x, 1e-15);
 }
 
-TEST(CombineRows, IsTheTransposeOfGatherRows) {
-  Context ctx = Context::cpu();
-  const ExpertOrder order = order_of(random_ids(60, 4, 9, 6, 3), 9);
-  const int64_t R = rows_of(order);
-  Tensor x = random_f64({60, 5}, 1), d_rows = random_f64({R, 5}, 2);
-  Tensor rows = poisoned({R, 5}, DType::kF64), d_x = poisoned({60, 5}, DType::kF64);
-  gather_rows(ctx, rows, x, order);
-  combine_rows(ctx, d_x, d_rows, order);
-  EXPECT_NEAR(dot(rows, d_rows), dot(x, d_x), 1e-12);
-}
-
 TEST(TokenPlaces, NamesEveryRankOfATokenOnceInOrder) {
   Context ctx = Context::cpu();
   // Two experts per rank.
@@ -192,18 +181,6 @@ TEST(LimitRows, CutsFromTheEndAndRemembersTheMost) {
   limit_rows(ctx, rows, needed, 5);
   EXPECT_EQ(values_of<int64_t>(rows), (std::vector<int64_t>{3, 0, 2, 0, 0}));
   EXPECT_EQ(*needed.data<int64_t>(), 10);
-}
-
-TEST(ExpertRows, SameBitsForEveryThreadCount) {
-  Tensor ids = random_ids(3000, 4, 20, 9, 4), x = random_normal({3000, 6}, DType::kF32, 1);
-  expect_same_bits_for_every_thread_count([&] {
-    Context ctx = Context::cpu();
-    const ExpertOrder order = order_of(ids, 20);
-    Tensor rows = zeros({rows_of(order), 6}, DType::kF32), y = zeros({3000, 6}, DType::kF32);
-    gather_rows(ctx, rows, x, order);
-    combine_rows(ctx, y, rows, order);
-    return std::vector<Tensor>{order.row_of_slot, order.slot_of_row, order.rows_per_expert, rows, y};
-  });
 }
 
 template <class Body>

@@ -89,48 +89,6 @@ TEST(Experts, MatchTheDefinition) {
   }
 }
 
-TEST(ExpertsGradient, MatchesFiniteDifferencesInDouble) {
-  const Problem p({2, 0, 3, 1}, 5, 4, DType::kF64);
-  const Results r = run(p);
-  Results scratch(p, DType::kF64);
-  auto loss = [&] {
-    forward(p, scratch);
-    return dot(scratch.out, p.d_out);
-  };
-  expect_gradient(loss, p.x, r.d_x, 1e-9, "x");
-  expect_gradient(loss, p.row_gate, r.d_row_gate, 1e-9, "row_gate");
-  expect_gradient(loss, p.weights.gate_up, r.d_weights.gate_up, 1e-9, "gate_up");
-  expect_gradient(loss, p.weights.down, r.d_weights.down, 1e-9, "down");
-}
-
-TEST(ExpertsGradient, FloatMatchesDouble) {
-  const std::vector<int64_t> rows = {200, 0, 31, 129};
-  const Problem p(rows, 150, 70, DType::kF32);
-  Problem q(rows, 150, 70, DType::kF64);
-  q.x = converted(p.x, DType::kF64);
-  q.row_gate = converted(p.row_gate, DType::kF64);
-  q.d_out = converted(p.d_out, DType::kF64);
-  q.weights = {converted(p.weights.gate_up, DType::kF64), converted(p.weights.down, DType::kF64)};
-  const auto actual = run(p).all(), expected = run(q).all();
-  for (size_t i = 0; i < actual.size(); ++i) expect_close(actual[i], expected[i], 2e-6);
-}
-
-TEST(ExpertsGradient, AccumulatesIntoTheWeights) {
-  const Problem p({3, 0, 140}, 9, 6, DType::kF64);
-  const Results once = run(p);
-  Results again(p, DType::kF64);
-  const ExpertWeights before = {random_f64(p.weights.gate_up.shape(), 21), random_f64(p.weights.down.shape(), 22)};
-  again.d_weights = {copy_of(before.gate_up), copy_of(before.down)};
-  forward(p, again);
-  backward(p, again);
-  auto expect_sum = [](const Tensor& sum, const Tensor& a, const Tensor& b) {
-    for (int64_t i = 0; i < sum.numel(); ++i) EXPECT_NEAR(value_at(sum, i), value_at(a, i) + value_at(b, i), 1e-12);
-  };
-  expect_sum(again.d_weights.gate_up, before.gate_up, once.d_weights.gate_up);
-  expect_sum(again.d_weights.down, before.down, once.d_weights.down);
-  expect_same_bits(again.d_x, once.d_x);
-}
-
 TEST(ExpertsGradient, OverwritesTheWeightsWhereAsked) {
   for (const auto& rows : {std::vector<int64_t>{3, 0, 150, 0}, {0, 0, 0, 0}}) {
     const Problem p(rows, 12, 6, DType::kF64);
@@ -172,13 +130,6 @@ TEST(Experts, WithoutRowsAreNotTouched) {
   expect_only_expert_1(r.d_weights.down, expected.d_weights.down);
 }
 
-TEST(Experts, WithoutAnyRowDoNothing) {
-  const Problem p({0, 0}, 9, 6, DType::kF64);
-  const Results r = run(p);
-  expect_same_bits(r.d_weights.gate_up, zeros_f64(p.weights.gate_up.shape()));
-  expect_same_bits(r.d_weights.down, zeros_f64(p.weights.down.shape()));
-}
-
 // What an expert computes depends on its own rows only, not on how many other experts this rank has.
 TEST(Experts, GiveTheSameBitsAloneAndTogether) {
   const Problem together({130, 5, 260}, 24, 16, DType::kF32);
@@ -198,13 +149,6 @@ TEST(Experts, GiveTheSameBitsAloneAndTogether) {
     expect_same_bits(one.d_weights.gate_up, all.d_weights.gate_up.rows(e, e + 1));
     expect_same_bits(one.d_weights.down, all.d_weights.down.rows(e, e + 1));
     begin = end;
-  }
-}
-
-TEST(Experts, SameBitsForEveryThreadCount) {
-  for (const auto& rows : {std::vector<int64_t>{100, 0, 37, 300, 1}, {0, 0, 438, 0, 0}}) {
-    const Problem p(rows, 160, 80, DType::kF32);
-    expect_same_bits_for_every_thread_count([&] { return run(p).all(); });
   }
 }
 

@@ -207,27 +207,6 @@ TEST(GatedDeltaRuleChunked, PackedDocumentsHaveTheBitsOfSeparateOnes) {
   }
 }
 
-TEST(GatedDeltaRuleChunked, SameBitsForEveryThreadCount) {
-  const Segments segments = Segments::packed({130, 3, 64, 70});
-  const DeltaRuleInputs in =
-      map(random_inputs(segments.num_tokens()), [](const Tensor& t) { return converted(t, DType::kF32); });
-  const Tensor d_o = random_normal(in.v.shape(), DType::kF32, 6);
-  expect_same_bits_for_every_thread_count([&] {
-    const Result result = run_chunked(in, d_o, segments);
-    std::vector<Tensor> all = {result.o};
-    for (const Tensor& gradient : tensors(result.d_in)) all.push_back(gradient);
-    return all;
-  });
-}
-
-TEST(GatedDeltaRuleChunked, SinglePrecisionIsCloseToDouble) {
-  const Segments segments = Segments::whole_rows(1, 300);
-  DeltaRuleInputs in = random_inputs(300, {.Hk = 2, .Hv = 4, .Dk = 64, .Dv = 64}, 0.1);
-  const Tensor d_o = random_f64(in.v.shape(), 6);
-  auto fp32 = [](const Tensor& t) { return converted(t, DType::kF32); };
-  expect_close(run_chunked(map(in, fp32), fp32(d_o), segments), run_chunked(in, d_o, segments), 2e-6);
-}
-
 TEST(GatedDeltaRule, AcceptsNoTokens) {
   const DeltaRuleInputs in = random_inputs(0);
   run_chunked(in, zeros_f64({0, 4, 24}), Segments::packed({}));

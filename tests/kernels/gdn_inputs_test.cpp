@@ -1,7 +1,5 @@
 #include "kernels/gdn_inputs.h"
 
-#include <omp.h>
-
 #include "tests/testing.h"
 
 namespace braid {
@@ -134,39 +132,6 @@ TEST(GdnInputs, GatesSaturate) {
   }
 }
 
-TEST(GdnInputsGradient, MatchesFiniteDifferencesInDouble) {
-  const int threads = omp_get_max_threads();
-  omp_set_num_threads(1);  // thousands of tiny forwards
-  for (int64_t kernel : {4, 1, 6}) {
-    SCOPED_TRACE(kernel);
-    GdnDims dims = kDims;
-    dims.conv_kernel = kernel;
-    Case c(Segments::packed({1, 7, 2}), DType::kF64, dims);
-    c.x.ba.data<double>()[3 * 8 + 2] = 25;  // where softplus is the identity
-    auto loss = [&] { return c.loss(); };
-    c.forward();
-    c.backward();
-    expect_gradient(loss, c.x.qkvz, c.d_x.qkvz, 1e-7, "qkvz");
-    expect_gradient(loss, c.x.ba, c.d_x.ba, 1e-7, "ba");
-    expect_gradient(loss, c.weights.conv, c.d_weights.conv, 1e-7, "conv");
-    expect_gradient(loss, c.weights.a_log, c.d_weights.a_log, 1e-7, "a_log");
-    expect_gradient(loss, c.weights.dt_bias, c.d_weights.dt_bias, 1e-7, "dt_bias");
-  }
-  omp_set_num_threads(threads);
-}
-
-TEST(GdnInputsGradient, HoldsAcrossTiles) {
-  // Long documents are cut into tiles whose borders the convolution crosses; a few tokens around each are enough.
-  Case c(Segments::packed({2, 150}));
-  c.forward();
-  c.backward();
-  for (int64_t t : {2, 65, 66, 67, 129, 130, 151}) {
-    Tensor row = c.x.qkvz.rows(t, t + 1);
-    expect_gradient([&] { return c.loss(); }, row, c.d_x.qkvz.rows(t, t + 1), 1e-7, concat("token ", t).c_str());
-  }
-  expect_gradient([&] { return c.loss(); }, c.weights.conv.rows(0, 2), c.d_weights.conv.rows(0, 2), 1e-7, "conv");
-}
-
 TEST(GdnInputsGradient, LeavesTheGateColumnsAndAddsToTheWeights) {
   Case c(Segments::packed({3, 4}));
   c.forward();
@@ -212,42 +177,6 @@ TEST(GdnInputs, PackedDocumentsHaveTheBitsOfSeparateOnes) {
     expect_same_bits(together.d_weights.a_log, d_weights.a_log, "a_log");
     expect_same_bits(together.d_weights.dt_bias, d_weights.dt_bias, "dt_bias");
   }
-}
-
-TEST(GdnInputs, SameBitsForEveryThreadCount) {
-  expect_same_bits_for_every_thread_count([] {
-    Case c(Segments::packed({200, 1, 150}), DType::kF32);
-    c.forward();
-    c.backward();
-    std::vector<Tensor> all = c.outputs();
-    for (const Tensor& gradient : c.weight_gradients()) all.push_back(gradient);
-    return all;
-  });
-}
-
-TEST(GdnInputs, SinglePrecisionIsCloseToDouble) {
-  constexpr GdnDims dims{.key_heads = 2, .value_heads = 4, .key_dim = 32, .value_dim = 32, .conv_kernel = 4};
-  Case single(Segments::packed({100, 200}), DType::kF32, dims), c(single.segments, DType::kF64, dims);
-  auto fp64 = [](const Tensor& t) { return converted(t, DType::kF64); };
-  c.x = {fp64(single.x.qkvz), fp64(single.x.ba)};
-  c.weights = {fp64(single.weights.conv), fp64(single.weights.a_log), fp64(single.weights.dt_bias)};
-  c.d_out = {fp64(single.d_out.q), fp64(single.d_out.k), fp64(single.d_out.v), fp64(single.d_out.beta),
-             fp64(single.d_out.log_decay)};
-  for (Case* one : {&single, &c}) {
-    one->forward();
-    one->backward();
-  }
-  for (size_t i = 0; i < c.outputs().size(); ++i)
-    expect_close(single.outputs()[i], c.outputs()[i], 5e-7, concat("output ", i).c_str());
-  for (size_t i = 0; i < c.weight_gradients().size(); ++i)
-    expect_close(single.weight_gradients()[i], c.weight_gradients()[i], 1e-6, concat("weight ", i).c_str());
-}
-
-TEST(GdnInputs, AcceptsNoTokens) {
-  Case c(Segments::packed({}));
-  c.forward();
-  c.backward();
-  EXPECT_EQ(dot(c.d_weights.conv, c.d_weights.conv), 0);
 }
 
 template <class E>

@@ -77,44 +77,6 @@ TEST(Matmul, OfNothingIsZero) {
          Transpose::kNo);
 }
 
-TEST(Linear, BackwardIsTheGradientOfForward) {
-  Context ctx = Context::cpu();
-  Tensor x = random_f64({5, 4}, 1), weight = random_f64({3, 4}, 2), d_y = random_f64({5, 3}, 3);
-  Tensor y = zeros_f64({5, 3}), d_x = poisoned({5, 4}, DType::kF64), d_weight = zeros_f64({3, 4});
-  auto loss = [&] {
-    linear_forward(ctx, y, x, weight);
-    return dot(y, d_y);
-  };
-  linear_backward_input(ctx, d_x, d_y, weight);
-  linear_backward_weight(ctx, d_weight, d_y, x);
-  expect_gradient(loss, x, d_x);
-  expect_gradient(loss, weight, d_weight);
-
-  loss();
-  Tensor doubled = copy_of(d_x);
-  linear_backward_input(ctx, doubled, d_y, weight, Accumulate::kYes);
-  linear_backward_weight(ctx, d_weight, d_y, x);
-  Tensor y_doubled = copy_of(y);
-  linear_forward(ctx, y_doubled, x, weight, Accumulate::kYes);
-  EXPECT_NEAR(dot(doubled, d_x), 2 * dot(d_x, d_x), 1e-12);
-  EXPECT_NEAR(dot(y_doubled, d_y), 2 * dot(y, d_y), 1e-12);
-  EXPECT_NEAR(dot(d_weight, weight), 2 * dot(y, d_y), 1e-12);
-}
-
-TEST(Linear, SameBitsForEveryThreadCount) {
-  Tensor x = random_normal({1500, 40}, DType::kF32, 1), weight = random_normal({300, 40}, DType::kF32, 2);
-  Tensor d_y = random_normal({1500, 300}, DType::kF32, 3);
-  expect_same_bits_for_every_thread_count([&] {
-    Context ctx = Context::cpu();
-    Tensor y = zeros({1500, 300}, DType::kF32), d_x = zeros({1500, 40}, DType::kF32);
-    Tensor d_weight = zeros({300, 40}, DType::kF32);
-    linear_forward(ctx, y, x, weight);
-    linear_backward_input(ctx, d_x, d_y, weight);
-    linear_backward_weight(ctx, d_weight, d_y, x);
-    return std::vector<Tensor>{y, d_x, d_weight};
-  });
-}
-
 template <class Call>
 std::string message_of(Call&& call) {
   try {

@@ -27,23 +27,5 @@ TEST(MtpInputs, PutsTheEmbeddingFirst) {
     }
 }
 
-TEST(MtpInputsGradient, MatchesFiniteDifferencesInDouble) {
-  Context ctx = Context::cpu();
-  Case c;
-  Tensor d_joined = random_f64({3, 8}, 5), d_embedding = poisoned({3, 4}, DType::kF64);
-  Tensor d_hidden = zeros_f64({3, 4});
-  MtpInputWeights d_weights = {zeros_f64({4}), zeros_f64({4})};
-  auto loss = [&] {
-    mtp_inputs_forward(ctx, c.out, c.embedding, c.hidden, c.weights, 1e-6);
-    return dot(c.out.joined, d_joined);
-  };
-  loss();
-  mtp_inputs_backward(ctx, d_embedding, d_hidden, d_weights, d_joined, c.embedding, c.hidden, c.out, c.weights);
-  expect_gradient(loss, c.embedding, d_embedding);
-  expect_gradient(loss, c.hidden, d_hidden);
-  expect_gradient(loss, c.weights.embedding_norm, d_weights.embedding_norm);
-  expect_gradient(loss, c.weights.hidden_norm, d_weights.hidden_norm);
-}
-
 }  // namespace
 }  // namespace braid

@@ -88,10 +88,6 @@ TEST(FillNormal, RoundsOnceToFloat) {
   expect_same_bits(x, converted(normal(500, 5, 9), DType::kF32));
 }
 
-TEST(FillNormal, SameBitsForEveryThreadCount) {
-  expect_same_bits_for_every_thread_count([] { return std::vector<Tensor>{normal(1003, 1, 2)}; });
-}
-
 TEST(FillNormal, NamesTheTensorOfAWrongDtype) {
   Context ctx = Context::cpu();
   try {

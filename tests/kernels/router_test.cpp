@@ -70,18 +70,6 @@ TEST(RouterEntropy, OfEqualLogitsIsTheLogarithmOfTheirNumber) {
   EXPECT_EQ(entropy(empty, route(empty, none, 2), none), 0);
 }
 
-TEST(RouterEntropy, SameBitsForEveryThreadCount) {
-  const Segments segments = Segments::whole_rows(2, 300);
-  const Tensor logits = random_normal({600, 40}, DType::kF32, 3);
-  const RouterOutputs out = route(logits, segments, 4);
-  expect_same_bits_for_every_thread_count([&] {
-    Context ctx = Context::cpu();
-    Tensor sum = poisoned({1}, DType::kF64);
-    router_entropy(ctx, sum, logits, out, segments);
-    return std::vector<Tensor>{sum};
-  });
-}
-
 TEST(Router, RoutesKnownLogits) {
   // Two rows of two tokens; probabilities 1/8, 4/8, 2/8, 1/8 and so on.
   const double l = std::log(2.0);
@@ -209,43 +197,6 @@ TEST(Router, InvalidTokensAreNeitherRoutedNorCounted) {
   }
 }
 
-class RouterGradient : public ::testing::TestWithParam<GateNorm> {};
-
-TEST_P(RouterGradient, MatchesFiniteDifferencesInDouble) {
-  Context ctx = Context::cpu();
-  const GateNorm norm = GetParam();
-  Segments segments = Segments::whole_rows(2, 3);
-  segments.valid[4] = 0;
-  constexpr int64_t kE = 7, kK = 3;
-  // Logits far enough from each other that no step changes the choice.
-  Tensor logits = zeros_f64({6, kE});
-  for (int64_t n = 0; n < 6; ++n)
-    for (int64_t e = 0; e < kE; ++e) logits.data<double>()[n * kE + e] = 0.4 * ((e * 3 + n) % kE) - 1 + 0.05 * n;
-  Tensor d_gate = random_f64({6, kK}, 2), d_prob = random_f64({2, kE}, 3);
-  const double z_weight = 0.07;
-  auto loss = [&] {
-    const RouterOutputs out = route(logits, segments, kK, norm);
-    return dot(out.gate, d_gate) + dot(out.prob_sum, d_prob) +
-           z_weight * (out.z_sum.data<double>()[0] + out.z_sum.data<double>()[1]);
-  };
-  const RouterOutputs out = route(logits, segments, kK, norm);
-  Tensor d_logits = poisoned({6, kE}, DType::kF64);
-  router_backward(ctx, d_logits, d_gate, d_prob, z_weight, out, segments, norm);
-  expect_gradient(loss, logits, d_logits, 1e-9, "all");
-
-  // Each part alone, so that none hides behind the others.
-  Tensor no_gate = zeros_f64({6, kK}), no_prob = zeros_f64({2, kE});
-  auto gate_loss = [&] { return dot(route(logits, segments, kK, norm).gate, d_gate); };
-  router_backward(ctx, d_logits, d_gate, no_prob, 0, out, segments, norm);
-  expect_gradient(gate_loss, logits, d_logits, 1e-9, "gate");
-  auto prob_loss = [&] { return dot(route(logits, segments, kK, norm).prob_sum, d_prob); };
-  router_backward(ctx, d_logits, no_gate, d_prob, 0, out, segments, norm);
-  expect_gradient(prob_loss, logits, d_logits, 1e-9, "prob");
-}
-
-INSTANTIATE_TEST_SUITE_P(Norms, RouterGradient, ::testing::Values(GateNorm::kNone, GateNorm::kTopK),
-                         [](const auto& info) { return info.param == GateNorm::kNone ? "None" : "TopK"; });
-
 TEST(RouterGradientOfBalance, IsZeroForUniformCounts) {
   Context ctx = Context::cpu();
   const Segments segments = Segments::whole_rows(1, 50);
@@ -286,37 +237,6 @@ TEST(RouterGradientOfGates, IsExactlyZeroForExpertsThatWereNotChosen) {
   EXPECT_EQ(d_logits.data<float>()[3], 0);
   EXPECT_GT(d_logits.data<float>()[1], 0);
   EXPECT_FLOAT_EQ(d_logits.data<float>()[2], -d_logits.data<float>()[1]);
-}
-
-TEST(Router, FloatMatchesDouble) {
-  Context ctx = Context::cpu();
-  const Segments segments = Segments::whole_rows(2, 30);
-  Tensor logits = converted(random_normal({60, 48}, DType::kF32, 1, 2), DType::kF64);
-  Tensor d_gate = random_f64({60, 5}, 2), d_prob = random_f64({2, 48}, 3);
-  auto run = [&](DType dtype) {
-    const RouterOutputs out = route(converted(logits, dtype), segments, 5);
-    Tensor d_logits = poisoned({60, 48}, dtype);
-    router_backward(ctx, d_logits, converted(d_gate, dtype), d_prob, 0.01, out, segments, GateNorm::kTopK);
-    return std::vector<Tensor>{out.gate, out.prob, out.lse, out.prob_sum, out.z_sum, d_logits};
-  };
-  const auto actual = run(DType::kF32), expected = run(DType::kF64);
-  for (size_t i = 0; i < actual.size(); ++i) expect_close(actual[i], expected[i], 1e-6);
-}
-
-TEST(Router, SameBitsForEveryThreadCount) {
-  Segments segments = Segments::whole_rows(3, 67);
-  segments.valid[100] = 0;
-  Tensor logits = random_normal({201, 130}, DType::kF32, 1, 2), d_gate = random_normal({201, 6}, DType::kF32, 2);
-  Tensor d_prob = random_f64({3, 130}, 3);
-  expect_same_bits_for_every_thread_count([&] {
-    Context ctx = Context::cpu();
-    const RouterOutputs out = route(logits, segments, 6);
-    Tensor d_logits = zeros({201, 130}, DType::kF32);
-    router_backward(ctx, d_logits, d_gate, d_prob, 0.01, out, segments, GateNorm::kTopK);
-    auto all = all_of(out);
-    all.push_back(d_logits);
-    return all;
-  });
 }
 
 // The sums of a row do not depend on the other rows of the batch.

@@ -37,63 +37,6 @@ TEST(SwiGlu, StaysFiniteFarFromZero) {
   }
 }
 
-TEST(SwiGluGradient, MatchesFiniteDifferencesInDouble) {
-  Context ctx = Context::cpu();
-  Tensor a = random_f64({3, 7}, 1), b = random_f64({3, 7}, 2), gate = random_f64({3, 1}, 3);
-  Tensor d_h = random_f64({3, 7}, 4), h = zeros_f64({3, 7});
-  Tensor d_a = poisoned({3, 7}, DType::kF64), d_b = poisoned({3, 7}, DType::kF64),
-         d_gate = poisoned({3, 1}, DType::kF64);
-  auto loss = [&] {
-    swiglu_forward(ctx, h, a, b, gate);
-    return dot(h, d_h);
-  };
-  swiglu_backward(ctx, d_a, d_b, d_gate, d_h, a, b, gate);
-  expect_gradient(loss, a, d_a, 1e-9, "a");
-  expect_gradient(loss, b, d_b, 1e-9, "b");
-  expect_gradient(loss, gate, d_gate, 1e-9, "gate");
-}
-
-TEST(SwiGluGradient, MayOverwriteTheGradientItReads) {
-  Context ctx = Context::cpu();
-  Tensor a = random_f64({3, 37}, 1), b = random_f64({3, 37}, 2), gate = random_f64({3, 1}, 3);
-  Tensor d_h = random_f64({3, 37}, 4), in_place = copy_of(d_h), d_a = zeros_f64({3, 37});
-  Tensor d_b[2] = {zeros_f64({3, 37}), zeros_f64({3, 37})}, d_gate[2] = {zeros_f64({3, 1}), zeros_f64({3, 1})};
-  swiglu_backward(ctx, d_a, d_b[0], d_gate[0], d_h, a, b, gate);
-  swiglu_backward(ctx, in_place, d_b[1], d_gate[1], in_place, a, b, gate);
-  expect_same_bits(in_place, d_a);
-  expect_same_bits(d_b[1], d_b[0]);
-  expect_same_bits(d_gate[1], d_gate[0]);
-}
-
-TEST(SwiGlu, FloatMatchesDouble) {
-  Context ctx = Context::cpu();
-  Tensor a = random_f64({20, 100}, 1, 3), b = random_f64({20, 100}, 2), gate = random_f64({20, 1}, 3);
-  Tensor d_h = random_f64({20, 100}, 4);
-  auto run = [&](DType dtype) {
-    Tensor h = poisoned({20, 100}, dtype), d_a = poisoned({20, 100}, dtype), d_b = poisoned({20, 100}, dtype);
-    Tensor d_gate = poisoned({20, 1}, dtype);
-    Tensor in[] = {converted(a, dtype), converted(b, dtype), converted(gate, dtype), converted(d_h, dtype)};
-    swiglu_forward(ctx, h, in[0], in[1], in[2]);
-    swiglu_backward(ctx, d_a, d_b, d_gate, in[3], in[0], in[1], in[2]);
-    return std::vector<Tensor>{h, d_a, d_b, d_gate};
-  };
-  const auto actual = run(DType::kF32), expected = run(DType::kF64);
-  for (size_t i = 0; i < actual.size(); ++i) expect_close(actual[i], expected[i], 1e-6);
-}
-
-TEST(SwiGlu, SameBitsForEveryThreadCount) {
-  Tensor a = random_normal({101, 40}, DType::kF32, 1), b = random_normal({101, 40}, DType::kF32, 2);
-  Tensor gate = random_normal({101, 1}, DType::kF32, 3), d_h = random_normal({101, 40}, DType::kF32, 4);
-  expect_same_bits_for_every_thread_count([&] {
-    Context ctx = Context::cpu();
-    Tensor h = zeros({101, 40}, DType::kF32), d_a = zeros({101, 40}, DType::kF32), d_b = zeros({101, 40}, DType::kF32);
-    Tensor d_gate = zeros({101, 1}, DType::kF32);
-    swiglu_forward(ctx, h, a, b, gate);
-    swiglu_backward(ctx, d_a, d_b, d_gate, d_h, a, b, gate);
-    return std::vector<Tensor>{h, d_a, d_b, d_gate};
-  });
-}
-
 TEST(SwiGlu, NamesTheTensorOfAWrongShapeOrDtype) {
   Context ctx = Context::cpu();
   Tensor x = zeros_f64({3, 8});

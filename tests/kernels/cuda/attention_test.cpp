@@ -120,31 +120,6 @@ BRAID_FOR_EACH_ACTIVATION(AttentionCuda);
 // Below, at and above the sizes of tiles.
 const std::vector<int64_t> kLengths = {1, 31, 32, 33, 2, 65, 63, 64, 128, 1, 1, 1, 200};
 
-TEST_P(AttentionCuda, RealHeads) {
-  for (const Segments& segments : {Segments::packed(kLengths), Segments::whole_rows(2, 256),
-                                   Segments::whole_rows(3, 100), Segments::packed({1}), Segments::packed({300})}) {
-    SCOPED_TRACE(concat(segments.num_documents(), " documents in ", segments.num_rows, " rows"));
-    expect_equals_cpu(problem(segments, {16, 2, 256}));
-  }
-}
-
-TEST_P(AttentionCuda, OtherHeads) {
-  for (Sizes sizes : {Sizes{6, 2, 5},
-                      {3, 3, 8},
-                      {4, 1, 16},
-                      {2, 1, 64},
-                      {4, 2, 80},
-                      {2, 2, 96},
-                      {4, 4, 128},
-                      {2, 1, 144},
-                      {2, 1, 256},
-                      {2, 1, 33}}) {
-    SCOPED_TRACE(concat("heads ", sizes.Hq, ", ", sizes.Hkv, ", size ", sizes.Dh));
-    expect_equals_cpu(problem(Segments::packed(kLengths), sizes));
-    expect_equals_cpu(problem(Segments::whole_rows(2, 128), sizes));
-  }
-}
-
 // Every kernel over two tiles and a part of one, small enough for tools that look at each access.
 TEST_P(AttentionCuda, FewTiles) {
   for (Sizes sizes : {Sizes{2, 1, 256}, {2, 2, 16}}) {
@@ -229,12 +204,6 @@ TEST_P(AttentionCuda, SameBitsEveryTime) {
     if (activation() == DType::kBF16 && cuda::mma_attention_supports(gpu, inputs_on_gpu(p)))
       expect_same_bits_every_time([&] { return run_on_gpu(p, By::kTensorCores).all(); });
   }
-}
-
-// More documents than the least bound of a cuDNN plan, and as many as tokens.
-TEST_P(AttentionCuda, ManyDocuments) {
-  expect_equals_cpu(problem(Segments::packed(std::vector<int64_t>(130, 1)), {2, 1, 64}));
-  expect_equals_cpu(problem(Segments::packed(std::vector<int64_t>(70, 3)), {2, 1, 256}));
 }
 
 TEST_P(AttentionCuda, SaysWhichImplementationRuns) {

@@ -52,51 +52,6 @@ class RouterCuda : public CudaTest {
 };
 BRAID_FOR_EACH_ACTIVATION(RouterCuda);
 
-TEST_P(RouterCuda, ForwardAndBackward) {
-  for (const auto& [B, T, E, K] : {std::array<int64_t, 4>{1, 1, 1, 1},
-                                   {1, 1, 512, 10},
-                                   {3, 67, 512, 10},
-                                   {2, 300, 512, 10},
-                                   {2, 65, 4, 4},
-                                   {3, 40, 37, 6},
-                                   {2, 33, 130, 1},
-                                   {1, 70, 1000, 8},
-                                   {2, 20, 4096, 32}}) {
-    for (GateNorm norm : {GateNorm::kTopK, GateNorm::kNone}) {
-      SCOPED_TRACE(::testing::Message() << B << " x " << T << " tokens, " << K << " of " << E);
-      const int64_t N = B * T;
-      const Segments segments = rows_with_invalid_tokens(B, T);
-      const Tensor logits = random_logits(N, E, 1);
-      const RouterOutputs expected = on_cpu(logits, segments, K, norm), out = route_on_gpu(logits, segments, K, norm);
-      expect_same_bits(to_cpu(out.expert_id), expected.expert_id, "expert_id");
-      expect_same_bits(to_cpu(out.counts), expected.counts, "counts");
-      expect_matches(out.gate, expected.gate, "gate", kStatistics);
-      expect_matches(out.prob, expected.prob, "prob", kStatistics);
-      expect_matches(out.lse, expected.lse, "lse", kStatistics);
-      expect_matches(out.prob_sum, expected.prob_sum, "prob_sum", kStatistics);
-      expect_matches(out.z_sum, expected.z_sum, "z_sum", kStatistics);
-
-      const Tensor d_gate = rounded(random_f64({N, K}, 2)), d_prob = random_f64({B, E}, 3);
-      Tensor d_logits = zeros_f64({N, E}), gpu_d_logits = on_gpu({N, E}, activation());
-      router_backward(cpu, d_logits, d_gate, d_prob, 0.01, expected, segments, norm);
-      router_backward(gpu, gpu_d_logits, to_gpu(d_gate, wide()), to_gpu(d_prob), 0.01, out, segments, norm);
-      // One expert: nothing but the z-loss is left of terms that cancel.
-      if (E > 1) expect_matches(gpu_d_logits, d_logits, "d_logits");
-    }
-  }
-}
-
-TEST_P(RouterCuda, EqualLogitsGiveTheFirstExperts) {
-  const int64_t N = 5, E = 512, K = 10;
-  const Segments segments = to_gpu(Segments::whole_rows(1, N));
-  const RouterOutputs out = route_on_gpu(zeros_f64({N, E}), segments, K, GateNorm::kTopK);
-  const Tensor ids = to_cpu(out.expert_id), gate = to_cpu(out.gate);
-  for (int64_t i = 0; i < N * K; ++i) {
-    EXPECT_EQ(ids.data<int32_t>()[i], i % K);
-    EXPECT_NEAR(value_at(gate, i), 0.1, 1e-7);
-  }
-}
-
 // Any logits: the choice is that of a stable sort of the probabilities that the GPU itself found.
 TEST_P(RouterCuda, ChoosesAsASortWould) {
   const int64_t N = 200, E = 512, K = 10;
@@ -152,32 +107,10 @@ TEST_P(RouterCuda, GradientOfUniformBalanceIsZero) {
   for (int64_t i = 0; i < d.numel(); ++i) ASSERT_LE(std::abs(value_at(d, i)), 1e-6);
 }
 
-TEST_P(RouterCuda, WithoutTokensWritesZeroSums) {
-  const Segments segments{2, 0, {0}, {}};
-  const RouterOutputs out = route_on_gpu(zeros_f64({0, 3}), segments, 2, GateNorm::kTopK);
-  expect_same_bits(to_cpu(out.counts), zeros({2, 3}, DType::kI64));
-  expect_same_bits(to_cpu(out.prob_sum), zeros_f64({2, 3}));
-  expect_same_bits(to_cpu(out.z_sum), zeros_f64({2}));
-}
-
 TEST_P(RouterCuda, RefusesMoreExpertsThanItCanHold) {
   const Segments segments = to_gpu(Segments::whole_rows(1, 1));
   EXPECT_THROW(route_on_gpu(zeros_f64({1, 4097}), segments, 2, GateNorm::kTopK), ShapeError);
   EXPECT_THROW(route_on_gpu(zeros_f64({1, 64}), segments, 33, GateNorm::kTopK), ShapeError);
-}
-
-TEST_P(RouterCuda, SameBits) {
-  const int64_t E = 512, K = 10;
-  const Segments segments = rows_with_invalid_tokens(3, 500);
-  const Tensor logits = random_f64({1500, E}, 1, 2), d_gate = to_gpu(random_f64({1500, K}, 2), wide());
-  const Tensor d_prob = to_gpu(random_f64({3, E}, 3));
-  expect_same_bits_every_time([&] {
-    const RouterOutputs out = route_on_gpu(logits, segments, K, GateNorm::kTopK);
-    Tensor d_logits = on_gpu({1500, E}, activation());
-    router_backward(gpu, d_logits, d_gate, d_prob, 0.01, out, segments, GateNorm::kTopK);
-    return std::vector<Tensor>{out.expert_id, out.gate,     out.prob,  out.lse,
-                               out.counts,    out.prob_sum, out.z_sum, d_logits};
-  });
 }
 
 }  // namespace

@@ -1,0 +1,35 @@
+#include "tests/kernels/cases_testing.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "tests/testing.h"
+
+namespace braid::testing {
+
+cases::Variants hard_variants(const cases::OperatorCase& c, int64_t most_bytes) {
+  if (const char* limit = std::getenv("BRAID_MOST_CASE_BYTES"))
+    most_bytes = std::min<int64_t>(most_bytes, std::atoll(limit));
+  Context cpu = Context::cpu();
+  cases::Variants variants;
+  for (const cases::Variant& variant : c.hard()) {
+    cases::Trial listed = cases::Trial::listed(cpu, DType::kF32);
+    variant.declare(listed);
+    if (listed.bytes() <= most_bytes) variants.push_back(variant);
+  }
+  EXPECT_FALSE(variants.empty()) << c.name;
+  return variants;
+}
+
+void expect_agreement(const cases::Variant& variant, cases::Trial& reference, cases::Trial& tried,
+                      const cases::Allowed& allowed) {
+  variant.declare(reference);
+  variant.declare(tried);
+  for (size_t i = 0; i < tried.steps().size(); ++i)
+    for (const std::string& what : compare_step(reference, tried, i, allowed))
+      ADD_FAILURE() << tried.steps()[i].op << ": " << what;
+  for (const auto& [a, b] : tried.same())
+    expect_same_bits(tried.on_host(tried.slot(a).tensor), tried.on_host(tried.slot(b).tensor), tried.slot(a).name);
+}
+
+}  // namespace braid::testing
