@@ -35,7 +35,6 @@ libfmt-dev          text output
 libdnnl-dev         matrix products
 libssl-dev          SHA-256 of checkpoints and data
 libgtest-dev        tests
-libbenchmark-dev    operator benchmarks
 '
 
 if ! command -v dpkg-query >/dev/null; then

@@ -32,7 +32,7 @@ room(trainer/huggingface KNOWS kernels/core model trainer/checkpoint trainer/con
 # The step, the loop around it and what they are made of.
 room(trainer            KNOWS kernels/core kernels parallel data model trainer/checkpoint trainer/config
                               trainer/device trainer/metrics trainer/optimizer)
-room(trainer/bench      KNOWS kernels/core kernels parallel data model trainer/config trainer)
+room(trainer/bench      KNOWS kernels/core kernels parallel data model trainer/config trainer/device trainer)
 room(trainer/parity     KNOWS kernels/core kernels parallel data model trainer/checkpoint trainer/config
                               trainer/huggingface trainer/optimizer trainer)
 room(trainer/cli        KNOWS kernels/core parallel data model trainer/bench trainer/checkpoint trainer/config

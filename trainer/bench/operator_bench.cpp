@@ -3,60 +3,130 @@
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
-#include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
+#include "kernels/core/copy.h"
 #include "kernels/matmul.h"
-#include "trainer/bench/workbench.h"
+#include "trainer/bench/stopwatch.h"
+#include "trainer/device/operator_sizes.h"
 
 namespace braid {
-
-const std::vector<OperatorFamily>& operator_families() {
-  static const std::vector<OperatorFamily> families = {
-      {"matmul", {"matmul", "linear_forward", "linear_backward_input", "linear_backward_weight"}, bench_matmul},
-      {"copy", {"copy", "convert", "fill_zero"}, bench_copy},
-      {"random", {"fill_normal", "fill_uniform"}, bench_random},
-      {"embedding", {"embedding_forward", "embedding_backward"}, bench_embedding},
-      {"rms_norm",
-       {"rms_norm_forward", "rms_norm_backward", "add_rms_norm_forward", "add_rms_norm_backward"},
-       bench_rms_norm},
-      {"mtp_inputs", {"mtp_inputs_forward", "mtp_inputs_backward"}, bench_mtp_inputs},
-      {"gdn_inputs", {"gdn_inputs_forward", "gdn_inputs_backward"}, bench_gdn_inputs},
-      {"gated_delta_rule", {"gated_delta_rule_forward", "gated_delta_rule_backward"}, bench_gated_delta_rule},
-      {"gated_rms_norm", {"gated_rms_norm_forward", "gated_rms_norm_backward"}, bench_gated_rms_norm},
-      {"attention_inputs", {"attention_inputs_forward", "attention_inputs_backward"}, bench_attention_inputs},
-      {"attention", {"attention_forward", "attention_backward"}, bench_attention},
-      {"router", {"router_forward", "router_backward"}, bench_router},
-      {"load_balance", {"load_balance", "add_counts"}, bench_load_balance},
-      {"expert_rows",
-       {"expert_order", "gather_rows", "combine_rows", "token_places", "local_expert_ids"},
-       bench_expert_rows},
-      {"experts", {"experts_forward", "experts_backward"}, bench_experts},
-      {"swiglu", {"swiglu_forward", "swiglu_backward"}, bench_swiglu},
-      {"lm_head_loss", {"lm_head_loss_forward", "lm_head_loss_forward_backward"}, bench_lm_head_loss},
-      {"adamw", {"adamw_update"}, bench_adamw},
-      {"sum_squares", {"sum_squares"}, bench_sum_squares},
-      {"communicator", {"all_to_all_rows", "all_reduce", "reduce_scatter", "all_gather"}, bench_communicator, true},
-  };
-  return families;
-}
-
-bool is_chosen(const OperatorFamily& family, const std::string& op, const std::vector<std::string>& chosen) {
-  if (chosen.empty()) return true;
-  return std::any_of(chosen.begin(), chosen.end(),
-                     [&](const std::string& name) { return family.name == name || op.starts_with(name); });
-}
-
 namespace {
 
-bool any_chosen(const OperatorFamily& family, const std::vector<std::string>& chosen) {
-  return std::any_of(family.ops.begin(), family.ops.end(),
-                     [&](const char* op) { return is_chosen(family, op, chosen); });
+using cases::Trial, cases::Var;
+
+constexpr const char* kCollectives = "communicator";
+constexpr double kPastCacheBytes = 160 << 20;           // what a turn reads has left the cache before it is read again,
+constexpr int64_t kMostCopiesBytes = int64_t{2} << 30;  // unless that takes more memory than this
+
+// A header's name and what is timed of it.
+struct Family {
+  std::string name;
+  std::vector<std::string> ops;
+};
+
+const std::vector<Family>& families() {
+  static const std::vector<Family> list = [] {
+    std::vector<Family> all;
+    const cases::Sizes sizes = bench_sizes(Device::kCpu, 64);
+    for (const cases::OperatorCase& c : cases::operator_cases())
+      all.push_back({c.name, cases::step_names(c.timed(sizes))});
+    all.push_back({kCollectives, {"all_to_all_rows", "all_reduce", "reduce_scatter", "all_gather"}});
+    return all;
+  }();
+  return list;
 }
+
+bool is_chosen(const std::string& family, const std::string& op, const std::vector<std::string>& chosen) {
+  if (chosen.empty()) return true;
+  return std::any_of(chosen.begin(), chosen.end(), [&](const std::string& name) {
+    return family == name || (!name.empty() && op.starts_with(name));
+  });
+}
+
+DType activation_on(const Context& ctx) { return ctx.on_cuda() ? DType::kBF16 : DType::kF32; }
 
 double rate(double amount, double ms) { return ms > 0 ? amount / ms * 1e-9 : 0; }  // per second, in 1e12
 
+using Report = std::function<void(const std::string& op, const std::string& shape, const Work& work, double ms)>;
+
+// All chosen steps of a variant, in as many copies of it as the cache asks for.
+void time_variant(const Context& device, Stopwatch& stopwatch, const cases::Variant& variant,
+                  const std::function<bool(const std::string&)>& chosen, int max_turns, const Report& report) {
+  Context ctx = device;  // with scratch memory of its own
+  const DType activation = activation_on(ctx);
+  Trial listed = Trial::listed(ctx, activation);
+  variant.declare(listed);
+  auto is_timed = [&](const Trial::Step& step) { return step.work.bytes > 0 && chosen(step.op); };
+  double least = 0;
+  for (const Trial::Step& step : listed.steps())
+    if (is_timed(step) && (least == 0 || step.work.bytes < least)) least = step.work.bytes;
+  if (least == 0) return;
+  const int64_t affordable = std::max<int64_t>(1, kMostCopiesBytes / std::max<int64_t>(1, listed.bytes()));
+  const auto wanted = static_cast<int64_t>(std::min(std::ceil(kPastCacheBytes / least), double(max_turns)));
+  std::vector<Trial> copies;
+  for (int64_t i = 0; i < std::min(wanted, affordable); ++i) {
+    copies.push_back(Trial::timed(ctx, activation));
+    variant.declare(copies.back());
+    copies.back().run();  // what one step writes the next one reads
+  }
+  for (size_t i = 0; i < listed.steps().size(); ++i) {
+    const Trial::Step& step = listed.steps()[i];
+    if (!is_timed(step)) continue;
+    const double ms = stopwatch.median_ms(
+        ctx, [&](int turn) { copies[size_t(turn) % copies.size()].steps()[i].body(ctx); }, Launch::kGraph);
+    const std::string by = step.work.by.empty() ? "" : concat(" (", step.work.by, ")");
+    report(step.op, variant.label + by, {.bytes = step.work.bytes, .flop = step.work.flop}, ms);
+  }
+}
+
+// Sizes are those of the whole tensor; what is counted is what a rank must send at least, whatever the algorithm.
+void time_collectives(const Context& device, Stopwatch& stopwatch, Communicator& world, const OperatorBenchOptions& o,
+                      int64_t mib, const Report& report) {
+  Context ctx = device;
+  Trial t = Trial::timed(ctx, activation_on(ctx));
+  const int64_t ranks = world.size(), C = o.sizes.hidden, row_bytes = C * size_of(activation_on(ctx));
+  const int64_t rows_each = (mib << 20) / row_bytes / ranks, part = (mib << 20) / int64_t{sizeof(float)} / ranks;
+  const std::vector<int64_t> counts(static_cast<size_t>(ranks), rows_each);
+  const Var send = t.input("send", {rows_each * ranks, C}, cases::normal()), recv = t.output("recv", send.shape());
+  const Var full = t.input("full", {part * ranks}, cases::normal(), cases::Storage::kWide);
+  const Var shard = t.input("shard", {part}, cases::normal(), cases::Storage::kWide);
+  const double others = double(ranks - 1) / double(ranks), sent = double(full.bytes()) * others;
+  auto time = [&](const char* op, double link_bytes, const std::function<void()>& body) {
+    if (!is_chosen(kCollectives, op, o.ops)) return;
+    const double ms = stopwatch.median_ms(
+        ctx, [&](int) { body(); }, Launch::kDirect);
+    report(op, concat(mib, " MiB, ", ranks, " ranks"), {.link_bytes = link_bytes}, ms);
+  };
+  time("all_to_all_rows", double(send.bytes()) * others,
+       [&] { world.all_to_all_rows(ctx, recv, counts, send, counts); });
+  time("all_reduce", 2 * sent, [&] { world.all_reduce(ctx, full, ReduceOp::kSum); });
+  time("reduce_scatter", sent, [&] { world.reduce_scatter(ctx, shard, full, ReduceOp::kSum); });
+  time("all_gather", sent, [&] { world.all_gather(ctx, full, shard); });
+}
+
 }  // namespace
+
+cases::Sizes bench_sizes(Device device, int64_t num_tokens) {
+  ModelConfig model;  // the released one
+  if (device == Device::kCpu) {
+    model.hidden_size = 512;
+    model.vocab_size = 8192;
+    model.num_attention_heads = 4;
+    model.num_key_value_heads = 1;
+    model.linear_num_key_heads = 2;
+    model.linear_num_value_heads = 4;
+    model.num_experts = 64;
+    model.num_experts_per_tok = 8;
+    model.moe_intermediate_size = 128;
+  }
+  cases::Sizes sizes = operator_sizes(model, device == Device::kCuda ? DType::kBF16 : DType::kF32);
+  sizes.row_tokens = std::gcd(num_tokens, int64_t{4096});
+  sizes.rows = num_tokens / sizes.row_tokens;
+  if (device == Device::kCpu) sizes.shard_elements = 1 << 24, sizes.product_size = 1024, sizes.copy_bytes = 256 << 20;
+  return sizes;
+}
 
 OperatorTiming judged(OperatorTiming t, const Ceilings& c) {
   const double memory_ms = c.bytes_per_ms > 0 ? t.work.bytes / c.bytes_per_ms : 0;
@@ -68,81 +138,87 @@ OperatorTiming judged(OperatorTiming t, const Ceilings& c) {
   return t;
 }
 
+std::vector<std::string> timed_operators(const std::vector<std::string>& ops, int num_ranks) {
+  std::vector<std::string> names;
+  for (const Family& family : families())
+    for (const std::string& op : family.ops)
+      if (is_chosen(family.name, op, ops) && (num_ranks > 1 || family.name != kCollectives)) names.push_back(op);
+  return names;
+}
+
 void check_operator_names(const std::vector<std::string>& ops) {
   std::string names;
-  for (const OperatorFamily& family : operator_families())
-    for (const char* op : family.ops) names += concat(names.empty() ? "" : ", ", op);
-  for (const std::string& op : ops) {
-    const auto& families = operator_families();
-    const bool known = !op.empty() && std::any_of(families.begin(), families.end(),
-                                                  [&](const auto& family) { return any_chosen(family, {op}); });
-    check<ConfigError>(known, "--op ", op, ": no operator's name begins so; there are ", names);
-  }
+  for (const std::string& op : timed_operators({}, 2)) names += (names.empty() ? "" : ", ") + op;
+  for (const std::string& op : ops)
+    check<ConfigError>(!timed_operators({op}, 2).empty(), "--op ", op, ": no operator's name begins so; there are ",
+                       names);
 }
 
 void check_operators_run(const std::vector<std::string>& ops, int num_ranks) {
-  for (const std::string& op : ops) {
-    const auto& families = operator_families();
-    const bool possible = std::any_of(families.begin(), families.end(), [&](const auto& family) {
-      return any_chosen(family, {op}) && (num_ranks > 1 || !family.needs_ranks);
-    });
-    check<ConfigError>(possible, "--op ", op, ": there is a single rank, but a collective needs two or more; start ",
-                       "with mpirun -n 2 braid bench");
-  }
+  for (const std::string& op : ops)
+    check<ConfigError>(
+        !timed_operators({op}, num_ranks).empty(), "--op ", op,
+        ": there is a single rank, but a collective needs two or more; start with mpirun -n 2 braid bench");
 }
 
-Ceilings measure_ceilings(Context& ctx, Communicator& world, const OperatorBenchOptions& o) {
+Ceilings measure_ceilings(Context& device, Communicator& world, const OperatorBenchOptions& o) {
   Ceilings ceilings;
+  Stopwatch stopwatch(device, world, o.max_turns);
+  const DType activation = activation_on(device);
   {
-    Workbench bench(ctx, world, o, {});
-    const int64_t M = o.product_size;
-    Tensor c = bench.empty({M, M}, bench.activation());
-    const Tensor a = bench.normal({M, M}, bench.activation()), b = bench.normal({M, M}, bench.activation());
-    const double ms =
-        bench.median_ms([&](int) { matmul(bench.ctx(), c, a, Transpose::kNo, b, Transpose::kYes); }, Launch::kGraph);
+    Context ctx = device;
+    Trial t = Trial::timed(ctx, activation);
+    const int64_t M = o.sizes.product_size;
+    const Var a = t.input("a", {M, M}, cases::normal()), b = t.input("b", {M, M}, cases::normal());
+    const Var c = t.output("c", {M, M});
+    const double ms = stopwatch.median_ms(
+        ctx, [&](int) { matmul(ctx, c, a, Transpose::kNo, b, Transpose::kYes); }, Launch::kGraph);
     ceilings.flop_per_ms = 2.0 * double(M) * double(M) * double(M) / ms;
   }
   {
-    Workbench bench(ctx, world, o, {});
-    Tensor to = bench.empty({o.copy_bytes / 4}, DType::kF32);
-    const Tensor from = bench.normal({o.copy_bytes / 4}, DType::kF32);
-    const double ms = bench.median_ms([&](int) { copy(bench.ctx(), to, from); }, Launch::kDirect);
+    Context ctx = device;
+    Trial t = Trial::timed(ctx, activation);
+    const Var from = t.input("from", {o.sizes.copy_bytes / 4}, cases::normal(), cases::Storage::kWide);
+    const Var to = t.output("to", from.shape(), cases::Storage::kWide);
+    const double ms = stopwatch.median_ms(
+        ctx, [&](int) { copy(ctx, to, from); }, Launch::kDirect);
     ceilings.bytes_per_ms = 2.0 * double(from.bytes()) / ms;
   }
   if (world.size() > 1) {
-    Workbench bench(ctx, world, o, {});
-    const int64_t C = o.model.hidden_size, row_bytes = C * size_of(bench.activation());
-    const int64_t rows = (o.exchange_mib.back() << 20) / row_bytes;
-    const Tensor send = bench.normal({rows, C}, bench.activation());
-    Tensor recv = bench.empty({rows, C}, bench.activation());
+    Context ctx = device;
+    Trial t = Trial::timed(ctx, activation);
+    const int64_t C = o.sizes.hidden, rows = (o.exchange_mib.back() << 20) / (C * size_of(activation));
+    const Var send = t.input("send", {rows, C}, cases::normal()), recv = t.output("recv", {rows, C});
     std::vector<int64_t> send_rows(static_cast<size_t>(world.size())), recv_rows(send_rows);
-    send_rows[(world.rank() + 1) % world.size()] = rows;
-    recv_rows[(world.rank() + world.size() - 1) % world.size()] = rows;
-    const double ms = bench.median_ms(
-        [&](int) { world.all_to_all_rows(bench.ctx(), recv, recv_rows, send, send_rows); }, Launch::kDirect);
+    send_rows[size_t(world.rank() + 1) % send_rows.size()] = rows;
+    recv_rows[size_t(world.rank() + world.size() - 1) % recv_rows.size()] = rows;
+    const double ms = stopwatch.median_ms(
+        ctx, [&](int) { world.all_to_all_rows(ctx, recv, recv_rows, send, send_rows); }, Launch::kDirect);
     ceilings.link_bytes_per_ms = double(send.bytes()) / ms;
   }
   return ceilings;
 }
 
-std::vector<OperatorTiming> bench_operators(Context& ctx, Communicator& world, const OperatorBenchOptions& options,
+std::vector<OperatorTiming> bench_operators(Context& device, Communicator& world, const OperatorBenchOptions& o,
                                             const Ceilings& ceilings,
                                             const std::function<void(const OperatorTiming&)>& report) {
   std::vector<OperatorTiming> timings;
-  for (const OperatorFamily& family : operator_families()) {
-    if (!any_chosen(family, options.ops) || (family.needs_ranks && world.size() == 1)) continue;
-    std::map<std::string, int> num_measured;
-    Workbench bench(ctx, world, options,
-                    [&](const std::string& op, const std::string& shape, const Work& work, double ms) {
-                      ++num_measured[op];
-                      timings.push_back(judged({op, shape, ms, work}, ceilings));
-                      report(timings.back());
-                    });
-    family.bench(bench);
-    for (const char* op : family.ops)
-      check<ErrorOf<ExitCode::kInternal>>(!is_chosen(family, op, options.ops) || num_measured[op] > 0, "benchmark of ",
-                                          family.name, ": ", op, " was not measured");
+  Stopwatch stopwatch(device, world, o.max_turns);
+  const Report add = [&](const std::string& op, const std::string& shape, const Work& work, double ms) {
+    timings.push_back(judged({op, shape, ms, work}, ceilings));
+    report(timings.back());
+  };
+  try {
+    for (const cases::OperatorCase& c : cases::operator_cases()) {
+      auto chosen = [&](const std::string& op) { return is_chosen(c.name, op, o.ops); };
+      for (const cases::Variant& variant : c.timed(o.sizes))
+        time_variant(device, stopwatch, variant, chosen, o.max_turns, add);
+    }
+  } catch (const OutOfMemoryError& e) {
+    throw OutOfMemoryError(concat(e.what(), "; --tokens ", o.sizes.tokens() / 2, " takes about half"));
   }
+  if (world.size() > 1)
+    for (int64_t mib : o.exchange_mib) time_collectives(device, stopwatch, world, o, mib, add);
   return timings;
 }
 

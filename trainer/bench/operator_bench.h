@@ -4,22 +4,23 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cases/operator_case.h"
 #include "kernels/core/context.h"
 #include "kernels/core/device_info.h"
 #include "kernels/core/enum_names.h"
-#include "model/config.h"
 #include "parallel/communicator.h"
 
 namespace braid {
 
+// What is timed: the released model's operators on a GPU; on the CPU those of a model that a CPU could train. Sequences
+// are gcd(num_tokens, 4096) tokens long.   num_tokens  N, a multiple of 64
+cases::Sizes bench_sizes(Device device, int64_t num_tokens);
+constexpr int64_t default_bench_tokens(Device device) { return device == Device::kCuda ? 8 * 4096 : 2048; }
+
 struct OperatorBenchOptions {
-  std::vector<std::string> ops;      // the beginnings of operators' names, or names of headers in kernels/; none: all
-  int64_t num_tokens = 8 * 4096;     // N, a multiple of 64; sequences are gcd(N, 4096) tokens long
-  ModelConfig model;                 // the released model's shapes
-  int64_t shard_elements = 1 << 27;  // of the optimizer
+  std::vector<std::string> ops;  // the beginnings of operators' names, or names of headers in kernels/; none: all
+  cases::Sizes sizes;
   std::vector<int64_t> exchange_mib = {16, 64, 160, 640};  // what collectives move
-  int64_t product_size = 8192;                             // of the ceilings: M = N = K of the product,
-  int64_t copy_bytes = int64_t{4} << 30;                   //   and what is copied, which is read and written
   int max_turns = 25;                                      // that a time is the median of
 };
 
@@ -30,7 +31,7 @@ struct Ceilings {
   double link_bytes_per_ms = 0;  // sent by every rank to the next one while it receives as much; 0: a single rank
 };
 
-// The least that an operator must do.
+// The least that an operator or a collective must do.
 struct Work {
   double bytes = 0;       // read and written, every input and output once
   double flop = 0;        // floating-point operations of products
@@ -60,10 +61,13 @@ void check_operator_names(const std::vector<std::string>& ops);
 // Errors: ConfigError if a collective was asked for and there is a single rank.
 void check_operators_run(const std::vector<std::string>& ops, int num_ranks);
 
+// What the chosen names stand for: "rms_norm_forward", and the collectives.
+std::vector<std::string> timed_operators(const std::vector<std::string>& ops, int num_ranks);
+
 Ceilings measure_ceilings(Context& ctx, Communicator& world, const OperatorBenchOptions& options);
 
 // Times the chosen operators of the catalogue, forward and backward, and on several ranks the collectives, on all ranks
-// at once; `report` gets each as soon as it is known. Memory is freed from one family of operators to the next.
+// at once; `report` gets each as soon as it is known. Memory is freed from one shape to the next.
 // Errors: OutOfMemoryError.
 std::vector<OperatorTiming> bench_operators(Context& ctx, Communicator& world, const OperatorBenchOptions& options,
                                             const Ceilings& ceilings,

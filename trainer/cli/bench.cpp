@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <map>
 #include <memory>
 
 #include "trainer/bench/operator_bench.h"
@@ -13,20 +14,23 @@
 namespace braid {
 namespace {
 
-int time_operators(const OperatorBenchOptions& options, bool json) {
+int time_operators(OperatorBenchOptions options, Device device, int64_t num_tokens, bool json) {
+  if (num_tokens == 0) num_tokens = default_bench_tokens(device);
   check_operator_names(options.ops);
-  check<ConfigError>(options.num_tokens % 64 == 0, "--tokens ", options.num_tokens, ": must be a multiple of 64");
-  check<EnvironmentError>(Context::num_gpus() > 0,
-                          "braid bench times operators on a GPU, but none can be used here; tests/bench has benchmarks "
-                          "for the CPU");
+  check<ConfigError>(num_tokens % 64 == 0, "--tokens ", num_tokens, ": must be a multiple of 64");
+  check<EnvironmentError>(device == Device::kCpu || Context::num_gpus() > 0,
+                          "braid bench times operators on a GPU, but none can be used here; --device cpu times them on "
+                          "the CPU");
+  options.sizes = bench_sizes(device, num_tokens);
+  use_default_threads();
   RunConfig config;
-  config.device = DeviceChoice::kCuda;
-  config.precision = Precision::kBf16;
+  config.device = device == Device::kCuda ? DeviceChoice::kCuda : DeviceChoice::kCpu;
+  config.precision = device == Device::kCuda ? Precision::kBf16 : Precision::kFp32;
   const std::unique_ptr<Machine> machine = open_machine(config);
   Context& ctx = machine->ctx;
   Communicator& world = *machine->world;
   check_operators_run(options.ops, world.size());
-  OperatorBenchHead head{device_info(ctx), today(), world.size(), options.num_tokens, {}};
+  OperatorBenchHead head{device_info(ctx), today(), world.size(), num_tokens, {}};
   head.ceilings = measure_ceilings(ctx, world, options);
   const bool prints = world.rank() == 0, prints_rows = prints && !json;
   auto print = [](const std::string& text) {
@@ -46,6 +50,8 @@ int time_operators(const OperatorBenchOptions& options, bool json) {
 void add_bench_command(CLI::App& app, Action& action) {
   struct Options {
     OperatorBenchOptions operators;
+    Device device = Device::kCuda;
+    int64_t num_tokens = 0;
     std::string config;
     std::vector<std::string> overrides;
     StepBenchOptions step;
@@ -54,22 +60,27 @@ void add_bench_command(CLI::App& app, Action& action) {
     bool skip_self_check = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("bench", "Measure speed: of every operator on a GPU, or of a training step");
+  CLI::App* command = app.add_subcommand("bench", "Measure speed: of every operator, or of a training step");
   command->require_subcommand(0, 1);
   CLI::Option* op =
       command->add_option("--op", options->operators.ops, "only operators whose names begin so; may be repeated");
   op->allow_extra_args(false);
-  CLI::Option* tokens =
-      command->add_option("--tokens", options->operators.num_tokens, "tokens in the batch, 4096 per sequence");
-  tokens->check(CLI::Range(64, 1 << 20))->capture_default_str();
+  CLI::Option* device =
+      command->add_option("--device", options->device, "cuda, in bf16, or cpu, in fp32 and smaller sizes");
+  device->transform(CLI::Transformer(std::map<std::string, Device>{{"cuda", Device::kCuda}, {"cpu", Device::kCpu}}));
+  device->default_str("cuda");
+  CLI::Option* tokens = command->add_option(
+      "--tokens", options->num_tokens, "tokens in the batch, up to 4096 per sequence; 32768 on a GPU, 2048 on a CPU");
+  tokens->check(CLI::Range(64, 1 << 20));
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([command, options, &action] {
     if (command->get_subcommands().empty())
-      action = [options] { return time_operators(options->operators, options->json); };
+      action = [options] {
+        return time_operators(options->operators, options->device, options->num_tokens, options->json);
+      };
   });
   CLI::App* step = command->add_subcommand("step", "Time of a training step on random tokens");
-  step->excludes(op);
-  step->excludes(tokens);
+  for (CLI::Option* of_operators : {op, device, tokens}) step->excludes(of_operators);
   step->add_option("config", options->config, "YAML config; needs no data")->required();
   step->add_option("overrides", options->overrides, "section.key=value, applied in order");
   step->add_option("--steps", options->step.steps, "steps to measure")->check(CLI::Range(1, 1 << 20));

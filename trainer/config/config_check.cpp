@@ -6,7 +6,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "kernels/operator_names.h"
+#include "kernels/cases/operator_case.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/config/config_visit.h"
 
@@ -121,10 +121,11 @@ void check_batches(const RunConfig& config) {
 
 void check_allow_slow(const std::vector<std::string>& operators) {
   std::string known;
-  for (const char* name : kOperatorNames) known += concat(known.empty() ? "" : ", ", name);
+  const std::vector<std::string> names = cases::operator_names();
+  for (const std::string& name : names) known += (known.empty() ? "" : ", ") + name;
   for (const std::string& name : operators)
-    check_value(std::find(kOperatorNames.begin(), kOperatorNames.end(), name) != kOperatorNames.end(), "allow_slow",
-                name, "is no operator; there are ", known);
+    check_value(std::find(names.begin(), names.end(), name) != names.end(), "allow_slow", name,
+                "is no operator; there are ", known);
 }
 
 void check_optimizer(const OptimizerConfig& optimizer) {

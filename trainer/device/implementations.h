@@ -4,16 +4,12 @@
 #include <vector>
 
 #include "kernels/core/implementation.h"
-#include "kernels/operator_names.h"
 #include "trainer/config/config.h"
 
 namespace braid {
 
-bool uses_gated_delta_net(const ModelConfig& model);
-bool uses_attention(const RunConfig& config);  // in a layer or in the MTP block
-
 struct OperatorImplementation {
-  std::string name;  // one of kOperatorNames
+  std::string name;  // one of cases::operator_names()
   Implementation how;
 };
 // Of every operator that a run with this config uses, on this device, for its sizes and precision.

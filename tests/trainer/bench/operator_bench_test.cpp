@@ -8,7 +8,6 @@
 #include <set>
 
 #include "tests/parallel/mpi_testing.h"
-#include "trainer/bench/workbench.h"
 
 namespace braid {
 namespace {
@@ -18,27 +17,21 @@ using Names = std::set<std::string>;
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-// Every family at sizes that the CPU does at once: a wrong shape, dtype or order of arguments shows here too.
+// Every case at sizes that the CPU does at once: a wrong shape, dtype or order of arguments shows here too.
 OperatorBenchOptions small() {
   OperatorBenchOptions o;
-  o.num_tokens = 192;  // 3 rows of 64
-  o.model.vocab_size = 97;
-  o.model.hidden_size = 32;
-  o.model.num_attention_heads = 4;
-  o.model.num_key_value_heads = 2;
-  o.model.head_dim = 16;
-  o.model.linear_num_key_heads = 2;
-  o.model.linear_num_value_heads = 4;
-  o.model.linear_key_head_dim = 8;
-  o.model.linear_value_head_dim = 8;
-  o.model.num_experts = 16;
-  o.model.num_experts_per_tok = 3;
-  o.model.moe_intermediate_size = 8;
-  o.model.shared_expert_intermediate_size = 8;
-  o.shard_elements = 1000;
+  o.sizes = bench_sizes(Device::kCpu, 192);  // 3 rows of 64
+  o.sizes.vocabulary = 97;
+  o.sizes.hidden = 32;
+  o.sizes.gdn = GdnDims{2, 4, 8, 8, 4};
+  o.sizes.attention = AttentionDims{4, 2, 16, 8, 1e4, 1e-6};
+  o.sizes.experts = 16;
+  o.sizes.experts_per_token = 3;
+  o.sizes.expert_width = o.sizes.shared_width = 8;
+  o.sizes.shard_elements = 1000;
+  o.sizes.product_size = 32;
+  o.sizes.copy_bytes = 1 << 16;
   o.exchange_mib = {1, 2};
-  o.product_size = 32;
-  o.copy_bytes = 1 << 16;
   o.max_turns = 3;
   return o;
 }
@@ -61,9 +54,9 @@ Names names(const std::vector<OperatorTiming>& timings) {
 }
 
 TEST(OperatorBench, TimesEveryOperator) {
-  Names expected, rows;
-  for (const OperatorFamily& family : operator_families())
-    if (!family.needs_ranks || world().size() > 1) expected.insert(family.ops.begin(), family.ops.end());
+  const std::vector<std::string> all = timed_operators({}, world().size());
+  const Names expected(all.begin(), all.end());
+  Names rows;
   const std::vector<OperatorTiming> timings = timings_of(small(), world());
   EXPECT_EQ(names(timings), expected);
   for (const OperatorTiming& t : timings) {
@@ -84,7 +77,7 @@ TEST(OperatorBench, TimesWhatWasChosen) {
   EXPECT_EQ(chosen({"gated_delta_rule"}), Names({"gated_delta_rule_backward", "gated_delta_rule_forward"}));
   EXPECT_EQ(chosen({"rms_norm_forward"}), Names({"rms_norm_forward"}));
   EXPECT_EQ(chosen({"expert_rows"}),
-            Names({"combine_rows", "expert_order", "gather_rows", "local_expert_ids", "token_places"}));
+            Names({"combine_rows", "expert_order", "gather_rows", "limit_rows", "local_expert_ids", "token_places"}));
   EXPECT_EQ(chosen({"sum", "fill_zero"}), Names({"fill_zero", "sum_squares"}));
   EXPECT_EQ(chosen({"attention_b"}), Names({"attention_backward"}));
 }
@@ -168,16 +161,11 @@ TEST(OperatorBench, Formats) {
 }
 
 TEST(OperatorBench, CutsBatchesIntoSequences) {
-  const auto alone = make_local_communicator();
-  OperatorBenchOptions options = small();
-  auto name = [&](int64_t num_tokens) {
-    options.num_tokens = num_tokens;
-    return Workbench(Context::cpu(), *alone, options, {}).whole_rows_name();
-  };
+  auto name = [](int64_t num_tokens) { return cases::rows_name(bench_sizes(Device::kCuda, num_tokens)); };
   EXPECT_EQ(name(32768), "8 x 4096");
   EXPECT_EQ(name(1024), "1 x 1024");
   EXPECT_EQ(name(4096 + 64), "65 x 64");
-  const Segments mixed = Workbench::mixed_documents(2, 4096);
+  const Segments mixed = cases::mixed_documents(bench_sizes(Device::kCuda, 8192));
   EXPECT_EQ(mixed.offsets.back(), 8192);
   EXPECT_EQ(std::count(mixed.offsets.begin(), mixed.offsets.end(), 4096), 1);
 }

@@ -70,7 +70,7 @@ TEST_F(GpuStart, TheReleasedModelNeedsNoLeaveAndAnOddOneDoes) {
   for (const char* name : {"matmul", "rms_norm", "gdn_inputs", "gated_delta_rule", "gated_rms_norm", "attention_inputs",
                            "attention", "experts", "swiglu", "lm_head_loss"})
     EXPECT_NE(message.find(name), std::string::npos) << name << " is not in: " << message;
-  odd.allow_slow.assign(kOperatorNames.begin(), kOperatorNames.end());
+  odd.allow_slow = cases::operator_names();
   EXPECT_NO_THROW(check_nothing_slow(operator_implementations(gpu, odd), odd));
   odd = odd_model(Precision::kFp32);
   EXPECT_NO_THROW(check_nothing_slow(operator_implementations(gpu, odd), odd));

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "kernels/cases/operator_case.h"
+
 namespace braid {
 namespace {
 
@@ -12,15 +14,17 @@ TEST(Implementations, AreThoseOfOperatorsThatAllowSlowKnows) {
   RunConfig config;
   config.train.seq_length = 128;
   const auto list = operator_implementations(cpu, config);
-  EXPECT_EQ(list.size(), kOperatorNames.size());
+  const std::vector<std::string> names = cases::operator_names();
+  EXPECT_EQ(names.size(), 15u);
+  EXPECT_EQ(list.size(), names.size());
   for (const auto& [name, how] : list) {
-    EXPECT_NE(std::find(kOperatorNames.begin(), kOperatorNames.end(), name), kOperatorNames.end()) << name;
+    EXPECT_NE(std::find(names.begin(), names.end(), name), names.end()) << name;
     EXPECT_EQ(how.name, "CPU") << name;
     EXPECT_EQ(how.why_slow, "") << name;
   }
   config.model.full_attention_interval = 1;
   config.mtp.depth = 0;
-  EXPECT_EQ(operator_implementations(cpu, config).size(), kOperatorNames.size() - 4);
+  EXPECT_EQ(operator_implementations(cpu, config).size(), names.size() - 4);
 }
 
 TEST(Implementations, NothingSlowRunsUnasked) {
