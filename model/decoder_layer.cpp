@@ -1,6 +1,7 @@
 #include "model/decoder_layer.h"
 
 #include "kernels/rms_norm.h"
+#include "kernels/sum_squares.h"
 
 namespace braid {
 
@@ -14,6 +15,7 @@ void DecoderLayer::plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows
   planner.add("moe_in", s.moe_in, {N, C_}, dtype);
   planner.add("mixer_rstd", s.mixer_rstd, {N}, wide_dtype(dtype));
   planner.add("moe_rstd", s.moe_rstd, {N}, wide_dtype(dtype));
+  planner.offer("hidden/rms", s.x_squares, NumberKind::kRootMeanSquare, N * C_);
   mixer_.plan(planner, s.mixer, N, dtype);
   Planner::Scope scope(planner, "mlp.");
   moe_.plan(planner, s.moe, num_rows, N, dtype);
@@ -22,6 +24,7 @@ void DecoderLayer::plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows
 void DecoderLayer::forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p,
                            DecoderLayerSaved& s, const LayerPass& pass) const {
   add_rms_norm_forward(ctx, s.mixer_in, s.x, s.mixer_rstd, x, delta, p.input_norm, eps_);
+  if (s.x_squares.defined()) sum_squares(ctx, s.x_squares, s.x);
   mixer_.forward(ctx, delta, s.mixer_in, p.mixer, s.mixer, pass);
   add_rms_norm_forward(ctx, s.moe_in, s.x_mid, s.moe_rstd, s.x, delta, p.post_attention_norm, eps_);
   moe_.forward(ctx, delta, s.moe_in, p.moe, s.moe, pass);

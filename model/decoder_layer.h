@@ -26,6 +26,7 @@ struct DecoderLayerSaved {
   Tensor x_mid;                 // (N, C)  residual stream at the experts
   Tensor mixer_in, moe_in;      // (N, C)  after their norms
   Tensor mixer_rstd, moe_rstd;  // (N)
+  Tensor x_squares;             // (1) F64  sum of the squares of x; a number for metrics
   MixerSaved mixer;
   MoeSaved moe;
 };

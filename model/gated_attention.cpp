@@ -34,6 +34,7 @@ void GatedAttention::plan(Planner& planner, GatedAttentionSaved& s, int64_t N, D
   planner.add("o", s.outputs.o, {N, Hq, Dh}, dtype);
   planner.add("y", s.outputs.y, {N, Hq, Dh}, dtype);
   planner.add("lse", s.outputs.lse, {N, Hq}, wide);
+  planner.offer("attention/logit_max", s.outputs.score_max, NumberKind::kLargest);
 }
 
 void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,

@@ -6,6 +6,7 @@
 
 #include "kernels/core/batch.h"
 #include "model/balance_loss.h"
+#include "model/layer_numbers.h"
 #include "model/parameter_layout.h"
 
 namespace braid {
@@ -35,6 +36,14 @@ class Model {
   // Weights and gradients live in flat buffers that the caller owns; see ParameterLayout.
   ModelParams& weights() { return weights_; }
   ModelParams& gradients() { return gradients_; }
+
+  // What layers tell about a step. `planner` is the one that plan_activations was given.
+  // Errors: ConfigError naming what no layer offers.
+  void want_numbers(const std::vector<std::string>& names, Planner& planner) {
+    numbers_ = LayerNumbers(names);
+    numbers_.plan(planner);
+  }
+  LayerNumbers& numbers() { return numbers_; }
 
   // What one micro-batch saves. Must be committed to an arena before the first forward.
   void plan_activations(Planner& planner);
@@ -69,6 +78,7 @@ class Model {
   std::vector<DecoderLayer> layers_;
   std::unique_ptr<MtpBlock> mtp_;
 
+  LayerNumbers numbers_;
   std::vector<DecoderLayerSaved> saved_;
   MtpBlockSaved mtp_saved_;
   // The micro-batch, where the model computes.

@@ -30,6 +30,7 @@ void MoeLayer::plan(Planner& planner, MoeSaved& s, int64_t num_rows, int64_t N, 
   planner.add("counts", s.router.counts, {num_rows, E_}, DType::kI64);
   planner.add("prob_sum", s.router.prob_sum, {num_rows, E_}, DType::kF64);
   planner.add("z_sum", s.router.z_sum, {num_rows}, DType::kF64);
+  planner.offer("moe/router_entropy", s.router_entropy, NumberKind::kTokenMean);
   exchange_.plan_memory(planner, s.route);
   planner.add("rows", s.rows, {Rmax, C_}, dtype);
   planner.add("row_gate", s.row_gate, {Rmax}, wide);
@@ -50,6 +51,7 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
   Tensor logits = scratch.tensor({N, E_}, wide_dtype(x.dtype()));
   linear_forward(ctx, logits, x, p.router);
   router_forward(ctx, s.router, logits, pass.segments, norm_);
+  if (s.router_entropy.defined()) router_entropy(ctx, s.router_entropy, logits, s.router, pass.segments);
   exchange_.plan(ctx, s.route, s.router.expert_id);
   if (!exchange_.starts_before_plan()) travelling = exchange_.start_dispatch(ctx, scratch, x, s.route);
   const Tensor travelling_gates = exchange_.start_dispatch_gates(ctx, scratch, s.router.gate, s.route);

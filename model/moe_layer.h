@@ -42,6 +42,7 @@ struct MoeParams {        // weights; the same struct holds gradients
 
 struct MoeSaved {
   RouterOutputs router;
+  Tensor router_entropy;  // (1) F64  sum over the valid tokens; a number for metrics
   ExpertRoute route;
   Tensor rows;                // (Rmax, C)   received rows, the first R are used
   Tensor row_gate;            // (Rmax)

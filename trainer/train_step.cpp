@@ -39,6 +39,7 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
   }
 
   LossSums sums;
+  model.numbers().begin_step();
   for (const Batch& batch : batches.micro_batches) {
     model.forward(ctx, batch);
     if (!counts_first) balance.count(ctx, model.routers());
@@ -49,6 +50,7 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
     });
     sums.lm += micro.lm;
     sums.mtp += micro.mtp;
+    model.numbers().collect(ctx);
   }
 
   double loss_sums[] = {sums.lm, sums.mtp};
@@ -57,6 +59,7 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
   result.loss_lm = ratio(loss_sums[0], counts.lm_targets);
   result.loss_mtp = ratio(loss_sums[1], counts.mtp_targets);
   result.balance = balance.end_step(ctx);
+  result.numbers = model.numbers().end_step(ctx, mesh.world(), tokens_per_layer(model, counts));
   result.tokens = counts.tokens;
 
   adamw.reduce_gradients(ctx);

@@ -11,6 +11,7 @@ namespace braid {
 struct StepResult {
   double loss_lm = 0, loss_mtp = 0;
   BalanceReport balance;
+  std::vector<NamedNumber> numbers;  // those that log.metrics asks for
   double grad_norm = 0, lr = 0;
   int64_t tokens = 0;  // valid tokens of the global batch
 };

@@ -9,6 +9,13 @@
 
 namespace braid {
 
+// How a number about every micro-batch becomes one about the step.
+enum class NumberKind {
+  kTokenMean,       // a sum over valid tokens; their mean
+  kRootMeanSquare,  // a sum of squares over `elements` of each micro-batch; the root of their mean
+  kLargest,
+};
+
 // Collects the tensors that something needs, before any memory is taken. A slot gets its shape and dtype at once and
 // its memory when an Arena commits the plan, so the same code serves training and `braid plan`.
 class Planner {
@@ -36,11 +43,26 @@ class Planner {
   // `slot` must stay where it is until the plan is committed.
   void add(const std::string& name, Tensor& slot, Shape shape, DType dtype);
 
+  // A number that a layer can tell about every micro-batch. Whoever wants it makes `slot` a (1) F64 tensor, which the
+  // layer's forward overwrites; else the slot stays undefined, and forward leaves the number out.
+  struct Offer {
+    std::string scope;  // "layers.3.mlp."
+    std::string name;   // "moe/router_entropy"
+    Tensor* slot;
+    NumberKind kind;
+    int64_t elements;
+  };
+  void offer(const std::string& name, Tensor& slot, NumberKind kind, int64_t elements = 0) {
+    offers_.push_back({prefix_, name, &slot, kind, elements});
+  }
+
   const std::vector<Entry>& entries() const { return entries_; }
+  const std::vector<Offer>& offers() const { return offers_; }
   int64_t total_bytes() const { return total_bytes_; }
 
  private:
   std::vector<Entry> entries_;
+  std::vector<Offer> offers_;
   std::string prefix_;
   int64_t total_bytes_ = 0;
 };

@@ -83,9 +83,13 @@ struct CheckpointSection {
 
 struct LogSection {
   int64_t interval_steps = 1;
+  std::vector<std::string> metrics;
   template <class Visit>
   void visit(Visit&& key) {
     key("interval_steps", interval_steps, "print a console line every so many steps; files get every step");
+    key("metrics", metrics,
+        "more to write about every step, as in [hidden/rms]: attention/logit_max (CPU only), hidden/rms, "
+        "moe/router_entropy");
   }
 };
 
@@ -127,7 +131,7 @@ struct RunConfig {
     key("data", data, "token sources");
     key("eval", eval, "held-out evaluation");
     key("checkpoint", checkpoint, "saving");
-    key("log", log, "console");
+    key("log", log, "console and metrics");
   }
 };
 
