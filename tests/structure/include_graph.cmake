@@ -35,7 +35,7 @@ room(trainer            KNOWS kernels/core kernels parallel data model trainer/c
 room(trainer/bench      KNOWS kernels/core kernels parallel data model trainer/config trainer/device trainer)
 room(trainer/parity     KNOWS kernels/core kernels parallel data model trainer/checkpoint trainer/config
                               trainer/huggingface trainer/optimizer trainer)
-room(trainer/cli        KNOWS kernels/core parallel data model trainer/bench trainer/checkpoint trainer/config
+room(trainer/cli        KNOWS kernels/core kernels parallel data model trainer/bench trainer/checkpoint trainer/config
                               trainer/device trainer/huggingface trainer/metrics trainer/parity trainer)
 
 function(room_of path result)
