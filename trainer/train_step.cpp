@@ -23,12 +23,15 @@ double ratio(double numerator, int64_t count) { return count > 0 ? numerator / d
 
 }  // namespace
 
-StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLoss& balance, const StepBatches& batches,
-                      const ProcessMesh& mesh, const RunConfig& c, int64_t step) {
+StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& batches, const ProcessMesh& mesh,
+                      const RunConfig& c, int64_t step) {
+  Model& model = state.model;
+  ShardedParameters& parameters = state.parameters;
+  BalanceLoss& balance = state.balance;
   const TokenCounts counts = sum_over_ranks(ctx, batches.counts, mesh.world());
   const LossScales scales = {ratio(1, counts.lm_targets), ratio(c.mtp.loss_weight, counts.mtp_targets)};
 
-  adamw.zero_gradients(ctx);
+  parameters.zero_gradients(ctx);
   balance.begin_step(ctx, tokens_per_layer(model, counts));
   const bool counts_first = balance.counts_come_first(static_cast<int64_t>(batches.micro_batches.size()));
   if (counts_first) {
@@ -46,7 +49,7 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
     balance.prepare_backward(ctx, model.routers());
     const bool is_last = &batch == &batches.micro_batches.back();
     const LossSums micro = model.losses_and_backward(ctx, scales, balance, [&](int64_t layer) {
-      if (is_last) adamw.reduce_complete_gradients(ctx, layer);
+      if (is_last) parameters.reduce_complete_gradients(ctx, layer);
     });
     sums.lm += micro.lm;
     sums.mtp += micro.mtp;
@@ -62,8 +65,8 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
   result.numbers = model.numbers().end_step(ctx, mesh.world(), tokens_per_layer(model, counts));
   result.tokens = counts.tokens;
 
-  adamw.reduce_gradients(ctx);
-  result.grad_norm = adamw.global_norm(ctx);
+  parameters.reduce_gradients(ctx);
+  result.grad_norm = parameters.global_norm(ctx);
   const double loss = result.loss_lm + result.loss_mtp + result.balance.loss + result.balance.z_loss;
   check<NumericsError>(std::isfinite(loss), "step ", step, ": the loss is not finite (lm ", result.loss_lm, ", mtp ",
                        result.loss_mtp, ", balance ", result.balance.loss, "); no update was applied");
@@ -73,7 +76,7 @@ StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLo
   result.lr = c.optimizer.lr * lr_factor(c.schedule, step, c.run.steps);
   const double max_norm = c.optimizer.max_grad_norm;
   const double clip = max_norm > 0 ? std::min(1.0, max_norm / (result.grad_norm + 1e-6)) : 1.0;
-  adamw.update(ctx, result.lr, clip, step);
+  state.optimizer.update(ctx, {result.lr, clip, step});
   return result;
 }
 

@@ -1,9 +1,7 @@
 #pragma once
 
 #include "data/batch_stream.h"
-#include "model/model.h"
-#include "trainer/config/config.h"
-#include "trainer/optimizer/optimizer.h"
+#include "trainer/training_state.h"
 
 namespace braid {
 
@@ -20,7 +18,7 @@ struct StepResult {
 // valid tokens of the global batch, known before the first backward; gradients are summed and never divided, so the
 // result does not depend on ranks, micro-batches or masks. Errors: NumericsError if a loss or the gradient norm is not
 // finite, on every rank and before any weight has changed.
-StepResult train_step(Context& ctx, Model& model, ShardedAdamW& adamw, BalanceLoss& balance, const StepBatches& batches,
-                      const ProcessMesh& mesh, const RunConfig& c, int64_t step);
+StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& batches, const ProcessMesh& mesh,
+                      const RunConfig& c, int64_t step);
 
 }  // namespace braid

@@ -115,8 +115,7 @@ class TrainingRun {
     while (step_ < config_.run.steps) {
       const auto start = Clock::now();
       const StepBatches batches = stream.next_step();
-      const StepResult result =
-          train_step(ctx_, state_.model, state_.adamw, state_.balance, batches, mesh_, config_, step_ + 1);
+      const StepResult result = train_step(ctx_, state_, batches, mesh_, config_, step_ + 1);
       step_ += 1;
       tokens_ += result.tokens;
       report(result, seconds_since(start), stream.wait_seconds() - waited);

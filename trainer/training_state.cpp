@@ -19,12 +19,14 @@ constexpr const char* kMtpTensor = "weights/mtp.fc.weight";  // every MTP block 
 TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
     : model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
             dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor),
-      adamw(config.optimizer, ParameterLayout(config.model, config.mtp, mesh, config.parallel.bucket_elements), mesh,
-            dtype_of_precision(config.precision)),
+      parameters(ParameterLayout(config.model, config.mtp, mesh, config.parallel.bucket_elements), mesh,
+                 dtype_of_precision(config.precision)),
+      optimizer(config.optimizer, parameters),
       balance(config.balance, model.num_moe_layers(), config.model.num_experts, mesh.world()),
       config_(config),
       mesh_(mesh) {
-  adamw.plan(plan_.weights, plan_.gradients, plan_.optimizer);
+  parameters.plan(plan_.weights, plan_.gradients, plan_.optimizer);
+  optimizer.plan(plan_.optimizer);
   model.plan_activations(plan_.activations);
   balance.plan(plan_.activations, config.train.micro_batch_size);
   model.want_numbers(config.log.metrics, plan_.activations);
@@ -55,14 +57,14 @@ void TrainingState::allocate(Context& ctx) {
   }
   weights_ = Arena("weights", plan_.weights, device);
   gradients_ = Arena("gradients", plan_.gradients, device);
-  optimizer_ = Arena("optimizer state", plan_.optimizer, device);
+  optimizer_state_ = Arena("optimizer state", plan_.optimizer, device);
   activations_ = Arena("activations", plan_.activations, device);
   if (ctx.on_cuda()) ctx.reserve_scratch(scratch_bytes);
-  adamw.bind(model.weights(), model.gradients());
+  parameters.bind(model.weights(), model.gradients());
 }
 
 void TrainingState::initialize(Context& ctx) {
-  adamw.load_weights(ctx, InitialWeights(config_.model, config_.init, static_cast<uint64_t>(config_.train.seed)));
+  parameters.load(ctx, InitialWeights(config_.model, config_.init, static_cast<uint64_t>(config_.train.seed)));
 }
 
 CheckpointSlice TrainingState::balance_slice() {
@@ -71,7 +73,8 @@ CheckpointSlice TrainingState::balance_slice() {
 }
 
 void TrainingState::load(Context& ctx, const CheckpointReader& reader) {
-  adamw.load(ctx, reader);
+  parameters.load(ctx, reader);
+  optimizer.load(ctx, reader);
   CheckpointSlice counts = balance_slice();
   read_slice(ctx, reader, counts);
 }
@@ -79,11 +82,12 @@ void TrainingState::load(Context& ctx, const CheckpointReader& reader) {
 void TrainingState::load_weights(Context& ctx, const CheckpointReader& source) {
   check<CheckpointError>(!config_.mtp.on() || source.contains(kMtpTensor), source.path(),
                          ": holds no MTP block (mtp.*), but this run trains one: set mtp.depth=0");
-  adamw.load_weights(ctx, source);
+  parameters.load(ctx, source);
 }
 
 std::vector<CheckpointSlice> TrainingState::slices() {
-  std::vector<CheckpointSlice> slices = adamw.slices();
+  std::vector<CheckpointSlice> slices = parameters.slices();
+  for (CheckpointSlice& slice : optimizer.slices()) slices.push_back(std::move(slice));
   if (mesh_.rank() == 0) slices.push_back(balance_slice());
   return slices;
 }

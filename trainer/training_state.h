@@ -16,8 +16,8 @@ struct MemoryPlan {
   }
 };
 
-// Everything that a step changes or fills: model, optimizer, balance counts, and the memory behind them. Constructing
-// it only plans; allocate() takes the memory, one block per purpose.
+// Everything that a step changes or fills: model, parameters, optimizer, balance counts, and the memory behind them.
+// Constructing it only plans; allocate() takes the memory, one block per purpose.
 class TrainingState {
  public:
   TrainingState(const RunConfig& config, const ProcessMesh& mesh);
@@ -37,7 +37,8 @@ class TrainingState {
   std::vector<CheckpointSlice> slices();  // what this rank stores
 
   Model model;
-  ShardedAdamW adamw;
+  ShardedParameters parameters;
+  Optimizer optimizer;
   BalanceLoss balance;
 
  private:
@@ -46,7 +47,7 @@ class TrainingState {
   const RunConfig& config_;
   const ProcessMesh& mesh_;
   MemoryPlan plan_;
-  Arena weights_, gradients_, optimizer_, activations_;
+  Arena weights_, gradients_, optimizer_state_, activations_;
 };
 
 // The model with weights alone, for evaluation and generation on micro-batches of num_rows sequences.

@@ -8,7 +8,6 @@
 #include "model/model.h"
 #include "tests/model/tiny_config.h"
 #include "tests/testing.h"
-#include "trainer/optimizer/optimizer.h"
 #include "trainer/train_step.h"
 
 namespace braid::testing {

@@ -78,7 +78,7 @@ StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfi
     ctx.synchronize();
     mesh.world().barrier(ctx);
     const auto start = Clock::now();
-    const StepResult r = train_step(ctx, state.model, state.adamw, state.balance, batches, mesh, config, step);
+    const StepResult r = train_step(ctx, state, batches, mesh, config, step);
     ctx.synchronize();
     int64_t nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
     mesh.world().all_reduce(ctx, Tensor::of(&nanoseconds, {1}), ReduceOp::kMax);

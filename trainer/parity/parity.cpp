@@ -89,7 +89,7 @@ void compare_outputs(Context& ctx, Model& model, const ForwardReference& referen
 // The backward pass of the last forward.
 void backward(Context& ctx, TrainingState& state, const Batch& batch) {
   const TokenCounts& counts = batch.counts;
-  state.adamw.zero_gradients(ctx);
+  state.parameters.zero_gradients(ctx);
   state.balance.begin_step(ctx, std::vector<int64_t>(state.model.num_moe_layers(), counts.tokens));
   state.balance.prepare_backward(ctx, state.model.routers());
   state.model.losses_and_backward(ctx, {.lm = 1 / double(counts.lm_targets)}, state.balance);
@@ -156,7 +156,7 @@ ParityReport check_forward(Context& ctx, const ParityOptions& options) {
   } else {
     TrainingState state(config, mesh);
     state.allocate(ctx);
-    state.adamw.load_weights(ctx, reader);
+    state.parameters.load(ctx, reader);
     compare_outputs(ctx, state.model, reference, bounds, report);
     backward(ctx, state, reference.batch);
     compare_gradients(ctx, state.model, reference, bounds, report);
@@ -176,12 +176,12 @@ ParityReport check_training(Context& ctx, const ParityOptions& options) {
   const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
   TrainingState state(config, mesh);
   state.allocate(ctx);
-  state.adamw.load_weights(ctx, reader);
+  state.parameters.load(ctx, reader);
   std::vector<double> losses, grad_norms;
   for (int64_t step = 1; step <= config.run.steps; ++step) {
     StepBatches batches{step, {}, {}};
     batches.add(reference.batches[step - 1]);
-    const StepResult result = train_step(ctx, state.model, state.adamw, state.balance, batches, mesh, config, step);
+    const StepResult result = train_step(ctx, state, batches, mesh, config, step);
     losses.push_back(result.loss_lm);
     grad_norms.push_back(result.grad_norm);
   }

@@ -1,0 +1,17 @@
+#include "trainer/optimizer/adamw_rule.h"
+
+#include "kernels/adamw.h"
+
+namespace braid {
+
+DType AdamWRule::moment_dtype(DType weight) const {
+  return config_.moment_dtype == MomentDType::kBf16 ? DType::kBF16 : weight;
+}
+
+void AdamWRule::update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const {
+  adamw_update(ctx, {piece.weight, piece.moments[0], piece.moments[1]}, piece.rounded, piece.gradient,
+               {step.lr, config_.beta1, config_.beta2, config_.eps, weight_decay_of(piece.parameter, config_),
+                step.gradient_scale, step.number});
+}
+
+}  // namespace braid

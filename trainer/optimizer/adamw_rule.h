@@ -1,0 +1,20 @@
+#pragma once
+
+#include "trainer/optimizer/optimizer_config.h"
+#include "trainer/optimizer/update_rule.h"
+
+namespace braid {
+
+// AdamW on flat pieces, however they are cut. See kernels/adamw.h.
+class AdamWRule final : public UpdateRule {
+ public:
+  explicit AdamWRule(const OptimizerConfig& config) : config_(config) {}
+  std::vector<std::string> moments() const override { return {"exp_avg", "exp_avg_sq"}; }
+  DType moment_dtype(DType weight) const override;
+  void update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const override;
+
+ private:
+  OptimizerConfig config_;
+};
+
+}  // namespace braid

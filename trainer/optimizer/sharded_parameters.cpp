@@ -1,0 +1,116 @@
+#include "trainer/optimizer/sharded_parameters.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/core/copy.h"
+#include "kernels/core/profile.h"
+#include "kernels/sum_squares.h"
+
+namespace braid {
+namespace {
+
+constexpr int64_t kEverything = -1;  // the layer that backward leaves last: the embedding
+
+// The parts of a group's parameters between two elements of its flat buffer.
+std::vector<ShardedParameters::Piece> pieces_between(const FlatGroup& flat, int64_t first, int64_t last) {
+  std::vector<ShardedParameters::Piece> pieces;
+  for (const FlatParameter& p : flat.parameters) {
+    const int64_t begin = std::max(first, p.offset), end = std::min(last, p.offset + p.local_numel);
+    if (begin < end) pieces.push_back({&p, begin - first, end - first, p.global_first + begin - p.offset});
+  }
+  return pieces;
+}
+
+}  // namespace
+
+CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor shard) const {
+  return {concat(kind, '/', parameter().name), parameter().shape, first, first + end - begin, of(shard)};
+}
+
+ShardedParameters::ShardedParameters(ParameterLayout layout, const ProcessMesh& mesh, DType activation)
+    : layout_(std::move(layout)), world_(mesh.world()), activation_(activation) {
+  for (const FlatGroup& flat : layout_.groups()) {
+    Communicator& ranks = flat.owner == Owner::kExpertRank ? mesh.expert_data() : mesh.world();
+    const int64_t first = ranks.rank() * flat.shard_numel;
+    groups_.push_back({&flat, &ranks, first, pieces_between(flat, first, first + flat.shard_numel)});
+  }
+}
+
+void ShardedParameters::plan(Planner& weights, Planner& gradients, Planner& masters) {
+  layout_.plan_weights(weights, weights_, activation_);
+  layout_.plan_gradients(gradients, gradients_, activation_);
+  for (Group& g : groups_)
+    if (g.flat->weight_dtype(activation_) != dtype())
+      masters.add(g.flat->name + ".master", g.master, {g.flat->shard_numel}, dtype());
+}
+
+void ShardedParameters::bind(ModelParams& weights, ModelParams& gradients) {
+  layout_.bind(weights, weights_);
+  layout_.bind(gradients, gradients_);
+}
+
+void ShardedParameters::zero_gradients(Context& ctx) {
+  for (Tensor& gradients : gradients_) fill_zero(ctx, gradients);
+  for (Group& g : groups_) g.reduced = false;
+}
+
+void ShardedParameters::reduce_complete_gradients(Context& ctx, int64_t layer) {
+  ctx.side().wait_for(ctx);
+  for (size_t i = groups_.size(); i-- > 0;) {
+    Group& g = groups_[i];
+    if (g.reduced || g.flat->complete_after < layer) continue;
+    g.ranks->reduce_scatter(ctx.side(), g.own(gradients_[i]), gradients_[i], ReduceOp::kSum);
+    g.reduced = true;
+  }
+}
+
+void ShardedParameters::reduce_gradients(Context& ctx) {
+  reduce_complete_gradients(ctx, kEverything);
+  const OperatorScope scope(ctx, "wait_for_gradients");
+  ctx.wait_for(ctx.side());
+}
+
+double ShardedParameters::global_norm(Context& ctx) {
+  Scratch scratch(ctx);
+  const int64_t num_groups = static_cast<int64_t>(groups_.size());
+  Tensor sums = scratch.tensor({num_groups}, DType::kF64);
+  for (int64_t i = 0; i < num_groups; ++i) sum_squares(ctx, sums.rows(i, i + 1), groups_[i].own(gradients_[i]));
+  // Every element of either kind lies in exactly one shard of the world.
+  world_.all_reduce(ctx, sums, ReduceOp::kSum);
+  std::vector<double> squares(groups_.size());
+  copy(ctx, Tensor::of(squares.data(), {num_groups}), sums);
+  double total = 0;
+  for (double square : squares) total += square;
+  return std::sqrt(total);
+}
+
+void ShardedParameters::gather_weights(Context& ctx, size_t group) {
+  Group& g = groups_[group];
+  g.ranks->all_gather(ctx, weights_[group], g.own(weights_[group]));
+}
+
+ShardedParameters::Shard ShardedParameters::shard(size_t group) {
+  Group& g = groups_[group];
+  Tensor stored = g.own(weights_[group]), gradients = g.own(gradients_[group]);
+  if (g.master.defined()) return {g.master, stored, gradients};
+  return {stored, Tensor(), gradients};
+}
+
+std::vector<CheckpointSlice> ShardedParameters::slices() {
+  std::vector<CheckpointSlice> slices;
+  for (size_t i = 0; i < groups_.size(); ++i)
+    for (const Piece& piece : groups_[i].pieces) slices.push_back(piece.slice("weights", shard(i).weights));
+  return slices;
+}
+
+void ShardedParameters::load(Context& ctx, const WeightSource& source) {
+  load_weights(ctx, source, layout_, weights_);
+  for (Group& g : groups_) {
+    if (!g.master.defined()) continue;
+    for (const Piece& piece : g.pieces)
+      load_elements(ctx, source, *piece.in, g.first + piece.begin, g.first + piece.end, piece.of(g.master));
+  }
+}
+
+}  // namespace braid

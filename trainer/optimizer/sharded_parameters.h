@@ -1,0 +1,83 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/core/arena.h"
+#include "model/weight_source.h"
+#include "parallel/process_mesh.h"
+#include "trainer/checkpoint/checkpoint.h"
+
+namespace braid {
+
+// Weights and gradients of this rank as flat buffers, one per group of the layout, of which it owns a shard: the ranks
+// that hold copies of a parameter share its update between them (ZeRO stage 1), dense parameters over the world,
+// experts over the expert-data group. Weights stored in bf16 have an fp32 master of the own shard, from which they are
+// rounded after every update. A step is
+//   zero_gradients -> backward (behind each layer reduce_complete_gradients) -> reduce_gradients -> global_norm ->
+//   an update of the own shards -> gather_weights
+// Gradients are sums over the global batch already scaled by the loss, so reduction adds and never divides.
+class ShardedParameters {
+ public:
+  ShardedParameters(ParameterLayout layout, const ProcessMesh& mesh, DType activation);
+  ShardedParameters(const ShardedParameters&) = delete;
+  ShardedParameters& operator=(const ShardedParameters&) = delete;
+  void plan(Planner& weights, Planner& gradients, Planner& masters);
+  void bind(ModelParams& weights, ModelParams& gradients);
+
+  void zero_gradients(Context& ctx);
+  // Sums gradients over the ranks that computed a part of them; each rank keeps its shard. The first call may be left
+  // out; after it, the transfers run beside what ctx is given next.
+  void reduce_complete_gradients(Context& ctx, int64_t layer);  // those that no layer before this one adds to
+  void reduce_gradients(Context& ctx);                          // all that are left
+  // L2 norm over all parameters, each counted once; the same value on every rank. After reduce_gradients.
+  double global_norm(Context& ctx);
+  // The shards that the ranks have updated become whole again.
+  void gather_weights(Context& ctx, size_t group);
+
+  // What lies of a parameter in the own shard.
+  struct Piece {
+    const FlatParameter* in;
+    int64_t begin, end;  // of the shard
+    int64_t first;       // index of its first element in the whole tensor
+    const Parameter& parameter() const { return in->parameter; }
+    Tensor of(Tensor shard) const { return shard.rows(begin, end); }
+    // Of a tensor like the weights, called "<kind>/<name>" in a checkpoint; `shard` as it lies on this rank.
+    CheckpointSlice slice(const std::string& kind, Tensor shard) const;
+  };
+  // The own shard of a group.
+  struct Shard {
+    Tensor weights;    // (shard_numel)  masters, or the weights themselves where they are as wide
+    Tensor rounded;    // (shard_numel)  bf16 weights; not defined where there are no masters
+    Tensor gradients;  // (shard_numel)
+  };
+  size_t num_groups() const { return groups_.size(); }
+  const FlatGroup& group(size_t i) const { return *groups_[i].flat; }
+  const std::vector<Piece>& pieces(size_t group) const { return groups_[group].pieces; }  // the rest is padding
+  Shard shard(size_t group);
+  DType dtype() const { return wide_dtype(activation_); }  // of the weights that are updated
+
+  // What this rank stores of the weights in a checkpoint.
+  std::vector<CheckpointSlice> slices();
+  // All weights and the own shards of the masters.   Errors: CheckpointError of the source.
+  void load(Context& ctx, const WeightSource& source);
+
+ private:
+  struct Group {
+    const FlatGroup* flat;
+    Communicator* ranks;        // that share the buffer
+    int64_t first;              // element of the buffer where the own shard begins
+    std::vector<Piece> pieces;  // of the own shard
+    Tensor master;              // (shard_numel)  not defined where the weights themselves are as wide
+    bool reduced = false;       // the gradients of this step
+    Tensor own(Tensor& flat_tensor) const { return flat_tensor.rows(first, first + flat->shard_numel); }
+  };
+
+  ParameterLayout layout_;
+  Communicator& world_;
+  DType activation_;
+  std::vector<Group> groups_;
+  std::vector<Tensor> weights_, gradients_;  // per group (numel)
+};
+
+}  // namespace braid
