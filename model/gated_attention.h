@@ -20,7 +20,8 @@ struct GatedAttentionParams {    // weights; the same struct holds gradients
   void visit(const ModelConfig& c, Visit&& tensor) {
     const AttentionDims d = c.attention();
     const int64_t C = c.hidden_size, Dq = d.query_heads * d.head_dim, Dkv = d.kv_heads * d.head_dim;
-    tensor("q_proj.weight", q_proj, {2 * Dq, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    tensor("q_proj.weight", q_proj, {2 * Dq, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes,
+           {d.query_heads, {d.head_dim, d.head_dim}});
     tensor("k_proj.weight", k_proj, {Dkv, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
     tensor("v_proj.weight", v_proj, {Dkv, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
     tensor("o_proj.weight", o_proj, {C, Dq}, Owner::kEveryRank, Init::kOutputProjection, Decay::kYes);

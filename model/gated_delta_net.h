@@ -21,8 +21,11 @@ struct GatedDeltaNetParams {  // weights; the same struct holds gradients
   void visit(const ModelConfig& c, Visit&& tensor) {
     const GdnDims d = c.gdn();
     const int64_t C = c.hidden_size;
-    tensor("in_proj_qkvz.weight", in_proj_qkvz, {d.qkvz_columns(), C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
-    tensor("in_proj_ba.weight", in_proj_ba, {d.ba_columns(), C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
+    const int64_t values = d.group() * d.value_dim;
+    tensor("in_proj_qkvz.weight", in_proj_qkvz, {d.qkvz_columns(), C}, Owner::kEveryRank, Init::kNormal, Decay::kYes,
+           {d.key_heads, {d.key_dim, d.key_dim, values, values}});
+    tensor("in_proj_ba.weight", in_proj_ba, {d.ba_columns(), C}, Owner::kEveryRank, Init::kNormal, Decay::kYes,
+           {d.key_heads, {d.group(), d.group()}});
     tensor("conv1d.weight", inputs.conv, {d.conv_channels(), 1, d.conv_kernel}, Owner::kEveryRank, Init::kConv,
            Decay::kYes);
     tensor("A_log", inputs.a_log, {d.value_heads}, Owner::kEveryRank, Init::kLogDecay, Decay::kNever);

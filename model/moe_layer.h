@@ -34,7 +34,8 @@ struct MoeParams {        // weights; the same struct holds gradients
   void visit(const ModelConfig& c, Visit&& tensor) {
     const int64_t E = c.num_experts, C = c.hidden_size, F = c.moe_intermediate_size;
     tensor("gate.weight", router, {E, C}, Owner::kEveryRank, Init::kEqualNormRows, Decay::kYes);
-    tensor("experts.gate_up_proj", experts.gate_up, {E, 2 * F, C}, Owner::kExpertRank, Init::kNormal, Decay::kYes);
+    tensor("experts.gate_up_proj", experts.gate_up, {E, 2 * F, C}, Owner::kExpertRank, Init::kNormal, Decay::kYes,
+           {1, {F, F}});
     tensor("experts.down_proj", experts.down, {E, C, F}, Owner::kExpertRank, Init::kOutputProjection, Decay::kYes);
     shared.visit(c, tensor);
   }

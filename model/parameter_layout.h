@@ -40,10 +40,17 @@ std::string format_parameter_table(const std::vector<Parameter>& table);
 enum class Storage { kActivation, kWide };
 Storage storage_of(const Parameter& parameter);
 
-// Parameters of one owner and storage lie one after the other in flat buffers, so that gradients are reduced and
-// optimizer states sharded without looking at names. A buffer is padded to equal shards for the ranks that share it,
-// and ends behind the layer that fills it to `bucket_elements`: its gradients can be reduced while the backward pass
-// still computes those of earlier layers.
+// Where the shards of a buffer may begin: anywhere, or between matrices, of which an expert's is one.
+enum class Cut { kAnywhere, kBetweenMatrices };
+// Chooses parameters whose matrices (last two axes) lie in one shard each.
+using MatrixFilter = bool (*)(const Parameter&);
+
+// Parameters of one owner, storage and cut lie in flat buffers, so that gradients are reduced and optimizer states
+// sharded without looking at names. A buffer is padded to equal shards for the ranks that share it, and ends behind the
+// layer that fills it to `bucket_elements`: its gradients can be reduced while the backward pass still computes those
+// of earlier layers. Where shards begin between matrices, dense ones are spread so that the fullest shard is small
+// (the largest matrix first, each to the emptiest shard), experts' lie one after the other in buffers of one matrix
+// size, and a buffer also waits until no more than a fifth of it is padding.
 struct FlatParameter {
   Parameter parameter;
   int64_t offset;        // of its first local element in the flat buffer
@@ -53,11 +60,13 @@ struct FlatParameter {
 struct FlatGroup {
   Owner owner;
   Storage storage;
+  Cut cut = Cut::kAnywhere;
+  int64_t expert_numel = 0;  // elements of an expert's matrix, where cut between them
   std::vector<FlatParameter> parameters;
   int64_t shard_numel = 0;  // elements per rank of the group that shares the buffer
   int64_t numel = 0;        // of the buffer, padding included
 
-  std::string name;            // "dense", "small", "expert", or "dense.0" …
+  std::string name;            // "dense", "small", "matrices", "expert", or "dense.1" …
   int64_t complete_after = 0;  // the gradients are, once the backward pass has left this layer (see layer_of)
   DType weight_dtype(DType activation) const {
     return storage == Storage::kActivation ? activation : wide_dtype(activation);
@@ -72,9 +81,12 @@ class ParameterLayout {
  public:
   // expert_ranks: size of an expert group; this rank is expert_rank in it. dense_shards, expert_shards: ranks that
   // share the optimizer state of each group (world, expert-data group). bucket_elements: see FlatGroup; 0: no limit.
+  // whole: the parameters that are cut between matrices; null: none.
   ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, int64_t expert_ranks, int64_t expert_rank,
-                  int64_t dense_shards, int64_t expert_shards, int64_t bucket_elements = 0);
-  ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh, int64_t bucket_elements = 0);
+                  int64_t dense_shards, int64_t expert_shards, int64_t bucket_elements = 0,
+                  MatrixFilter whole = nullptr);
+  ParameterLayout(const ModelConfig& c, const MtpConfig& mtp, const ProcessMesh& mesh, int64_t bucket_elements = 0,
+                  MatrixFilter whole = nullptr);
 
   const std::vector<FlatGroup>& groups() const { return groups_; }
   // Points every tensor of `params` into the flat buffers, one per group.
@@ -84,10 +96,13 @@ class ParameterLayout {
   void plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation) const;
 
  private:
-  FlatGroup& group_for(const Parameter& parameter, int64_t bucket_elements);
+  FlatGroup& group_for(const Parameter& parameter, Cut cut, int64_t bucket_elements);
+  int64_t shards_of(const FlatGroup& group) const {
+    return group.owner == Owner::kExpertRank ? expert_shards_ : dense_shards_;
+  }
 
   const ModelConfig config_;
-  int64_t expert_ranks_;
+  int64_t expert_ranks_, dense_shards_, expert_shards_;
   std::vector<FlatGroup> groups_;
 };
 

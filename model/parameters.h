@@ -44,6 +44,13 @@ struct EnumNames<Decay> {
   static constexpr std::array kNames = {"yes", "qk_norm", "norm", "never"};
 };
 
+// The linear maps that a matrix packs: its rows are `groups` times the sections one after the other, and the rows of a
+// section in all groups are one map, such as the query and the gate of all heads. No sections: the matrix is one map.
+struct PackedRows {
+  int64_t groups = 1;
+  std::vector<int64_t> sections;  // rows of each in a group
+};
+
 // One line of the parameter table.
 struct Parameter {
   std::string name;  // Hugging Face name; the experts of a layer are one 3-D tensor
@@ -51,13 +58,15 @@ struct Parameter {
   Owner owner;
   Init init;
   Decay decay;
+  PackedRows packed;  // of the last two axes
 };
 
 // Prefixes names while listing the tensors of a part.
 template <class Visit>
 auto with_prefix(const std::string& prefix, Visit& tensor) {
-  return [prefix, &tensor](const std::string& name, Tensor& slot, Shape shape, Owner owner, Init init, Decay decay) {
-    tensor(prefix + name, slot, shape, owner, init, decay);
+  return [prefix, &tensor](const std::string& name, Tensor& slot, Shape shape, Owner owner, Init init, Decay decay,
+                           const PackedRows& packed = {}) {
+    tensor(prefix + name, slot, shape, owner, init, decay, packed);
   };
 }
 

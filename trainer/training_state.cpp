@@ -19,8 +19,9 @@ constexpr const char* kMtpTensor = "weights/mtp.fc.weight";  // every MTP block 
 TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
     : model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
             dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor),
-      parameters(ParameterLayout(config.model, config.mtp, mesh, config.parallel.bucket_elements), mesh,
-                 dtype_of_precision(config.precision)),
+      parameters(ParameterLayout(config.model, config.mtp, mesh, config.parallel.bucket_elements,
+                                 Optimizer::whole_matrices(config.optimizer)),
+                 mesh, dtype_of_precision(config.precision)),
       optimizer(config.optimizer, parameters),
       balance(config.balance, model.num_moe_layers(), config.model.num_experts, mesh.world()),
       config_(config),
@@ -44,7 +45,7 @@ void TrainingState::allocate(Context& ctx) {
     const ExpertExchange exchange(mesh_.expert(), m.num_experts, m.num_experts_per_tok,
                                   config_.train.micro_batch_size * config_.train.seq_length,
                                   config_.parallel.max_rows_factor);
-    scratch_bytes = scratch_bound_bytes(config_, exchange.max_rows());
+    scratch_bytes = std::max(scratch_bound_bytes(config_, exchange.max_rows()), optimizer.scratch_bytes());
     check_gpu_memory(
         {{"weights", plan_.weights.total_bytes()},
          {"gradients", plan_.gradients.total_bytes()},

@@ -82,6 +82,7 @@ expect_error 4 'MANIFEST.json' resume "$WORK/damaged"
 damage; rm "$(shard_of "$WORK/damaged")"
 expect_error 4 'safetensors' resume "$WORK/damaged"
 expect_error 4 'optimizer.lr' resume "$WORK/good" optimizer.lr=0.5
+expect_error 4 'optimizer.kind' resume "$WORK/good" optimizer.kind=muon
 expect_error 4 'num_experts' resume "$WORK/good" model.num_experts=4
 expect_error 4 'validation_fraction|other data' resume "$WORK/good" data.validation_fraction=0.2
 resume "$WORK/good" >/dev/null || fail "a good checkpoint must still load after all this"

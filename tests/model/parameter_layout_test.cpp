@@ -1,5 +1,6 @@
 #include "model/parameter_layout.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <set>
@@ -102,6 +103,73 @@ TEST(ParameterLayout, EveryCutStartsFromTheSameWeights) {
       }
     }
   }
+}
+
+bool is_matrix(const Parameter& p) { return p.shape.rank() > 1 && p.init != Init::kConv; }
+
+// Every element has one place, no shard begins inside a matrix, and padding is bounded.
+TEST(ParameterLayout, ShardsCanBeginBetweenMatrices) {
+  ModelConfig c = small_config();
+  c.hidden_size = 12;  // matrices whose sizes are no multiples of the alignment
+  for (const int64_t expert_ranks : {1, 2, 4}) {
+    for (const int64_t ranks : {expert_ranks, 3 * expert_ranks, 8 * expert_ranks}) {
+      for (const int64_t bucket : {0, 1, 3000}) {
+        SCOPED_TRACE(::testing::Message()
+                     << ranks << " ranks, " << expert_ranks << " expert ranks, buckets " << bucket);
+        const int64_t copies = ranks / expert_ranks;
+        const ParameterLayout layout(c, {}, expert_ranks, expert_ranks - 1, ranks, copies, bucket, is_matrix);
+        std::set<std::string> names;
+        int64_t matrices = 0;
+        for (const FlatGroup& group : layout.groups()) {
+          EXPECT_TRUE(names.insert(group.name).second) << group.name << " appears twice";
+          const int64_t shards = group.owner == Owner::kExpertRank ? copies : ranks;
+          EXPECT_EQ(group.numel, shards * group.shard_numel);
+          std::map<int64_t, int64_t> used;  // begin -> end
+          int64_t largest = 0, all = 0;
+          for (const FlatParameter& p : group.parameters) {
+            EXPECT_EQ(p.offset % 128, 0) << p.parameter.name;
+            EXPECT_TRUE(used.emplace(p.offset, p.offset + p.local_numel).second);
+            all += p.local_numel;
+            EXPECT_EQ(group.cut == Cut::kBetweenMatrices, is_matrix(p.parameter)) << p.parameter.name;
+            if (!is_matrix(p.parameter)) continue;
+            matrices += 1;
+            const Shape& shape = p.parameter.shape;
+            const int64_t matrix = shape[shape.rank() - 2] * shape[shape.rank() - 1];
+            largest = std::max(largest, matrix);
+            for (int64_t begin = p.offset; begin < p.offset + p.local_numel; begin += matrix)
+              EXPECT_EQ(begin / group.shard_numel, (begin + matrix - 1) / group.shard_numel)
+                  << p.parameter.name << " is cut";
+          }
+          int64_t end = 0;
+          for (const auto& [first, last] : used) {
+            EXPECT_LE(end, first) << "two parameters overlap in " << group.name;
+            end = last;
+          }
+          EXPECT_LE(end, group.numel);
+          if (group.cut == Cut::kBetweenMatrices && group.owner == Owner::kEveryRank) {
+            const auto room = 128 * static_cast<int64_t>(group.parameters.size());
+            EXPECT_LE(group.shard_numel, all / shards + largest + room);
+          }
+        }
+        const auto table = parameter_table(c, {});
+        EXPECT_EQ(matrices, std::count_if(table.begin(), table.end(), is_matrix));
+      }
+    }
+  }
+}
+
+// Padding costs little while there are several matrices for each rank.
+TEST(ParameterLayout, MatricesAreSpreadEvenly) {
+  const MatrixFilter of_layers = [](const Parameter& p) { return is_matrix(p) && p.name.starts_with("model.layers."); };
+  const ParameterLayout layout(ModelConfig{}, {}, 64, 0, 64, 1, 0, of_layers);  // the released model
+  int64_t all = 0, with_padding = 0;
+  for (const FlatGroup& group : layout.groups()) {
+    if (group.name != "matrices") continue;
+    with_padding += group.numel;
+    for (const FlatParameter& p : group.parameters) all += p.local_numel;
+  }
+  EXPECT_GT(all, int64_t{1} << 30);
+  EXPECT_LT(double(with_padding), 1.01 * double(all));
 }
 
 TEST(ParameterLayout, MatricesAreBf16BesideBf16AndTheRestIsFp32) {

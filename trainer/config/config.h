@@ -126,7 +126,7 @@ struct RunConfig {
     key("mtp", mtp, "multi-token prediction");
     key("balance", balance, "load balance of the experts");
     key("init", init, "initial weights");
-    key("optimizer", optimizer, "AdamW");
+    key("optimizer", optimizer, "how gradients change weights");
     key("schedule", schedule, "learning rate over the run");
     key("data", data, "token sources");
     key("eval", eval, "held-out evaluation");

@@ -133,6 +133,11 @@ void check_optimizer(const OptimizerConfig& optimizer) {
   check_share_below_one("optimizer.beta1", optimizer.beta1);
   check_share_below_one("optimizer.beta2", optimizer.beta2);
   check_positive("optimizer.eps", optimizer.eps);
+  check_share_below_one("optimizer.muon_momentum", optimizer.muon_momentum);
+  check_value(optimizer.moment_dtype != MomentDType::kBf16 || optimizer.muon_momentum <= 0.99,
+              "optimizer.muon_momentum", optimizer.muon_momentum,
+              "must be at most 0.99 where moments are stored in bf16: smaller steps would be rounded away");
+  check_positive("optimizer.muon_update_rms", optimizer.muon_update_rms);
   check_not_negative("optimizer.weight_decay", optimizer.weight_decay);
   check_not_negative("optimizer.max_grad_norm", optimizer.max_grad_norm);
   check_value(optimizer.moment_dtype != MomentDType::kBf16 || optimizer.beta2 <= 0.99, "optimizer.beta2",

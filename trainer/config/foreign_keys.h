@@ -42,6 +42,8 @@ inline constexpr ForeignKey kForeignKeys[] = {
     {"encoder_seq_length", "train.seq_length"},
     // Optimizer
     {"learning_rate", "optimizer.lr"},
+    {"optimizer_type", "optimizer.kind"},
+    {"muon_extra_scale_factor", "optimizer.muon_update_rms"},
     {"adam_beta1", "optimizer.beta1"},
     {"adam_beta2", "optimizer.beta2"},
     {"adam_epsilon", "optimizer.eps"},

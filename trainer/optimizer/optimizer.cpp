@@ -1,22 +1,36 @@
 #include "trainer/optimizer/optimizer.h"
 
+#include <algorithm>
+
 #include "trainer/checkpoint/device_slices.h"
-#include "trainer/optimizer/adamw_rule.h"
 
 namespace braid {
 
 Optimizer::Optimizer(const OptimizerConfig& config, ShardedParameters& parameters)
-    : rule_(std::make_unique<AdamWRule>(config)), parameters_(parameters), moments_(parameters.num_groups()) {}
+    : adamw_(config), muon_(config), parameters_(parameters), moments_(parameters.num_groups()) {}
+
+const UpdateRule& Optimizer::rule(size_t group) const {
+  if (parameters_.group(group).cut == Cut::kBetweenMatrices) return muon_;
+  return adamw_;
+}
 
 void Optimizer::plan(Planner& moments) {
-  const std::vector<std::string> names = rule_->moments();
   for (size_t i = 0; i < moments_.size(); ++i) {
+    const std::vector<std::string> names = rule(i).moments();
     const FlatGroup& group = parameters_.group(i);
     const Planner::Scope scope(moments, group.name + ".");
     moments_[i].resize(names.size());
     for (size_t m = 0; m < names.size(); ++m)
-      moments.add(names[m], moments_[i][m], {group.shard_numel}, rule_->moment_dtype(parameters_.dtype()));
+      moments.add(names[m], moments_[i][m], {group.shard_numel}, rule(i).moment_dtype(parameters_.dtype()));
   }
+}
+
+int64_t Optimizer::scratch_bytes() const {
+  int64_t most = 0;
+  for (size_t i = 0; i < moments_.size(); ++i)
+    for (const FlatParameter& p : parameters_.group(i).parameters)
+      most = std::max(most, rule(i).scratch_bytes(p.parameter, parameters_.stored_dtype(i)));
+  return most;
 }
 
 void Optimizer::update(Context& ctx, const UpdateStep& step) {
@@ -25,21 +39,22 @@ void Optimizer::update(Context& ctx, const UpdateStep& step) {
     for (const ShardedParameters::Piece& piece : parameters_.pieces(i)) {
       std::vector<Tensor> moments;
       for (const Tensor& moment : moments_[i]) moments.push_back(piece.of(moment));
-      rule_->update(ctx,
-                    {piece.parameter(), piece.of(shard.weights),
-                     shard.rounded.defined() ? piece.of(shard.rounded) : Tensor(), piece.of(shard.gradients), moments},
-                    step);
+      rule(i).update(ctx,
+                     {piece.parameter(), piece.of(shard.weights),
+                      shard.rounded.defined() ? piece.of(shard.rounded) : Tensor(), piece.of(shard.gradients), moments},
+                     step);
     }
     parameters_.gather_weights(ctx, i);
   }
 }
 
 std::vector<CheckpointSlice> Optimizer::slices() {
-  const std::vector<std::string> names = rule_->moments();
   std::vector<CheckpointSlice> slices;
-  for (size_t i = 0; i < moments_.size(); ++i)
+  for (size_t i = 0; i < moments_.size(); ++i) {
+    const std::vector<std::string> names = rule(i).moments();
     for (const ShardedParameters::Piece& piece : parameters_.pieces(i))
       for (size_t m = 0; m < names.size(); ++m) slices.push_back(piece.slice(names[m], moments_[i][m]));
+  }
   return slices;
 }
 

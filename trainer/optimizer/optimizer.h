@@ -1,18 +1,24 @@
 #pragma once
 
-#include <memory>
-
-#include "trainer/optimizer/optimizer_config.h"
+#include "trainer/optimizer/adamw_rule.h"
+#include "trainer/optimizer/muon_rule.h"
 #include "trainer/optimizer/sharded_parameters.h"
-#include "trainer/optimizer/update_rule.h"
 
 namespace braid {
 
-// The update rule and its moments of the own shards of `parameters`.
+// The update rules and their moments of the own shards of `parameters`. Muon, where the config asks for it, updates the
+// groups that are cut between matrices, AdamW all others.
 class Optimizer {
  public:
+  // Whose matrices the layout of `parameters` must not cut; null: none.
+  static MatrixFilter whole_matrices(const OptimizerConfig& config) {
+    return config.kind == OptimizerKind::kMuon ? MuonRule::takes : nullptr;
+  }
+
   Optimizer(const OptimizerConfig& config, ShardedParameters& parameters);
   void plan(Planner& moments);
+
+  int64_t scratch_bytes() const;  // a bound, of an update
 
   // One update of all parameters; then every rank has the new weights.
   void update(Context& ctx, const UpdateStep& step);
@@ -23,7 +29,10 @@ class Optimizer {
   void load(Context& ctx, const CheckpointReader& reader);
 
  private:
-  std::unique_ptr<UpdateRule> rule_;
+  const UpdateRule& rule(size_t group) const;
+
+  AdamWRule adamw_;
+  MuonRule muon_;
   ShardedParameters& parameters_;
   std::vector<std::vector<Tensor>> moments_;  // per group and moment (shard_numel)
 };

@@ -7,6 +7,13 @@
 
 namespace braid {
 
+// Muon updates matrices, AdamW what is none: see MuonRule.
+enum class OptimizerKind { kAdamW, kMuon };
+template <>
+struct EnumNames<OptimizerKind> {
+  static constexpr std::array kNames = {"adamw", "muon"};
+};
+
 // Which norm weights decay. The gated norm, A_log and dt_bias never do.
 enum class NormWeightDecay { kAllZeroCentred, kQkOnly, kNone };
 template <>
@@ -22,8 +29,10 @@ struct EnumNames<MomentDType> {
 };
 
 struct OptimizerConfig {
+  OptimizerKind kind = OptimizerKind::kAdamW;
   double lr = 3e-4;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
+  double muon_momentum = 0.95, muon_update_rms = 0.2;
   double weight_decay = 0.1;
   NormWeightDecay norm_weight_decay = NormWeightDecay::kAllZeroCentred;
   MomentDType moment_dtype = MomentDType::kFp32;
@@ -31,13 +40,16 @@ struct OptimizerConfig {
 
   template <class Visit>
   void visit(Visit&& key) {
-    key("lr", lr, "peak learning rate of AdamW");
-    key("beta1", beta1, "decay of the first moment");
-    key("beta2", beta2, "decay of the second moment");
-    key("eps", eps, "added to the root of the second moment");
+    key("kind", kind, "adamw, or muon for hidden matrices and AdamW for the rest");
+    key("lr", lr, "peak learning rate");
+    key("beta1", beta1, "AdamW: decay of the first moment");
+    key("beta2", beta2, "AdamW: decay of the second moment");
+    key("eps", eps, "AdamW: added to the root of the second moment");
+    key("muon_momentum", muon_momentum, "Muon: decay of the momentum");
+    key("muon_update_rms", muon_update_rms, "Muon: size of an update at lr 1; 0.2 is about that of AdamW");
     key("weight_decay", weight_decay, "decoupled weight decay");
     key("norm_weight_decay", norm_weight_decay, "which zero-centred norm weights decay");
-    key("moment_dtype", moment_dtype, "of both moments; bf16 needs a GPU and beta2 of at most 0.99");
+    key("moment_dtype", moment_dtype, "of the moments; bf16 needs a GPU and beta2 of at most 0.99");
     key("max_grad_norm", max_grad_norm, "clip the global gradient norm to this; 0 = off");
   }
 };

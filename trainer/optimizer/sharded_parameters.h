@@ -56,6 +56,9 @@ class ShardedParameters {
   const std::vector<Piece>& pieces(size_t group) const { return groups_[group].pieces; }  // the rest is padding
   Shard shard(size_t group);
   DType dtype() const { return wide_dtype(activation_); }  // of the weights that are updated
+  DType stored_dtype(size_t group) const {
+    return groups_[group].flat->weight_dtype(activation_);
+  }  // and computed with
 
   // What this rank stores of the weights in a checkpoint.
   std::vector<CheckpointSlice> slices();

@@ -113,7 +113,7 @@ Distance compare_gradient(Context& ctx, const Tensor& gradient, const ReferenceF
 void compare_gradients(Context& ctx, Model& model, const ForwardReference& reference, const ParityBounds& bounds,
                        ParityReport& report) {
   std::map<std::string, Tensor> flat;  // gradients by the name of their parameter
-  model.gradients().visit(model.config(), [&](const std::string& name, Tensor& gradient, Shape, Owner, Init, Decay) {
+  model.gradients().visit(model.config(), [&](const std::string& name, Tensor& gradient, const Shape&, const auto&...) {
     flat[name] = gradient.view({gradient.numel()});
   });
   std::vector<Distance> distances;

@@ -160,6 +160,14 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
              c.optimizer.moment_dtype = MomentDType::kBf16;
            },
            "optimizer.beta2 is 0.995, but must be at most 0.99"},
+          {[](RunConfig& c) {
+             c.optimizer.muon_momentum = 0.995;
+             c.optimizer.moment_dtype = MomentDType::kBf16;
+           },
+           "optimizer.muon_momentum is 0.995, but must be at most 0.99"},
+          {[](RunConfig& c) { c.optimizer.muon_momentum = 1; }, "optimizer.muon_momentum is 1, but"},
+          {[](RunConfig& c) { c.optimizer.muon_update_rms = 0; },
+           "optimizer.muon_update_rms is 0, but must be greater than 0"},
           {[](RunConfig& c) { c.optimizer.beta2 = -0.5; }, "optimizer.beta2 is -0.5, but"},
           {[](RunConfig& c) { c.optimizer.eps = 0; }, "optimizer.eps is 0, but must be greater than 0"},
           {[](RunConfig& c) { c.optimizer.weight_decay = kNan; }, "optimizer.weight_decay is nan, but"},

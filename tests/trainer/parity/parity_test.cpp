@@ -73,18 +73,18 @@ struct Oracle {
 
   // Gradients of the model's own parameters, experts as they are or one by one.
   void write_gradients(ReferenceContent& to, ExpertLayout layout) {
-    tiny.model.gradients().visit(
-        tiny.config, [&](const std::string& name, Tensor& gradient, Shape shape, Owner owner, Init init, Decay decay) {
-          if (name.starts_with("mtp.")) return;
-          const Parameter p{name, shape, owner, init, decay};
-          const Tensor flat = converted(gradient, DType::kF32).view({gradient.numel()});
-          int64_t first = 0;
-          for (const StoredTensor& t :
-               layout == ExpertLayout::kFused ? std::vector<StoredTensor>{{name, shape}} : stored_tensors(p)) {
-            to.tensors["grad." + t.name] = flat.rows(first, first + t.shape.numel()).view(t.shape);
-            first += t.shape.numel();
-          }
-        });
+    tiny.model.gradients().visit(tiny.config, [&](const std::string& name, Tensor& gradient, Shape shape, Owner owner,
+                                                  Init init, Decay decay, const auto&...) {
+      if (name.starts_with("mtp.")) return;
+      const Parameter p{name, shape, owner, init, decay};
+      const Tensor flat = converted(gradient, DType::kF32).view({gradient.numel()});
+      int64_t first = 0;
+      for (const StoredTensor& t :
+           layout == ExpertLayout::kFused ? std::vector<StoredTensor>{{name, shape}} : stored_tensors(p)) {
+        to.tensors["grad." + t.name] = flat.rows(first, first + t.shape.numel()).view(t.shape);
+        first += t.shape.numel();
+      }
+    });
   }
 };
 

@@ -1,0 +1,164 @@
+#include "trainer/optimizer/optimizer.h"
+
+#include <map>
+
+#include "kernels/adamw.h"
+#include "tests/kernels/muon_reference.h"
+#include "tests/model/tiny_model.h"
+#include "tests/testing.h"
+#include "trainer/training_state.h"
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+TEST(MuonRule, TakesTheHiddenMatricesOfTheReleasedModel) {
+  std::map<std::string, bool> takes;
+  for (const Parameter& p : parameter_table(ModelConfig{}, MtpConfig{})) takes[p.name] = MuonRule::takes(p);
+  const std::string gdn = "model.layers.0.linear_attn.", full = "model.layers.3.self_attn.",
+                    moe = "model.layers.0.mlp.";
+  for (const std::string& name :
+       {gdn + "in_proj_qkvz.weight", gdn + "in_proj_ba.weight", gdn + "out_proj.weight", full + "q_proj.weight",
+        full + "k_proj.weight", full + "v_proj.weight", full + "o_proj.weight", moe + "gate.weight",
+        moe + "experts.gate_up_proj", moe + "experts.down_proj", moe + "shared_expert.gate_proj.weight",
+        moe + "shared_expert.up_proj.weight", moe + "shared_expert.down_proj.weight", std::string("mtp.fc.weight")})
+    EXPECT_TRUE(takes.at(name)) << name;
+  for (const std::string& name :
+       {std::string("model.embed_tokens.weight"), std::string("lm_head.weight"), std::string("model.norm.weight"),
+        gdn + "conv1d.weight", gdn + "A_log", gdn + "dt_bias", gdn + "norm.weight", full + "q_norm.weight",
+        moe + "shared_expert_gate.weight", std::string("mtp.norm.weight"),
+        std::string("mtp.pre_fc_norm_hidden.weight")})
+    EXPECT_FALSE(takes.at(name)) << name;
+}
+
+TEST(MuonRule, ThePackedRowsAreThoseOfTheOperators) {
+  const ModelConfig c = tiny_model_config();
+  const GdnDims d = c.gdn();
+  std::map<std::string, PackedRows> packed;
+  for (const Parameter& p : parameter_table(c, MtpConfig{})) {
+    packed[p.name] = p.packed;
+    if (p.packed.sections.empty()) continue;
+    int64_t rows = 0;
+    for (int64_t section : p.packed.sections) rows += p.packed.groups * section;
+    EXPECT_EQ(rows, p.shape[p.shape.rank() - 2]) << p.name;
+  }
+  // The row where a section of a group begins.
+  auto row = [&](const std::string& name, int64_t group, size_t section) {
+    const PackedRows& rows = packed.at(name);
+    int64_t period = 0, before = 0;
+    for (size_t i = 0; i < rows.sections.size(); ++i) {
+      period += rows.sections[i];
+      if (i < section) before += rows.sections[i];
+    }
+    return group * period + before;
+  };
+  const std::string qkvz = "model.layers.0.linear_attn.in_proj_qkvz.weight";
+  const std::string ba = "model.layers.0.linear_attn.in_proj_ba.weight";
+  for (int64_t head = 0; head < d.key_heads; ++head) {
+    EXPECT_EQ(row(qkvz, head, 0), d.q_column(head));
+    EXPECT_EQ(row(qkvz, head, 1), d.k_column(head));
+    EXPECT_EQ(row(qkvz, head, 2), d.v_column(head * d.group()));
+    EXPECT_EQ(row(qkvz, head, 3), d.z_column(head * d.group()));
+    EXPECT_EQ(row(ba, head, 0), d.b_column(head * d.group()));
+    EXPECT_EQ(row(ba, head, 1), d.a_column(head * d.group()));
+  }
+  EXPECT_EQ(packed.at("model.layers.1.self_attn.q_proj.weight").groups, c.num_attention_heads);
+  EXPECT_EQ(packed.at("model.layers.0.mlp.experts.gate_up_proj").sections,
+            (std::vector<int64_t>{c.moe_intermediate_size, c.moe_intermediate_size}));
+}
+
+// Rows of a matrix that belong to one linear map.
+struct Map {
+  int64_t first;  // element of the whole tensor
+  std::vector<int64_t> rows;
+};
+std::vector<Map> maps_of(const Parameter& p) {
+  const int64_t P = p.shape[p.shape.rank() - 2], C = p.shape[p.shape.rank() - 1];
+  std::vector<int64_t> sections = p.packed.sections.empty() ? std::vector<int64_t>{P} : p.packed.sections;
+  std::vector<Map> maps;
+  for (int64_t matrix = 0; matrix < p.shape.numel() / (P * C); ++matrix) {
+    std::vector<Map> of_matrix(sections.size(), {matrix * P * C, {}});
+    for (int64_t row = 0; row < P;)
+      for (size_t s = 0; s < sections.size(); ++s)
+        for (int64_t i = 0; i < sections[s]; ++i) of_matrix[s].rows.push_back(row++);
+    maps.insert(maps.end(), of_matrix.begin(), of_matrix.end());
+  }
+  return maps;
+}
+
+// Three updates of a whole model: every linear map as the reference has it, everything else as AdamW has it.
+TEST(Optimizer, MuonUpdatesEveryLinearMapAndAdamWTheRest) {
+  RunConfig config;
+  config.model = tiny_model_config();
+  config.precision = Precision::kFp64;
+  config.train.seq_length = 8;
+  config.optimizer.kind = OptimizerKind::kMuon;
+  config.optimizer.muon_momentum = 0.9;
+  config.optimizer.muon_update_rms = 0.3;
+  const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
+  Context ctx = Context::cpu();
+  TrainingState state(config, mesh);
+  state.allocate(ctx);
+  state.initialize(ctx);
+
+  struct Expected {
+    Tensor weight, first, second;  // moments; first: Muon's momentum
+  };
+  std::map<std::string, Expected> expected;
+  for (const CheckpointSlice& slice : state.parameters.slices())
+    expected[slice.name.substr(8)] = {copy_of(slice.data), zeros_f64(slice.data.shape()),
+                                      zeros_f64(slice.data.shape())};
+  std::map<std::string, Parameter> table;
+  for (const Parameter& p : parameter_table(config.model, config.mtp)) table[p.name] = p;
+  ASSERT_EQ(expected.size(), table.size());
+
+  for (int64_t step = 1; step <= 3; ++step) {
+    state.parameters.zero_gradients(ctx);
+    state.model.gradients().visit(config.model, [&](const std::string& name, Tensor& gradient, const Shape&,
+                                                    const auto&...) {
+      const Parameter& p = table.at(name);
+      fill_normal(ctx, gradient, 0, 1e-3, 77, std::hash<std::string>{}(name), step);
+      Expected& e = expected.at(name);
+      const double decay = weight_decay_of(p, config.optimizer), lr = 1e-2 / double(step), scale = 0.7;
+      if (!MuonRule::takes(p)) {
+        adamw_update(ctx, {e.weight, e.first, e.second}, {}, gradient.view(e.weight.shape()),
+                     {lr, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.eps, decay, scale, step});
+        return;
+      }
+      const int64_t C = p.shape[p.shape.rank() - 1];
+      for (const Map& map : maps_of(p)) {
+        auto read = [&](const Tensor& t) {
+          Matrix m;
+          for (int64_t row : map.rows) {
+            const double* from = t.data<double>() + map.first + row * C;
+            m.emplace_back(from, from + C);
+          }
+          return m;
+        };
+        auto write = [&](Tensor& t, const Matrix& m) {
+          for (size_t i = 0; i < m.size(); ++i)
+            std::copy(m[i].begin(), m[i].end(), t.data<double>() + map.first + map.rows[i] * C);
+        };
+        Matrix momentum = read(e.first);
+        write(e.weight, MuonReference{lr, 0.9, 0.3, decay, scale}.update(read(e.weight), momentum, read(gradient)));
+        write(e.first, momentum);
+      }
+    });
+    state.parameters.reduce_gradients(ctx);
+    state.optimizer.update(ctx, {1e-2 / double(step), 0.7, step});
+  }
+  for (const CheckpointSlice& slice : state.parameters.slices())
+    expect_close(slice.data, expected.at(slice.name.substr(8)).weight, 1e-12, slice.name.c_str());
+  int64_t momenta = 0;
+  for (const CheckpointSlice& slice : state.optimizer.slices()) {
+    if (!slice.name.starts_with("momentum/")) continue;
+    momenta += 1;
+    expect_close(slice.data, expected.at(slice.name.substr(9)).first, 1e-13, slice.name.c_str());
+  }
+  EXPECT_EQ(momenta,
+            std::count_if(table.begin(), table.end(), [](const auto& p) { return MuonRule::takes(p.second); }));
+}
+
+}  // namespace
+}  // namespace braid
