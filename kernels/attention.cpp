@@ -1,5 +1,8 @@
 #include "kernels/attention.h"
 
+#include <iterator>
+#include <numeric>
+
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
 
@@ -19,9 +22,12 @@ namespace {
 
 void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments) {
   const int64_t N = segments.num_tokens(), Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2);
+  const int64_t num_keys = std::accumulate(in.past_tokens.begin(), in.past_tokens.end(), N);
+  check<ShapeError>(in.past_tokens.empty() || std::ssize(in.past_tokens) == segments.num_rows,
+                    "past_tokens: expected ", segments.num_rows, " rows, got ", in.past_tokens.size());
   check_shapes({{"q", in.q, {N, Hq, Dh}},
-                {"k", in.k, {N, Hkv, Dh}},
-                {"v", in.v, {N, Hkv, Dh}},
+                {"k", in.k, {num_keys, Hkv, Dh}},
+                {"v", in.v, {num_keys, Hkv, Dh}},
                 {"q_gate", in.q_gate, {N, Hq, 2, Dh}},
                 {"y", out.y, {N, Hq, Dh}},
                 {"o", out.o, {N, Hq, Dh}},
@@ -36,6 +42,8 @@ void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const
 void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments) {
   const OperatorScope scope(ctx, "attention_forward");
   check_inputs(in, out, segments);
+  check<EnvironmentError>(in.past_tokens.empty() || !ctx.on_cuda(),
+                          "attention_forward: past tokens are computed with on the CPU only");
   if (out.score_max.defined()) {
     check_shapes({{"score_max", out.score_max, {1}}});
     check_dtype(DType::kF64, {{"score_max", out.score_max}});
@@ -52,6 +60,7 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
                         const AttentionOutputs& out, const Segments& segments) {
   const OperatorScope scope(ctx, "attention_backward");
   check_inputs(in, out, segments);
+  check<ShapeError>(in.past_tokens.empty(), "past_tokens: expected none in attention_backward");
   check_shapes({{"d_q", d_in.q, in.q.shape()},
                 {"d_k", d_in.k, in.k.shape()},
                 {"d_v", d_in.v, in.v.shape()},

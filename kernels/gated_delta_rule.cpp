@@ -1,5 +1,7 @@
 #include "kernels/gated_delta_rule.h"
 
+#include <utility>
+
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
 
@@ -12,7 +14,7 @@ decltype(braid::gated_delta_rule_recurrent_forward) gated_delta_rule_recurrent_f
 decltype(braid::gated_delta_rule_recurrent_backward) gated_delta_rule_recurrent_backward;
 }  // namespace cpu
 namespace cuda {
-decltype(braid::gated_delta_rule_forward) gated_delta_rule_forward;
+void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
 decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
 decltype(braid::gated_delta_rule_implementation) gated_delta_rule_implementation;
 }  // namespace cuda
@@ -34,6 +36,15 @@ void check_inputs(const char* o_name, const Tensor& o, const DeltaRuleInputs& in
   check<ShapeError>(segments.num_tokens() == N, "q: expected ", segments.num_tokens(), " tokens, got ", N);
 }
 
+void check_states(const DeltaRuleStates& states, const DeltaRuleInputs& in, const Segments& segments) {
+  const Shape shape = {segments.num_rows, in.v.dim(1), in.q.dim(2), in.v.dim(2)};
+  for (const auto& [name, state] : {std::pair("states.initial", states.initial), {"states.final", states.final}}) {
+    if (!state.defined()) continue;
+    check_shapes({{name, state, shape}});
+    check_dtype(wide_dtype(in.q.dtype()), {{name, state}});
+  }
+}
+
 void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaRuleInputs& in,
                     const Segments& segments) {
   check_inputs("d_o", d_o, in, segments);
@@ -48,14 +59,20 @@ void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaR
 
 }  // namespace
 
-void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {
+void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments,
+                              DeltaRuleStates states) {
   const OperatorScope scope(ctx, "gated_delta_rule_forward");
   check_inputs("o", o, in, segments);
-  if (in.q.dim(0) == 0) return;
+  check_states(states, in, segments);
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gated_delta_rule_forward(ctx, o, in, segments);
+    if (ctx.on_cuda()) {
+      check<EnvironmentError>(!states.initial.defined() && !states.final.defined(),
+                              "gated_delta_rule_forward: states are computed with on the CPU only");
+      if (in.q.dim(0) > 0) cuda::gated_delta_rule_forward(ctx, o, in, segments);
+      return;
+    }
   }
-  cpu::gated_delta_rule_forward(ctx, o, in, segments);
+  if (in.q.dim(0) > 0) cpu::gated_delta_rule_forward(ctx, o, in, segments, states);
 }
 
 void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,

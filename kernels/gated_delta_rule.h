@@ -17,15 +17,24 @@ struct DeltaRuleInputs {
   Tensor log_decay;  // (N, Hv)      <= 0; wide
 };
 
+// The states S at both ends of every row of a batch, for a text that comes in pieces: token by token, or spread over
+// ranks. Wide.   A tensor that is not defined stands for zeros (initial), or is not asked for (final).
+struct DeltaRuleStates {
+  Tensor initial;  // (B, Hv, Dk, Dv)  before the first token of each row; 0 where a document starts with the row
+  Tensor final;    // (B, Hv, Dk, Dv)  behind the last one, overwritten; may be `initial` if every row is one document
+};
+
 // Gated delta rule, one state S (Dk, Dv) per value head, S = 0 at the start of every document, s = Dk^-1/2:
 //   S_hat = exp(log_decay_t) S;  delta = beta_t (v_t - S_hat^T k_t);  S = S_hat + k_t delta^T;  o_t = s S^T q_t
 // in the chunked form: chunks of kDeltaRuleChunk tokens that restart at every document, decay kept outside the
 // triangular solve. Work per token does not grow with the length of the sequence.
 //   o (N, Hv, Dv)  overwritten; of the dtype of v
+// With states (on the CPU) a row's first document goes on from the row's initial one.
 // Packed documents give the same bits as separate ones, for every thread count. States and sums are fp32 for bf16.
 // Source: arXiv 2412.06464; the decay-free form as in FlashQLA.   Errors: ShapeError, DTypeError, naming the tensor.
 inline constexpr int64_t kDeltaRuleChunk = Segments::kChunkTokens;
-void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
+void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments,
+                              DeltaRuleStates states = {});
 
 // All five gradients are overwritten; those of q and k are summed over the value heads that share a key head. Nothing
 // is kept from the forward pass: the state before every chunk is recomputed, in scratch that holds those of one

@@ -10,7 +10,8 @@ decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
 decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
 }  // namespace cpu
 namespace cuda {
-decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
+void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
+                        const Segments& segments, const GdnDims& dims);
 decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
 decltype(braid::gdn_inputs_implementation) gdn_inputs_implementation;
 }  // namespace cuda
@@ -48,14 +49,19 @@ void check_all(const GdnInputs& out, const GdnProjections& x, const GdnInputWeig
 }  // namespace
 
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
-                        const Segments& segments, const GdnDims& dims) {
+                        const Segments& segments, const GdnDims& dims, const Tensor& halo) {
   const OperatorScope scope(ctx, "gdn_inputs_forward");
   check_all(out, x, weights, segments, dims);
+  if (halo.defined()) {
+    check_shapes({{"halo", halo, {segments.num_rows, dims.conv_kernel - 1, dims.qkvz_columns()}}});
+    check_dtype(x.qkvz.dtype(), {{"halo", halo}});
+    check<EnvironmentError>(!ctx.on_cuda(), "gdn_inputs_forward: a halo is computed with on the CPU only");
+  }
   if (x.qkvz.dim(0) == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::gdn_inputs_forward(ctx, out, x, weights, segments, dims);
   }
-  cpu::gdn_inputs_forward(ctx, out, x, weights, segments, dims);
+  cpu::gdn_inputs_forward(ctx, out, x, weights, segments, dims, halo);
 }
 
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,

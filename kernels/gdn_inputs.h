@@ -59,9 +59,12 @@ struct GdnInputs {
 //   beta      = sigmoid(b)
 //   log_decay = -exp(a_log) softplus(a + dt_bias),   softplus(x) = x for x > 20
 // Activations are fp32, bf16 (GPU) or fp64 (CPU). Taps and gates are computed in the wide dtype and rounded once.
+//   halo (B, conv_kernel - 1, qkvz_columns)  of the dtype of qkvz, on the CPU: the rows of qkvz before the first token of
+//        each row of the batch, 0 before its document's start. The first document of each row goes on from there; not
+//        defined: every document starts in its row.
 // Source: Qwen3NextGatedDeltaNet in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
-                        const Segments& segments, const GdnDims& dims);
+                        const Segments& segments, const GdnDims& dims, const Tensor& halo = {});
 
 // Overwrites the q, k and v columns of d_x.qkvz (z belongs to gated_rms_norm_backward) and all of d_x.ba; accumulates
 // into d_weights partial sums of tiles, added in order. On the CPU tiles restart at every document: packed and separate

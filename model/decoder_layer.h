@@ -41,6 +41,9 @@ class DecoderLayer {
     return Mixer::multiply_adds(c, type, document_tokens) + MoeLayer::multiply_adds(c);
   }
   void plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
+  void plan_cache(Planner& planner, MixerCache& cache, int64_t max_tokens, DType dtype) const {
+    mixer_.plan_cache(planner, cache, max_tokens, dtype);
+  }
   //   x (N, C): stream before the layer without delta;  delta (N, C): on entry what is still to be added to x
   void forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p, DecoderLayerSaved& s,
                const LayerPass& pass) const;

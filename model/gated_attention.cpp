@@ -1,5 +1,6 @@
 #include "model/gated_attention.h"
 
+#include "kernels/core/copy.h"
 #include "kernels/matmul.h"
 
 namespace braid {
@@ -37,13 +38,27 @@ void GatedAttention::plan(Planner& planner, GatedAttentionSaved& s, int64_t N, D
   planner.offer("attention/logit_max", s.outputs.score_max, NumberKind::kLargest);
 }
 
+void GatedAttention::plan_cache(Planner& planner, GatedAttentionCache& cache, int64_t max_tokens, DType dtype) const {
+  planner.add("k", cache.k, {max_tokens, dims_.kv_heads, dims_.head_dim}, dtype);
+  planner.add("v", cache.v, {max_tokens, dims_.kv_heads, dims_.head_dim}, dtype);
+}
+
 void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,
-                             GatedAttentionSaved& s, const LayerPass& pass) const {
+                             GatedAttentionSaved& s, const LayerPass& pass, GatedAttentionCache* cache) const {
   linear_forward(ctx, flat(s.projections.q_gate), x, p.q_proj);
   linear_forward(ctx, flat(s.projections.k), x, p.k_proj);
   linear_forward(ctx, flat(s.v), x, p.v_proj);
-  attention_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_);
-  attention_forward(ctx, s.outputs, attention_tensors(s), pass.segments);
+  AttentionTensors tensors = attention_tensors(s);
+  if (cache) tensors.past_tokens = {pass.past_tokens};
+  attention_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, tensors.past_tokens);
+  if (cache) {
+    const int64_t begin = pass.past_tokens, end = begin + x.dim(0);
+    copy(ctx, cache->k.rows(begin, end), s.inputs.k);
+    copy(ctx, cache->v.rows(begin, end), s.v);
+    tensors.k = cache->k.rows(0, end);
+    tensors.v = cache->v.rows(0, end);
+  }
+  attention_forward(ctx, s.outputs, tensors, pass.segments);
   linear_forward(ctx, out, flat(s.outputs.y), p.o_proj);
 }
 

@@ -37,6 +37,11 @@ struct GatedAttentionSaved {
   AttentionOutputs outputs;
 };
 
+// Keys, rotated, and values of the tokens of a text so far.
+struct GatedAttentionCache {
+  Tensor k, v;  // (max_tokens, Hkv, Dh)
+};
+
 // Gated softmax attention mixer:
 //   [query | gate], k, v = x W_q^T, x W_k^T, x W_v^T
 //   out = (attention(rope(norm(query)), rope(norm(k)), v) * sigmoid(gate)) W_o^T
@@ -45,13 +50,15 @@ class GatedAttention {
  public:
   using Params = GatedAttentionParams;
   using Saved = GatedAttentionSaved;
+  using Cache = GatedAttentionCache;
   explicit GatedAttention(const ModelConfig& c) : dims_(c.attention()) {}
   // Of the forward pass of one token in documents of `document_tokens`.
   static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
   void plan(Planner& planner, GatedAttentionSaved& s, int64_t N, DType dtype) const;
+  void plan_cache(Planner& planner, GatedAttentionCache& cache, int64_t max_tokens, DType dtype) const;
   //   x, out (N, C)
   void forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p, GatedAttentionSaved& s,
-               const LayerPass& pass) const;
+               const LayerPass& pass, GatedAttentionCache* cache) const;
   //   d_x overwritten, g +=
   void backward(Context& ctx, Tensor d_x, GatedAttentionParams& g, const Tensor& d_out, const Tensor& x,
                 const GatedAttentionParams& p, const GatedAttentionSaved& s, const LayerPass& pass) const;

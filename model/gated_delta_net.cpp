@@ -1,9 +1,24 @@
 #include "model/gated_delta_net.h"
 
+#include <algorithm>
+
+#include "kernels/core/copy.h"
 #include "kernels/gated_rms_norm.h"
 #include "kernels/matmul.h"
 
 namespace braid {
+namespace {
+
+// The last rows of the halo and of the projection behind it become the halo.
+void advance_halo(Context& ctx, Tensor halo, const Tensor& qkvz) {
+  const int64_t H = halo.dim(1), N = qkvz.dim(0), columns = qkvz.dim(1), kept = std::max<int64_t>(0, H - N);
+  if (H == 0) return;
+  Tensor rows = halo.view({H, columns});
+  for (int64_t i = 0; i < kept; ++i) copy(ctx, rows.rows(i, i + 1), rows.rows(i + N, i + N + 1));
+  copy(ctx, rows.rows(kept, H), qkvz.rows(N - (H - kept), N));
+}
+
+}  // namespace
 
 double GatedDeltaNet::multiply_adds(const ModelConfig& c, int64_t) {
   const GdnDims d = c.gdn();
@@ -29,12 +44,23 @@ void GatedDeltaNet::plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DTy
   planner.add("y", s.y, {N, Hv, Dv}, dtype);
 }
 
+void GatedDeltaNet::plan_cache(Planner& planner, GatedDeltaNetCache& cache, int64_t, DType dtype) const {
+  planner.add("halo", cache.halo, {1, dims_.conv_kernel - 1, dims_.qkvz_columns()}, dtype);
+  planner.add("state", cache.state, {1, dims_.value_heads, dims_.key_dim, dims_.value_dim}, wide_dtype(dtype));
+}
+
 void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p,
-                            GatedDeltaNetSaved& s, const LayerPass& pass) const {
+                            GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const {
   linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
   linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
-  gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_);
-  gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments);
+  if (cache) {
+    gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, cache->halo);
+    gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments, {cache->state, cache->state});
+    advance_halo(ctx, cache->halo, s.projections.qkvz);
+  } else {
+    gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_);
+    gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments);
+  }
   gated_rms_norm_forward(ctx, s.y, s.rstd, s.o, s.projections.qkvz, p.norm, eps_, dims_);
   linear_forward(ctx, out, s.y.view({x.dim(0), p.out_proj.dim(1)}), p.out_proj);
 }

@@ -44,6 +44,12 @@ struct GatedDeltaNetSaved {
   Tensor y;     // (N, Hv, Dv)
 };
 
+// What the next tokens of a text need of those before: all of it in a size that does not grow.
+struct GatedDeltaNetCache {
+  Tensor halo;   // (1, taps - 1, qkvz columns)  the last rows of the projection
+  Tensor state;  // (1, Hv, Dk, Dv)              of the delta rule; wide
+};
+
 // Gated DeltaNet mixer:
 //   [q k v z], [b a] = x W_qkvz^T, x W_ba^T
 //   out = (gated_rms_norm(delta_rule(conv and norms of q, k, v; gates of b, a), z)) W_out^T
@@ -52,13 +58,15 @@ class GatedDeltaNet {
  public:
   using Params = GatedDeltaNetParams;
   using Saved = GatedDeltaNetSaved;
+  using Cache = GatedDeltaNetCache;
   explicit GatedDeltaNet(const ModelConfig& c) : dims_(c.gdn()), eps_(c.rms_norm_eps) {}
   // Of the forward pass of one token in documents of `document_tokens`.
   static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
   void plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DType dtype) const;
+  void plan_cache(Planner& planner, GatedDeltaNetCache& cache, int64_t max_tokens, DType dtype) const;
   //   x, out (N, C)
   void forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p, GatedDeltaNetSaved& s,
-               const LayerPass& pass) const;
+               const LayerPass& pass, GatedDeltaNetCache* cache) const;
   //   d_x overwritten, g +=
   void backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, const Tensor& d_out, const Tensor& x,
                 const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s, const LayerPass& pass) const;

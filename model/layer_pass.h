@@ -11,10 +11,16 @@ struct BalanceGradient {
   double z_weight = 0;
 };
 
+struct MixerCache;  // model/mixer.h
+
 // What a layer needs of the pass through the model that it is part of, beside its own tensors.
 struct LayerPass {
   const Segments& segments;
   BalanceGradient balance = {};  // read by backward alone
+  // For a text that comes in pieces: what the mixer keeps of the past_tokens before this one, brought up to date by
+  // forward. The piece is then one document of one row.
+  MixerCache* cache = nullptr;
+  int64_t past_tokens = 0;
 };
 
 }  // namespace braid

@@ -30,11 +30,20 @@ void Mixer::plan(Planner& planner, MixerSaved& s, int64_t N, DType dtype) const 
       kind_);
 }
 
+void Mixer::plan_cache(Planner& planner, MixerCache& cache, int64_t max_tokens, DType dtype) const {
+  std::visit(
+      [&]<class Kind>(const Kind& kind) {
+        kind.plan_cache(planner, cache.kind.emplace<typename Kind::Cache>(), max_tokens, dtype);
+      },
+      kind_);
+}
+
 void Mixer::forward(Context& ctx, Tensor out, const Tensor& x, const MixerParams& p, MixerSaved& s,
                     const LayerPass& pass) const {
   std::visit(
       [&]<class Kind>(const Kind& kind) {
-        kind.forward(ctx, out, x, std::get<typename Kind::Params>(p), std::get<typename Kind::Saved>(s), pass);
+        kind.forward(ctx, out, x, std::get<typename Kind::Params>(p), std::get<typename Kind::Saved>(s), pass,
+                     pass.cache ? &std::get<typename Kind::Cache>(pass.cache->kind) : nullptr);
       },
       kind_);
 }

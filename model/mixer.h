@@ -11,17 +11,22 @@ namespace braid {
 // The part of a layer that mixes along the sequence. A kind of mixer is a class with
 //   Params        its tensors: visit, and kPrefix, under which the layer names them
 //   Saved         what its forward keeps for its backward
-//   plan, forward, backward, multiply_adds
+//   Cache         what is left of the tokens before, for a text that comes in pieces
+//   plan, plan_cache, forward, backward, multiply_adds
 // and is named in the list and in the switch below.
 template <class... Kinds>
 struct MixerKinds {
   using Kind = std::variant<Kinds...>;
   using Params = std::variant<typename Kinds::Params...>;
   using Saved = std::variant<typename Kinds::Saved...>;
+  using Cache = std::variant<typename Kinds::Cache...>;
 };
 using Mixers = MixerKinds<GatedDeltaNet, GatedAttention>;
 using MixerParams = Mixers::Params;
 using MixerSaved = Mixers::Saved;
+struct MixerCache {
+  Mixers::Cache kind;
+};
 
 // body(std::type_identity<Kind>()) with the kind that a layer of this type has. A type without a case does not compile.
 template <class Body>
@@ -42,6 +47,8 @@ class Mixer {
   static double multiply_adds(const ModelConfig& c, LayerType type, int64_t document_tokens);
 
   void plan(Planner& planner, MixerSaved& s, int64_t N, DType dtype) const;
+  // For a text of up to max_tokens. Zeroed memory, which an arena gives, is a text that has not begun.
+  void plan_cache(Planner& planner, MixerCache& cache, int64_t max_tokens, DType dtype) const;
   //   x, out (N, C)
   void forward(Context& ctx, Tensor out, const Tensor& x, const MixerParams& p, MixerSaved& s,
                const LayerPass& pass) const;

@@ -57,8 +57,8 @@ void Model::set_inputs(Context& ctx, const Batch& batch) {
   if (ctx.on_cuda()) mtp_segments_.upload(ctx, mtp_tables_);
 }
 
-void Model::forward(Context& ctx, const Batch& batch) {
-  set_inputs(ctx, batch);
+// From the embedding to the hidden states behind the final norm.
+void Model::forward_layers(Context& ctx, ModelCache* cache) {
   Scratch scratch(ctx);
   Tensor delta = scratch.tensor(hidden_.shape(), dtype_);
   fill_zero(ctx, delta);
@@ -66,13 +66,39 @@ void Model::forward(Context& ctx, const Batch& batch) {
   embedding_forward(ctx, embedding_, tokens_, weights_.embed_tokens);
   const Tensor* x = &embedding_;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], {segments_});
+    LayerPass pass{segments_};
+    if (cache) pass.cache = &cache->layers[i], pass.past_tokens = cache->num_tokens;
+    layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
     x = &saved_[i].x_mid;
   }
   add_rms_norm_forward(ctx, hidden_, x_final_, rstd_, *x, delta, weights_.norm, config_.rms_norm_eps);
+}
+
+void Model::forward(Context& ctx, const Batch& batch) {
+  set_inputs(ctx, batch);
+  forward_layers(ctx, nullptr);
   if (mtp_)
     mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
                   {mtp_segments_});
+}
+
+void Model::forward(Context& ctx, const Batch& batch, ModelCache& cache) {
+  check<ShapeError>(batch.num_rows == 1 && batch.segments.num_documents() == 1,
+                    "the next tokens of a text: expected one row with one document, got ", batch.num_rows, " with ",
+                    batch.segments.num_documents());
+  check<ShapeError>(cache.num_tokens + num_tokens() <= cache.max_tokens, "the next tokens of a text: ",
+                    cache.num_tokens, " and ", num_tokens(), " more do not fit a cache for ", cache.max_tokens);
+  set_inputs(ctx, batch);
+  forward_layers(ctx, &cache);
+  cache.num_tokens += num_tokens();
+}
+
+void Model::plan_cache(Planner& planner, ModelCache& cache, int64_t max_tokens) const {
+  cache = {std::vector<MixerCache>(layers_.size()), 0, max_tokens};
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Planner::Scope scope(planner, "layers." + std::to_string(i) + ".");
+    layers_[i].plan_cache(planner, cache.layers[i], max_tokens, dtype_);
+  }
 }
 
 LossSums Model::read_loss_sums(Context& ctx) {

@@ -20,6 +20,12 @@ struct LossScales {
   double lm = 0, mtp = 0;
 };
 
+// What a text so far leaves for its next tokens, layer by layer.
+struct ModelCache {
+  std::vector<MixerCache> layers;
+  int64_t num_tokens = 0, max_tokens = 0;
+};
+
 // Qwen3-Next: embedding, decoder layers, final norm, head; optionally an MTP block that shares embedding and head.
 // Holds what a micro-batch of a fixed shape saves between forward and backward; weights and gradients are bound to it.
 class Model {
@@ -51,6 +57,11 @@ class Model {
   // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs. Copies the batch, which
   // is complete.
   void forward(Context& ctx, const Batch& batch);
+  // The same for the next tokens of a text, one row with one document: the main model alone, which reads and brings up
+  // to date what `cache` holds of the tokens before. Models of any shape may go on with one cache.   Errors: ShapeError.
+  void forward(Context& ctx, const Batch& batch, ModelCache& cache);
+  // Room for a text of max_tokens; zeroed memory is a text that has not begun.
+  void plan_cache(Planner& planner, ModelCache& cache, int64_t max_tokens) const;
   // Sums of the losses of the last forward.
   LossSums losses(Context& ctx);
   // The same, and all gradients of  scales.lm * lm + scales.mtp * mtp + balance and z losses;  gradients +=
@@ -67,6 +78,7 @@ class Model {
   const Tensor& mtp_hidden() const { return mtp_hidden_; }
 
  private:
+  void forward_layers(Context& ctx, ModelCache* cache);
   void set_inputs(Context& ctx, const Batch& batch);
   LossSums read_loss_sums(Context& ctx);
 

@@ -86,7 +86,7 @@ say "5/7 Loss curve"
 "$braid" plot "$run_dir"
 
 say "6/7 Held-out loss: text that was not trained on, beside what the best model without context would reach"
-"$braid" eval "$run_dir" --sequences 128
+"$braid" eval "$run_dir" --sequences 64
 
 say "7/7 Sample: the model continues a text"
 "$braid" generate "$run_dir" "${prompt[@]}" --tokens 200 --temperature 0.7 --seed 1

@@ -30,7 +30,8 @@ double entropy(const std::vector<int64_t>& histogram, int64_t total) {
 }  // namespace
 
 Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const TokenDataset& dataset,
-                    int64_t micro_batch_size, int64_t sequences) {
+                    int64_t micro_batch_size, int64_t sequences,
+                    const std::function<void(int64_t rows, int64_t all_rows)>& progress) {
   const int64_t rows = sequences > 0 ? std::min(sequences, dataset.size()) : dataset.size();
   const int64_t row_tokens = model.num_tokens() / micro_batch_size, stride = micro_batch_size * mesh.size();
   double loss_sum = 0;
@@ -46,6 +47,7 @@ Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const T
     loss_sum += model.losses(ctx).lm;
     for (int64_t target : batch.targets)
       if (target >= 0) ++histogram[target];
+    if (progress) progress(std::min(rows, first - mesh.rank() * micro_batch_size + stride), rows);
   }
   mesh.world().all_reduce(ctx, Tensor::of(&loss_sum, {1}), ReduceOp::kSum);
   mesh.world().all_reduce(ctx, Tensor::of(histogram.data(), {static_cast<int64_t>(histogram.size())}), ReduceOp::kSum);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "data/token_dataset.h"
@@ -18,8 +19,10 @@ struct Evaluation {
 
 // Held-out loss over the first `sequences` rows (0 = all) of the dataset, shared between the ranks in micro-batches of
 // the model's shape. Every rank calls it and gets the same values.   A dataset without rows gives targets = 0.
+// `progress` is called with the number of rows that are done, over all ranks, after every micro-batch.
 Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const TokenDataset& dataset,
-                    int64_t micro_batch_size, int64_t sequences);
+                    int64_t micro_batch_size, int64_t sequences,
+                    const std::function<void(int64_t rows, int64_t all_rows)>& progress = {});
 
 // {"step": …, "val/<set>/loss": …, "val/<set>/ppl": …}
 MetricsLine validation_line(int64_t step, const std::vector<Evaluation>& evaluations);

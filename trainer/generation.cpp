@@ -11,21 +11,14 @@
 namespace braid {
 namespace {
 
-// One row with the last tokens of the text; what is left of the row is padding, a document of its own.
-Batch batch_of_text(const std::vector<uint32_t>& text, int64_t row_tokens) {
-  const int64_t length = std::min<int64_t>(text.size(), row_tokens);
+Batch one_document(std::span<const uint32_t> tokens) {
+  const auto length = static_cast<int64_t>(tokens.size());
   Batch batch;
   batch.num_rows = 1;
-  batch.row_tokens = row_tokens;
-  batch.tokens.assign(text.end() - length, text.end());
-  batch.tokens.resize(row_tokens, 0);
-  batch.targets.assign(row_tokens, -1);
-  batch.segments.num_rows = 1;
-  batch.segments.row_tokens = row_tokens;
-  batch.segments.offsets = {0, length};
-  if (length < row_tokens) batch.segments.offsets.push_back(row_tokens);
-  batch.segments.valid.assign(row_tokens, 0);
-  std::fill_n(batch.segments.valid.begin(), length, 1);
+  batch.row_tokens = length;
+  batch.tokens.assign(tokens.begin(), tokens.end());
+  batch.targets.assign(tokens.size(), -1);
+  batch.segments = Segments::whole_rows(1, length);
   batch.complete();
   return batch;
 }
@@ -35,7 +28,7 @@ double logit_at(const Tensor& logits, int64_t v) {
 }
 
 int64_t sample(const Tensor& logits, const SamplingConfig& sampling, int64_t position) {
-  const int64_t V = logits.dim(1);
+  const int64_t V = logits.numel();
   std::vector<int64_t> order(V);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
@@ -54,27 +47,55 @@ int64_t sample(const Tensor& logits, const SamplingConfig& sampling, int64_t pos
 
 }  // namespace
 
-std::vector<uint32_t> generate(Context& ctx, Model& model, std::vector<uint32_t> prompt, const SamplingConfig& sampling,
-                               int64_t end_of_document) {
+TextReader::TextReader(Context& ctx, Model& model, int64_t max_tokens)
+    : ctx_(ctx), model_(model), logits_memory_(static_cast<size_t>(model.config().vocab_size)) {
+  Planner plan;
+  model.plan_cache(plan, cache_, max_tokens);
+  memory_ = Arena("the text so far", plan, ctx.device());
+  logits_ = Tensor(logits_memory_.data(), wide_dtype(model.hidden().dtype()), {model.config().vocab_size});
+}
+
+const Tensor& TextReader::read(std::span<const uint32_t> tokens) {
+  const ModelConfig& config = model_.config();
+  const int64_t N = static_cast<int64_t>(tokens.size()), V = config.vocab_size;
+  auto last_logits = [&](Model& model) {
+    model.forward(ctx_, one_document(tokens), cache_);
+    Scratch scratch(ctx_);
+    Tensor logits = scratch.tensor({1, V}, logits_.dtype());
+    linear_forward(ctx_, logits, model.hidden().rows(N - 1, N), model_.weights().lm_head);
+    copy(ctx_, logits_, logits);
+  };
+  if (N == 1) {
+    last_logits(model_);
+    return logits_;
+  }
+  // A longer piece goes through a model of its shape, on the same weights.
+  const std::unique_ptr<Communicator> alone = make_local_communicator();
+  Model model(config, MtpConfig{.depth = 0}, 1, N, model_.hidden().dtype(), *alone, 0);
+  Planner plan;
+  model.plan_activations(plan);
+  const Arena activations("activations", plan, ctx_.device());
+  model.weights() = model_.weights();
+  last_logits(model);
+  return logits_;
+}
+
+std::vector<uint32_t> generate(Context& ctx, Model& model, const std::vector<uint32_t>& prompt,
+                               const SamplingConfig& sampling, int64_t end_of_document) {
+  const int64_t V = model.config().vocab_size, longest = model.config().max_position_embeddings;
+  const int64_t num_tokens = std::ssize(prompt) + sampling.num_tokens;
   check<ConfigError>(!prompt.empty(), "the prompt is empty");
-  const int64_t row_tokens = model.num_tokens(), C = model.config().hidden_size, V = model.config().vocab_size;
+  check<ConfigError>(num_tokens <= longest, "the prompt's ", prompt.size(), " tokens and ", sampling.num_tokens,
+                     " new ones are more than the model's max_position_embeddings of ", longest);
   for (uint32_t token : prompt)
     check<ConfigError>(token < V, "the prompt holds token ", token, ", the model's vocabulary has ", V);
-  std::vector<uint32_t> text = std::move(prompt), added;
-  std::vector<double> host_memory(static_cast<size_t>(V));  // logits of either dtype
-  for (int64_t i = 0; i < sampling.num_tokens; ++i) {
-    const Batch batch = batch_of_text(text, row_tokens);
-    model.forward(ctx, batch);
 
-    Scratch scratch(ctx);
-    Tensor logits = scratch.tensor({1, V}, wide_dtype(model.hidden().dtype()));
-    const int64_t last = std::min<int64_t>(text.size(), row_tokens) - 1;
-    linear_forward(ctx, logits, model.hidden().rows(last, last + 1).view({1, C}), model.weights().lm_head);
-    Tensor host_logits(host_memory.data(), logits.dtype(), logits.shape());
-    copy(ctx, host_logits, logits);
-    const int64_t token = sample(host_logits, sampling, i);
+  TextReader reader(ctx, model, num_tokens);
+  std::vector<uint32_t> added;
+  for (int64_t i = 0; i < sampling.num_tokens; ++i) {
+    const Tensor& logits = i == 0 ? reader.read(prompt) : reader.read({&added.back(), 1});
+    const int64_t token = sample(logits, sampling, i);
     if (token == end_of_document) break;
-    text.push_back(static_cast<uint32_t>(token));
     added.push_back(static_cast<uint32_t>(token));
   }
   return added;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "kernels/cpu/dispatch.h"
@@ -34,8 +35,10 @@ struct Layout {
 };
 
 // The queries [begin, end) of one group of heads. Its rows are ordered by head, then by token.
+// Keys are counted in k and v, where past tokens lie between those of the queries.
 struct QueryTile {
-  int64_t document_begin, begin, end, kv_head;
+  int64_t document_begin, begin, end, kv_head;  // document_begin: its first key
+  int64_t key_shift;                            // key of token n: n + key_shift
   int64_t tokens() const { return end - begin; }
 
   // body(row, token, head)
@@ -47,7 +50,8 @@ struct QueryTile {
   // body(first key, number of keys) over the keys that any of the queries sees
   template <class Body>
   void for_each_key_tile(Body&& body) const {
-    for (int64_t key = document_begin; key < end; key += kTileKeys) body(key, std::min(kTileKeys, end - key));
+    const int64_t end_key = end + key_shift;
+    for (int64_t key = document_begin; key < end_key; key += kTileKeys) body(key, std::min(kTileKeys, end_key - key));
   }
 };
 
@@ -55,9 +59,17 @@ int64_t num_query_tiles(const Segments& segments, int64_t document) {
   return (segments.length(document) + kTileQueries - 1) / kTileQueries;
 }
 
-QueryTile query_tile(const Segments& segments, int64_t document, int64_t kv_head, int64_t tile) {
-  const int64_t begin = segments.begin(document) + tile * kTileQueries;
-  return {segments.begin(document), begin, std::min(begin + kTileQueries, segments.end(document)), kv_head};
+QueryTile query_tile(const Segments& segments, int64_t document, int64_t kv_head, int64_t tile,
+                     const std::vector<int64_t>& past_tokens = {}) {
+  const int64_t document_begin = segments.begin(document), begin = document_begin + tile * kTileQueries;
+  int64_t key_shift = 0, past = 0;
+  if (!past_tokens.empty()) {
+    const int64_t row = document_begin / segments.row_tokens;
+    key_shift = std::accumulate(past_tokens.begin(), past_tokens.begin() + row + 1, int64_t{0});
+    if (document_begin % segments.row_tokens == 0) past = past_tokens[row];
+  }
+  return {document_begin + key_shift - past, begin, std::min(begin + kTileQueries, segments.end(document)), kv_head,
+          key_shift};
 }
 
 template <class T>
@@ -117,7 +129,7 @@ T forward_tile(AttentionOutputs& out, const AttentionTensors& in, const Layout& 
     gemm({rows, keys, Dh}, T(1) / std::sqrt(T(Dh)), {p.q, Dh}, {k, kv_stride, true}, T(0), p.score, kTileKeys);
     tile.for_each_row(l, [&](int64_t row, int64_t n, int64_t) {
       softmax_step(p.score + row * kTileKeys, p.sum_pv + row * Dh, p.highest_score[row], p.sum_exp[row],
-                   std::min(keys, n - key + 1), keys, Dh);
+                   std::min(keys, n + tile.key_shift - key + 1), keys, Dh);
     });
     gemm({rows, Dh, keys}, T(1), {p.score, kTileKeys}, {v, kv_stride}, T(1), p.sum_pv, Dh);
   });
@@ -232,7 +244,7 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
   for (int64_t document = 0; document < segments.num_documents(); ++document)
     for (int64_t tile = num_query_tiles(segments, document) - 1; tile >= 0; --tile)
       for (int64_t kv_head = 0; kv_head < l.Hkv; ++kv_head)
-        tiles.push_back(query_tile(segments, document, kv_head, tile));
+        tiles.push_back(query_tile(segments, document, kv_head, tile, in.past_tokens));
   dispatch_float("q", in.q, [&]<class T> {
     Scratch scratch(ctx);
     T* panels = scratch.array<T>(omp_get_max_threads() * ForwardPanels<T>::numel(l));

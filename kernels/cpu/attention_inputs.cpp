@@ -16,39 +16,51 @@ struct TokenTile {
   int64_t document, begin, end, first_position;
 };
 
-std::vector<TokenTile> token_tiles(const Segments& segments) {
+// Position of a document's first token.
+int64_t first_position(const Segments& segments, int64_t document, const std::vector<int64_t>& past_tokens) {
+  const int64_t begin = segments.begin(document), T = segments.row_tokens;
+  return past_tokens.empty() || begin % T != 0 ? 0 : past_tokens[begin / T];
+}
+
+std::vector<TokenTile> token_tiles(const Segments& segments, const std::vector<int64_t>& past_tokens = {}) {
   std::vector<TokenTile> tiles;
   for (int64_t d = 0; d < segments.num_documents(); ++d)
     for (int64_t begin = segments.begin(d); begin < segments.end(d); begin += kTileTokens)
-      tiles.push_back({d, begin, std::min(begin + kTileTokens, segments.end(d)), begin - segments.begin(d)});
+      tiles.push_back({d, begin, std::min(begin + kTileTokens, segments.end(d)),
+                       first_position(segments, d, past_tokens) + begin - segments.begin(d)});
   return tiles;
 }
 
-// Angles of every position that occurs and every pair of dimensions.
+// Angles of the positions from the first to the last that occurs and every pair of dimensions.
 template <class T>
 struct Rotations {
   const T *cosine, *sine;  // (positions, pairs)
-  int64_t pairs;
+  int64_t pairs, first;    // position
 };
 
 template <class T>
-Rotations<T> make_rotations(Scratch& scratch, const Segments& segments, const AttentionDims& dims) {
-  int64_t longest = 0;
-  for (int64_t d = 0; d < segments.num_documents(); ++d) longest = std::max(longest, segments.length(d));
+Rotations<T> make_rotations(Scratch& scratch, const Segments& segments, const AttentionDims& dims,
+                            const std::vector<int64_t>& past_tokens = {}) {
+  int64_t first = segments.num_documents() > 0 ? first_position(segments, 0, past_tokens) : 0, last = first;
+  for (int64_t d = 0; d < segments.num_documents(); ++d) {
+    const int64_t position = first_position(segments, d, past_tokens);
+    first = std::min(first, position);
+    last = std::max(last, position + segments.length(d));
+  }
   const int64_t pairs = dims.rotary_dim / 2;
-  T *cosine = scratch.array<T>(longest * pairs), *sine = scratch.array<T>(longest * pairs);
+  T *cosine = scratch.array<T>((last - first) * pairs), *sine = scratch.array<T>((last - first) * pairs);
   T* inv_freq = scratch.array<T>(pairs);
   for (int64_t i = 0; i < pairs; ++i)  // torch rounds the exponent, the power and the reciprocal to fp32
     inv_freq[i] = T(1) / std::pow(T(dims.rope_theta), T(2 * i) / T(dims.rotary_dim));
 #pragma omp parallel for schedule(static)
-  for (int64_t position = 0; position < longest; ++position) {
+  for (int64_t position = first; position < last; ++position) {
     for (int64_t i = 0; i < pairs; ++i) {
       const T angle = T(position) * inv_freq[i];
-      cosine[position * pairs + i] = std::cos(angle);
-      sine[position * pairs + i] = std::sin(angle);
+      cosine[(position - first) * pairs + i] = std::cos(angle);
+      sine[(position - first) * pairs + i] = std::sin(angle);
     }
   }
-  return {cosine, sine, pairs};
+  return {cosine, sine, pairs, first};
 }
 
 enum class Direction { kForward, kBackward };
@@ -56,7 +68,7 @@ enum class Direction { kForward, kBackward };
 // y may be x.
 template <Direction kDirection, class T>
 void rotate(T* y, const T* x, const Rotations<T>& r, int64_t position) {
-  const T *cosine = r.cosine + position * r.pairs, *sine = r.sine + position * r.pairs;
+  const T *cosine = r.cosine + (position - r.first) * r.pairs, *sine = r.sine + (position - r.first) * r.pairs;
   const int64_t pairs = r.pairs;
 #pragma omp simd
   for (int64_t i = 0; i < pairs; ++i) {
@@ -99,13 +111,13 @@ void head_backward(T* d_x, T* d_weight, const T* d_y, const T* x, const T* weigh
 }  // namespace
 
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
-                              const AttentionInputWeights& weights, const Segments& segments,
-                              const AttentionDims& dims) {
+                              const AttentionInputWeights& weights, const Segments& segments, const AttentionDims& dims,
+                              const std::vector<int64_t>& past_tokens) {
   const int64_t Hq = dims.query_heads, Hkv = dims.kv_heads, Dh = dims.head_dim;
-  const std::vector<TokenTile> tiles = token_tiles(segments);
+  const std::vector<TokenTile> tiles = token_tiles(segments, past_tokens);
   dispatch_float("x.q_gate", x.q_gate, [&]<class T> {
     Scratch scratch(ctx);
-    const Rotations<T> rotations = make_rotations<T>(scratch, segments, dims);
+    const Rotations<T> rotations = make_rotations<T>(scratch, segments, dims, past_tokens);
     const T eps = static_cast<T>(dims.eps);
     T *q = out.q.data<T>(), *k = out.k.data<T>(), *q_rstd = out.q_rstd.data<T>(), *k_rstd = out.k_rstd.data<T>();
     const T *x_q = x.q_gate.data<T>(), *x_k = x.k.data<T>();

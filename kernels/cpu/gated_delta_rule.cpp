@@ -57,14 +57,33 @@ struct Inputs {
 // and k is summed inside one task.
 struct Task {
   int64_t begin, end, key_head;
+  int64_t initial_row = -1, final_row = -1;  // rows of the batch that start and end with it, where that matters
   int64_t num_chunks() const { return (end - begin + kChunk - 1) / kChunk; }
 };
 
-std::vector<Task> tasks_of(const Segments& segments, int64_t key_heads) {
+std::vector<Task> tasks_of(const Segments& segments, int64_t key_heads, const DeltaRuleStates& states = {}) {
   std::vector<Task> tasks;
-  for (int64_t d = 0; d < segments.num_documents(); ++d)
-    for (int64_t h = 0; h < key_heads; ++h) tasks.push_back({segments.begin(d), segments.end(d), h});
+  const int64_t T = segments.row_tokens;
+  for (int64_t d = 0; d < segments.num_documents(); ++d) {
+    const int64_t begin = segments.begin(d), end = segments.end(d);
+    const int64_t initial_row = states.initial.defined() && begin % T == 0 ? begin / T : -1;
+    const int64_t final_row = states.final.defined() && end % T == 0 ? end / T - 1 : -1;
+    for (int64_t h = 0; h < key_heads; ++h) tasks.push_back({begin, end, h, initial_row, final_row});
+  }
   return tasks;
+}
+
+// The states (Dk, W) of a key head's value heads, side by side, from or to a row of DeltaRuleStates (Hv, Dk, Dv).
+enum class StateCopy { kLoad, kStore };
+template <StateCopy kWhat, class T, class In>
+void copy_states(T* state, T* row, const In& in, int64_t key_head) {
+  for (int64_t r = 0; r < in.G; ++r) {
+    for (int64_t a = 0; a < in.Dk; ++a) {
+      T *here = state + a * in.W + r * in.Dv, *there = row + ((key_head * in.G + r) * in.Dk + a) * in.Dv;
+      if constexpr (kWhat == StateCopy::kLoad) std::copy_n(there, in.Dv, here);
+      else std::copy_n(here, in.Dv, there);
+    }
+  }
 }
 
 // exp(x) of a sum of log-decays. What is left of less than 1e-26 counts as forgotten: numbers below the smallest normal
@@ -165,7 +184,8 @@ struct Chunk {
   const T* qs() const { return ks + n * in.W; }
   const T* value(int64_t i, int64_t r) const { return in.v + ((begin + i) * in.Hv + h * in.G + r) * in.Dv; }
 
-  // The chunk of `task` that starts at token `first`, with the state before it, which is zero in the first chunk.
+  // The chunk of `task` that starts at token `first`, with the state before it, which is zero in the first chunk of a
+  // document that starts here.
   void load(const Task& task, int64_t first, const T* state, Load what) {
     begin = first;
     n = std::min(kChunk, task.end - begin);
@@ -178,7 +198,7 @@ struct Chunk {
     }
     lower_product<T>(n, in.Dk, {keys(), in.Dk}, {keys(), in.Dk}, kk);
     if (what == Load::kKeysAndQueries) lower_product<T>(n, in.Dk, {queries(), in.Dk}, {keys(), in.Dk}, qk);
-    product_or_zero<T>(begin == task.begin, {num_rows, in.W, in.Dk}, {kq, in.Dk}, {state, in.W}, ks);
+    product_or_zero<T>(begin == task.begin && task.initial_row < 0, {num_rows, in.W, in.Dk}, {kq, in.Dk}, {state, in.W}, ks);
   }
 
   // Gates, D, Tm, delta and scaled delta of value head r of the key head.
@@ -273,10 +293,15 @@ struct ForwardWork {
 };
 
 template <class T>
-void forward(T* o, const Inputs<T>& in, const Task& task, ForwardWork<T>& w) {
-  const int64_t Dv = in.Dv, W = in.W, stride = in.Hv * Dv;
+void forward(T* o, const DeltaRuleStates& states, const Inputs<T>& in, const Task& task, ForwardWork<T>& w) {
+  const int64_t Dv = in.Dv, W = in.W, stride = in.Hv * Dv, row_size = in.Hv * in.Dk * Dv;
   Chunk<T>& chunk = w.chunk;
-  std::fill_n(w.state, in.Dk * W, T(0));
+  if (task.initial_row < 0) {
+    std::fill_n(w.state, in.Dk * W, T(0));
+  } else {
+    Tensor initial = states.initial;
+    copy_states<StateCopy::kLoad>(w.state, initial.data<T>() + task.initial_row * row_size, in, task.key_head);
+  }
   for (int64_t begin = task.begin; begin < task.end; begin += kChunk) {
     chunk.load(task, begin, w.state, Chunk<T>::Load::kKeysAndQueries);
     const int64_t n = chunk.n;
@@ -293,8 +318,11 @@ void forward(T* o, const Inputs<T>& in, const Task& task, ForwardWork<T>& w) {
       lower_times<T>(n, Dv, chunk.p, {chunk.delta + r * Dv, W}, T(1), o_head, stride);
       chunk.decay_state(w.state, w.state, r);
     }
-    if (begin + n < task.end) chunk.write_to_state(w.state);
+    if (begin + n < task.end || task.final_row >= 0) chunk.write_to_state(w.state);
   }
+  if (task.final_row < 0) return;
+  Tensor final = states.final;
+  copy_states<StateCopy::kStore>(w.state, final.data<T>() + task.final_row * row_size, in, task.key_head);
 }
 
 template <class T>
@@ -471,8 +499,9 @@ void backward(const Gradients<T>& d, const T* d_o, const Inputs<T>& in, const Ta
 
 }  // namespace
 
-void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segments& segments) {
-  const std::vector<Task> tasks = tasks_of(segments, inputs.q.dim(1));
+void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segments& segments,
+                              DeltaRuleStates states) {
+  const std::vector<Task> tasks = tasks_of(segments, inputs.q.dim(1), states);
   dispatch_float("q", inputs.q, [&]<class T> {
     const Inputs<T> in(inputs);
     T* o_data = o.data<T>();
@@ -480,7 +509,7 @@ void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& inp
     std::vector<ForwardWork<T>> work;
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, in);
 #pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); ++i) forward(o_data, in, tasks[i], work[omp_get_thread_num()]);
+    for (size_t i = 0; i < tasks.size(); ++i) forward(o_data, states, in, tasks[i], work[omp_get_thread_num()]);
   });
 }
 

@@ -20,13 +20,18 @@ constexpr double kSoftplusIsIdentity = 20;  // above this, in value and in slope
 // Tokens of one document, with the bounds that the convolution may not cross.
 struct Tile {
   int64_t begin, end, document_begin, document_end;
+  int64_t halo_row;  // of the batch, if the document goes on from its halo, or -1
 };
 
-std::vector<Tile> tiles_of(const Segments& segments) {
+std::vector<Tile> tiles_of(const Segments& segments, const Tensor& halo = {}) {
   std::vector<Tile> tiles;
-  for (int64_t d = 0; d < segments.num_documents(); ++d)
-    for (int64_t t = segments.begin(d); t < segments.end(d); t += kTileTokens)
-      tiles.push_back({t, std::min(t + kTileTokens, segments.end(d)), segments.begin(d), segments.end(d)});
+  const int64_t T = segments.row_tokens;
+  for (int64_t d = 0; d < segments.num_documents(); ++d) {
+    const int64_t begin = segments.begin(d), end = segments.end(d);
+    const int64_t halo_row = halo.defined() && begin % T == 0 ? begin / T : -1;
+    for (int64_t t = begin; t < end; t += kTileTokens)
+      tiles.push_back({t, std::min(t + kTileTokens, end), begin, end, halo_row});
+  }
   return tiles;
 }
 
@@ -96,11 +101,11 @@ T softplus(T x) {
 }  // namespace
 
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
-                        const Segments& segments, const GdnDims& dims) {
-  const std::vector<Tile> tiles = tiles_of(segments);
+                        const Segments& segments, const GdnDims& dims, const Tensor& halo) {
+  const std::vector<Tile> tiles = tiles_of(segments, halo);
   const std::vector<Head> heads = heads_of(dims);
   const int64_t columns = dims.qkvz_columns(), channels = dims.conv_channels(), kernel = dims.conv_kernel;
-  const int64_t Hv = dims.value_heads;
+  const int64_t Hv = dims.value_heads, window_numel = kernel * std::max(dims.key_dim, dims.value_dim);
   dispatch_float("qkvz", x.qkvz, [&]<class T> {
     T* const y_of_part[] = {out.rule.q.data<T>(), out.rule.k.data<T>(), out.rule.v.data<T>()};
     T* const rstd_of_part[] = {out.q_rstd.data<T>(), out.k_rstd.data<T>(), nullptr};
@@ -109,6 +114,7 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
     const T* dt_bias = weights.dt_bias.data<T>();
     Scratch scratch(ctx);
     T *taps = scratch.array<T>(kernel * channels), *rate = scratch.array<T>(Hv);
+    T* windows = scratch.array<T>(halo.defined() ? omp_get_max_threads() * window_numel : 0);
     transpose_taps(taps, weights.conv.data<T>(), dims);
     decay_rates(rate, weights.a_log);
 #pragma omp parallel for schedule(static)
@@ -120,7 +126,18 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
           const T* rows = qkvz + (t + 1 - count) * columns + head.column;
           const T* head_taps = taps + (kernel - count) * channels + head.channel;
           T* y = y_of_part[head.part] + head.row(t);
-          convolve(y, head_taps, channels, rows, columns, count, head.width);
+          if (count < kernel && tile.halo_row >= 0) {
+            // The rows that it reads, part of them from the halo, one after the other.
+            T* window = windows + omp_get_thread_num() * window_numel;
+            const T* before = halo.data<T>() + tile.halo_row * (kernel - 1) * columns + head.column;
+            for (int64_t j = 0; j < kernel - count; ++j)
+              std::copy_n(before + (count - 1 + j) * columns, head.width, window + j * head.width);
+            for (int64_t j = 0; j < count; ++j)
+              std::copy_n(rows + j * columns, head.width, window + (kernel - count + j) * head.width);
+            convolve(y, taps + head.channel, channels, window, head.width, kernel, head.width);
+          } else {
+            convolve(y, head_taps, channels, rows, columns, count, head.width);
+          }
           T sum_sq = 0;
 #pragma omp simd reduction(+ : sum_sq)
           for (int64_t c = 0; c < head.width; ++c) {

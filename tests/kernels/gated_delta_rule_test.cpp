@@ -75,12 +75,19 @@ void expect_chunked_equals_recurrent(const DeltaRuleInputs& in, const Segments& 
   expect_close(run_chunked(in, d_o, segments), run_recurrent(in, d_o, segments), 1e-12);
 }
 
+// A forward from an empty state; the chunked one can also go on from another.
+using Forward = void (*)(Context&, Tensor, const DeltaRuleInputs&, const Segments&);
+constexpr Forward kRecurrent = gated_delta_rule_recurrent_forward;
+constexpr Forward kChunked = [](Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {
+  gated_delta_rule_forward(ctx, o, in, segments);
+};
+
 // Forwards of both forms, for the cases whose result is known by hand.
 template <class Check>
 void for_both_forms(const DeltaRuleInputs& in, const Segments& segments, Check&& check) {
   Context ctx = Context::cpu();
-  for (auto forward : {gated_delta_rule_forward, gated_delta_rule_recurrent_forward}) {
-    SCOPED_TRACE(forward == gated_delta_rule_forward ? "chunked" : "recurrent");
+  for (const Forward forward : {kChunked, kRecurrent}) {
+    SCOPED_TRACE(forward == kChunked ? "chunked" : "recurrent");
     Tensor o = poisoned(in.v.shape(), DType::kF64);
     forward(ctx, o, in, segments);
     check(o.data<double>());
@@ -129,14 +136,14 @@ TEST(GatedDeltaRule, ValueHeadsReadTheKeyHeadOfTheirGroup) {
 TEST(GatedDeltaRuleGradient, MatchesFiniteDifferencesInDouble) {
   struct Form {
     const char* name;
-    decltype(&gated_delta_rule_forward) forward;
+    Forward forward;
     decltype(&run_chunked) run;
     std::vector<int64_t> lengths;
   };
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);  // thousands of tiny forwards
-  for (const Form& form : {Form{"recurrent", gated_delta_rule_recurrent_forward, run_recurrent, {3, 1, 4}},
-                           Form{"chunked", gated_delta_rule_forward, run_chunked, {3, 66}}}) {
+  for (const Form& form : {Form{"recurrent", kRecurrent, run_recurrent, {3, 1, 4}},
+                           Form{"chunked", kChunked, run_chunked, {3, 66}}}) {
     SCOPED_TRACE(form.name);
     Context ctx = Context::cpu();
     const Segments segments = Segments::packed(form.lengths);
@@ -228,7 +235,7 @@ TEST(GatedDeltaRule, NamesTheTensorOfAWrongShapeOrDtype) {
   const Segments segments = Segments::whole_rows(1, 3);
   const DeltaRuleInputs in = random_inputs(3);
   const Tensor o = zeros_f64({3, 4, 24});
-  for (auto forward : {gated_delta_rule_forward, gated_delta_rule_recurrent_forward}) {
+  for (const Forward forward : {kChunked, kRecurrent}) {
     DeltaRuleInputs wrong = in;
     wrong.k = zeros_f64({3, 2, 15});
     expect_error<ShapeError>("k: expected shape (3, 2, 16), got (3, 2, 15)", [&] { forward(ctx, o, wrong, segments); });

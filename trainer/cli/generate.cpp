@@ -28,11 +28,14 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->callback([options, &action] {
     action = [options] {
       TrainedModel trained = open_trained_model(options->model);
+      RunConfig& config = trained.config;
       use_default_threads();
-      const std::unique_ptr<Machine> machine = open_machine(trained.config);
-      Context& ctx = machine->ctx;
-      const ProcessMesh mesh(make_local_communicator(), 1, trained.config.model.num_experts);
-      InferenceState state(ctx, trained.config, mesh, 1, trained.config.train.seq_length);
+      // Token by token the CPU serves best; what was trained in bf16 has its weights in fp32.
+      Context ctx = Context::cpu();
+      if (config.precision == Precision::kBf16) config.precision = Precision::kFp32;
+      config.mtp.depth = 0;
+      const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
+      InferenceState state(ctx, config, mesh, 1, 1);
       state.load(ctx, trained.reader);
 
       const ByteTokenizer tokenizer;
