@@ -59,7 +59,7 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
   const int64_t R = s.route.num_rows;
   Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R), rows_out = scratch.tensor({R, C_}, x.dtype());
   exchange_.finish_dispatch_gates(ctx, row_gate, travelling_gates, s.route);
-  exchange_.finish_dispatch(ctx, rows, travelling, s.route);
+  exchange_.finish_dispatch(ctx, rows, travelling, x, s.route);
 
   experts_forward(ctx, rows_out, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert(), p.experts);
 
@@ -94,7 +94,7 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
     linear_backward_input(ctx, d_h, d_y, p.shared.down_proj);
     swiglu_backward(ctx, d_a, d_b, d_shared_gate, d_h, s.shared_a, s.shared_b, s.shared_gate);
     linear_backward_weight(ctx, g.shared.gate, d_shared_gate, x);
-    exchange_.finish_dispatch(ctx, d_rows_out, travelling, s.route);
+    exchange_.finish_dispatch(ctx, d_rows_out, travelling, d_y, s.route);
   }
   const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
   experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),

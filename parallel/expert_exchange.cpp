@@ -33,6 +33,12 @@ ExpertOrder per_pair(const ExpertOrder& order) {
   return {order.row_of_slot.view({order.row_of_slot.numel(), 1}), order.slot_of_row, order.rows_per_expert};
 }
 
+// Of the tokens from `begin` to `end` alone, to the same rows. For the GPU, where row_of_slot is what counts.
+ExpertOrder part_of(const ExpertOrder& order, int64_t begin, int64_t end) {
+  const int64_t K = order.row_of_slot.dim(1);
+  return {order.row_of_slot.rows(begin, end), order.slot_of_row.rows(begin * K, end * K), order.rows_per_expert};
+}
+
 Tensor as_column(const Tensor& tensor) { return tensor.view({tensor.numel(), 1}); }
 
 // Whole numbers of 4 bytes as what gather_rows takes, which copies bits.
@@ -105,7 +111,7 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
       copy(ctx, ids.rows(0, N), expert_id);
       copy(ctx, ids.rows(N, max_tokens_), Tensor::of(none.data(), {max_tokens_ - N, K}));
     }
-    ids = send_to_experts(ctx, scratch, numbers_, as_float(ids), route);
+    ids = with_own(ctx, send_to_experts(ctx, scratch, numbers_, as_float(ids), route), as_float(ids));
     wait_for(ctx, numbers_);
     ids = Tensor(ids.raw(), DType::kI32, ids.shape(), ids.device());
     local_expert_ids(ctx, ids, group_.rank() * El, El);
@@ -194,6 +200,25 @@ void ExpertExchange::check_room(Context& ctx) {
                               max_rows_, "; raise parallel.max_rows_factor, or set it to 0");
 }
 
+// The places of this rank's own tokens on it, where places are fixed.
+Tensor ExpertExchange::own_places(const Tensor& copies) const {
+  return copies.rows(group_.rank() * max_tokens_, (group_.rank() + 1) * max_tokens_);
+}
+
+// The places of the other ranks' tokens, which are in front and behind.
+std::vector<std::pair<int64_t, int64_t>> ExpertExchange::other_places() const {
+  std::vector<std::pair<int64_t, int64_t>> ranges;
+  if (group_.rank() > 0) ranges.push_back({0, group_.rank() * max_tokens_});
+  if (group_.rank() + 1 < group_.size()) ranges.push_back({(group_.rank() + 1) * max_tokens_, max_copies_});
+  return ranges;
+}
+
+// Numbers in a window, with what the rank keeps to itself.
+Tensor ExpertExchange::with_own(Context& ctx, const Tensor& travelling, const Tensor& own) const {
+  if (numbers_.windows) copy(ctx, own_places(travelling).rows(0, own.dim(0)), own);
+  return travelling;
+}
+
 // Null where the GPUs cannot write into each other's memory. Made at the first call, and again if it is too small.
 PeerWindows* ExpertExchange::windows([[maybe_unused]] Context& ctx, Lane& lane, [[maybe_unused]] int64_t bytes) {
   if constexpr (kWithCuda) {
@@ -216,22 +241,20 @@ void ExpertExchange::wait_for(Context& ctx, const Lane& lane) const {
   else ctx.wait_for(ctx.side());
 }
 
-// x (N, C) -> (U, C), a copy of a token's row at each of its places, which is there after wait_for. Alone, a rank's
-// tokens are their copies.
+// x (N, C) -> (U, C), a copy of a token's row at each of its places, which is there after wait_for; in a window without
+// the places of the rank's own tokens. Alone, a rank's tokens are their copies.
 Tensor ExpertExchange::send_to_experts(Context& ctx, Scratch& scratch, Lane& lane, const Tensor& x,
                                        const ExpertRoute& route) {
   if (group_.size() == 1) return x;
   const int64_t N = x.dim(0), C = x.dim(1), size = group_.size();
   if (places_ == CopyPlaces::kFixed) {
     const Shape all = {size * max_tokens_, C};
-    if (PeerWindows* window = windows(ctx, lane, all.numel() * size_of(x.dtype()))) {
+    if (PeerWindows* window = windows(ctx, lane, all.numel() * size_of(x.dtype())))
       return window->all_gather(ctx, x, max_tokens_);
-    }
     Tensor copies = scratch.tensor(all, x.dtype());
-    Tensor own = copies.rows(group_.rank() * max_tokens_, (group_.rank() + 1) * max_tokens_);
-    copy(ctx, own.rows(0, N), x);
+    copy(ctx, own_places(copies).rows(0, N), x);
     ctx.side().wait_for(ctx);
-    group_.all_gather(ctx.side(), copies, own);
+    group_.all_gather(ctx.side(), copies, own_places(copies));
     return copies;
   }
   Tensor sent = scratch.tensor({sum_of(route.send_rows), C}, x.dtype());
@@ -242,7 +265,8 @@ Tensor ExpertExchange::send_to_experts(Context& ctx, Scratch& scratch, Lane& lan
   return copies;
 }
 
-// The way back: copies (U, C) -> what the places of this rank's tokens hold, in the order of route.copies.
+// The way back: copies (U, C) -> what the places of this rank's tokens hold, in the order of route.copies; in a window
+// without those on the rank itself.
 Tensor ExpertExchange::send_to_tokens(Context& ctx, Scratch& scratch, Lane& lane, const Tensor& copies,
                                       const ExpertRoute& route) {
   if (PeerWindows* window = windows(ctx, lane, copies.bytes())) return window->all_to_all(ctx, copies);
@@ -254,7 +278,7 @@ Tensor ExpertExchange::send_to_tokens(Context& ctx, Scratch& scratch, Lane& lane
 
 void ExpertExchange::dispatch(Context& ctx, Tensor rows, const Tensor& x, const ExpertRoute& route) {
   Scratch scratch(ctx);
-  finish_dispatch(ctx, rows, start_dispatch(ctx, scratch, x, route), route);
+  finish_dispatch(ctx, rows, start_dispatch(ctx, scratch, x, route), x, route);
 }
 
 void ExpertExchange::combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertRoute& route) {
@@ -267,19 +291,37 @@ Tensor ExpertExchange::start_dispatch(Context& ctx, Scratch& scratch, const Tens
   return send_to_experts(ctx, scratch, rows_, x, route);
 }
 
-void ExpertExchange::finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const ExpertRoute& route) {
+void ExpertExchange::finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const Tensor& x,
+                                     const ExpertRoute& route) {
   check_shapes({{"rows", rows, {route.num_rows, travelling.dim(1)}}});
   check_dtype(travelling.dtype(), {{"rows", rows}});
+  if (!rows_.windows) {
+    wait_for(ctx, rows_);
+    return gather_rows(ctx, rows, travelling, route.order);
+  }
+  // The rows of the rank's own tokens come from x, while the others still travel.
+  const int64_t first = group_.rank() * max_tokens_;
+  gather_rows(ctx, rows, x, part_of(route.order, first, first + x.dim(0)));
   wait_for(ctx, rows_);
-  gather_rows(ctx, rows, travelling, route.order);
+  for (const auto& [begin, end] : other_places())
+    gather_rows(ctx, rows, travelling.rows(begin, end), part_of(route.order, begin, end));
 }
 
 Tensor ExpertExchange::start_combine(Context& ctx, Scratch& scratch, const Tensor& rows, const ExpertRoute& route) {
   check_shapes({{"rows", rows, {route.num_rows, rows.dim(1)}}});
   if (group_.size() == 1) return rows;  // their sums are those of the tokens
   Tensor copies = scratch.tensor({sum_of(route.recv_rows), rows.dim(1)}, rows.dtype());
-  combine_rows(ctx, copies, rows, route.order);
-  return send_to_tokens(ctx, scratch, rows_, copies, route);
+  if (!windows(ctx, rows_, copies.bytes())) {
+    combine_rows(ctx, copies, rows, route.order);
+    return send_to_tokens(ctx, scratch, rows_, copies, route);
+  }
+  // First those of other ranks' tokens; while they travel, the own ones, which have no way to go.
+  for (const auto& [begin, end] : other_places())
+    combine_rows(ctx, copies.rows(begin, end), rows, part_of(route.order, begin, end));
+  const Tensor returned = send_to_tokens(ctx, scratch, rows_, copies, route);
+  const int64_t first = group_.rank() * max_tokens_;
+  combine_rows(ctx, own_places(returned), rows, part_of(route.order, first, first + max_tokens_));
+  return returned;
 }
 
 void ExpertExchange::finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route,
@@ -304,7 +346,7 @@ void ExpertExchange::return_gates(Context& ctx, Tensor gate, const Tensor& row_g
 Tensor ExpertExchange::start_dispatch_gates(Context& ctx, Scratch& scratch, const Tensor& gate,
                                             const ExpertRoute& route) {
   check_shapes({{"gate", gate, {num_tokens(route), experts_per_token_}}});
-  return send_to_experts(ctx, scratch, numbers_, gate, route);
+  return with_own(ctx, send_to_experts(ctx, scratch, numbers_, gate, route), gate);
 }
 
 void ExpertExchange::finish_dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& travelling,
@@ -322,7 +364,8 @@ Tensor ExpertExchange::start_return_gates(Context& ctx, Scratch& scratch, const 
   if (group_.size() == 1) return row_gate;
   Tensor copies = scratch.tensor(route.order.row_of_slot.shape(), row_gate.dtype());
   combine_rows(ctx, as_column(copies), as_column(row_gate), per_pair(route.order));
-  return send_to_tokens(ctx, scratch, numbers_, copies, route);
+  const Tensor returned = send_to_tokens(ctx, scratch, numbers_, copies, route);
+  return numbers_.windows ? with_own(ctx, returned, own_places(copies)) : returned;
 }
 
 void ExpertExchange::finish_return_gates(Context& ctx, Tensor gate, const Tensor& travelling,

@@ -67,7 +67,7 @@ class ExpertExchange {
   // takes; it lies in `scratch` or in memory of the exchange, or is x (rows) itself, which must not change before. Rows
   // travel one transfer at a time: what has started is finished before the next starts, and so do gates.
   Tensor start_dispatch(Context& ctx, Scratch& scratch, const Tensor& x, const ExpertRoute& route);
-  void finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const ExpertRoute& route);
+  void finish_dispatch(Context& ctx, Tensor rows, const Tensor& travelling, const Tensor& x, const ExpertRoute& route);
   Tensor start_combine(Context& ctx, Scratch& scratch, const Tensor& rows, const ExpertRoute& route);
   void finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route,
                       Accumulate accumulate = Accumulate::kNo);
@@ -98,6 +98,9 @@ class ExpertExchange {
     std::unique_ptr<PeerWindows> windows;
     bool none = false;  // the GPUs cannot
   };
+  Tensor own_places(const Tensor& copies) const;
+  std::vector<std::pair<int64_t, int64_t>> other_places() const;
+  Tensor with_own(Context& ctx, const Tensor& travelling, const Tensor& own) const;
   PeerWindows* windows(Context& ctx, Lane& lane, int64_t bytes);
   void wait_for(Context& ctx, const Lane& lane) const;
   Tensor send_to_experts(Context& ctx, Scratch& scratch, Lane& lane, const Tensor& x, const ExpertRoute& route);

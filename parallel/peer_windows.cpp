@@ -55,18 +55,18 @@ class CudaPeerWindows final : public PeerWindows {
   CudaPeerWindows(Context& ctx, int rank, int size, std::shared_ptr<std::byte> own, std::vector<std::byte*> windows,
                   int64_t bytes)
       : gpu_(ctx.gpu()), rank_(rank), size_(size), bytes_(bytes), own_(std::move(own)), windows_(std::move(windows)) {
-    for (cudaStream_t* stream : {&stream_, &local_, &watch_})
+    for (cudaStream_t* stream : {&stream_, &watch_})
       check_cuda(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
-    for (cudaEvent_t* event : {&reached_, &copied_})
-      check_cuda(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate");
+    check_cuda(cudaEventCreateWithFlags(&reached_, cudaEventDisableTiming), "cudaEventCreate");
     gpu_.health_checks.push_back([this] { look_for_late_ranks(); });
     health_check_ = std::prev(gpu_.health_checks.end());
   }
   ~CudaPeerWindows() override {
     gpu_.health_checks.erase(health_check_);
     cudaStreamSynchronize(stream_);
-    for (cudaEvent_t event : {reached_, copied_}) cudaEventDestroy(event);
-    for (cudaStream_t stream : {stream_, local_, watch_}) cudaStreamDestroy(stream);
+    cudaEventDestroy(reached_);
+    cudaStreamDestroy(watch_);
+    cudaStreamDestroy(stream_);
     for (int r = 0; r < size_; ++r)
       if (r != rank_) cudaIpcCloseMemHandle(windows_[r]);
   }
@@ -100,17 +100,13 @@ class CudaPeerWindows final : public PeerWindows {
     check<ShapeError>(part_bytes * size_ <= bytes_, "rows: a window of ", bytes_, " bytes has no room for ",
                       shape.to_string(), " of ", name_of(dtype));
     check_cuda(cudaEventRecord(reached_, stream_of(ctx)), "cudaEventRecord");
-    for (cudaStream_t stream : {stream_, local_})
-      check_cuda(cudaStreamWaitEvent(stream, reached_, 0), "cudaStreamWaitEvent");
+    check_cuda(cudaStreamWaitEvent(stream_, reached_, 0), "cudaStreamWaitEvent");
     ++call_;
     const int64_t half = kFlagBytes + static_cast<int64_t>(call_ % 2) * bytes_;
     auto write = [&](int r, int64_t to, const std::byte* data, int64_t count) {
-      check_cuda(cudaMemcpyAsync(windows_[r] + to, data, static_cast<size_t>(count), cudaMemcpyDefault,
-                                 r == rank_ ? local_ : stream_),
+      check_cuda(cudaMemcpyAsync(windows_[r] + to, data, static_cast<size_t>(count), cudaMemcpyDefault, stream_),
                  "cudaMemcpyAsync to a peer");
     };
-    if (sent_bytes > 0) write(rank_, half + rank_ * part_bytes, from(rank_), sent_bytes);
-    check_cuda(cudaEventRecord(copied_, local_), "cudaEventRecord");
     check_driver(stream_values().write(stream_, reinterpret_cast<CUdeviceptr>(own_.get() + kOwnCall * kWordBytes),
                                        call_, CU_STREAM_WRITE_VALUE_DEFAULT),
                  "cuStreamWriteValue64");
@@ -120,7 +116,6 @@ class CudaPeerWindows final : public PeerWindows {
       if (sent_bytes > 0) write(r, half + rank_ * part_bytes, from(r), sent_bytes);
       write(r, rank_ * kWordBytes, own_.get() + kOwnCall * kWordBytes, kWordBytes);
     }
-    check_cuda(cudaStreamWaitEvent(stream_, copied_, 0), "cudaStreamWaitEvent");
     for (int r = 0; r < size_; ++r) {
       if (r == rank_) continue;
       check_driver(stream_values().wait(stream_, reinterpret_cast<CUdeviceptr>(own_.get() + r * kWordBytes), call_,
@@ -155,8 +150,8 @@ class CudaPeerWindows final : public PeerWindows {
   std::vector<std::byte*> windows_;  // of every rank, as addresses here
   uint64_t call_ = 0, watched_call_ = 0;
   std::chrono::steady_clock::time_point watched_since_;
-  cudaStream_t stream_ = nullptr, local_ = nullptr, watch_ = nullptr;
-  cudaEvent_t reached_ = nullptr, copied_ = nullptr;
+  cudaStream_t stream_ = nullptr, watch_ = nullptr;
+  cudaEvent_t reached_ = nullptr;
   std::list<std::function<void()>>::iterator health_check_;
 };
 

@@ -19,10 +19,12 @@ class PeerWindows {
   virtual ~PeerWindows() = default;
   // Most that a rank receives by one call.
   virtual int64_t bytes() const = 0;
-  // Rank s's rows from row s * places on, those behind its last are anything.
+  // Rank s's rows from row s * places on, those behind its last are anything. A rank's own rows stay where they are: in
+  // its part of the result there is anything, and ctx may write there.
   //   rows (N, C), N <= places  ->  (size * places, C)
   virtual Tensor all_gather(Context& ctx, const Tensor& rows, int64_t places) = 0;
-  // From row s * places on, what rank s has from row rank * places on.    rows (size * places, C) -> the same shape
+  // From row s * places on, what rank s has from row rank * places on, but for the own part, as above.
+  //   rows (size * places, C)  ->  the same shape
   virtual Tensor all_to_all(Context& ctx, const Tensor& rows) = 0;
   // What ctx is given from now on runs when the rows of the last call have arrived, and its own have left.
   virtual void wait(Context& ctx) = 0;

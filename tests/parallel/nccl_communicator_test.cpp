@@ -225,6 +225,7 @@ TEST_F(NcclCommunicator, PeerWindowsBringTheRowsOfEveryCall) {
     SCOPED_TRACE(concat("call ", call));
     const Tensor got = to_cpu(received[call]);
     for (int r = 0; r < W; ++r) {
+      if (r == rank) continue;
       const int64_t count = call % 2 ? kPlaces : num_rows(r, call);
       Tensor expected = rows_of(r, call, call % 2 ? W * kPlaces : count);
       if (call % 2) expected = expected.rows(rank * kPlaces, (rank + 1) * kPlaces);
@@ -241,17 +242,23 @@ struct Exchange {
   ExpertExchange exchange;
   ExpertRoute route;
   Arena memory;
-  Exchange(Communicator& group, Device device, CopyPlaces places)
-      : exchange(group, kExperts, kPerToken, kTokens, 0, places) {
+  Exchange(Communicator& group, Device device, CopyPlaces places, double max_rows_factor = 0)
+      : exchange(group, kExperts, kPerToken, kTokens, max_rows_factor, places) {
     Planner planner;
     exchange.plan_memory(planner, route);
     memory = Arena("a route", planner, device);
   }
 };
 
-// Uneven, some pairs dropped, an expert without rows.
-Tensor expert_ids(int rank, int64_t N) {
+enum class Routing { kUneven, kAllToTheLastExpert, kNone };
+
+// Uneven: some pairs dropped, an expert without rows.
+Tensor expert_ids(int rank, int64_t N, Routing routing = Routing::kUneven) {
   Tensor ids = allocate({N, kPerToken}, DType::kI32);
+  if (routing != Routing::kUneven) {
+    std::fill_n(ids.data<int32_t>(), ids.numel(), routing == Routing::kNone ? -1 : static_cast<int32_t>(kExperts - 1));
+    return ids;
+  }
   for (int64_t i = 0; i < ids.numel(); ++i) {
     const int64_t expert = (int64_t{7} * rank + 13 * (i / kPerToken) + 5 * (i % kPerToken) + i * i) % 9 - 1;
     ids.data<int32_t>()[i] = static_cast<int32_t>(expert == 5 ? 2 : expert);
@@ -268,9 +275,15 @@ TEST_F(NcclCommunicator, ExpertExchangeGivesTheRowsOfTheCpu) {
   Exchange on_cpu(*host, Device::kCpu, CopyPlaces::kPacked);
   for (const CopyPlaces places : {CopyPlaces::kPacked, CopyPlaces::kFixed}) {
     Exchange on_gpu(nccl(), Device::kCuda, places);
-    for (const int64_t N : {kTokens, int64_t{200} + 37 * rank, int64_t{rank == 0 ? 0 : 100}, kTokens}) {
-      SCOPED_TRACE(concat(places == CopyPlaces::kPacked ? "packed, " : "fixed places, ", N, " tokens"));
-      const Tensor ids = expert_ids(rank, N), x = random_normal({N, kWidth}, DType::kF32, 1 + rank),
+    for (const auto& [N, routing] : {std::pair{kTokens, Routing::kUneven},
+                                     {int64_t{200} + 37 * rank, Routing::kUneven},
+                                     {kTokens, Routing::kAllToTheLastExpert},
+                                     {int64_t{rank == 0 ? 0 : 100}, Routing::kUneven},
+                                     {kTokens, Routing::kNone},
+                                     {kTokens, Routing::kUneven}}) {
+      SCOPED_TRACE(concat(places == CopyPlaces::kPacked ? "packed, " : "fixed places, ", N, " tokens, routing ",
+                          static_cast<int>(routing)));
+      const Tensor ids = expert_ids(rank, N, routing), x = random_normal({N, kWidth}, DType::kF32, 1 + rank),
                    gate = random_normal({N, kPerToken}, DType::kF32, 11);
       on_cpu.exchange.plan(cpu, on_cpu.route, ids);
       on_gpu.exchange.plan(gpu(), on_gpu.route, to_gpu(ids));
@@ -298,6 +311,30 @@ TEST_F(NcclCommunicator, ExpertExchangeGivesTheRowsOfTheCpu) {
       expect_same_bits(to_cpu(gpu_y), y, "y");
       expect_same_bits(to_cpu(gpu_d_gate), d_gate, "returned gates");
     }
+  }
+}
+
+// More rows than there is room for: those that fit are written, nothing behind them is, and every rank is told.
+TEST_F(NcclCommunicator, ExpertExchangeTellsThatThereWereTooManyRows) {
+  const int rank = world().rank(), ranks = world().size();
+  for (const CopyPlaces places : {CopyPlaces::kPacked, CopyPlaces::kFixed}) {
+    Exchange e(nccl(), Device::kCuda, places, 0.5);
+    const int64_t room = e.exchange.max_rows(), N = 200, needed = N * kPerToken * ranks;
+    const Tensor ids = expert_ids(rank, N, Routing::kAllToTheLastExpert),
+                 x = random_normal({N, kWidth}, DType::kF32, 1);
+    e.exchange.plan(gpu(), e.route, to_gpu(ids));
+    const int64_t R = e.route.num_rows;
+    ASSERT_EQ(R, rank == ranks - 1 || places == CopyPlaces::kFixed ? room : 0);
+    Tensor memory = poisoned_on_gpu({R + 1, kWidth}, DType::kF32), rows = memory.rows(0, R);
+    Tensor y = poisoned_on_gpu({N, kWidth}, DType::kF32);
+    e.exchange.dispatch(gpu(), rows, to_gpu(x), e.route);
+    e.exchange.combine(gpu(), y, rows, e.route);
+    expect_same_bits(to_cpu(memory.rows(R, R + 1)), poisoned({1, kWidth}, DType::kF32), "behind the rows");
+    EXPECT_EQ(message_of<CommunicationError>([&] { e.exchange.check_room(gpu()); }),
+              concat("expert exchange: rank ", ranks - 1, " of the expert group would receive ", needed,
+                     " rows, more than its room for ", room, "; raise parallel.max_rows_factor, or set it to 0"));
+    e.exchange.plan(gpu(), e.route, to_gpu(expert_ids(rank, N, Routing::kNone)));
+    e.exchange.check_room(gpu());  // the next one fits
   }
 }
 
