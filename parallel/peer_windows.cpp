@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <list>
 #include <string>
 #include <vector>
@@ -63,7 +64,7 @@ class CudaPeerWindows final : public PeerWindows {
   }
   ~CudaPeerWindows() override {
     gpu_.health_checks.erase(health_check_);
-    cudaStreamSynchronize(stream_);
+    stop_waiting();
     cudaEventDestroy(reached_);
     cudaStreamDestroy(watch_);
     cudaStreamDestroy(stream_);
@@ -123,6 +124,18 @@ class CudaPeerWindows final : public PeerWindows {
                    "cuStreamWaitValue64");
     }
     return Tensor(own_.get() + half, dtype, shape, Device::kCuda);
+  }
+
+  // After an error elsewhere a rank may never come, and memory of a GPU is not released before its streams are through:
+  // as if all had come. Where the stream waits for something else, not for long.
+  void stop_waiting() {
+    const std::vector<int64_t> all_here(static_cast<size_t>(size_), std::numeric_limits<int64_t>::max());
+    const auto begin = std::chrono::steady_clock::now();
+    while (cudaStreamQuery(stream_) == cudaErrorNotReady &&
+           std::chrono::steady_clock::now() - begin < std::chrono::seconds(5)) {
+      cudaMemcpyAsync(own_.get(), all_here.data(), all_here.size() * kWordBytes, cudaMemcpyHostToDevice, watch_);
+      cudaStreamSynchronize(watch_);
+    }
   }
 
   // Called while the host waits for the GPU: names who has not come to a call for too long.
