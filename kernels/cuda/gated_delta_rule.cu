@@ -130,7 +130,7 @@ void backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const Delta
                                     GradientMemory::kBytes),
                "cudaFuncSetAttribute");
     const int64_t blocks = std::min<int64_t>(int64_t(in.num_chunks) * in.Hk, ctx.gpu().num_sms);
-    wgmma_gradient_kernel<<<static_cast<unsigned>(blocks), 3 * kWarpgroup, GradientMemory::kBytes, stream_of(ctx)>>>(
+    wgmma_gradient_kernel<<<static_cast<unsigned>(blocks), kGradientBlock, GradientMemory::kBytes, stream_of(ctx)>>>(
         gradient_maps, d, pointer<bf16>(d_in.v), in, prepared.gates, Scanned{delta, y, states, d_states});
     check_launch("gated_delta_rule gradient");
     return;

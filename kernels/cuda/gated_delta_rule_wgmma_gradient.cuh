@@ -8,8 +8,10 @@
 // A block per multiprocessor takes one (chunk, key head) after another, and the value heads of the key head one by one.
 // Its first warpgroup brings and finishes: one thread copies, one warp makes the gates' factors, one puts the gates'
 // gradients together. The second warpgroup makes what goes through y (the gradients of K, V and beta), the third what
-// goes through dO (of Q); each has all 64 tokens, 16 rows a warp, and keeps its gradient of the keys or queries and of
-// the square product in registers over the value heads.
+// goes through dO (of Q, and <dS, S0>); each has all 64 tokens, 16 rows a warp, and keeps its gradient of the keys or
+// queries and of the square product in registers over the value heads. Registers decide: beside 224 KiB of shared
+// memory hardly any first-level cache is left, so that what does not fit into them waits for the second level. More and
+// narrower warpgroups (three or four with 160 or 112 registers a thread) spilled, and were slower for that.
 //
 // Shared memory: K and Q twice, and nine units of 16 KiB through which pass, for one head after another, delta, y, dO,
 // and by halves of the key dimension S0 and dS; so the next head's come while this one's are multiplied. After the last
@@ -19,21 +21,28 @@ namespace braid::cuda::delta_rule {
 inline constexpr int kUnits = 9, kUnitBytes = 2 * kTileBytes;
 static_assert(kUnitBytes == kStateBytes);
 inline constexpr int kKeyStages = 2, kGateStages = 2;
+inline constexpr int kGradientConsumers = 2, kConsumerWarps = kGradientConsumers * 4;
 
 struct GradientMaps {
   CUtensorMap q, k, d_o, d_q, d_k;  // as in ScanMaps
 };
 
-// Gates of one value head.
+struct GradientChunk {
+  int key_head, begin, n;
+  bool is_first, is_last;  // of its document
+};
+
+// Gates of one value head, and its chunk.
 struct alignas(16) GradientStep {
   float gamma[kChunk], beta[kChunk], e_gamma[kChunk], e_rest[kChunk];
   float e_last;
+  GradientChunk chunk;  // n = 0: there is no more
 };
 
-// What the gates' gradients are made of, from the warpgroup of y (0) and that of dO (1): what belongs to a token as a
-// row, the sums over the columns of the squares by 16 rows, and parts of the gradient of Gamma.
+// What the gates' gradients are made of: from each computing warpgroup what belongs to a token as a row; sums over the
+// columns of the squares, by 16 rows; parts of the gradient of Gamma.
 struct GradientSums {
-  float rows[2][kChunk], columns[2][4][kChunk], beta[kChunk], last[8];
+  float rows[kGradientConsumers][kChunk], columns[2][4][kChunk], beta[kChunk], last[2][4];
 };
 
 struct GradientMemory {
@@ -65,20 +74,17 @@ struct GradientBarriers {
   uint64_t sums_filled[kGateStages], sums_free[kGateStages];
 
   __device__ void init() {
-    for (int i = 0; i < kUnits; ++i) init_barrier(&unit_filled[i], 1), init_barrier(&unit_free[i], 8);
-    for (int i = 0; i < kKeyStages; ++i) init_barrier(&keys_filled[i], 1), init_barrier(&keys_free[i], 2);
+    for (int i = 0; i < kUnits; ++i) init_barrier(&unit_filled[i], 1), init_barrier(&unit_free[i], kConsumerWarps);
+    for (int i = 0; i < kKeyStages; ++i)
+      init_barrier(&keys_filled[i], 1), init_barrier(&keys_free[i], kGradientConsumers);
     for (int i = 0; i < kGateStages; ++i) {
-      init_barrier(&gates_filled[i], 1), init_barrier(&gates_free[i], 8);
-      init_barrier(&sums_filled[i], 8), init_barrier(&sums_free[i], 1);
+      init_barrier(&gates_filled[i], 1), init_barrier(&gates_free[i], kConsumerWarps);
+      init_barrier(&sums_filled[i], kConsumerWarps), init_barrier(&sums_free[i], 1);
     }
     fence_barrier_init();
   }
 };
 
-struct GradientChunk {
-  int key_head, begin, n;
-  bool is_first, is_last;  // of its document
-};
 template <class Visit>
 __device__ __forceinline__ void for_each_gradient(const Inputs& in, Visit&& visit) {
   for (int job = blockIdx.x; job < in.num_chunks * in.Hk; job += gridDim.x) {
@@ -164,12 +170,17 @@ __device__ __forceinline__ void bring_gradient_gates(const Inputs& in, const flo
         step.e_gamma[token] = __expf(own[i].x);
         step.e_rest[token] = token < c.n ? __expf(last - own[i].x) : 0.0f;
       }
-      if (lane == 0) step.e_last = __expf(last);
+      if (lane == 0) step.e_last = __expf(last), step.chunk = c;
       __syncwarp();
       if (lane == 0) arrive(&barriers.gates_filled[turn.stage]);
       turn.next();
     }
   });
+  wait(&barriers.gates_free[turn.stage], turn.parity ^ 1);
+  if (lane == 0) {
+    shared.steps[turn.stage].chunk.n = 0;
+    arrive(&barriers.gates_filled[turn.stage]);
+  }
 }
 
 // The gradients of the gates: lane l for tokens l and l + 32.
@@ -193,7 +204,7 @@ __device__ __forceinline__ void finish_gates(const Inputs& in, const Gradients& 
         d_beta[half] = sums.beta[i];
       }
 #pragma unroll
-      for (int w = 0; w < 8; ++w) d_last += sums.last[w];
+      for (int w = 0; w < 8; ++w) d_last += sums.last[w / 4][w % 4];
       __syncwarp();
       if (lane == 0) arrive(&barriers.sums_free[turn.stage]);
       turn.next();
@@ -230,12 +241,15 @@ __device__ __forceinline__ int token_row(int half) {
 }
 __device__ __forceinline__ int pair_column(int block) { return 8 * block + threadIdx.x % 4 * 2; }
 
-// sums (tokens, tokens) = a b^T, both units of values or keys
-__device__ __forceinline__ void multiply_units(HalfValues& sums, uint32_t a, uint32_t b) {
+using HalfSquare = float[kChunk / 4];  // sums (tokens, 32)
+
+// sums (tokens, 32) = a b^T, a a unit of values or keys, b one from the first of the 32 lines on
+__device__ __forceinline__ void multiply_units(HalfSquare& sums, uint32_t a, uint32_t b) {
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
     const uint32_t at = k / 4 * kTileBytes + k % 4 * kFactorStep<Major::kK>;
-    multiply_add<kChunk, Major::kK, Major::kK>(sums, factor<Major::kK>(a + at, 0), factor<Major::kK>(b + at, 0), k > 0);
+    multiply_add<kChunk / 2, Major::kK, Major::kK>(sums, factor<Major::kK>(a + at, 0), factor<Major::kK>(b + at, 0),
+                                                   k > 0);
   }
 }
 // sums (tokens, 64) = a times 64 columns of a state
@@ -248,18 +262,38 @@ __device__ __forceinline__ void multiply_state(HalfValues& sums, uint32_t a, uin
   }
 }
 
+// Reads of tiles by their shared addresses.
+__device__ __forceinline__ uint32_t load_pair(uint32_t address) {
+  uint32_t pair;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(pair) : "r"(address) : "memory");
+  return pair;
+}
+__device__ __forceinline__ Vec<bf16> load_vector(uint32_t address) {
+  Vec<bf16> v;
+  auto* parts = reinterpret_cast<uint32_t*>(&v);
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])
+               : "r"(address)
+               : "memory");
+  return v;
+}
+// The same number, but nothing that is made of it is made ahead of a loop and kept in registers.
+__device__ __forceinline__ uint32_t made_here(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // dots += sums (tokens, 64) times the same columns of `tile`, by rows; to += factor(row) sums
 template <class Factor>
-__device__ __forceinline__ void dot_and_add(float (&dots)[2], HalfValues& to, const HalfValues& sums,
-                                            const unsigned char* tile, Factor factor) {
+__device__ __forceinline__ void dot_and_add(float (&dots)[2], HalfValues& to, const HalfValues& sums, uint32_t tile,
+                                            Factor factor) {
+  const uint32_t line = chunk_address(made_here(tile), token_row(0), 0) + threadIdx.x % 4 * 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = token_row(half);
-    const float f = factor(row);
-    const unsigned char* line = tile + row * 128 + threadIdx.x % 4 * 4;
+    const float f = factor(token_row(half));
 #pragma unroll
     for (int b = 0; b < 8; ++b) {
-      const float2 pair = unpack_bf16(*reinterpret_cast<const uint32_t*>(line + ((b ^ row & 7) << 4)));
+      const float2 pair = unpack_bf16(load_pair((line ^ b << 4) + half * 8 * 128));
       const float x = sums[4 * b + 2 * half], y = sums[4 * b + 2 * half + 1];
       dots[half] += pair.x * x + pair.y * y;
       to[4 * b + 2 * half] += f * x;
@@ -268,207 +302,236 @@ __device__ __forceinline__ void dot_and_add(float (&dots)[2], HalfValues& to, co
   }
 }
 
-// Blocks of columns right of the warp's diagonal block hold nothing of a lower triangle.
-__device__ __forceinline__ bool is_above(int block) { return block / 2 > threadIdx.x % kWarpgroup / kWarpSize; }
-
-__device__ __forceinline__ void stage_square(uint32_t to, const HalfValues& sums) {
+// 8 kBlocks columns of all tokens to lines of a tile, from its `chunk`th eighth on.
+template <int kBlocks>
+__device__ __forceinline__ void stage_columns(uint32_t tile, const float* sums, int chunk) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x % kWarpgroup / kWarpSize;
 #pragma unroll
-  for (int t = 0; t < kTokenBlocks; ++t)
-    store_factor(chunk_address(to, 16 * warp + lane % 16, 2 * t + lane / 16), rounded_pair(sums, t));
+  for (int t = 0; t < kBlocks / 2; ++t)
+    store_factor(chunk_address(tile, 16 * warp + lane % 16, chunk + 2 * t + lane / 16), rounded_pair(sums, t));
+}
+
+// What a computing warpgroup waits for and releases, in the order in which it comes. All take all units, also those
+// that they do not need, so that nobody is a turn ahead of the barriers.
+struct GradientStream {
+  const GradientMemory& shared;
+  GradientBarriers& barriers;
+  Turn<kUnits> unit;
+  Turn<kKeyStages> keys;
+  Turn<kGateStages> gates;
+
+  __device__ __forceinline__ const GradientStep& step() const { return shared.steps[gates.stage]; }
+  __device__ __forceinline__ GradientSums& sums() const { return shared.sums[gates.stage]; }
+  __device__ __forceinline__ uint32_t key_tiles() const { return shared.keys + keys.stage * 2 * kUnitBytes; }
+  __device__ __forceinline__ uint32_t address(int stage) const { return shared.units + stage * kUnitBytes; }
+  __device__ __forceinline__ int take_unit() {
+    const int stage = unit.stage;
+    wait(&barriers.unit_filled[stage], unit.parity);
+    unit.next();
+    return stage;
+  }
+  __device__ __forceinline__ static void release(uint64_t* barrier) {
+    if (threadIdx.x % kWarpSize == 0) arrive(barrier);
+  }
+  __device__ __forceinline__ void release_unit(int stage) { release(&barriers.unit_free[stage]); }
+  __device__ __forceinline__ void wait_for_gates() { wait(&barriers.gates_filled[gates.stage], gates.parity); }
+  __device__ __forceinline__ void wait_for_keys() { wait(&barriers.keys_filled[keys.stage], keys.parity); }
+  // By one thread of the warpgroup, when all of it is done with K and Q.
+  __device__ __forceinline__ void release_keys() { arrive(&barriers.keys_free[keys.stage]); }
+  __device__ __forceinline__ void wait_for_sums() { wait(&barriers.sums_free[gates.stage], gates.parity ^ 1); }
+  // When the head's gates are read and its sums written.
+  __device__ __forceinline__ void finish_head() {
+    __syncwarp();
+    release(&barriers.sums_filled[gates.stage]);
+    release(&barriers.gates_free[gates.stage]);
+    gates.next();
+  }
+};
+
+// Columns [32 half, ..) of a head's squares y delta^T (kOfKeys) or dO delta^T, and what follows from them: the gradient
+// of the product K K^T or Q K^T, and sums over rows and columns; see add_squares. The product, the same for all heads,
+// costs less to make again than to keep.
+template <bool kOfKeys, int kColumnHalf>
+__device__ __forceinline__ void add_half_square(HalfSquare& d_product, float (&row_sums)[2], float (&columns)[8],
+                                                float* d_beta, const GradientStep& step, int n, float s, uint32_t left,
+                                                uint32_t delta, uint32_t keys_or_queries, uint32_t keys) {
+  const int warp = threadIdx.x % kWarpgroup / kWarpSize;
+  HalfSquare products, product;
+  constexpr uint32_t kLines = kColumnHalf * (kTileBytes / 2);
+  begin_products();
+  multiply_units(products, made_here(left), made_here(delta) + kLines);
+  multiply_units(product, made_here(keys_or_queries), made_here(keys) + kLines);
+  commit_products();
+  wait_for_products<0>();
+  hold(products);
+  hold(product);
+  if (kColumnHalf == 1 && warp < 2) return;  // above the diagonal
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = token_row(i);
+    const float gamma = step.gamma[row], beta = step.beta[row], scale = kOfKeys ? -beta : s;
+    const int end = row < n ? (kOfKeys ? row : row + 1) : 0;
+    float diagonal = 0;
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {  // also the blocks above the diagonal: one stretch without branches
+      const int column = 32 * kColumnHalf + pair_column(b);
+      const float2 other = *reinterpret_cast<const float2*>(step.gamma + column);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int at = 4 * b + 2 * i + e, j = column + e;
+        const float decay = __expf(j < end ? gamma - (e ? other.y : other.x) : -INFINITY);
+        const float d_square = scale * products[at] * decay, inside = d_square * product[at];
+        if (kOfKeys) diagonal = j == row ? products[at] : diagonal;
+        d_product[at] += d_square;
+        row_sums[i] += inside;
+        columns[2 * b + e] += inside;
+      }
+    }
+    if constexpr (kOfKeys) {  // y . delta / beta; nobody reads it where there is no token
+      diagonal = quad_sum(diagonal);
+      if (threadIdx.x % 4 == 0 && row / 32 == kColumnHalf) d_beta[row] = __fdividef(diagonal, beta);
+    }
+  }
 }
 
 // Everything that goes through y (kOfKeys), or through dO.
 template <bool kOfKeys>
 __device__ __forceinline__ void gradient_side(const GradientMaps& maps, const Gradients& d, bf16* d_v, const Inputs& in,
-                                              const GradientMemory& shared, GradientBarriers& barriers) {
-  constexpr int side = kOfKeys ? 0 : 1;
+                                              GradientStream& stream) {
+  constexpr int kSide = kOfKeys ? 0 : 1;
   const int warp = threadIdx.x % kWarpgroup / kWarpSize, lane = threadIdx.x % kWarpSize;
-  Turn<kUnits> unit;
-  Turn<kKeyStages> keys;
-  Turn<kGateStages> gates;
-  auto release = [&](uint64_t* barrier) {
-    if (lane == 0) arrive(barrier);
-  };
-  for_each_gradient(in, [&](const GradientChunk& c) {
-    wait(&barriers.keys_filled[keys.stage], keys.parity);
-    const uint32_t k = shared.keys + keys.stage * 2 * kUnitBytes, q = k + kUnitBytes;
-    const uint32_t own = kOfKeys ? k : q;
-    const unsigned char* own_tiles = shared.begin + (own - shared.units);
-    HalfValues product, d_product = {};  // K K^T or Q K^T and its gradient
-    HalfValues d_own[2] = {};            // of K or Q, by halves of the columns
-    begin_products();
-    multiply_units(product, own, k);
-    commit_products();
-    wait_for_products<0>();
-    hold(product);
-
-    for (int r = 0; r < in.group(); ++r, gates.next()) {
-      const int head = c.key_head * in.group() + r;
-      // The head's units: delta, y, dO, then S0 and dS of one half and of the other, where they exist.
-      auto address = [&](int stage) { return shared.units + stage * kUnitBytes; };
-      auto release_unit = [&](int stage) { release(&barriers.unit_free[stage]); };
-      auto take_unit = [&] {  // also of what the other side needs, so that neither is a turn ahead
-        const int stage = unit.stage;
-        wait(&barriers.unit_filled[stage], unit.parity);
-        unit.next();
-        return stage;
-      };
-      const int delta = take_unit(), y = take_unit(), d_out = take_unit();
-      const uint32_t left = address(kOfKeys ? y : d_out);
-
-      wait(&barriers.gates_filled[gates.stage], gates.parity);
-      const GradientStep& step = shared.steps[gates.stage];
-      HalfValues sums;
-      begin_products();
-      multiply_units(sums, left, address(delta));
-      commit_products();
-      wait_for_products<0>();
-      hold(sums);
-
-      // What goes through the squares; see add_squares.
-      float row_sums[2] = {}, diagonal[2] = {}, columns[16] = {};
+  for (;; stream.keys.next()) {
+    stream.wait_for_gates();
+    const GradientChunk c = stream.step().chunk;
+    if (c.n == 0) break;
+    stream.wait_for_keys();
+    const uint32_t k = stream.key_tiles(), q = k + kUnitBytes, own = kOfKeys ? k : q;
+    HalfValues d_own[2] = {};      // of K or Q, by halves of the columns
+    HalfSquare d_product[2] = {};  // of K K^T or Q K^T, likewise
+    for (int r = 0; r < in.group(); ++r) {
+      stream.wait_for_gates();
+      const GradientStep& step = stream.step();
+      const int delta = stream.take_unit(), y = stream.take_unit(), d_out = stream.take_unit();
+      const uint32_t left = stream.address(kOfKeys ? y : d_out);
+      stream.wait_for_sums();
+      GradientSums& to_sums = stream.sums();
+      float row_sums[2] = {};
+      auto half_square = [&]<int kColumnHalf>() {
+        float columns[8] = {};
+        add_half_square<kOfKeys, kColumnHalf>(d_product[kColumnHalf], row_sums, columns, to_sums.beta, step, c.n, in.s,
+                                              left, stream.address(delta), own, k);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = token_row(half);
-        const float gamma = step.gamma[row], beta = kOfKeys ? step.beta[row] : 1.0f;
-        const float sign = kOfKeys ? -1.0f : in.s;
-#pragma unroll
-        for (int b = 0; b < 8; ++b) {
-          if (is_above(b)) continue;
-          const float2 other = *reinterpret_cast<const float2*>(step.gamma + pair_column(b));
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int e = 4 * b + 2 * half + i, j = pair_column(b) + i;
-            const bool exists = row < c.n && (kOfKeys ? j < row : j <= row);
-            const float decay = exists ? __expf(gamma - (i ? other.y : other.x)) : 0.0f;
-            const float d_square = sign * sums[e] * decay, inside = d_square * product[e];
-            if (j == row) diagonal[half] = sums[e];
-            d_product[e] += beta * d_square;
-            row_sums[half] += beta * inside;
-            columns[2 * b + i] += beta * inside;
-          }
+        for (int i = 0; i < 8; ++i) {
+          const float sum = column_sum(columns[i]);
+          if (lane < 4) to_sums.columns[kSide][warp][32 * kColumnHalf + pair_column(i / 2) + i % 2] = sum;
         }
-      }
-#pragma unroll
-      for (int i = 0; i < 16; ++i) columns[i] = column_sum(columns[i]);
-
+      };
+      half_square.template operator()<0>();
+      half_square.template operator()<1>();
       if constexpr (kOfKeys) {  // dV = B y
-        const unsigned char* tiles = shared.begin + y * kUnitBytes;
-#pragma unroll
-        for (int i = 0; i < kChunk * kDim / 8 / kWarpgroup; ++i) {
-          const int vector = i * kWarpgroup + threadIdx.x % kWarpgroup, row = vector / 16, chunk = vector % 16;
-          if (row >= c.n) continue;
-          auto values = Vec<bf16>::load(
-              reinterpret_cast<const bf16*>(tiles + chunk / 8 * kTileBytes + row * 128 + (((chunk ^ row) & 7) << 4)));
-          const float beta = step.beta[row];
+        const int first_row = threadIdx.x % kWarpgroup / 16, chunk = threadIdx.x % 16;
+        const uint32_t from = chunk_address(stream.address(y) + chunk / 8 * kTileBytes, first_row, chunk % 8);
+        bf16* const to = d_v + in.value_row(c.begin + first_row, c.key_head * in.group() + r) + chunk * 8;
+#pragma unroll 2
+        for (int i = 0; i < kChunk / 8; ++i) {
+          if (first_row + 8 * i >= c.n) break;
+          auto values = load_vector(from + i * 8 * 128);
+          const float beta = step.beta[first_row + 8 * i];
 #pragma unroll
           for (int e = 0; e < 8; ++e) values.set(e, beta * values[e]);
-          values.store(d_v + in.value_row(c.begin + row, head) + chunk * 8);
+          values.store(to + int64_t(i) * 8 * in.Hv * kDim);
         }
       }
-
       float dots[2] = {}, write_dots[2] = {}, inner = 0;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned char* tile = own_tiles + half * kTileBytes;
-        int state = 0, d_state = 0;
+        int state = 0;
+        HalfValues sums;
         if (!c.is_first) {
-          state = take_unit();
+          state = stream.take_unit();
           begin_products();
-          multiply_state(sums, left, address(state));
+          multiply_state(sums, left, stream.address(state));
           commit_products();
           wait_for_products<0>();
           hold(sums);
-          dot_and_add(dots, d_own[half], sums, tile, [&](int row) {
+          if (kOfKeys || c.is_last) stream.release_unit(state);
+          dot_and_add(dots, d_own[half], sums, own + half * kTileBytes, [&](int row) {
             return kOfKeys ? -step.e_gamma[row] * step.beta[row] : in.s * step.e_gamma[row];
           });
         }
-        if (!c.is_last) {
-          d_state = take_unit();
-          if constexpr (kOfKeys) {
-            begin_products();
-            multiply_state(sums, address(delta), address(d_state));
-            commit_products();
-            wait_for_products<0>();
-            hold(sums);
-            dot_and_add(write_dots, d_own[half], sums, tile, [&](int row) { return step.e_rest[row]; });
-          } else if (!c.is_first) {  // <dS, S0>
-            const unsigned char* a = shared.begin + state * kUnitBytes + threadIdx.x % kWarpgroup * 16;
-            const unsigned char* b = shared.begin + d_state * kUnitBytes + threadIdx.x % kWarpgroup * 16;
-#pragma unroll
+        if (c.is_last) continue;
+        const int d_state = stream.take_unit();
+        if constexpr (kOfKeys) {
+          begin_products();
+          multiply_state(sums, stream.address(delta), stream.address(d_state));
+          commit_products();
+          wait_for_products<0>();
+          hold(sums);
+          stream.release_unit(d_state);
+          dot_and_add(write_dots, d_own[half], sums, own + half * kTileBytes,
+                      [&](int row) { return step.e_rest[row]; });
+        } else {
+          if (!c.is_first) {
+            const uint32_t a = stream.address(state) + threadIdx.x % kWarpgroup * 16;
+            const uint32_t b = stream.address(d_state) + threadIdx.x % kWarpgroup * 16;
+#pragma unroll 4
             for (int i = 0; i < kUnitBytes / 16 / kWarpgroup; ++i) {
-              const auto x = Vec<bf16>::load(reinterpret_cast<const bf16*>(a + i * kWarpgroup * 16));
-              const auto z = Vec<bf16>::load(reinterpret_cast<const bf16*>(b + i * kWarpgroup * 16));
+              const auto x = load_vector(a + i * kWarpgroup * 16), z = load_vector(b + i * kWarpgroup * 16);
 #pragma unroll
               for (int e = 0; e < 8; ++e) inner += x[e] * z[e];
             }
+            __syncwarp();
+            stream.release_unit(state);
           }
+          stream.release_unit(d_state);
         }
-        __syncwarp();
-        if (!c.is_first) release_unit(state);
-        if (!c.is_last) release_unit(d_state);
       }
-      release_unit(delta);
-      release_unit(y);
-      release_unit(d_out);
+      __syncwarp();
+      stream.release_unit(delta);
+      stream.release_unit(y);
+      stream.release_unit(d_out);
 
-      // Sums for the gates.
-      wait(&barriers.sums_free[gates.stage], gates.parity ^ 1);
-      GradientSums& to = shared.sums[gates.stage];
       float d_last = step.e_last * inner;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = token_row(half);
-        const float dot = quad_sum(dots[half]), e = step.e_gamma[row];
-        float own_row = quad_sum(row_sums[half]);
-        const float on_diagonal = quad_sum(diagonal[half]);
+      for (int i = 0; i < 2; ++i) {
+        const int row = token_row(i);
+        const float dot = step.e_gamma[row] * quad_sum(dots[i]);
+        float own_row = quad_sum(row_sums[i]);
         if constexpr (kOfKeys) {
-          const float write = step.e_rest[row] * quad_sum(write_dots[half]), beta = step.beta[row];
-          own_row -= beta * e * dot + write;
-          if (lane % 4 == 0) {
-            d_last += write;
-            to.beta[row] = on_diagonal / beta;  // y . delta / beta; nobody reads it where there is no token
-          }
+          const float write = step.e_rest[row] * quad_sum(write_dots[i]);
+          own_row -= step.beta[row] * dot + write;
+          if (lane % 4 == 0) d_last += write;
         } else {
-          own_row += in.s * e * dot;
+          own_row += in.s * dot;
         }
-        if (lane % 4 == 0) to.rows[side][row] = own_row;
+        if (lane % 4 == 0) to_sums.rows[kSide][row] = own_row;
       }
-#pragma unroll
-      for (int i = 0; i < 16; ++i)
-        if (lane < 4) to.columns[side][warp][pair_column(i / 2) + i % 2] = columns[i];
       d_last = warp_sum(d_last);
-      if (lane == 0) to.last[side * 4 + warp] = d_last;
-      __syncwarp();
-      release(&barriers.sums_filled[gates.stage]);
-      release(&barriers.gates_free[gates.stage]);
+      if (lane == 0) to_sums.last[kSide][warp] = d_last;
+      stream.finish_head();
     }
 
-    // The squares' gradients of all value heads: d_kk, d_qk.
-    wait(&barriers.unit_filled[unit.stage], unit.parity);
-    const uint32_t squares[2] = {shared.units + unit.stage * kUnitBytes,
-                                 shared.units + unit.stage * kUnitBytes + kTileBytes};
-    stage_square(squares[side], d_product);
+    // What the squares' gradients of all value heads add: (d_kk + d_kk^T) K + d_qk^T Q, or d_qk K.
+    const int lent = stream.take_unit();
+    const uint32_t d_kk = stream.address(lent), d_qk = d_kk + kTileBytes;
+    stage_columns<4>(kOfKeys ? d_kk : d_qk, d_product[0], 0);
+    stage_columns<4>(kOfKeys ? d_kk : d_qk, d_product[1], 4);
     fence_shared_writes();
     sync_threads(1, 2 * kWarpgroup);
-    LeftFactor square[kTokenBlocks];
-#pragma unroll
-    for (int t = 0; t < kTokenBlocks; ++t) square[t] = rounded_pair(d_product, t);
     begin_products();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int t = 0; t < kTokenBlocks; ++t) {
-        const uint32_t step = half * kTileBytes + t * kFactorStep<Major::kMn>;
-        multiply_add<kHalf, Major::kMn>(d_own[half], square[t], factor<Major::kMn>(k + step, 0), true);
+        const uint32_t line = t * kFactorStep<Major::kMn>, tile = half * kTileBytes + line;
+        multiply_add<kHalf, Major::kK, Major::kMn>(
+            d_own[half], factor<Major::kK>((kOfKeys ? d_kk : d_qk) + t * kFactorStep<Major::kK>, 0),
+            factor<Major::kMn>(k + tile, 0), true);
         if constexpr (kOfKeys) {
-          multiply_add<kHalf, Major::kMn, Major::kMn>(d_own[half],
-                                                      factor<Major::kMn>(squares[0] + t * kSixteenLines, 0),
-                                                      factor<Major::kMn>(k + step, 0), true);
-          multiply_add<kHalf, Major::kMn, Major::kMn>(d_own[half],
-                                                      factor<Major::kMn>(squares[1] + t * kSixteenLines, 0),
-                                                      factor<Major::kMn>(q + step, 0), true);
+          multiply_add<kHalf, Major::kMn, Major::kMn>(d_own[half], factor<Major::kMn>(d_kk + line, 0),
+                                                      factor<Major::kMn>(k + tile, 0), true);
+          multiply_add<kHalf, Major::kMn, Major::kMn>(d_own[half], factor<Major::kMn>(d_qk + line, 0),
+                                                      factor<Major::kMn>(q + tile, 0), true);
         }
       }
     }
@@ -476,15 +539,15 @@ __device__ __forceinline__ void gradient_side(const GradientMaps& maps, const Gr
     wait_for_products<0>();
     hold(d_own[0]);
     hold(d_own[1]);
-    release(&barriers.unit_free[unit.stage]);
-    unit.next();
+    stream.release_unit(lent);
     sync_threads(1, 2 * kWarpgroup);  // K and Q are read: their gradients take their place
-    stage_square(own, d_own[0]);
-    stage_square(own + kTileBytes, d_own[1]);
+    stage_columns<8>(own, d_own[0], 0);
+    stage_columns<8>(own + kTileBytes, d_own[1], 0);
     fence_shared_writes();
-    sync_threads(2 + side, kWarpgroup);
+    sync_threads(2 + kSide, kWarpgroup);
     if (c.n == kChunk) {
       if (threadIdx.x % kWarpgroup == 0) {
+#pragma unroll
         for (int half = 0; half < 2; ++half)
           store_box(kOfKeys ? maps.d_k : maps.d_q, own + half * kTileBytes, half * kHalf, c.key_head, c.begin);
         wait_for_added<0>();
@@ -493,17 +556,18 @@ __device__ __forceinline__ void gradient_side(const GradientMaps& maps, const Gr
       bf16* to = (kOfKeys ? d.k : d.q) + in.key_row(c.begin, c.key_head);
       for (int i = threadIdx.x % kWarpgroup; i < c.n * 16; i += kWarpgroup) {
         const int row = i / 16, chunk = i % 16;
-        *reinterpret_cast<uint4*>(to + int64_t(row) * in.Hk * kDim + chunk * 8) = *reinterpret_cast<const uint4*>(
-            own_tiles + chunk / 8 * kTileBytes + row * 128 + (((chunk ^ row) & 7) << 4));
+        load_vector(chunk_address(own + chunk / 8 * kTileBytes, row, chunk % 8))
+            .store(to + int64_t(row) * in.Hk * kDim + chunk * 8);
       }
-      sync_threads(2 + side, kWarpgroup);
+      sync_threads(2 + kSide, kWarpgroup);
     }
-    if (threadIdx.x % kWarpgroup == 0) arrive(&barriers.keys_free[keys.stage]);
-    keys.next();
-  });
+    if (threadIdx.x % kWarpgroup == 0) stream.release_keys();
+  }
 }
 
-__global__ void __launch_bounds__(3 * kWarpgroup, 1)
+inline constexpr int kGradientBlock = (1 + kGradientConsumers) * kWarpgroup;
+
+__global__ void __launch_bounds__(kGradientBlock, 1)
     wgmma_gradient_kernel(const __grid_constant__ GradientMaps maps, Gradients d, bf16* d_v, Inputs in,
                           const float2* all_gates, Scanned scanned) {
   if constexpr (kOnHopper) {
@@ -521,8 +585,9 @@ __global__ void __launch_bounds__(3 * kWarpgroup, 1)
       return;
     }
     take_registers<232>();
-    if (threadIdx.x < 2 * kWarpgroup) gradient_side<true>(maps, d, d_v, in, shared, barriers);
-    else gradient_side<false>(maps, d, d_v, in, shared, barriers);
+    GradientStream stream{shared, barriers, {}, {}, {}};
+    if (threadIdx.x < 2 * kWarpgroup) gradient_side<true>(maps, d, d_v, in, stream);
+    else gradient_side<false>(maps, d, d_v, in, stream);
   }
 }
 
