@@ -217,32 +217,7 @@ __device__ __forceinline__ void multiply_add_256(float (&c)[128], uint64_t a, ui
 template <int kColumns, Major kMajorB>
 __device__ __forceinline__ void multiply_add(float* c, const LeftFactor& a, uint64_t b, bool add) {
   constexpr int kTransposeB = kMajorB == Major::kMn ? 1 : 0;
-  if constexpr (kColumns == 16) {
-    asm volatile(
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %13, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7}, "
-        "{%8, %9, %10, %11}, %12, add, 1, 1, %14;\n}\n"
-        : BRAID_C8(0)
-        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
-  } else if constexpr (kColumns == 32) {
-    asm volatile(
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %21, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "{%16, %17, %18, %19}, %20, add, 1, 1, %22;\n}\n"
-        : BRAID_C8(0), BRAID_C8(8)
-        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
-  } else if constexpr (kColumns == 48) {
-    asm volatile(
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %29, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23}, "
-        "{%24, %25, %26, %27}, %28, add, 1, 1, %30;\n}\n"
-        : BRAID_C8(0), BRAID_C8(8), BRAID_C8(16)
-        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
-  } else if constexpr (kColumns == 64) {
+  if constexpr (kColumns == 64) {
     asm volatile(
         "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
