@@ -7,7 +7,7 @@ namespace braid::cpu {
 namespace {
 
 // From so many multiply-adds on the library is faster than sums in registers (kernels/README.md).
-constexpr int64_t kLibraryProduct = int64_t{1} << 23;
+constexpr int64_t kLibraryProduct = int64_t{1} << 21;
 
 template <class T>
 bool nothing_to_multiply(GemmShape s, T beta, T* c, int64_t stride) {
