@@ -67,6 +67,9 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
 
   parameters.reduce_gradients(ctx);
   result.grad_norm = parameters.global_norm(ctx);
+  if (c.log.wants(LogSection::kGradNorms))
+    for (const NamedNumber& norm : parameters.norms_by_name(ctx))
+      result.numbers.push_back({concat(LogSection::kGradNorms, '/', norm.name), norm.value});
   const double loss = result.loss_lm + result.loss_mtp + result.balance.loss + result.balance.z_loss;
   check<NumericsError>(std::isfinite(loss), "step ", step, ": the loss is not finite (lm ", result.loss_lm, ", mtp ",
                        result.loss_mtp, ", balance ", result.balance.loss, "); no update was applied");

@@ -50,7 +50,7 @@ BatchPlan batch_plan(const RunConfig& config, const ProcessMesh& mesh) {
   return plan;
 }
 
-std::string two_digits(size_t n) { return (n < 10 ? "0" : "") + std::to_string(n); }
+std::string two_digits(size_t n) { return concat(n < 10 ? "0" : "", n); }
 
 MetricsLine training_line(int64_t step, int64_t tokens, const StepResult& r, const RunConfig& config, double seconds,
                           double wait_seconds) {

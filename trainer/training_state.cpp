@@ -1,7 +1,5 @@
 #include "trainer/training_state.h"
 
-#include <algorithm>
-
 #include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
 #include "model/initial_weights.h"
@@ -30,15 +28,15 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
   optimizer.plan(plan_.optimizer);
   model.plan_activations(plan_.activations);
   balance.plan(plan_.activations, config.train.micro_batch_size);
-  model.want_numbers(config.log.metrics, plan_.activations);
+  std::vector<std::string> of_layers = config.log.metrics;
+  std::erase(of_layers, LogSection::kGradNorms);
+  model.want_numbers(of_layers, plan_.activations);
 }
 
 void TrainingState::allocate(Context& ctx) {
   const Device device = ctx.device();
-  const auto& metrics = config_.log.metrics;
-  check<ConfigError>(
-      !ctx.on_cuda() || std::find(metrics.begin(), metrics.end(), "attention/logit_max") == metrics.end(),
-      "log.metrics: attention/logit_max is computed on CPUs only");
+  check<ConfigError>(!ctx.on_cuda() || !config_.log.wants("attention/logit_max"),
+                     "log.metrics: attention/logit_max is computed on CPUs only");
   int64_t scratch_bytes = 0;
   if (ctx.on_cuda()) {
     const ModelConfig& m = config_.model;

@@ -22,6 +22,14 @@ std::vector<ShardedParameters::Piece> pieces_between(const FlatGroup& flat, int6
   return pieces;
 }
 
+// model.layers.3.mlp.gate.weight -> mlp.gate;  mtp.layers.0.mlp.gate.weight -> mtp.mlp.gate
+std::string name_over_layers(std::string name) {
+  if (name.starts_with("model.")) name.erase(0, 6);
+  if (name.ends_with(".weight")) name.resize(name.size() - 7);
+  if (const size_t at = name.find("layers."); at != std::string::npos) name.erase(at, name.find('.', at + 7) + 1 - at);
+  return name;
+}
+
 }  // namespace
 
 CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor shard) const {
@@ -83,6 +91,40 @@ double ShardedParameters::global_norm(Context& ctx) {
   double total = 0;
   for (double square : squares) total += square;
   return std::sqrt(total);
+}
+
+std::vector<NamedNumber> ShardedParameters::norms_by_name(Context& ctx) {
+  std::vector<NamedNumber> numbers;  // the same on every rank, which holds only some of the pieces
+  auto number_of = [&](const Parameter& parameter) -> size_t {
+    const std::string name = name_over_layers(parameter.name);
+    for (size_t i = 0; i < numbers.size(); ++i)
+      if (numbers[i].name == name) return i;
+    numbers.push_back({name, 0});
+    return numbers.size() - 1;
+  };
+  int64_t num_pieces = 0;
+  for (const Group& g : groups_) {
+    for (const FlatParameter& p : g.flat->parameters) number_of(p.parameter);
+    num_pieces += static_cast<int64_t>(g.pieces.size());
+  }
+
+  Scratch scratch(ctx);
+  Tensor sums = scratch.tensor({num_pieces}, DType::kF64);
+  int64_t at = 0;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    for (const Piece& piece : groups_[i].pieces) {
+      sum_squares(ctx, sums.rows(at, at + 1), piece.of(groups_[i].own(gradients_[i])));
+      ++at;
+    }
+  }
+  std::vector<double> of_pieces(static_cast<size_t>(num_pieces)), squares(numbers.size());
+  copy(ctx, Tensor::of(of_pieces.data(), {num_pieces}), sums);
+  at = 0;
+  for (const Group& g : groups_)
+    for (const Piece& piece : g.pieces) squares[number_of(piece.parameter())] += of_pieces[at++];
+  world_.all_reduce(ctx, Tensor::of(squares.data(), {static_cast<int64_t>(squares.size())}), ReduceOp::kSum);
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i].value = std::sqrt(squares[i]);
+  return numbers;
 }
 
 void ShardedParameters::gather_weights(Context& ctx, size_t group) {

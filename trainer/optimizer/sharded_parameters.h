@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/core/arena.h"
+#include "model/layer_numbers.h"
 #include "model/weight_source.h"
 #include "parallel/process_mesh.h"
 #include "trainer/checkpoint/checkpoint.h"
@@ -32,6 +33,8 @@ class ShardedParameters {
   void reduce_gradients(Context& ctx);                          // all that are left
   // L2 norm over all parameters, each counted once; the same value on every rank. After reduce_gradients.
   double global_norm(Context& ctx);
+  // The same of all layers' parameters of one name: "mlp.experts.down_proj". After reduce_gradients.
+  std::vector<NamedNumber> norms_by_name(Context& ctx);
   // The shards that the ranks have updated become whole again.
   void gather_weights(Context& ctx, size_t group);
 
