@@ -2,6 +2,7 @@
 
 #include "kernels/core/segments.h"
 #include "kernels/core/tensor.h"
+#include "kernels/matmul.h"
 
 namespace braid {
 
@@ -16,7 +17,9 @@ struct MixerCache;  // model/mixer.h
 // What a layer needs of the pass through the model that it is part of, beside its own tensors.
 struct LayerPass {
   const Segments& segments;
-  BalanceGradient balance = {};  // read by backward alone
+  // Read by backward alone.
+  BalanceGradient balance = {};
+  Accumulate expert_gradients = Accumulate::kYes;  // of the weights of the experts: add to them, or overwrite them
   // For a text that comes in pieces: what the mixer keeps of the past_tokens before this one, brought up to date by
   // forward. The piece is then one document of one row.
   MixerCache* cache = nullptr;

@@ -115,7 +115,7 @@ LossSums Model::losses(Context& ctx) {
 }
 
 LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance,
-                                    const std::function<void(int64_t layer)>& left) {
+                                    const std::function<void(int64_t layer)>& left, Accumulate expert_gradients) {
   Scratch scratch(ctx);
   Tensor d_hidden = scratch.tensor(hidden_.shape(), dtype_);
   lm_head_loss_forward_backward(ctx, loss_sums_.rows(0, 1), d_hidden, gradients_.lm_head, hidden_, weights_.lm_head,
@@ -126,8 +126,8 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
     Tensor d_mtp_hidden = scratch.tensor(hidden_.shape(), dtype_);
     lm_head_loss_forward_backward(ctx, loss_sums_.rows(1, 2), d_mtp_hidden, gradients_.lm_head, mtp_hidden_,
                                   weights_.lm_head, next_targets_, scales.mtp);
-    mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0],
-                   mtp_saved_, {mtp_segments_, balance.gradient(layer)});
+    mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0], mtp_saved_,
+                   {mtp_segments_, balance.gradient(layer), expert_gradients});
   }
 
   Tensor d_stream = scratch.tensor(hidden_.shape(), dtype_);
@@ -136,7 +136,7 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
   if (left) left(num_layers);
   for (int64_t i = num_layers - 1; i >= 0; --i) {
     layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i],
-                        {segments_, balance.gradient(i)});
+                        {segments_, balance.gradient(i), expert_gradients});
     if (left) left(i);
   }
   embedding_backward(ctx, gradients_.embed_tokens, d_stream, tokens_);

@@ -54,8 +54,8 @@ class Model {
   // What one micro-batch saves. Must be committed to an arena before the first forward.
   void plan_activations(Planner& planner);
 
-  // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs. Copies the batch, which
-  // is complete.
+  // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs. Copies the batch,
+  // which is complete.
   void forward(Context& ctx, const Batch& batch);
   // The same for the next tokens of a text, one row with one document: the main model alone, which reads and brings up
   // to date what `cache` holds of the tokens before. Models of any shape may go on with one cache.   Errors: ShapeError.
@@ -66,9 +66,11 @@ class Model {
   LossSums losses(Context& ctx);
   // The same, and all gradients of  scales.lm * lm + scales.mtp * mtp + balance and z losses;  gradients +=
   // `left` is called with the number of every layer that backward has left, from the number of layers (for what lies
-  // behind them) down to -1 (the embedding): see layer_of in parameter_layout.h.
+  // behind them) down to -1 (the embedding): see layer_of in parameter_layout.h. With `expert_gradients` kNo those of
+  // the experts' weights, by far the most, are overwritten and need not be zero before.
   LossSums losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance,
-                               const std::function<void(int64_t layer)>& left = {});
+                               const std::function<void(int64_t layer)>& left = {},
+                               Accumulate expert_gradients = Accumulate::kYes);
 
   // Router outputs of the last forward, one per MoE layer, the MTP block's last.
   std::vector<const RouterOutputs*> routers() const;

@@ -98,7 +98,7 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
   }
   const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
   experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),
-                   s.route.rows_per_expert(), p.experts);
+                   s.route.rows_per_expert(), p.experts, pass.expert_gradients);
 
   // The transpose of dispatch brings d_x back; meanwhile the rest, which is also first in the sum.
   const Tensor travelling_gates = exchange_.start_return_gates(ctx, scratch, d_row_gate, s.route);

@@ -31,7 +31,7 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
   const TokenCounts counts = sum_over_ranks(ctx, batches.counts, mesh.world());
   const LossScales scales = {ratio(1, counts.lm_targets), ratio(c.mtp.loss_weight, counts.mtp_targets)};
 
-  parameters.zero_gradients(ctx);
+  parameters.zero_gradients(ctx, Accumulate::kNo);  // the first micro-batch writes the experts'
   balance.begin_step(ctx, tokens_per_layer(model, counts));
   const bool counts_first = balance.counts_come_first(static_cast<int64_t>(batches.micro_batches.size()));
   if (counts_first) {
@@ -47,10 +47,12 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
     model.forward(ctx, batch);
     if (!counts_first) balance.count(ctx, model.routers());
     balance.prepare_backward(ctx, model.routers());
-    const bool is_last = &batch == &batches.micro_batches.back();
-    const LossSums micro = model.losses_and_backward(ctx, scales, balance, [&](int64_t layer) {
+    const bool is_first = &batch == &batches.micro_batches.front(), is_last = &batch == &batches.micro_batches.back();
+    const auto left = [&](int64_t layer) {
       if (is_last) parameters.reduce_complete_gradients(ctx, layer);
-    });
+    };
+    const LossSums micro =
+        model.losses_and_backward(ctx, scales, balance, left, is_first ? Accumulate::kNo : Accumulate::kYes);
     sums.lm += micro.lm;
     sums.mtp += micro.mtp;
     model.numbers().collect(ctx);

@@ -46,12 +46,13 @@ double total_loss(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
   return loss;
 }
 
-void backward(TinyModel& t, const Batch& batch, const TokenCounts& counts) {
+void backward(TinyModel& t, const Batch& batch, const TokenCounts& counts,
+              Accumulate expert_gradients = Accumulate::kYes) {
   t.model.forward(t.ctx, batch);
   t.balance.begin_step(t.ctx, t.tokens_per_layer(counts));
   t.balance.count(t.ctx, t.model.routers());
   t.balance.prepare_backward(t.ctx, t.model.routers());
-  t.model.losses_and_backward(t.ctx, t.scales(counts), t.balance);
+  t.model.losses_and_backward(t.ctx, t.scales(counts), t.balance, {}, expert_gradients);
 }
 
 // Every parameter tensor: central differences of a few of its elements in double.
@@ -123,12 +124,33 @@ TEST(Model, PackedDocumentsEqualSeparateOnes) {
     backward(single, one, counts);
     separate_loss += total_loss(single, one, counts);
     for (size_t g = 0; g < sums.size(); ++g)
-      for (int64_t i = 0; i < sums[g].numel(); ++i)
-        sums[g].data<double>()[i] += single.gradients[g].data<double>()[i];
+      for (int64_t i = 0; i < sums[g].numel(); ++i) sums[g].data<double>()[i] += single.gradients[g].data<double>()[i];
   }
   EXPECT_NEAR(packed_loss, separate_loss, 1e-12 * packed_loss);
   for (size_t g = 0; g < sums.size(); ++g)
     expect_close(packed.gradients[g], sums[g], 1e-12, packed.layout.groups()[g].name.c_str());
+}
+
+// The first micro-batch of a step writes the gradients of the experts, the others add to them.
+TEST(ModelGradient, OfExpertsNeedNotBeZeroBefore) {
+  TinyModel added(tiny_model_config(), {}, balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep), 2,
+                  10),
+      written(tiny_model_config(), {}, balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep), 2, 10);
+  const Batch batch = random_batch({{3, 5}, {7, 1}}, added.config.vocab_size, 3, /*padding=*/2);
+  for (auto* t : {&added, &written}) {
+    set_previous_counts(*t);
+    t->zero_gradients();
+  }
+  for (size_t group = 0; group < written.gradients.size(); ++group)
+    for (const FlatParameter& p : written.layout.groups()[group].parameters)
+      if (p.parameter.owner == Owner::kExpertRank)
+        std::fill_n(written.gradients[group].data<double>() + p.offset, p.local_numel, NAN);
+  for (Accumulate experts : {Accumulate::kNo, Accumulate::kYes}) {  // two micro-batches
+    backward(added, batch, batch.counts);
+    backward(written, batch, batch.counts, experts);
+    for (size_t group = 0; group < written.gradients.size(); ++group)
+      expect_same_bits(written.gradients[group], added.gradients[group], written.layout.groups()[group].name.c_str());
+  }
 }
 
 // Nothing about padding may reach a loss, a gradient or a count.
@@ -179,7 +201,8 @@ TEST(Model, MtpSeesTheNextTokenAndNoLaterOne) {
   };
   const Tensor before = mtp_row(3);
   batch.tokens[5] = (batch.tokens[5] + 1) % t.config.vocab_size;
-  // To rounding: another token takes other experts, and BLAS may add up the rows of an expert otherwise for another count.
+  // To rounding: another token takes other experts, and BLAS may add up the rows of an expert otherwise for another
+  // count.
   expect_close(mtp_row(3), before, 1e-14, "token t + 2 must not be seen");
   batch.tokens[4] = (batch.tokens[4] + 1) % t.config.vocab_size;
   EXPECT_GT(relative_rms(mtp_row(3), before), 1e-3) << "token t + 1 must be seen";

@@ -58,9 +58,11 @@ void ShardedParameters::bind(ModelParams& weights, ModelParams& gradients) {
   layout_.bind(gradients, gradients_);
 }
 
-void ShardedParameters::zero_gradients(Context& ctx) {
-  for (Tensor& gradients : gradients_) fill_zero(ctx, gradients);
-  for (Group& g : groups_) g.reduced = false;
+void ShardedParameters::zero_gradients(Context& ctx, Accumulate experts) {
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    groups_[i].reduced = false;
+    if (experts == Accumulate::kYes || groups_[i].flat->owner != Owner::kExpertRank) fill_zero(ctx, gradients_[i]);
+  }
 }
 
 void ShardedParameters::reduce_complete_gradients(Context& ctx, int64_t layer) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/core/arena.h"
+#include "kernels/matmul.h"
 #include "model/layer_numbers.h"
 #include "model/weight_source.h"
 #include "parallel/process_mesh.h"
@@ -26,7 +27,8 @@ class ShardedParameters {
   void plan(Planner& weights, Planner& gradients, Planner& masters);
   void bind(ModelParams& weights, ModelParams& gradients);
 
-  void zero_gradients(Context& ctx);
+  // With `experts` kNo those of the experts stay as they are, for a backward that overwrites them.
+  void zero_gradients(Context& ctx, Accumulate experts = Accumulate::kYes);
   // Sums gradients over the ranks that computed a part of them; each rank keeps its shard. The first call may be left
   // out; after it, the transfers run beside what ctx is given next.
   void reduce_complete_gradients(Context& ctx, int64_t layer);  // those that no layer before this one adds to
