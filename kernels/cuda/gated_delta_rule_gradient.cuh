@@ -18,6 +18,20 @@ struct Scanned {
   BorderStates states, d_states;
 };
 
+// Rows lane and lane + 32 of a chunk: every row becomes the sum from it to the last. All 32 lanes call it.
+__device__ __forceinline__ void sum_to_the_end(float (&value)[2]) {
+  const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+      const float above = __shfl_down_sync(kAllLanes, value[half], offset);
+      if (lane + offset < kWarpSize) value[half] += above;
+    }
+  }
+  value[0] += __shfl_sync(kAllLanes, value[1], 0);
+}
+
 struct GradientShared {
   bf16 k[Rows::elements(kChunk)], q[Rows::elements(kChunk)];
   bf16 y[Rows::elements(kChunk)], d_o[Rows::elements(kChunk)], delta[Rows::elements(kChunk)];
@@ -238,16 +252,8 @@ __device__ __forceinline__ void write_gate_gradients(const Gradients& d, const G
 #pragma unroll
   for (int half = 0; half < 2; ++half)
     if (lane + half * kWarpSize == n - 1) d_gamma[half] += d_last;
-      // log_decay_t is in gamma_i for all i >= t.
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const float above = __shfl_down_sync(kAllLanes, d_gamma[half], offset);
-      if (lane + offset < kWarpSize) d_gamma[half] += above;
-    }
-  }
-  d_gamma[0] += __shfl_sync(kAllLanes, d_gamma[1], 0);
+  // log_decay_t is in gamma_i for all i >= t.
+  sum_to_the_end(d_gamma);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = lane + half * kWarpSize;

@@ -263,6 +263,19 @@ struct ScanTraits {
   using Shared = ScanMemory<Layout, kHalves, kStages, kStagingBytes>;
 };
 
+// A stage is filled by the thread that brings tiles and the warp that brings gates, and freed by every warp that computes.
+template <int kHalves, int kStages>
+__device__ __forceinline__ void init_scan_barriers(uint64_t (&filled)[kStages], uint64_t (&free)[kStages]) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      init_barrier(&filled[i], 2);
+      init_barrier(&free[i], kHalves * 4);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+}
+
 template <bool kWithOutputs, int kHalves>
 __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
     wgmma_scan_kernel(const __grid_constant__ ScanMaps maps, Inputs in, Prepared prepared, int num_documents, bf16* o,
@@ -274,14 +287,7 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
     extern __shared__ unsigned char unaligned[];
     __shared__ uint64_t filled[kStages], free[kStages];
     const typename Traits::Shared shared(unaligned);
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < kStages; ++i) {
-        init_barrier(&filled[i], 2);
-        init_barrier(&free[i], kHalves * 4);
-      }
-      fence_barrier_init();
-    }
-    __syncthreads();
+    init_scan_barriers<kHalves>(filled, free);
 
     if (threadIdx.x < kWarpgroup) {
       if constexpr (kHalves == 2) leave_registers<40>();
@@ -428,14 +434,7 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
     extern __shared__ unsigned char unaligned[];
     __shared__ uint64_t filled[kStages], free[kStages];
     const typename Traits::Shared shared(unaligned);
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < kStages; ++i) {
-        init_barrier(&filled[i], 2);
-        init_barrier(&free[i], kHalves * 4);
-      }
-      fence_barrier_init();
-    }
-    __syncthreads();
+    init_scan_barriers<kHalves>(filled, free);
 
     if (threadIdx.x < kWarpgroup) {
       if constexpr (kHalves == 2) leave_registers<40>();

@@ -213,15 +213,7 @@ __device__ __forceinline__ void finish_gates(const Inputs& in, const Gradients& 
       for (int half = 0; half < 2; ++half) {
         if (lane + half * kWarpSize == c.n - 1) d_gamma[half] += d_last;
       }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int offset = 1; offset < kWarpSize; offset *= 2) {
-          const float above = __shfl_down_sync(kAllLanes, d_gamma[half], offset);
-          if (lane + offset < kWarpSize) d_gamma[half] += above;
-        }
-      }
-      d_gamma[0] += __shfl_sync(kAllLanes, d_gamma[1], 0);
+      sum_to_the_end(d_gamma);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int i = lane + half * kWarpSize;
