@@ -83,7 +83,8 @@ BalanceReport BalanceLoss::end_step(Context& ctx) {
       most = std::max(most, counts[e]);
       dead += counts[e] == 0;
     }
-    report.loads.push_back({total > 0 ? double(most) * double(num_experts_) / double(total) : 0, dead});
+    report.loads.push_back({total > 0 ? double(most) * double(num_experts_) / double(total) : 0, dead,
+                            std::vector<int64_t>(counts, counts + num_experts_)});
   }
   return report;
 }

@@ -14,7 +14,8 @@ namespace braid {
 // How the tokens of a step spread over the experts of one layer.
 struct ExpertLoad {
   double max_over_mean = 0;
-  int64_t dead = 0;  // experts without a token
+  int64_t dead = 0;             // experts without a token
+  std::vector<int64_t> counts;  // (E) tokens of each expert
 };
 struct BalanceReport {
   double loss = 0;    // sum over layers of  E sum_i f_i P_i  (before loss_weight); balanced routing gives 1 per layer

@@ -17,7 +17,10 @@
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
 #include "trainer/metrics/console.h"
+#include "trainer/metrics/expert_loads.h"
 #include "trainer/metrics/metrics_writer.h"
+#include "trainer/metrics/run_events.h"
+#include "trainer/metrics/tensorboard_writer.h"
 #include "trainer/run_folder.h"
 #include "trainer/stop_signal.h"
 #include "trainer/train_step.h"
@@ -50,7 +53,20 @@ BatchPlan batch_plan(const RunConfig& config, const ProcessMesh& mesh) {
   return plan;
 }
 
-std::string two_digits(size_t n) { return concat(n < 10 ? "0" : "", n); }
+// As the step lines show losses.
+std::string four_decimals(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4f", value);
+  return text;
+}
+
+// "layer_00" … and "mtp": what metrics call the layers with experts.
+std::vector<std::string> moe_layer_names(size_t count, bool with_mtp) {
+  std::vector<std::string> names;
+  for (size_t layer = 0; layer < count; ++layer)
+    names.push_back(with_mtp && layer + 1 == count ? "mtp" : concat("layer_", layer < 10 ? "0" : "", layer));
+  return names;
+}
 
 MetricsLine training_line(int64_t step, int64_t tokens, const StepResult& r, const RunConfig& config, double seconds,
                           double wait_seconds) {
@@ -68,14 +84,20 @@ MetricsLine training_line(int64_t step, int64_t tokens, const StepResult& r, con
   line.set("perf/tokens_per_s", double(r.tokens) / seconds);
   line.set("perf/step_ms", seconds * 1e3);
   line.set("perf/data_wait_ms", wait_seconds * 1e3);
-  for (size_t layer = 0; layer < r.balance.loads.size(); ++layer) {
-    const bool is_mtp = config.mtp.on() && layer + 1 == r.balance.loads.size();
-    const std::string prefix = is_mtp ? "moe/mtp/" : "moe/layer_" + two_digits(layer) + "/";
+  const std::vector<std::string> layers = moe_layer_names(r.balance.loads.size(), config.mtp.on());
+  for (size_t layer = 0; layer < layers.size(); ++layer) {
+    const std::string prefix = "moe/" + layers[layer] + "/";
     line.set(prefix + "load_max_over_mean", r.balance.loads[layer].max_over_mean);
     line.set(prefix + "dead_experts", r.balance.loads[layer].dead);
   }
   for (const NamedNumber& number : r.numbers) line.set(number.name, number.value);
   return line;
+}
+
+ExpertLoads expert_loads(int64_t step, const StepResult& r, const RunConfig& config) {
+  ExpertLoads loads{step, moe_layer_names(r.balance.loads.size(), config.mtp.on()), {}};
+  for (const ExpertLoad& load : r.balance.loads) loads.counts.push_back(load.counts);
+  return loads;
 }
 
 // What rank 0 does beside computing: run folder, files, console. The other ranks have none.
@@ -84,7 +106,52 @@ struct Front {
   RunFolder folder;
   Console console;
   std::unique_ptr<MetricsWriter> metrics;
+  std::unique_ptr<ExpertLoadsWriter> loads;
+  std::unique_ptr<TensorBoardWriter> tensorboard;  // if log.tensorboard
+
+  // In every file. One that takes no more is given up, and that is said once.
+  void write(const MetricsLine& line, const ExpertLoads* expert_loads) {
+    bool ok = !tensorboard || tensorboard->write(line);
+    if (expert_loads && tensorboard)
+      for (size_t layer = 0; ok && layer < expert_loads->layers.size(); ++layer)
+        ok = tensorboard->write_histogram(expert_loads->step, "moe/" + expert_loads->layers[layer] + "/expert_load",
+                                          expert_loads->counts[layer]);
+    if (!ok) {
+      console.line("warning: " + tensorboard->path() + " cannot be written any more; the other files go on");
+      tensorboard.reset();
+    }
+    if (expert_loads && loads && !loads->write(*expert_loads)) {
+      console.line("warning: " + folder.path("expert_loads.jsonl") +
+                   " cannot be written any more; the other files go on");
+      loads.reset();
+    }
+  }
 };
+
+// A run that is made longer or shorter has another learning rate from here on wherever the schedule ends with the run.
+std::vector<std::string> what_steps_change(const RunConfig& before, const RunConfig& after, int64_t done) {
+  const auto at = [](const RunConfig& c, int64_t step) {
+    return c.optimizer.lr * lr_factor(c.schedule, step, c.run.steps);
+  };
+  const int64_t next = done + 1;
+  const double now = at(after, next), planned = at(before, next);
+  const std::string steps = concat("run.steps ", before.run.steps, " -> ", after.run.steps, ": ");
+  if (done >= after.run.steps) return {};
+  const auto number = [](double lr) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.3e", lr);
+    return std::string(text);
+  };
+  const std::string last = concat(" and ends at ", number(at(after, after.run.steps)));
+  const double reached = done > 0 ? at(before, done) : now;
+  if (next <= before.run.steps && now == planned)
+    return {concat("note: ", steps, "the learning rate of step ", next, " stays ", number(now), last)};
+  return {concat("note: ", steps, "the learning rate was ", number(reached), " at step ", done, ", is ", number(now),
+                 " at step ", next, last,
+                 now > reached && next > after.schedule.warmup_steps
+                     ? "; it rises, as the schedule ends with the run: schedule.kind wsd keeps it level until the end"
+                     : "")};
+}
 
 class TrainingRun {
  public:
@@ -103,6 +170,9 @@ class TrainingRun {
     else state_.initialize(ctx);
     if (front_) {
       front_->metrics = std::make_unique<MetricsWriter>(config.run.dir, step_);
+      front_->loads = std::make_unique<ExpertLoadsWriter>(config.run.dir, step_);
+      if (config.log.tensorboard)
+        front_->tensorboard = std::make_unique<TensorBoardWriter>(front_->folder.path("tensorboard"), step_);
       announce();
     }
   }
@@ -127,9 +197,11 @@ class TrainingRun {
       if (stop || is_due_or_last(config_.checkpoint.interval_steps)) save();
       if (stop && step_ < config_.run.steps) {
         say(concat("stopped on request after step ", step_, "; go on with --resume"));
+        note("stopped", "on request");
         return ExitCode::kStoppedOnRequest;
       }
     }
+    note("finished", concat("after ", step_, " steps"));
     return ExitCode::kDone;
   }
 
@@ -141,6 +213,11 @@ class TrainingRun {
 
   void say(const std::string& text) {
     if (front_) front_->console.line(text);
+  }
+
+  // In the run folder's list of events.
+  void note(const std::string& event, const std::string& text) {
+    if (front_) append_run_event(config_.run.dir, {step_, event, text, ""});
   }
 
   std::string checkpoint_folder() const { return config_.run.dir + "/checkpoints"; }
@@ -163,14 +240,21 @@ class TrainingRun {
     say(concat("braid ", kBuildId));
     say("resolved config (also in " + front_->folder.path("config.resolved.yaml") + "):");
     say(to_yaml(config_));
-    say("parameters (also in " + front_->folder.path("parameters.txt") + "):");
-    say(format_parameter_table(table));
+    say(concat("parameters: ", table.size(), " tensors, listed in ", front_->folder.path("parameters.txt")));
     say(concat("ranks ", mesh_.size(), ", expert parallel ", mesh_.expert().size(), ", ", parameters, " parameters, ",
                state_.memory().total_bytes() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu",
                ", ", name_of_enum(config_.precision)));
     for (const TokenDataset& data : train_data_)
       say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows"));
+    const std::string where = concat("on ", mesh_.size(), " ranks, expert parallel ", mesh_.expert().size(), ", ",
+                                     ctx_.on_cuda() ? "cuda" : "cpu", ", braid ", kBuildId);
     if (step_ > 0) say(concat("resumed after step ", step_, " (", tokens_, " tokens)"));
+    note(step_ > 0 ? "resumed" : "started", where);
+    for (const ConfigDifference& d : changed_) {
+      if (d.key != "run.steps") say(concat("note: ", d.key, " was ", d.before, " and is ", d.after));
+      note("changed", concat(d.key, " from ", d.before, " to ", d.after));
+    }
+    for (const std::string& text : schedule_notes_) say(text);
   }
 
   void load(const ResumeFrom& resume) {
@@ -183,7 +267,8 @@ class TrainingRun {
     const CheckpointReader reader(path);
     check<CheckpointError>(reader.info().step > 0, path,
                            ": holds weights alone, no state of a run to go on with: start a run with init.from");
-    check_resume_config(read_config_text(reader.info().config_yaml, path), config_, path);
+    const RunConfig stored = read_config_text(reader.info().config_yaml, path);
+    check_resume_config(stored, config_, path);
     check<CheckpointError>(reader.info().data_digest == data_digest_, path,
                            ": the run was trained on other data (or other shards of it) than data.sources now names");
     check<CheckpointError>(reader.info().step <= config_.run.steps, path, ": is after step ", reader.info().step,
@@ -191,6 +276,9 @@ class TrainingRun {
     state_.load(ctx_, reader);
     step_ = reader.info().step;
     tokens_ = reader.info().tokens;
+    for (const ConfigDifference& d : compare_configs(stored, config_))
+      if (d.key != "run.dir") changed_.push_back(d);
+    if (stored.run.steps != config_.run.steps) schedule_notes_ = what_steps_change(stored, config_, step_);
   }
 
   // Nothing but the weights of that checkpoint is used. Where its model computed otherwise with weights of the same
@@ -213,7 +301,11 @@ class TrainingRun {
 
   void report(const StepResult& result, double seconds, double wait_seconds) {
     if (!front_) return;
-    front_->metrics->write_train(training_line(step_, tokens_, result, config_, seconds, wait_seconds));
+    const MetricsLine line = training_line(step_, tokens_, result, config_, seconds, wait_seconds);
+    front_->metrics->write_train(line);
+    const bool with_loads = ExpertLoadsWriter::is_due(step_, config_.run.steps);
+    const ExpertLoads loads = with_loads ? expert_loads(step_, result, config_) : ExpertLoads();
+    front_->write(line, with_loads ? &loads : nullptr);
     ConsoleStep shown;
     shown.step = step_;
     shown.run_steps = config_.run.steps;
@@ -235,10 +327,13 @@ class TrainingRun {
           evaluate(ctx_, state_.model, mesh_, data, config_.train.micro_batch_size, config_.eval.sequences));
       const Evaluation& e = evaluations.back();
       if (e.targets > 0)
-        say(concat("step ", step_, ": held-out loss of ", e.name, " ", float(e.loss), " (unigram entropy ",
-                   float(e.unigram_entropy), ")"));
+        say(concat("step ", step_, ": held-out loss of ", e.name, " ", four_decimals(e.loss), " (unigram entropy ",
+                   four_decimals(e.unigram_entropy), ")"));
     }
-    if (front_) front_->metrics->write_validation(validation_line(step_, evaluations));
+    if (!front_) return;
+    const MetricsLine line = validation_line(step_, evaluations);
+    front_->metrics->write_validation(line);
+    front_->write(line, nullptr);
   }
 
   void save() {
@@ -264,6 +359,8 @@ class TrainingRun {
   std::optional<Front> front_;
   std::vector<TokenDataset> train_data_, validation_data_;
   std::string data_digest_;
+  std::vector<ConfigDifference> changed_;  // since the checkpoint that a resume goes on from
+  std::vector<std::string> schedule_notes_;
   int64_t step_ = 0, tokens_ = 0;
 };
 

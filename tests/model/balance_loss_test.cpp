@@ -139,6 +139,9 @@ TEST(BalanceLoss, ReportsLoadAndDeadExperts) {
   ASSERT_EQ(report.loads.size(), 1u);
   EXPECT_EQ(report.loads[0].max_over_mean, 3);
   EXPECT_EQ(report.loads[0].dead, 4);
+  std::vector<int64_t> counts(kExperts, 0);
+  counts[0] = counts[1] = 4;
+  EXPECT_EQ(report.loads[0].counts, counts);
 }
 
 }  // namespace

@@ -84,12 +84,14 @@ struct CheckpointSection {
 
 struct LogSection {
   int64_t interval_steps = 1;
+  bool tensorboard = false;
   std::vector<std::string> metrics;  // kGradNorms, or what layers offer (see model/layer_numbers.h)
   static constexpr const char* kGradNorms = "grad_norm";
   bool wants(const std::string& name) const { return std::find(metrics.begin(), metrics.end(), name) != metrics.end(); }
   template <class Visit>
   void visit(Visit&& key) {
     key("interval_steps", interval_steps, "print a console line every so many steps; files get every step");
+    key("tensorboard", tensorboard, "also write event files for TensorBoard, into <run.dir>/tensorboard");
     key("metrics", metrics,
         "more to write about every step, as in [hidden/rms]: attention/logit_max (CPU only), grad_norm, hidden/rms, "
         "moe/router_entropy");

@@ -1,23 +1,12 @@
 #include "trainer/metrics/metrics_writer.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <tuple>
-
-#include "kernels/core/error.h"
 
 namespace braid {
 namespace {
-
-namespace fs = std::filesystem;
 
 // Shortest text that reads back to the same bits. It never looks like an integer: JSON readers take -0 for 0.
 std::string shortest(double value) {
@@ -42,30 +31,6 @@ std::vector<std::string> split_cells(const std::string& row) {
   return cells;
 }
 
-// Cuts a file in front of the first line for which keep(line) is false or that has no end. Steps never fall in these
-// files, so everything from there on is of later steps or torn. Needs no space: it also works on a full disk.
-template <class Keep>
-void cut(const std::string& path, Keep keep) {
-  std::error_code error;
-  if (!fs::is_regular_file(path, error)) return;
-  std::ifstream in(path, std::ios::binary);
-  check<IoError>(in.is_open(), path, ": cannot be read");
-  uintmax_t kept_bytes = 0;
-  for (std::string line; std::getline(in, line) && !in.eof() && keep(line);) kept_bytes += line.size() + 1;
-  check<IoError>(!in.bad(), path, ": cannot be read");
-  in.close();
-  fs::resize_file(path, kept_bytes, error);
-  check<IoError>(!error, path, ": cannot be cut to its first ", kept_bytes, " bytes: ", error.message());
-}
-
-// Unbuffered: a line is one write.
-std::FILE* open_to_append(const std::string& path) {
-  std::FILE* file = std::fopen(path.c_str(), "ae");
-  check<IoError>(file != nullptr, path, ": cannot be opened for writing: ", reason(errno));
-  std::setvbuf(file, nullptr, _IONBF, 0);
-  return file;
-}
-
 }  // namespace
 
 std::string MetricsLine::to_json() const {
@@ -80,13 +45,14 @@ std::string MetricsLine::to_json() const {
 
 MetricsWriter::MetricsWriter(const std::string& run_dir, int64_t last_step) {
   const std::string jsonl = run_dir + "/metrics.jsonl", csv = run_dir + "/metrics.csv";
-  cut(jsonl, [&](const std::string& line) {
+  // Steps never fall in these files, so everything behind the first later line is of later steps.
+  cut_lines(jsonl, [&](const std::string& line) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
     if (!json.is_object()) return false;
     const auto step = json.find("step");
     return step != json.end() && step->is_number_integer() && step->get<int64_t>() <= last_step;
   });
-  cut(csv, [&](const std::string& line) {
+  cut_lines(csv, [&](const std::string& line) {
     const std::vector<std::string> cells = split_cells(line);
     if (columns_.empty()) {
       columns_ = cells;
@@ -98,28 +64,18 @@ MetricsWriter::MetricsWriter(const std::string& run_dir, int64_t last_step) {
     int64_t step = 0;
     return std::from_chars(cell.data(), cell.data() + cell.size(), step).ec == std::errc() && step <= last_step;
   });
-  jsonl_ = open_to_append(jsonl);
-  csv_ = open_to_append(csv);
+  jsonl_.emplace(jsonl);
+  csv_.emplace(csv);
 }
 
-MetricsWriter::~MetricsWriter() {
-  for (std::FILE* file : {jsonl_, csv_})
-    if (file) std::fclose(file);
-}
-
-bool MetricsWriter::append(std::FILE* file, const std::string& text) {
-  struct stat before = {};
-  const bool known = fstat(fileno(file), &before) == 0 && S_ISREG(before.st_mode);
-  if (std::fwrite(text.data(), 1, text.size(), file) == text.size()) return true;
-  ++dropped_;
-  std::clearerr(file);
-  // What of the line did get in must not become the beginning of the next one.
-  if (known) std::ignore = ftruncate(fileno(file), before.st_size);
-  return false;
+bool MetricsWriter::append(LineFile& file, const std::string& text) {
+  const bool done = file.append(text);
+  dropped_ += !done;
+  return done;
 }
 
 void MetricsWriter::write_train(const MetricsLine& line) {
-  append(jsonl_, line.to_json() + '\n');
+  append(*jsonl_, line.to_json());
   std::string text;
   const bool header = columns_.empty();
   if (header) {
@@ -134,9 +90,9 @@ void MetricsWriter::write_train(const MetricsLine& line) {
     for (const auto& [name, value] : line.fields())
       if (name == columns_[i]) text += to_text(value, "");
   }
-  if (!append(csv_, text + '\n') && header) columns_.clear();  // the next line brings the header
+  if (!append(*csv_, text) && header) columns_.clear();  // the next line brings the header
 }
 
-void MetricsWriter::write_validation(const MetricsLine& line) { append(jsonl_, line.to_json() + '\n'); }
+void MetricsWriter::write_validation(const MetricsLine& line) { append(*jsonl_, line.to_json()); }
 
 }  // namespace braid

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
+
+#include "trainer/metrics/line_file.h"
 
 namespace braid {
 
@@ -33,17 +35,14 @@ class MetricsWriter {
   // Resume: lines of steps after `last_step` (and a torn last line) are cut from both files, so no step appears twice.
   // Errors: IoError if a file cannot be opened or cut.
   MetricsWriter(const std::string& run_dir, int64_t last_step);
-  ~MetricsWriter();
-  MetricsWriter(const MetricsWriter&) = delete;
-  MetricsWriter& operator=(const MetricsWriter&) = delete;
 
   void write_train(const MetricsLine& line);
   void write_validation(const MetricsLine& line);
   int64_t dropped_lines() const { return dropped_; }  // of both files together
 
  private:
-  bool append(std::FILE* file, const std::string& text);
-  std::FILE *jsonl_ = nullptr, *csv_ = nullptr;
+  bool append(LineFile& file, const std::string& text);
+  std::optional<LineFile> jsonl_, csv_;
   std::vector<std::string> columns_;
   int64_t dropped_ = 0;
 };

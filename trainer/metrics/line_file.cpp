@@ -1,0 +1,48 @@
+#include "trainer/metrics/line_file.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <tuple>
+
+#include "kernels/core/error.h"
+
+namespace braid {
+
+namespace fs = std::filesystem;
+
+void cut_lines(const std::string& path, const std::function<bool(const std::string& line)>& keep) {
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) return;
+  std::ifstream in(path, std::ios::binary);
+  check<IoError>(in.is_open(), path, ": cannot be read");
+  uintmax_t kept_bytes = 0;
+  for (std::string line; std::getline(in, line) && !in.eof() && keep(line);) kept_bytes += line.size() + 1;
+  check<IoError>(!in.bad(), path, ": cannot be read");
+  in.close();
+  fs::resize_file(path, kept_bytes, error);
+  check<IoError>(!error, path, ": cannot be cut to its first ", kept_bytes, " bytes: ", error.message());
+}
+
+LineFile::LineFile(const std::string& path) : file_(std::fopen(path.c_str(), "ae")) {
+  check<IoError>(file_ != nullptr, path, ": cannot be opened for writing: ", reason(errno));
+  std::setvbuf(file_, nullptr, _IONBF, 0);
+}
+
+LineFile::~LineFile() { std::fclose(file_); }
+
+bool LineFile::append(const std::string& text) {
+  struct stat before = {};
+  const bool known = fstat(fileno(file_), &before) == 0 && S_ISREG(before.st_mode);
+  const std::string line = text + '\n';
+  if (std::fwrite(line.data(), 1, line.size(), file_) == line.size()) return true;
+  std::clearerr(file_);
+  // What of the line did get in must not become the beginning of the next one.
+  if (known) std::ignore = ftruncate(fileno(file_), before.st_size);
+  return false;
+}
+
+}  // namespace braid
