@@ -15,6 +15,7 @@
 #include <sstream>
 #include <utility>
 
+#include "kernels/core/nearest_words.h"
 #include "trainer/config/config_visit.h"
 #include "trainer/config/foreign_keys.h"
 
@@ -158,6 +159,18 @@ class TreeBuilder : public YAML::EventHandler {
   std::vector<Open> open_;
 };
 
+// The first line that a tab indents, outside of comments and empty lines; 0 if none is.
+int line_indented_by_tab(const std::string& text) {
+  std::istringstream in(text);
+  int number = 1;
+  for (std::string line; std::getline(in, line); ++number) {
+    const size_t first = line.find_first_not_of(" \t");
+    if (first != std::string::npos && line[first] != '#' && line.substr(0, first).find('\t') != std::string::npos)
+      return number;
+  }
+  return 0;
+}
+
 // Bytes of the UTF-8 character that starts at `i`; 0 if none does.
 size_t utf8_length(const std::string& text, size_t i) {
   const auto byte = [&](size_t j) -> uint32_t { return j < text.size() ? static_cast<unsigned char>(text[j]) : 0; };
@@ -211,6 +224,9 @@ Node parse_yaml(std::string text, const Origin& origin, const std::string& path)
   } catch (const YAML::Exception& e) {
     // An anchor is refused where it is defined, so every alias is one to nothing.
     const bool is_alias = e.msg.starts_with(YAML::ErrorMsg::UNKNOWN_ANCHOR);
+    const int tab = line_indented_by_tab(text);
+    if (tab > 0 && tab <= std::max(0, e.mark.line) + 1 && !is_alias)
+      origin.fail(tab, path, "not valid YAML: a tab indents this line; YAML takes spaces only");
     origin.fail(std::max(0, e.mark.line) + 1, path,
                 is_alias ? "aliases (*name) are not allowed" : "not valid YAML: " + e.msg);
   }
@@ -221,45 +237,18 @@ Node parse_yaml(std::string text, const Origin& origin, const std::string& path)
 
 // ---- Unknown keys
 
-// Insertions, deletions, replacements and swaps of neighbours that turn a into b.
-size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
-  for (size_t i = 0; i <= a.size(); ++i) {
-    for (size_t j = 0; j <= b.size(); ++j) {
-      if (i == 0 || j == 0) {
-        d[i][j] = i + j;
-        continue;
-      }
-      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
-        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
-    }
-  }
-  return d[a.size()][b.size()];
-}
-
 std::string last_key(const std::string& dotted) { return dotted.substr(dotted.rfind('.') + 1); }
 
-std::string joined(const std::vector<std::string>& words, const char* separator) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : separator) + word;
-  return text;
-}
-
-// Candidates whose last key is near enough to `key` to be what was meant; none, one, or a tie.
-std::vector<std::string> nearest_keys(const std::string& key, const std::vector<std::string>& candidates) {
-  constexpr size_t kLongestKey = 64, kMostTies = 3;
-  std::vector<std::string> nearest;
-  if (key.size() > kLongestKey) return nearest;
-  size_t smallest = std::max<size_t>(1, key.size() / 3);
-  for (const std::string& candidate : candidates) {
-    const size_t distance = edit_distance(key, last_key(candidate));
-    if (distance > smallest) continue;
-    if (distance < smallest) nearest.clear();
-    smallest = distance;
-    nearest.push_back(candidate);
-  }
-  if (nearest.size() > kMostTies) nearest.resize(kMostTies);
+// Keys whose last part is near enough to `key` to be what was meant.
+std::vector<std::string> nearest_keys(const std::string& key, const std::vector<std::string>& keys) {
+  std::vector<std::string> last, nearest;
+  for (const std::string& dotted : keys) last.push_back(last_key(dotted));
+  for (const std::string& word : nearest_words(key, last))
+    for (const std::string& dotted : keys)
+      if (last_key(dotted) == word && std::find(nearest.begin(), nearest.end(), dotted) == nearest.end()) {
+        nearest.push_back(dotted);
+        break;
+      }
   return nearest;
 }
 
@@ -275,22 +264,44 @@ void append_all_keys(std::vector<std::string>& keys, Section& section, const std
   });
 }
 
-// What to write instead of an unknown key; `siblings` are the keys that are known in its place.
-std::string advice(const std::string& key, const std::vector<std::string>& siblings) {
+std::vector<std::string> all_keys() {
   RunConfig config;
-  std::vector<std::string> all, same_name;
-  append_all_keys(all, config, "");
-  for (const std::string& dotted : all)
+  std::vector<std::string> keys;
+  append_all_keys(keys, config, "");
+  return keys;
+}
+
+// "path.key" as others write it, or the key by itself.
+const ForeignKey* find_foreign(const std::string& path, const std::string& key) {
+  const std::string dotted = join_keys(path, key);
+  for (const std::string& name : {dotted, key})
+    for (const ForeignKey& foreign : kForeignKeys)
+      if (name == foreign.name) return &foreign;
+  return nullptr;
+}
+
+std::string translation(const ForeignKey& foreign) {
+  const std::string note = foreign.note;
+  if (*foreign.key == '\0') return "unknown key, leave it out: " + note;
+  return concat("unknown key, here it is called ", foreign.key, note.empty() ? "" : " (" + note + ")");
+}
+
+// Where the key stands elsewhere; empty if nowhere.
+std::string elsewhere(const std::string& key) {
+  std::vector<std::string> same_name;
+  for (const std::string& dotted : all_keys())
     if (last_key(dotted) == key) same_name.push_back(dotted);
-  if (!same_name.empty()) return "unknown key here, it exists as " + joined(same_name, " and ");
+  return same_name.empty() ? "" : "unknown key here, it exists as " + joined(same_name, " and ");
+}
 
-  for (const ForeignKey& foreign : kForeignKeys) {
-    if (key != foreign.name) continue;
-    const std::string note = foreign.note;
-    if (*foreign.key == '\0') return "unknown key, leave it out: " + note;
-    return concat("unknown key, here it is called ", foreign.key, note.empty() ? "" : " (" + note + ")");
-  }
+// What to write instead of an unknown key; `siblings` are the keys that are known in its place.
+std::string advice(const std::string& path, const std::string& key, const std::vector<std::string>& siblings) {
+  const ForeignKey* foreign = find_foreign(path, key);
+  if (foreign && join_keys(path, key) == foreign->name && !path.empty()) return translation(*foreign);
+  if (const std::string place = elsewhere(key); !place.empty()) return place;
+  if (foreign) return translation(*foreign);
 
+  const std::vector<std::string> all = all_keys();
   std::vector<std::string> nearest = nearest_keys(key, siblings);
   if (nearest.empty()) nearest = nearest_keys(key, all);
   if (!nearest.empty()) return concat("unknown key, did you mean ", joined(nearest, " or "), "?");
@@ -369,8 +380,24 @@ class Reader {
         read(node.items[i], join_keys(path, key), value);
       });
       if (path.empty() && origin_.is_file) known.push_back(kBaseKey);
-      if (!found) origin_.fail(node.key_lines[i], join_keys(path, key), advice(key, known));
+      if (!found) fail_unknown(node, i, path, known);
     }
+  }
+
+  // A section of others is answered by the first of its keys that is known to be theirs, which says more.
+  [[noreturn]] void fail_unknown(const Node& parent, size_t i, const std::string& path,
+                                 const std::vector<std::string>& known) const {
+    const std::string& key = parent.keys[i];
+    const std::string dotted = join_keys(path, key);
+    const Node& section = parent.items[i];
+    for (size_t j = 0; j < section.keys.size(); ++j)
+      if (const ForeignKey* foreign = find_foreign(dotted, section.keys[j]))
+        origin_.fail(section.key_lines[j], join_keys(dotted, section.keys[j]), translation(*foreign));
+    if (nearest_keys(key, known).empty() && elsewhere(key).empty() && !find_foreign(path, key))
+      for (size_t j = 0; j < section.keys.size(); ++j)
+        if (const std::string place = elsewhere(section.keys[j]); !place.empty())
+          origin_.fail(section.key_lines[j], join_keys(dotted, section.keys[j]), place);
+    origin_.fail(parent.key_lines[i], dotted, advice(path, key, known));
   }
 
   template <class Element>

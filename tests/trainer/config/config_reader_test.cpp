@@ -283,6 +283,37 @@ TEST_F(ConfigReader, TranslatesTheNamesOfOtherFrameworks) {
             "c.yaml:1: model.rope_scaling: unknown key, leave it out: rotary positions are not scaled");
 }
 
+// Two hundred mistakes of people who come from elsewhere: see the table.
+TEST_F(ConfigReader, AnswersTypicalMistakesWithFileLineAndTheRightKey) {
+  std::vector<std::string> schema;
+  visit_schema([&](const std::string& dotted, auto&) { schema.push_back(last_part(dotted)); });
+  std::ifstream table(kRepository / "tests/trainer/config/mistakes.txt");
+  ASSERT_TRUE(table);
+  int mistakes = 0;
+  for (std::string row; std::getline(table, row);) {
+    if (row.empty() || row[0] == '#') continue;
+    std::vector<std::string> cells;
+    for (size_t begin = 0, end; begin <= row.size(); begin = end + 3) {
+      end = std::min(row.find(" | ", begin), row.size());
+      cells.push_back(row.substr(begin, end - begin));
+    }
+    ASSERT_EQ(cells.size(), 4u) << row;
+    std::string yaml = cells[1];
+    for (const auto& [from, to] : {std::pair{"\\n", "\n"}, std::pair{"\\t", "\t"}})
+      for (size_t at; (at = yaml.find(from)) != std::string::npos;) yaml.replace(at, 2, to);
+    const std::string answer = error(yaml + "\n");
+    EXPECT_TRUE(answer.starts_with("c.yaml:" + cells[2] + ": ")) << row << "\n" << answer;
+    const bool has_key = !cells[3].starts_with("none: ");
+    const std::string words = has_key ? cells[3] : cells[3].substr(6);
+    if (has_key) EXPECT_EQ(std::count(schema.begin(), schema.end(), last_part(words)) > 0, true) << row;
+    // Behind the name of what is wrong.
+    const size_t said = answer.find("unknown key") == std::string::npos ? 0 : answer.find("unknown key");
+    EXPECT_NE(answer.find(words, said), std::string::npos) << row << "\n" << answer;
+    ++mistakes;
+  }
+  EXPECT_GE(mistakes, 200);
+}
+
 TEST_F(ConfigReader, KnowsEveryKeyThatTheForeignNamesLeadTo) {
   std::vector<std::string> schema;
   visit_schema([&](const std::string& dotted, auto&) { schema.push_back(dotted); });
@@ -360,7 +391,7 @@ TEST_F(ConfigReader, RefusesWhatIsNoConfigAtAll) {
   EXPECT_EQ(error("hello\n"), "c.yaml:1: expected a mapping of keys, got hello");
   EXPECT_EQ(error("[a]"), "c.yaml:1: expected a mapping of keys, got a list");
   EXPECT_EQ(error("run:\n  dir: a\n steps: 1\n"), "c.yaml:3: not valid YAML: end of map not found");
-  EXPECT_EQ(error("run:\n\tdir: a\n").substr(0, 26), "c.yaml:2: not valid YAML: ");
+  EXPECT_EQ(error("run:\n\tdir: a\n"), "c.yaml:2: not valid YAML: a tab indents this line; YAML takes spaces only");
   EXPECT_EQ(error(std::string("run:\n  dir: a\4\n", 15)), "c.yaml:2: control character; is this text?");
   EXPECT_EQ(error(std::string("run:\n\0", 6)), "c.yaml:2: control character; is this text?");
   EXPECT_EQ(error("run:\rlog:\n"), "c.yaml:1: control character; is this text?");
