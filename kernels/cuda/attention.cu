@@ -154,6 +154,10 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
   Scratch scratch(ctx);
   AttentionOutputGradient d_out = {scratch.tensor(in.q.shape(), in.q.dtype()), scratch.tensor({N, Hq}, DType::kF32)};
   Tensor lse_by_head;
+  if (wgmma_attention_supports(ctx, in)) {
+    gate_backward(ctx, d_out, lse_by_head, d_in.q_gate, d_y, in, out, segments.row_tokens);
+    return wgmma_attention_backward(ctx, d_in, d_out, in, out, segments);
+  }
   if constexpr (kWithCudnn) {
     if (why_not_cudnn_backward(ctx, in, segments).empty()) {
       lse_by_head = scratch.tensor({segments.num_rows, Hq, segments.row_tokens}, DType::kF32);
@@ -173,13 +177,13 @@ AttentionImplementation attention_implementation(Context& ctx, const AttentionTe
     const std::string why_not = why_not_cudnn(ctx, in, segments, backward);
     return why_not.empty() ? std::string("cuDNN") : own + " (cuDNN: " + why_not + ")";
   };
-  AttentionImplementation result = {name(false), name(true), ""};
+  AttentionImplementation result = {name(false), wgmma_attention_supports(ctx, in) ? "Hopper kernel" : name(true), ""};
   if (!on_tensor_cores && (result.forward != "cuDNN" || result.backward != "cuDNN"))
     result.why_slow =
         concat("heads of ", in.q.dim(2), " in ", name_of(in.q.dtype()),
                " run in fp32 arithmetic; the tensor-core kernels take bf16 and multiples of 16 up to 256");
   else if (!kWithCudnn && ctx.gpu().compute_capability >= 90)
-    result.why_slow = "this build has no cuDNN, which is faster than the own tensor-core kernels";
+    result.why_slow = "this build has no cuDNN, whose forward is faster than the own tensor-core kernel";
   return result;
 }
 

@@ -21,6 +21,15 @@ void mma_attention_forward(Context& ctx, AttentionOutputs& out, const AttentionT
 void mma_attention_backward(Context& ctx, AttentionGradients& d_in, const AttentionOutputGradient& d_out,
                             const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments);
 
+// On Hopper's tensor cores (wgmma): bf16, Dh a multiple of 16 from 144 to 256. Of the gradients of scores, T x T per
+// row and head, as many exist at a time as `most_score_bytes` hold; the results have the same bits for any number of
+// them. A captured graph serves batches with other documents, as below.
+inline constexpr int64_t kMostScoreBytes = (int64_t{1} << 30) + (int64_t{1} << 27);
+bool wgmma_attention_supports(const Context& ctx, const AttentionTensors& in);
+void wgmma_attention_backward(Context& ctx, AttentionGradients& d_in, const AttentionOutputGradient& d_out,
+                              const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments,
+                              int64_t most_score_bytes = kMostScoreBytes);
+
 // In fp32 arithmetic: any dtype, any head size whose tiles fit shared memory. Forward writes o and lse.
 void fma_attention_forward(Context& ctx, AttentionOutputs& out, const AttentionTensors& in, const Segments& segments);
 void fma_attention_backward(Context& ctx, AttentionGradients& d_in, const AttentionOutputGradient& d_out,
@@ -32,7 +41,7 @@ void fma_attention_backward(Context& ctx, AttentionGradients& d_in, const Attent
 //     bf16 per row and head in its workspace, so the batch is worked off a few rows at a time, and packed documents,
 //     each of which would take a row of its own, are not served. lse_by_head (B, Hq, T) is lse in the one layout that
 //     cuDNN before 9.26 reads.
-// A captured graph serves batches with other documents, as long as their number stays within cudnn_document_bound.
+// A captured graph serves batches with other documents, as long as their number stays within document_bound.
 std::string why_not_cudnn_forward(Context& ctx, const AttentionTensors& in, const Segments& segments);
 std::string why_not_cudnn_backward(Context& ctx, const AttentionTensors& in, const Segments& segments);
 void cudnn_attention_forward(Context& ctx, AttentionOutputs& out, const AttentionTensors& in, const Segments& segments);
@@ -41,8 +50,8 @@ void cudnn_attention_backward(Context& ctx, AttentionGradients& d_in, const Tens
 
 inline bool is_whole_rows(const Segments& segments) { return segments.num_documents() == segments.num_rows; }
 
-// Most documents that the plan for a batch with this many packed ones allows.
-inline int64_t cudnn_document_bound(int64_t num_documents) {
+// Most documents that what is launched for a batch with this many packed ones allows.
+inline int64_t document_bound(int64_t num_documents) {
   int64_t bound = 64;
   while (bound < num_documents) bound *= 2;
   return bound;

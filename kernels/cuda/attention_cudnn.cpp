@@ -176,7 +176,7 @@ PlanKey forward_key(const Gpu& gpu, const AttentionTensors& in, const Segments& 
   const int64_t Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2), T = segments.row_tokens;
   const bool whole = is_whole_rows(segments);
   return {whole ? Pass::kForward : Pass::kForwardPacked,
-          whole ? segments.num_rows : cudnn_document_bound(segments.num_documents()),
+          whole ? segments.num_rows : document_bound(segments.num_documents()),
           T,
           Hq,
           Hkv,

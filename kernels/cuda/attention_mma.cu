@@ -10,7 +10,6 @@ namespace braid::cuda {
 namespace {
 
 constexpr int kTile = 64;  // tokens in every tile and block
-constexpr float kLog2E = 1.4426950408889634f;
 
 // ---- fragments ----
 
@@ -47,13 +46,6 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&reg)[4], uint32_t
 __device__ __forceinline__ uint32_t pack(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-// 2^x, to 2 ulp.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // ---- panels in shared memory ----
@@ -460,12 +452,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 }
 
 // ---- launchers ----
-
-template <class Kernel>
-void allow_shared_memory(Kernel* kernel, int64_t bytes) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-             "cudaFuncSetAttribute");
-}
 
 template <class Body>
 void dispatch_head_size(int64_t Dh, Body&& body) {

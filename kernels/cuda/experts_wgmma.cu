@@ -28,35 +28,6 @@ struct Tile {
   int expert, row, rows, column, k_begin, k_extent;
 };
 
-// Four pairs of bf16. Lane q of a quad holds of 32 columns of a row either 8 q to 8 q + 7, or, as products leave them,
-// columns 2 q and 2 q + 1 of each 8; the transpose leads from one to the other.
-struct Quad {
-  uint32_t v[4];
-
-  __device__ __forceinline__ static Quad load(const bf16* from) {
-    const uint4 x = *reinterpret_cast<const uint4*>(from);
-    return {{x.x, x.y, x.z, x.w}};
-  }
-
-  __device__ __forceinline__ void transpose() {
-    const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-    exchange(v[0], v[1], odd, 1);
-    exchange(v[2], v[3], odd, 1);
-    exchange(v[0], v[2], upper, 2);
-    exchange(v[1], v[3], upper, 2);
-  }
-  __device__ __forceinline__ void store(bf16* to) const {
-    *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
-  }
-
- private:
-  __device__ __forceinline__ static void exchange(uint32_t& low, uint32_t& high, bool second, int distance) {
-    const uint32_t received = __shfl_xor_sync(kAllLanes, second ? low : high, distance);
-    if (second) low = received;
-    else high = received;
-  }
-};
-
 // A consumer thread's part of a tile.
 struct Accumulators {
   float c[128];

@@ -226,6 +226,21 @@ __device__ __forceinline__ void multiply_add(float* c, const LeftFactor& a, uint
         "{%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"
         : BRAID_C32(0)
         : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
+  } else if constexpr (kColumns == 256) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %133, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "{%128, %129, %130, %131}, %132, add, 1, 1, %134;\n}\n"
+        : BRAID_C32(0), BRAID_C32(32), BRAID_C32(64), BRAID_C32(96)
+        : "r"(a.block[0]), "r"(a.block[1]), "r"(a.block[2]), "r"(a.block[3]), "l"(b), "r"(int(add)), "n"(kTransposeB));
   } else {
     static_assert(kColumns == 128);
     asm volatile(
@@ -299,6 +314,35 @@ __device__ __forceinline__ void store_factor_transposed(uint32_t row, const Left
                "r"(f.block[1]), "r"(f.block[2]), "r"(f.block[3])
                : "memory");
 }
+
+// Four pairs of bf16. Lane q of a quad holds of 32 columns of a row either 8 q to 8 q + 7, or, as products leave them,
+// columns 2 q and 2 q + 1 of each 8; the transpose leads from one to the other.
+struct Quad {
+  uint32_t v[4];
+
+  __device__ __forceinline__ static Quad load(const bf16* from) {
+    const uint4 x = *reinterpret_cast<const uint4*>(from);
+    return {{x.x, x.y, x.z, x.w}};
+  }
+
+  __device__ __forceinline__ void transpose() {
+    const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+    exchange(v[0], v[1], odd, 1);
+    exchange(v[2], v[3], odd, 1);
+    exchange(v[0], v[2], upper, 2);
+    exchange(v[1], v[3], upper, 2);
+  }
+  __device__ __forceinline__ void store(bf16* to) const {
+    *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
+  }
+
+ private:
+  __device__ __forceinline__ static void exchange(uint32_t& low, uint32_t& high, bool second, int distance) {
+    const uint32_t received = __shfl_xor_sync(kAllLanes, second ? low : high, distance);
+    if (second) low = received;
+    else high = received;
+  }
+};
 
 // Registers per thread of a warpgroup, which shares those of the block with the others.
 template <int kRegisters>

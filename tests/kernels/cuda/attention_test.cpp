@@ -46,13 +46,17 @@ class AttentionCuda : public CudaTest {
   }
 
   // The operator as it chooses for itself, or with the softmax part done by one of the own kernels; kFp32 leaves y as
-  // the operator chose.
-  enum class By { kChoice, kTensorCores, kFp32 };
+  // the operator chose. kHopper has a backward only; before it comes the forward of kTensorCores.
+  enum class By { kChoice, kTensorCores, kHopper, kFp32 };
+  bool serves(By by, const Problem& p) {
+    if (by == By::kTensorCores) return cuda::mma_attention_supports(gpu, inputs_on_gpu(p));
+    return by != By::kHopper || cuda::wgmma_attention_supports(gpu, inputs_on_gpu(p));
+  }
   AttentionTensors inputs_on_gpu(const Problem& p) {
     return {to_gpu(p.in.q, activation()), to_gpu(p.in.k, activation()), to_gpu(p.in.v, activation()),
             to_gpu(p.in.q_gate, activation())};
   }
-  Results run_on_gpu(const Problem& p, By by = By::kChoice) {
+  Results run_on_gpu(const Problem& p, By by = By::kChoice, int64_t most_score_bytes = cuda::kMostScoreBytes) {
     const Segments segments = to_gpu(p.segments);
     const AttentionTensors in = inputs_on_gpu(p);
     const Tensor d_y = to_gpu(p.d_y, activation());
@@ -61,12 +65,14 @@ class AttentionCuda : public CudaTest {
                  {on_gpu(q, activation()), on_gpu(k, activation()), on_gpu(k, activation()),
                   to_gpu(zeros_f64(p.in.q_gate.shape()), activation())}};  // the query half must stay as it is
     attention_forward(gpu, r.out, in, segments);
-    if (by == By::kTensorCores) cuda::mma_attention_forward(gpu, r.out, in, segments);
+    if (by == By::kTensorCores || by == By::kHopper) cuda::mma_attention_forward(gpu, r.out, in, segments);
     if (by == By::kFp32) cuda::fma_attention_forward(gpu, r.out, in, segments);
     attention_backward(gpu, r.d_in, d_y, in, r.out, segments);
     if (by == By::kChoice) return r;
     const cuda::AttentionOutputGradient d_out = output_gradient(p, r.out);
     if (by == By::kTensorCores) cuda::mma_attention_backward(gpu, r.d_in, d_out, in, r.out, segments);
+    else if (by == By::kHopper)
+      cuda::wgmma_attention_backward(gpu, r.d_in, d_out, in, r.out, segments, most_score_bytes);
     else cuda::fma_attention_backward(gpu, r.d_in, d_out, in, r.out, segments);
     return r;
   }
@@ -124,23 +130,19 @@ const std::vector<int64_t> kLengths = {1, 31, 32, 33, 2, 65, 63, 64, 128, 1, 1, 
 TEST_P(AttentionCuda, FewTiles) {
   for (Sizes sizes : {Sizes{2, 1, 256}, {2, 2, 16}}) {
     const Problem p = problem(Segments::packed({70, 1, 33}), sizes);
-    expect_equals_cpu(p);
-    expect_equals_cpu(p, By::kFp32);
-    if (cuda::mma_attention_supports(gpu, inputs_on_gpu(p))) expect_equals_cpu(p, By::kTensorCores);
+    for (By by : {By::kChoice, By::kTensorCores, By::kHopper, By::kFp32})
+      if (serves(by, p)) expect_equals_cpu(p, by);
   }
 }
 
 TEST_P(AttentionCuda, OwnKernels) {
-  const Sizes real = {16, 2, 256}, small = {4, 2, 48};
+  const Sizes real = {16, 2, 256}, small = {4, 2, 48}, between = {3, 3, 144};
   for (const Segments& segments :
        {Segments::packed(kLengths), Segments::whole_rows(2, 256), Segments::packed({1, 1, 1, 1})}) {
     SCOPED_TRACE(concat(segments.num_documents(), " documents in ", segments.num_rows, " rows"));
-    for (Sizes sizes : {real, small}) {
-      expect_equals_cpu(problem(segments, sizes), By::kFp32);
-      if (activation() == DType::kBF16 &&
-          cuda::mma_attention_supports(gpu, inputs_on_gpu(problem(Segments::packed({1}), sizes))))
-        expect_equals_cpu(problem(segments, sizes), By::kTensorCores);
-    }
+    for (Sizes sizes : {real, small, between})
+      for (By by : {By::kFp32, By::kTensorCores, By::kHopper})
+        if (serves(by, problem(Segments::packed({1}), sizes))) expect_equals_cpu(problem(segments, sizes), by);
   }
 }
 
@@ -148,8 +150,8 @@ TEST_P(AttentionCuda, OwnKernels) {
 TEST_P(AttentionCuda, HugeScoresStayFinite) {
   const Problem p = problem(Segments::packed({150, 1, 77}), {4, 2, 256}, 30);
   const Results expected = run_on_cpu(p);
-  for (By by : {By::kChoice, By::kTensorCores, By::kFp32}) {
-    if (by == By::kTensorCores && !cuda::mma_attention_supports(gpu, inputs_on_gpu(p))) continue;
+  for (By by : {By::kChoice, By::kTensorCores, By::kHopper, By::kFp32}) {
+    if (!serves(by, p)) continue;
     const Results r = run_on_gpu(p, by);
     for (const Tensor& t : r.all()) {
       const Tensor host = to_cpu(t);
@@ -180,9 +182,9 @@ TEST_P(AttentionCuda, DoesNotSeeTheFutureOrOtherDocuments) {
 }
 
 TEST_P(AttentionCuda, PackedDocumentsGiveTheSameBitsAsSeparateOnesInOwnKernels) {
-  for (By by : {By::kTensorCores, By::kFp32}) {
+  for (By by : {By::kTensorCores, By::kHopper, By::kFp32}) {
     const Problem packed = problem(Segments::packed(kLengths), {4, 2, 256});
-    if (by == By::kTensorCores && !cuda::mma_attention_supports(gpu, inputs_on_gpu(packed))) continue;
+    if (!serves(by, packed)) continue;
     std::vector<Tensor> whole;
     for (const Tensor& t : run_on_gpu(packed, by).all()) whole.push_back(to_cpu(t));
     for (int64_t d = 0; d < packed.segments.num_documents(); ++d) {
@@ -200,9 +202,23 @@ TEST_P(AttentionCuda, PackedDocumentsGiveTheSameBitsAsSeparateOnesInOwnKernels) 
 TEST_P(AttentionCuda, SameBitsEveryTime) {
   for (const Segments& segments : {Segments::packed({700, 1, 323}), Segments::whole_rows(2, 512)}) {
     const Problem p = problem(segments, {16, 2, 256});
-    for (By by : {By::kChoice, By::kFp32}) expect_same_bits_every_time([&] { return run_on_gpu(p, by).all(); });
-    if (activation() == DType::kBF16 && cuda::mma_attention_supports(gpu, inputs_on_gpu(p)))
-      expect_same_bits_every_time([&] { return run_on_gpu(p, By::kTensorCores).all(); });
+    for (By by : {By::kChoice, By::kTensorCores, By::kHopper, By::kFp32})
+      if (serves(by, p)) expect_same_bits_every_time([&] { return run_on_gpu(p, by).all(); });
+  }
+}
+
+// A stripe of one row of tiles, of a few, and one that holds everything.
+TEST_P(AttentionCuda, StripesOfScoresDoNotChangeBits) {
+  for (const Segments& segments : {Segments::packed({700, 1, 323, 64, 65}), Segments::whole_rows(2, 512)}) {
+    const Problem p = problem(segments, {4, 2, 256});
+    if (!serves(By::kHopper, p)) GTEST_SKIP() << "the kernel does not serve this";
+    std::vector<Tensor> whole;
+    for (const Tensor& t : run_on_gpu(p, By::kHopper).all()) whole.push_back(to_cpu(t));
+    for (int64_t most_score_bytes : {1 << 10, 1 << 20, 3 << 20}) {
+      const std::vector<Tensor> striped = run_on_gpu(p, By::kHopper, most_score_bytes).all();
+      for (size_t i = 0; i < whole.size(); ++i)
+        expect_same_bits(to_cpu(striped[i]), whole[i], concat("result ", i, ", ", most_score_bytes, " bytes").c_str());
+    }
   }
 }
 
@@ -214,6 +230,10 @@ TEST_P(AttentionCuda, SaysWhichImplementationRuns) {
   std::printf("whole rows: forward %s, backward %s\npacked: forward %s, backward %s\n", for_whole.forward.c_str(),
               for_whole.backward.c_str(), for_packed.forward.c_str(), for_packed.backward.c_str());
   EXPECT_FALSE(runs_in_cudnn(for_packed.backward));
+  if (serves(By::kHopper, whole)) {
+    EXPECT_EQ(for_whole.backward, "Hopper kernel");
+    EXPECT_EQ(for_packed.backward, "Hopper kernel");
+  }
   if (activation() == DType::kF32) {
     EXPECT_EQ(for_whole.forward.substr(0, 11), "fp32 kernel");
     EXPECT_EQ(for_whole.backward.substr(0, 11), "fp32 kernel");

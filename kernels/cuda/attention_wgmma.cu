@@ -1,0 +1,711 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cub/block/block_scan.cuh>
+
+#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/hopper.cuh"
+
+// Backward of attention on Hopper, for heads of up to 256, whole rows and packed documents alike.
+//
+// Documents are cut into tiles of 64 tokens. One kernel owns tiles of keys and walks over the tiles of queries that see
+// them: it forms the probabilities P and their gradients dS, sums up d_k and d_v, and leaves dS behind. A second one
+// owns tiles of queries and sums up d_q = dS K. So every product is formed once, 5 in all, every sum has one owner and
+// one order, and a document gives the same bits wherever it lies. dS would be T x T: the tiles of queries are worked
+// off in stripes whose dS fits most_score_bytes; a document that a border of stripes cuts keeps its sums of d_k and
+// d_v, as they are, in device memory from one stripe to the next.
+namespace braid::cuda {
+namespace {
+
+constexpr int kTile = Segments::kChunkTokens;  // tokens of a tile, lines of a block
+static_assert(kTile == 64);
+constexpr int kDh = 256, kBlocks = kDh / kLine;
+constexpr int kBlockBytes = kTile * 128, kPanelBytes = kBlocks * kBlockBytes;  // 64 tokens x 64 and x kDh numbers
+constexpr int kSquareElements = kTile * kTile;
+
+// ---- What there is to do --------------------------------------------------------------------------------------------
+
+struct Tile {
+  int begin, tokens;  // in the batch
+  int first, end;     // tiles [first, end) are those of its document
+};
+// The tiles [begin, end) of queries, the tiles of keys from first_key on that they see, and the slots of dS before
+// them.
+struct Stripe {
+  int begin, end, first_key, slot;
+};
+// slots[c] is the place of dS of tile c and its document's first tile of keys; those of the following tiles follow.
+struct Tables {
+  Tile* tiles;
+  int* slots;
+  Stripe* stripes;
+  int* keys;       // (stripes, max_tiles): the tiles of keys of a stripe, those with the most queries first
+  int* next_jobs;  // (stripes): how many of them have been asked for
+  int max_tiles, num_stripes, stripe_slots;
+};
+
+// Of the stripe's tiles of queries, how many see the keys of this tile?
+__device__ __forceinline__ int num_queries(const Stripe& stripe, int key, const Tile& tile) {
+  return min(tile.end, stripe.end) - max(key, stripe.begin);
+}
+
+constexpr int kTableThreads = 1024, kSortBins = 2 * kTableThreads;
+
+// One block: finds the tiles in order, shares them out to stripes, and sorts each stripe's keys by their work, counted
+// in tiles of queries. Which of two equals comes first is open, and nothing depends on it but the time.
+__global__ void __launch_bounds__(kTableThreads) tables_kernel(Tables tables, const int32_t* document_begin, int N) {
+  using Scan = cub::BlockScan<int, kTableThreads>;
+  __shared__ typename Scan::TempStorage storage;
+  __shared__ int next_of_bin[kSortBins];
+  const auto starts_tile = [&](int n) { return (n - document_begin[n]) % kTile == 0; };
+  const auto my_part = [](int count) {
+    const int stretch = (count + kTableThreads - 1) / kTableThreads, begin = min(count, int(threadIdx.x) * stretch);
+    return make_int2(begin, min(count, begin + stretch));
+  };
+  const int2 tokens = my_part(N);
+  int count = 0, before, num_tiles;
+  for (int n = tokens.x; n < tokens.y; ++n) count += starts_tile(n);
+  Scan(storage).ExclusiveSum(count, before, num_tiles);
+  if (num_tiles > tables.max_tiles) {  // only if a graph captured for fewer documents is replayed
+    if (threadIdx.x == 0)
+      printf("attention: %d tiles, but the graph was captured for %d\n", num_tiles, tables.max_tiles);
+    __trap();
+  }
+  for (int n = tokens.x; n < tokens.y; ++n) {
+    if (!starts_tile(n)) continue;
+    const int document = document_begin[n], end = end_of_document(document_begin, n, N);
+    const int first = before - (n - document) / kTile;
+    tables.tiles[before++] = {n, min(kTile, end - n), first, first + (end - document + kTile - 1) / kTile};
+  }
+  __syncthreads();
+
+  // A tile belongs to the stripe in which its first slot lies.
+  const int2 mine = my_part(num_tiles);
+  const auto stripe_of = [&](int c) { return tables.slots[c] / tables.stripe_slots; };
+  int width = 0, slot, num_slots;
+  for (int c = mine.x; c < mine.y; ++c) width += c - tables.tiles[c].first + 1;
+  Scan(storage).ExclusiveSum(width, slot, num_slots);
+  if (num_slots > tables.num_stripes * tables.stripe_slots) {
+    if (threadIdx.x == 0) printf("attention: documents are longer than those that the graph was captured for\n");
+    __trap();
+  }
+  for (int c = mine.x; c < mine.y; ++c) {
+    tables.slots[c] = slot;
+    slot += c - tables.tiles[c].first + 1;
+  }
+  for (int s = threadIdx.x; s < tables.num_stripes; s += kTableThreads) {
+    tables.stripes[s] = {num_tiles, num_tiles, num_tiles, 0};
+    tables.next_jobs[s] = 0;
+  }
+  __syncthreads();
+  for (int c = mine.x; c < mine.y; ++c)
+    if (c == 0 || stripe_of(c) != stripe_of(c - 1))
+      tables.stripes[stripe_of(c)] = {c, num_tiles, tables.tiles[c].first, tables.slots[c]};
+  __syncthreads();
+  for (int s = threadIdx.x; s + 1 < tables.num_stripes; s += kTableThreads)
+    tables.stripes[s].end = tables.stripes[s + 1].begin;
+  __syncthreads();
+
+  for (int s = 0; s < tables.num_stripes; ++s) {
+    const Stripe stripe = tables.stripes[s];
+    const auto bin_of = [&](int key) { return max(0, kSortBins - num_queries(stripe, key, tables.tiles[key])); };
+    for (int bin = threadIdx.x; bin < kSortBins; bin += kTableThreads) next_of_bin[bin] = 0;
+    __syncthreads();
+    for (int key = stripe.first_key + threadIdx.x; key < stripe.end; key += kTableThreads)
+      atomicAdd(&next_of_bin[bin_of(key)], 1);
+    __syncthreads();
+    int2& pair = reinterpret_cast<int2*>(next_of_bin)[threadIdx.x];
+    const int in_first = pair.x;
+    int place;
+    Scan(storage).ExclusiveSum(pair.x + pair.y, place);
+    pair = make_int2(place, place + in_first);
+    __syncthreads();
+    for (int key = stripe.first_key + threadIdx.x; key < stripe.end; key += kTableThreads)
+      tables.keys[int64_t(s) * tables.max_tiles + atomicAdd(&next_of_bin[bin_of(key)], 1)] = key;
+    __syncthreads();
+  }
+}
+
+// ---- What both kernels share ----------------------------------------------------------------------------------------
+
+struct Problem {
+  int N, Hq, Hkv, Dh;
+  float scale;
+  Tables tables;
+  const Stripe* stripe;
+  const int* keys;  // of this stripe
+  int* next_job;
+  bf16* d_scores;  // (Hq, max_slots, kTile keys, kTile queries), each square as products read it
+  int64_t max_slots;
+
+  __device__ int group() const { return Hq / Hkv; }
+  __device__ __forceinline__ bf16* square(int head, int slot, int queries, int keys) const {
+    const int place = slot - stripe->slot + keys - tables.tiles[queries].first;
+    return d_scores + (head * max_slots + place) * kSquareElements;
+  }
+};
+
+// Blocks take turns at jobs that become smaller; every other turn goes through the blocks backwards, so that all get
+// about as much.
+template <class Visit>
+__device__ __forceinline__ void for_each_job(int num_jobs, Visit&& visit) {
+  const int blocks = gridDim.x;
+  for (int turn = 0; turn * blocks < num_jobs; ++turn) {
+    const int job = turn * blocks + static_cast<int>(turn % 2 ? blocks - 1 - blockIdx.x : blockIdx.x);
+    if (job < num_jobs) visit(job);
+  }
+}
+
+__device__ __forceinline__ void copy_panel(uint32_t to, const CUtensorMap& map, uint64_t* barrier, int head,
+                                           int token) {
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) copy_box(to + i * kBlockBytes, map, barrier, i * kLine, head, token);
+}
+
+// Two stages in turn: of step `it`.
+__device__ __forceinline__ int stage_of(int it) { return it & 1; }
+__device__ __forceinline__ uint32_t parity_of(int it) { return it >> 1 & 1; }
+
+__device__ __forceinline__ void arrive_warp(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % kWarpSize == 0) arrive(barrier);
+}
+
+using Sums = float[kDh / 2];  // (64, kDh) of a warpgroup
+
+// scale * sums to the rows [0, tokens) of a tile of a tensor (N, heads, Dh).
+__device__ __forceinline__ void store_sums(bf16* to, const Sums& sums, float scale, int tokens, int row_stride,
+                                           int Dh) {
+  const int lane = threadIdx.x % kWarpSize, row0 = threadIdx.x % kWarpgroup / kWarpSize * 16 + lane / 4;
+#pragma unroll
+  for (int group = 0; group < kDh / 32; ++group) {
+    const int d = group * 32 + lane % 4 * 8;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Quad quad;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = sums + (group * 4 + i) * 4 + half * 2;
+        quad.v[i] = pack_bf16(pair[0] * scale, pair[1] * scale);
+      }
+      quad.transpose();
+      const int row = row0 + half * 8;
+      if (row < tokens && d < Dh) quad.store(to + int64_t(row) * row_stride + d);
+    }
+  }
+}
+
+// ---- Gradients of keys and values -----------------------------------------------------------------------------------
+
+struct KeyMaps {
+  CUtensorMap q, d_o;  // (N, Hq, Dh)
+  CUtensorMap k, v;    // (N, Hkv, Dh); a box of all: 64 tokens, one head, 64 numbers
+};
+struct KeyResults {
+  bf16 *d_k, *d_v;
+  const float* carried_in;  // (tiles of a document, Hkv, 2, kWarpgroup * kDh / 2)  sums of d_v and d_k
+  float* carry_out;
+};
+
+constexpr int kKeyThreads = 3 * kWarpgroup;
+constexpr int kPlaceK = 0, kPlaceV = kPanelBytes, kPlaceQ = 2 * kPanelBytes, kPlaceDO = 4 * kPanelBytes,
+              kPlaceP = 6 * kPanelBytes, kPlaceDS = kPlaceP + 2 * kBlockBytes;
+constexpr int kKeySharedBytes = kPlaceDS + 2 * kBlockBytes + kSwizzleBytes;
+
+struct KeyJob {
+  int key, kv_head;   // key < 0: there is no more
+  int begin, tokens;  // of the tile of keys
+  int first_query;    // the first tile of queries; all query heads of a tile, then those of the next
+  int steps, masked;  // tiles of queries times heads, and how many of them, the first, lie on the diagonal
+  int carry;          // place of the sums of the tile
+  bool is_begun, is_cut;
+};
+
+struct KeyShared {
+  uint64_t job_filled, keys_filled, keys_free;
+  uint64_t q_filled[2], q_free[2], d_o_filled[2], d_o_free[2], p_filled[2], p_free[2];
+  alignas(16) float lse[2][kTile], delta[2][kTile];  // of the queries; lse in powers of 2
+  bf16* square[2];                                   // where dS goes
+  KeyJob job;
+};
+static_assert(kKeySharedBytes + sizeof(KeyShared) <= 227 * 1024);
+
+__device__ __forceinline__ KeyJob key_job(const Problem& p, const Stripe& stripe, int index) {
+  const int key = p.keys[index / p.Hkv], kv_head = index % p.Hkv, group = p.group();
+  const Tile tile = p.tables.tiles[key];
+  return {key,
+          kv_head,
+          tile.begin,
+          tile.tokens,
+          max(key, stripe.begin),
+          num_queries(stripe, key, tile) * group,
+          key >= stripe.begin ? group : 0,
+          (key - tile.first) * p.Hkv + kv_head,
+          key<stripe.begin, tile.end> stripe.end};
+}
+
+// One thread. Blocks take the next job, the largest left, when they are done with one.
+__device__ __forceinline__ void bring_tiles(const Problem& p, const KeyMaps& maps, uint32_t tiles, KeyShared& shared) {
+  const Stripe stripe = *p.stripe;
+  const int num_jobs = (stripe.end - stripe.first_key) * p.Hkv, group = p.group();
+  int it = 0;
+  for (int turn = 0, index = blockIdx.x;; ++turn) {
+    KeyJob job;
+    if (index < num_jobs) job = key_job(p, stripe, index);
+    else job.key = -1;
+    wait(&shared.keys_free, (turn & 1) ^ 1);
+    shared.job = job;
+    arrive(&shared.job_filled);
+    if (job.key < 0) {
+      arrive(&shared.keys_filled);
+      return;
+    }
+    index = gridDim.x + atomicAdd(p.next_job, 1);
+    arrive_expecting(&shared.keys_filled, 2 * kPanelBytes);
+    copy_panel(tiles + kPlaceK, maps.k, &shared.keys_filled, job.kv_head, job.begin);
+    copy_panel(tiles + kPlaceV, maps.v, &shared.keys_filled, job.kv_head, job.begin);
+    const int last_query = job.first_query + job.steps / group;
+    for (int query = job.first_query; query < last_query; ++query) {
+      const int begin = p.tables.tiles[query].begin;
+      for (int i = 0; i < group; ++i, ++it) {
+        const int stage = stage_of(it), head = job.kv_head * group + i;
+        const uint32_t parity = parity_of(it) ^ 1;
+        wait(&shared.q_free[stage], parity);
+        arrive_expecting(&shared.q_filled[stage], kPanelBytes);
+        copy_panel(tiles + kPlaceQ + stage * kPanelBytes, maps.q, &shared.q_filled[stage], head, begin);
+        wait(&shared.d_o_free[stage], parity);
+        arrive_expecting(&shared.d_o_filled[stage], kPanelBytes);
+        copy_panel(tiles + kPlaceDO + stage * kPanelBytes, maps.d_o, &shared.d_o_filled[stage], head, begin);
+      }
+    }
+  }
+}
+
+// A warp. Queries behind the end of a document get probability 0.
+__device__ __forceinline__ void bring_statistics(const Problem& p, const float* lse, const float* delta,
+                                                 KeyShared& shared) {
+  const int lane = threadIdx.x % kWarpSize, group = p.group();
+  int it = 0;
+  for (int turn = 0;; ++turn) {
+    wait(&shared.job_filled, turn & 1);
+    const int key = shared.job.key, kv_head = shared.job.kv_head;
+    if (key < 0) return;
+    const int first_query = shared.job.first_query, last_query = first_query + shared.job.steps / group;
+    for (int query = first_query; query < last_query; ++query) {
+      const Tile tile = p.tables.tiles[query];
+      const int slot = p.tables.slots[query];
+      for (int i = 0; i < group; ++i, ++it) {
+        const int head = kv_head * group + i;
+        float own_lse[2], own_delta[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int token = lane + j * kWarpSize;
+          const int64_t at = int64_t(tile.begin + token) * p.Hq + head;
+          own_lse[j] = token < tile.tokens ? lse[at] * kLog2E : INFINITY;
+          own_delta[j] = token < tile.tokens ? delta[at] : 0.0f;
+        }
+        const int stage = stage_of(it);
+        const uint32_t parity = parity_of(it) ^ 1;
+        wait(&shared.q_free[stage], parity);
+        shared.lse[stage][lane] = own_lse[0], shared.lse[stage][lane + kWarpSize] = own_lse[1];
+        arrive_warp(&shared.q_filled[stage]);
+        wait(&shared.d_o_free[stage], parity);
+        shared.delta[stage][lane] = own_delta[0], shared.delta[stage][lane + kWarpSize] = own_delta[1];
+        if (lane == 0) shared.square[stage] = p.square(head, slot, query, key);
+        arrive_warp(&shared.d_o_filled[stage]);
+      }
+    }
+    arrive_warp(&shared.keys_free);
+  }
+}
+
+// square (64 keys, 64 queries) = keys queries^T
+__device__ __forceinline__ void multiply_panels(float (&square)[kTile / 2], uint32_t keys, uint32_t queries) {
+#pragma unroll
+  for (int i = 0; i < kDh / 16; ++i) {
+    const uint32_t at = i / 4 * kBlockBytes + i % 4 * kFactorStep<Major::kK>;
+    multiply_add<kTile, Major::kK, Major::kK>(square, factor<Major::kK>(keys + at, 0),
+                                              factor<Major::kK>(queries + at, 0), i > 0);
+  }
+}
+// sums (64 keys, kDh) += square (64 keys, 64 queries) queries
+__device__ __forceinline__ void add_product(Sums& sums, const LeftFactor (&square)[kTile / 16], uint32_t queries) {
+#pragma unroll
+  for (int i = 0; i < kTile / 16; ++i)
+    multiply_add<kDh, Major::kMn>(sums, square[i],
+                                  factor<Major::kMn>(queries + i * kFactorStep<Major::kMn>, kBlockBytes), true);
+}
+
+__device__ __forceinline__ float2 query_pair(const float* per_query, int block) {
+  return *reinterpret_cast<const float2*>(per_query + 8 * block + threadIdx.x % 4 * 2);
+}
+
+__device__ __forceinline__ int64_t place_of_sums(const KeyJob& job, int which, int i) {
+  return (int64_t(job.carry) * 2 + which) * (kWarpgroup * kDh / 2) + i * kWarpgroup + threadIdx.x % kWarpgroup * 4;
+}
+__device__ __forceinline__ void begin_sums(Sums& sums, const KeyJob& job, const KeyResults& results, int which) {
+#pragma unroll
+  for (int i = 0; i < kDh / 2; i += 4) {
+    float4 x = make_float4(0, 0, 0, 0);
+    if (job.is_begun) x = *reinterpret_cast<const float4*>(results.carried_in + place_of_sums(job, which, i));
+    sums[i] = x.x, sums[i + 1] = x.y, sums[i + 2] = x.z, sums[i + 3] = x.w;
+  }
+}
+__device__ __forceinline__ void end_sums(const Sums& sums, const KeyJob& job, const KeyResults& results, int which,
+                                         const Problem& p) {
+  if (job.is_cut) {
+#pragma unroll
+    for (int i = 0; i < kDh / 2; i += 4)
+      *reinterpret_cast<float4*>(results.carry_out + place_of_sums(job, which, i)) =
+          make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
+    return;
+  }
+  bf16* const to = (which ? results.d_k : results.d_v) + (int64_t(job.begin) * p.Hkv + job.kv_head) * p.Dh;
+  store_sums(to, sums, which ? p.scale : 1.0f, job.tokens, p.Hkv * p.Dh, p.Dh);
+}
+
+// P = exp(scale K Q^T - lse), d_v += P^T d_o; hands P on, rounded.
+__device__ __forceinline__ void sum_value_gradients(const Problem& p, const KeyResults& results, unsigned char* base,
+                                                    KeyShared& shared) {
+  const uint32_t tiles = shared_address(base);
+  const int thread = threadIdx.x % kWarpgroup, lane = thread % kWarpSize;
+  const int key0 = thread / kWarpSize * 16 + lane / 4, query0 = lane % 4 * 2;  // of this thread in a square
+  const float scale_log2 = p.scale * kLog2E;
+  for (int it = 0, job_it = 0;; ++job_it) {
+    wait(&shared.keys_filled, job_it & 1);
+    const KeyJob job = shared.job;
+    if (job.key < 0) return;
+    Sums sums;
+    float square[kTile / 2];
+    const auto multiply = [&](int it) {
+      wait(&shared.q_filled[stage_of(it)], parity_of(it));
+      begin_products();
+      multiply_panels(square, tiles + kPlaceK, tiles + kPlaceQ + stage_of(it) * kPanelBytes);
+      commit_products();
+    };
+    multiply(it);
+    wait_for_products<0>();
+    hold(square);
+    begin_sums(sums, job, results, 0);
+    for (int step = 0; step < job.steps; ++step, ++it) {
+      const int stage = stage_of(it);
+      const uint32_t parity = parity_of(it);
+      const int behind = step < job.masked ? key0 - query0 : -kTile;  // keys behind a query are not seen by it
+      LeftFactor prob[kTile / 16];
+#pragma unroll
+      for (int block = 0; block < kTile / 8; ++block) {
+        const float2 lse = query_pair(shared.lse[stage], block);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float* const s = square + 4 * block + 2 * half;
+          const float low = exp2_fast(s[0] * scale_log2 - lse.x), high = exp2_fast(s[1] * scale_log2 - lse.y);
+          const int first = behind + half * 8 - block * 8;
+          prob[block / 2].block[block % 2 * 2 + half] = pack_bf16(first > 0 ? 0.0f : low, first > 1 ? 0.0f : high);
+        }
+      }
+      arrive_warp(&shared.q_free[stage]);
+      wait(&shared.d_o_filled[stage], parity);
+      begin_products();
+      add_product(sums, prob, tiles + kPlaceDO + stage * kPanelBytes);
+      commit_products();
+      wait(&shared.p_free[stage], parity ^ 1);
+      uint4* const handed = reinterpret_cast<uint4*>(base + kPlaceP + stage * kBlockBytes) + thread;
+#pragma unroll
+      for (int i = 0; i < kTile / 16; ++i)
+        handed[i * kWarpgroup] = make_uint4(prob[i].block[0], prob[i].block[1], prob[i].block[2], prob[i].block[3]);
+      arrive_warp(&shared.p_filled[stage]);
+      if (step + 1 < job.steps) {
+        multiply(it + 1);
+        wait_for_products<1>();
+        arrive_warp(&shared.d_o_free[stage]);
+      } else {
+        arrive_warp(&shared.keys_free);
+      }
+      wait_for_products<0>();
+      hold(square);
+      hold(sums);
+      if (step + 1 == job.steps) arrive_warp(&shared.d_o_free[stage]);
+    }
+    end_sums(sums, job, results, 0, p);
+  }
+}
+
+// dS = P * (V d_o^T - delta), d_k += dS^T Q; leaves dS in device memory.
+__device__ __forceinline__ void sum_key_gradients(const Problem& p, const KeyResults& results, unsigned char* base,
+                                                  KeyShared& shared) {
+  const uint32_t tiles = shared_address(base);
+  const int thread = threadIdx.x % kWarpgroup, lane = thread % kWarpSize, warp = thread / kWarpSize;
+  for (int it = 0, job_it = 0;; ++job_it) {
+    wait(&shared.keys_filled, job_it & 1);
+    const KeyJob job = shared.job;
+    if (job.key < 0) break;
+    Sums sums;
+    float square[kTile / 2];
+    const auto multiply = [&](int it) {
+      wait(&shared.d_o_filled[stage_of(it)], parity_of(it));
+      begin_products();
+      multiply_panels(square, tiles + kPlaceV, tiles + kPlaceDO + stage_of(it) * kPanelBytes);
+      commit_products();
+    };
+    multiply(it);
+    wait_for_products<0>();
+    hold(square);
+    begin_sums(sums, job, results, 1);
+    for (int step = 0; step < job.steps; ++step, ++it) {
+      const int stage = stage_of(it);
+      const uint32_t parity = parity_of(it);
+      wait(&shared.p_filled[stage], parity);
+      const uint4* const handed = reinterpret_cast<const uint4*>(base + kPlaceP + stage * kBlockBytes) + thread;
+      LeftFactor d_score[kTile / 16];
+#pragma unroll
+      for (int i = 0; i < kTile / 16; ++i) {
+        const uint4 prob = handed[i * kWarpgroup];
+        const uint32_t pairs[4] = {prob.x, prob.y, prob.z, prob.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float2 delta = query_pair(shared.delta[stage], 2 * i + j / 2), p2 = unpack_bf16(pairs[j]);
+          const float* const d_prob = square + 8 * i + 2 * j;
+          d_score[i].block[j] = pack_bf16(p2.x * (d_prob[0] - delta.x), p2.y * (d_prob[1] - delta.y));
+        }
+      }
+      bf16* const square_to = shared.square[stage];
+      arrive_warp(&shared.p_free[stage]);
+      if (lane == 0) arrive(&shared.d_o_free[stage]);
+      wait(&shared.q_filled[stage], parity);
+      begin_products();
+      add_product(sums, d_score, tiles + kPlaceQ + stage * kPanelBytes);
+      commit_products();
+      // The store of the other stage's square has read it long since.
+      const uint32_t staging = tiles + kPlaceDS + stage * kBlockBytes;
+#pragma unroll
+      for (int i = 0; i < kTile / 16; ++i)
+        store_factor(chunk_address(staging, 16 * warp + lane % 16, 2 * i + lane / 16), d_score[i]);
+      fence_shared_writes();
+      if (thread == 0) wait_for_added<0>();
+      sync_threads(1, kWarpgroup);
+      if (thread == 0) store_bytes(square_to, staging, kBlockBytes);
+      if (step + 1 < job.steps) {
+        multiply(it + 1);
+        wait_for_products<1>();
+        arrive_warp(&shared.q_free[stage]);
+      } else {
+        arrive_warp(&shared.keys_free);
+      }
+      wait_for_products<0>();
+      hold(square);
+      hold(sums);
+      if (step + 1 == job.steps) arrive_warp(&shared.q_free[stage]);
+    }
+    end_sums(sums, job, results, 1, p);
+  }
+  if (thread == 0) wait_for_added<0>();
+}
+
+__global__ void __launch_bounds__(kKeyThreads, 1)
+    key_kernel(const __grid_constant__ KeyMaps maps, const __grid_constant__ Problem p, KeyResults results,
+               const float* lse, const float* delta) {
+  if constexpr (kOnHopper) {
+    extern __shared__ unsigned char unaligned[];
+    __shared__ KeyShared shared;
+    unsigned char* const base = unaligned + (kSwizzleBytes - shared_address(unaligned) % kSwizzleBytes) % kSwizzleBytes;
+    if (threadIdx.x == 0) {
+      init_barrier(&shared.keys_filled, 1);
+      init_barrier(&shared.job_filled, 1);
+      init_barrier(&shared.keys_free, 9);
+      for (int i = 0; i < 2; ++i) {
+        init_barrier(&shared.q_filled[i], 2);
+        init_barrier(&shared.d_o_filled[i], 2);
+        init_barrier(&shared.q_free[i], 8);
+        init_barrier(&shared.d_o_free[i], 8);
+        init_barrier(&shared.p_filled[i], 4);
+        init_barrier(&shared.p_free[i], 4);
+      }
+      fence_barrier_init();
+    }
+    __syncthreads();
+    const int warpgroup = threadIdx.x / kWarpgroup;
+    if (warpgroup == 0) {
+      leave_registers<56>();
+      if (threadIdx.x == 0) bring_tiles(p, maps, shared_address(base), shared);
+      if (threadIdx.x / kWarpSize == 1) bring_statistics(p, lse, delta, shared);
+    } else if (warpgroup == 1) {
+      take_registers<224>();
+      sum_value_gradients(p, results, base, shared);
+    } else {
+      take_registers<224>();
+      sum_key_gradients(p, results, base, shared);
+    }
+  }
+}
+
+// ---- Gradient of queries --------------------------------------------------------------------------------------------
+
+constexpr int kQueryHeads = 2, kQueryThreads = (1 + kQueryHeads) * kWarpgroup;
+constexpr int kQueryStages = 4, kQueryStageBytes = kPanelBytes + kQueryHeads * kBlockBytes;
+constexpr int kQuerySharedBytes = kQueryStages * kQueryStageBytes + kSwizzleBytes;
+static_assert(kQuerySharedBytes <= 227 * 1024);
+
+// d_q = scale dS K. A job is a tile of queries of two heads of a group, one per warpgroup; they share the keys.
+__global__ void __launch_bounds__(kQueryThreads, 1)
+    query_kernel(const __grid_constant__ CUtensorMap k, const __grid_constant__ Problem p, bf16* d_q) {
+  if constexpr (kOnHopper) {
+    extern __shared__ unsigned char unaligned[];
+    __shared__ uint64_t filled[kQueryStages], free[kQueryStages];
+    const uint32_t tiles =
+        shared_address(unaligned) + (kSwizzleBytes - shared_address(unaligned) % kSwizzleBytes) % kSwizzleBytes;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < kQueryStages; ++i) {
+        init_barrier(&filled[i], 1);
+        init_barrier(&free[i], kQueryHeads * 4);
+      }
+      fence_barrier_init();
+    }
+    __syncthreads();
+    const Stripe stripe = *p.stripe;
+    const int parts = (p.group() + kQueryHeads - 1) / kQueryHeads;
+    int stage = 0;
+    uint32_t parity = 0;
+    const auto next_stage = [&] {
+      if (++stage == kQueryStages) stage = 0, parity ^= 1;
+    };
+    const auto for_each = [&](auto&& visit) {
+      for_each_job((stripe.end - stripe.begin) * p.Hkv * parts, [&](int job) {
+        const int query = stripe.end - 1 - job / (p.Hkv * parts), kv_head = job / parts % p.Hkv;
+        const int first = job % parts * kQueryHeads;
+        visit(query, kv_head, kv_head * p.group() + first, min(kQueryHeads, p.group() - first));
+      });
+    };
+    if (threadIdx.x < kWarpgroup) {
+      leave_registers<40>();
+      if (threadIdx.x != 0) return;
+      for_each([&](int query, int kv_head, int head, int num_heads) {
+        const int first = p.tables.tiles[query].first, slot = p.tables.slots[query];
+        const bf16* squares[kQueryHeads];
+#pragma unroll
+        for (int i = 0; i < kQueryHeads; ++i) squares[i] = p.square(head + i, slot, query, first);
+        int begin = p.tables.tiles[first].begin;
+        for (int key = first; key <= query; ++key, begin += kTile) {
+          const uint32_t to = tiles + stage * kQueryStageBytes;
+          wait(&free[stage], parity ^ 1);
+          arrive_expecting(&filled[stage], kPanelBytes + num_heads * kBlockBytes);
+          copy_panel(to, k, &filled[stage], kv_head, begin);
+#pragma unroll
+          for (int i = 0; i < kQueryHeads; ++i)
+            if (i < num_heads)
+              copy_bytes(to + kPanelBytes + i * kBlockBytes, squares[i] + (key - first) * kSquareElements, kBlockBytes,
+                         &filled[stage]);
+          next_stage();
+        }
+      });
+      return;
+    }
+    take_registers<232>();
+    const int warpgroup = threadIdx.x / kWarpgroup - 1;
+    for_each([&](int query, int, int head, int num_heads) {
+      const Tile tile = p.tables.tiles[query];
+      Sums sums;
+      int previous = -1;
+      for (int key = tile.first; key <= query; ++key) {
+        wait(&filled[stage], parity);
+        const uint32_t keys = tiles + stage * kQueryStageBytes, square = keys + kPanelBytes + warpgroup * kBlockBytes;
+        begin_products();
+#pragma unroll
+        for (int i = 0; i < kTile / 16; ++i) {
+          constexpr uint32_t kStep = kFactorStep<Major::kMn>;
+          multiply_add_256<Major::kMn, Major::kMn>(sums, factor<Major::kMn>(square + i * kStep, kBlockBytes),
+                                                   factor<Major::kMn>(keys + i * kStep, kBlockBytes),
+                                                   key > tile.first || i > 0);
+        }
+        commit_products();
+        wait_for_products<1>();
+        if (previous >= 0) arrive_warp(&free[previous]);
+        previous = stage;
+        next_stage();
+      }
+      wait_for_products<0>();
+      hold(sums);
+      arrive_warp(&free[previous]);
+      if (warpgroup < num_heads)
+        store_sums(d_q + (int64_t(tile.begin) * p.Hq + head + warpgroup) * p.Dh, sums, p.scale, tile.tokens,
+                   p.Hq * p.Dh, p.Dh);
+    });
+  }
+}
+
+// ---- Launchers ------------------------------------------------------------------------------------------------------
+
+CUtensorMap map_of_heads(const Tensor& t) {
+  const int64_t N = t.dim(0), heads = t.dim(1), Dh = t.dim(2);
+  return make_tensor_map<bf16, 3>({pointer<bf16>(t), {Dh, heads, N}, {Dh, heads * Dh}, {kLine, 1, kTile}});
+}
+
+// Most tiles, and most squares of dS of a head, that there can be with up to so many documents.
+struct Bounds {
+  int64_t tiles, slots;
+};
+Bounds bounds_of(const Segments& segments) {
+  const int64_t N = segments.num_tokens(), width = ceil_div(segments.row_tokens, kTile);
+  if (is_whole_rows(segments)) return {segments.num_rows * width, segments.num_rows * (width * (width + 1) / 2)};
+  // A document of n tokens, m = (n - 1) / kTile, has at most m + 1 tiles and (m + 1) (m + 2) / 2 squares.
+  const int64_t D = document_bound(segments.num_documents()), m = N / kTile;
+  return {D + m, D + (3 * m + m * width) / 2 + 1};
+}
+
+}  // namespace
+
+bool wgmma_attention_supports(const Context& ctx, const AttentionTensors& in) {
+  const int64_t Dh = in.q.dim(2);
+  return has_hopper_kernels(ctx) && in.q.dtype() == DType::kBF16 && Dh % 16 == 0 && Dh > 128 && Dh <= kDh;
+}
+
+void wgmma_attention_backward(Context& ctx, AttentionGradients& d_in, const AttentionOutputGradient& d_out,
+                              const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments,
+                              int64_t most_score_bytes) {
+  const int64_t N = in.q.dim(0), Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2);
+  const int64_t width = ceil_div(segments.row_tokens, kTile);
+  const Bounds most = bounds_of(segments);
+  const int64_t square_bytes = Hq * kSquareElements * sizeof(bf16);
+  const int64_t num_stripes =
+      std::max<int64_t>(1, ceil_div(most.slots, std::max(width, most_score_bytes / square_bytes - width)));
+  const int64_t stripe_slots = std::max(width, ceil_div(most.slots, num_stripes));
+  const int64_t max_slots = num_stripes == 1 ? most.slots : stripe_slots + width;
+
+  Scratch scratch(ctx);
+  Problem p = {static_cast<int>(N),
+               static_cast<int>(Hq),
+               static_cast<int>(Hkv),
+               static_cast<int>(Dh),
+               1 / std::sqrt(static_cast<float>(Dh)),
+               {reinterpret_cast<Tile*>(scratch.array<int32_t>(4 * most.tiles)), scratch.array<int32_t>(most.tiles),
+                reinterpret_cast<Stripe*>(scratch.array<int32_t>(4 * num_stripes)),
+                scratch.array<int32_t>(num_stripes * most.tiles), scratch.array<int32_t>(num_stripes),
+                static_cast<int>(most.tiles), static_cast<int>(num_stripes), static_cast<int>(stripe_slots)},
+               nullptr,
+               nullptr,
+               nullptr,
+               static_cast<bf16*>(scratch.tensor({Hq, max_slots, kTile, kTile}, DType::kBF16).raw()),
+               max_slots};
+  const int64_t carried = num_stripes == 1 ? 0 : width * Hkv * 2 * kWarpgroup * (kDh / 2);
+  float* const carry[2] = {scratch.array<float>(carried), scratch.array<float>(carried)};
+
+  tables_kernel<<<1, kTableThreads, 0, stream_of(ctx)>>>(p.tables, pointer<int32_t>(segments.on_gpu.document_begin),
+                                                         p.N);
+  check_launch("attention_backward tables");
+  const KeyMaps maps = {map_of_heads(in.q), map_of_heads(d_out.d_o), map_of_heads(in.k), map_of_heads(in.v)};
+  allow_shared_memory(key_kernel, kKeySharedBytes);
+  allow_shared_memory(query_kernel, kQuerySharedBytes);
+  for (int64_t s = 0; s < num_stripes; ++s) {
+    p.stripe = p.tables.stripes + s;
+    p.keys = p.tables.keys + s * most.tiles;
+    p.next_job = p.tables.next_jobs + s;
+    const KeyResults results = {pointer<bf16>(d_in.k), pointer<bf16>(d_in.v), carry[(s + 1) % 2], carry[s % 2]};
+    key_kernel<<<ctx.gpu().num_sms, kKeyThreads, kKeySharedBytes, stream_of(ctx)>>>(
+        maps, p, results, pointer<float>(out.lse), pointer<float>(d_out.delta));
+    check_launch("attention_backward keys");
+    query_kernel<<<ctx.gpu().num_sms, kQueryThreads, kQuerySharedBytes, stream_of(ctx)>>>(maps.k, p,
+                                                                                          pointer<bf16>(d_in.q));
+    check_launch("attention_backward queries");
+  }
+}
+
+}  // namespace braid::cuda
