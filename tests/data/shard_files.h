@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "data/token_shard.h"
+#include "tests/messages.h"
 
 namespace braid::testing {
 
@@ -37,22 +38,6 @@ inline std::string read_file(const std::string& path) {
 inline void write_file(const std::string& path, const std::string& bytes) {
   std::filesystem::create_directories(std::filesystem::path(path).parent_path());
   std::ofstream(path, std::ios::binary) << bytes;
-}
-
-// The message of the E that `body` must throw.
-template <class E, class Body>
-std::string message_of(Body&& body) {
-  try {
-    body();
-  } catch (const E& e) {
-    return e.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
-}
-
-inline void expect_contains(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), std::string::npos) << '"' << part << "\" is not in: " << text;
 }
 
 constexpr int64_t kVocabulary = 1000, kEnd = 999;

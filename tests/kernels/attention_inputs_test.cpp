@@ -1,5 +1,6 @@
 #include "kernels/attention_inputs.h"
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -194,23 +195,13 @@ TEST(AttentionInputs, PackedDocumentsGiveTheSameBitsAsSeparateOnes) {
   }
 }
 
-template <class Call>
-std::string message_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST(AttentionInputs, NamesTheTensorOfAWrongShapeOrDtype) {
   auto message = [](auto&& change, bool backward = false) {
     Problem p(Segments::packed({2, 3}), kDims, DType::kF64);
     change(p);
     return message_of([&] { backward ? p.backward() : p.forward(); });
   };
-  EXPECT_EQ(message([](Problem&) {}), "nothing was thrown");
+  EXPECT_EQ(message([](Problem&) {}), "");
   EXPECT_EQ(message([](Problem& p) {
               p.x.q_gate = zeros_f64({5, 4, 7});
             }),

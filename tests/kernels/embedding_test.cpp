@@ -1,5 +1,6 @@
 #include "kernels/embedding.h"
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -41,16 +42,6 @@ TEST(Embedding, BackwardAddsInTokenOrder) {
   }
   embedding_backward(ctx, d_table, d_y, ids);
   expect_same_bits(d_table, expected);
-}
-
-template <class Call>
-std::string message_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
 }
 
 TEST(Embedding, NamesTheTensorOfAWrongShapeOrDtype) {

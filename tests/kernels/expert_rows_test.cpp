@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/core/philox.h"
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -181,16 +182,6 @@ TEST(LimitRows, CutsFromTheEndAndRemembersTheMost) {
   limit_rows(ctx, rows, needed, 5);
   EXPECT_EQ(values_of<int64_t>(rows), (std::vector<int64_t>{3, 0, 2, 0, 0}));
   EXPECT_EQ(*needed.data<int64_t>(), 10);
-}
-
-template <class Body>
-std::string message_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
 }
 
 TEST(ExpertRows, NamesTheTensorOfAWrongShapeOrDtype) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -142,23 +143,13 @@ TEST(LmHeadLoss, OfNoTokensIsZero) {
   expect_same_bits(p.d_weight, zeros({6, 4}, DType::kF32));
 }
 
-template <class Call>
-std::string message_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST(LmHeadLoss, NamesTheTensorOfAWrongShapeOrDtype) {
   auto message = [](auto&& change) {
     Problem p(5, 4, 6, DType::kF64);
     change(p);
     return message_of([&] { p.forward_backward(); });
   };
-  EXPECT_EQ(message([](Problem&) {}), "nothing was thrown");
+  EXPECT_EQ(message([](Problem&) {}), "");
   EXPECT_EQ(message([](Problem& p) { p.weight = zeros_f64({6, 3}); }), "weight: expected shape (6, 4), got (6, 3)");
   EXPECT_EQ(message([](Problem& p) { p.targets = zeros({4}, DType::kI64); }), "targets: expected shape (5), got (4)");
   EXPECT_EQ(message([](Problem& p) { p.targets = zeros({5}, DType::kI32); }), "targets: expected dtype I64, got I32");

@@ -1,5 +1,6 @@
 #include "kernels/matmul.h"
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -75,16 +76,6 @@ TEST(Matmul, OfNothingIsZero) {
          Transpose::kNo);
   matmul(ctx, zeros({3, 0}, DType::kF32), zeros({3, 4}, DType::kF32), Transpose::kNo, zeros({4, 0}, DType::kF32),
          Transpose::kNo);
-}
-
-template <class Call>
-std::string message_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
 }
 
 TEST(Matmul, NamesTheTensorOfAWrongShapeOrDtype) {

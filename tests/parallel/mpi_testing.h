@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/communicator.h"
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid::testing {
@@ -14,16 +15,5 @@ Communicator& world();
 
 // The world ranks of a group, in the group's order.
 std::vector<int32_t> members(Context& ctx, Communicator& group);
-
-// What body's exception of type E says.
-template <class E>
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
-}
 
 }  // namespace braid::testing

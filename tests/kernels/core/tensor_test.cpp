@@ -1,22 +1,13 @@
 #include "kernels/core/tensor.h"
 
 #include "kernels/core/segments.h"
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
 namespace {
 
 using namespace braid::testing;
-
-template <class Body>
-std::string message_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
-}
 
 TEST(DType, SizesAndNames) {
   const std::vector<std::tuple<DType, int64_t, std::string, bool>> expected = {

@@ -102,7 +102,7 @@ TEST_F(CheckpointFaultsTest, ACheckpointOfTheSameStepComesBack) {
 TEST_F(CheckpointFaultsTest, TheFirstSaveOfARunMayFailAnywhere) {
   for (int64_t nth = 1;; ++nth) {
     fault = {.nth = nth};
-    const bool failed = message_of<IoError>([&] { save(5, 5); }) != "nothing was thrown";
+    const bool failed = message_of<IoError>([&] { save(5, 5); }) != "";
     const bool was_hit = fault.calls >= nth;
     fault = {};
     if (failed) {

@@ -239,11 +239,11 @@ TEST_F(CheckpointTest, EveryTruncationIsSeen) {
     const std::string file = saved + "/" + name, whole = bytes_of(file);
     for (size_t length = 0; length < whole.size(); length += 1 + whole.size() / 300) {
       ASSERT_EQ(truncate(file.c_str(), static_cast<off_t>(length)), 0);
-      ASSERT_NE(refusal(saved), "nothing was thrown") << name << " cut to " << length;
+      ASSERT_NE(refusal(saved), "") << name << " cut to " << length;
       std::ofstream(file, std::ios::binary | std::ios::app) << whole.substr(length);
     }
     std::ofstream(file, std::ios::binary | std::ios::app) << "x";
-    ASSERT_NE(refusal(saved), "nothing was thrown") << name << " with one byte more";
+    ASSERT_NE(refusal(saved), "") << name << " with one byte more";
     ASSERT_EQ(truncate(file.c_str(), static_cast<off_t>(whole.size())), 0);
     ASSERT_EQ(bytes_of(file), whole);
     expect_content(CheckpointReader(saved));
@@ -261,7 +261,7 @@ TEST_F(CheckpointTest, EveryFlippedBitIsSeenBeforeAByteIsUsed) {
       const size_t bit = random() % (8 * whole.size()), at = bit / 8;
       const char flipped = static_cast<char>(whole[at] ^ (1 << bit % 8));
       ASSERT_EQ(pwrite(fd, &flipped, 1, static_cast<off_t>(at)), 1);
-      ASSERT_NE(message_of<CheckpointError>([&] { expect_content(CheckpointReader(saved)); }), "nothing was thrown")
+      ASSERT_NE(message_of<CheckpointError>([&] { expect_content(CheckpointReader(saved)); }), "")
           << "bit " << bit << " of " << name;
       ASSERT_EQ(pwrite(fd, &whole[at], 1, static_cast<off_t>(at)), 1);
     }
@@ -294,7 +294,7 @@ TEST_F(CheckpointTest, FilesOfOthersAreRefused) {
   fs::rename(one + shard, one + "/x");
   fs::rename(one + "/rank-00000.safetensors", one + shard);
   fs::rename(one + "/x", one + "/rank-00000.safetensors");
-  EXPECT_NE(refusal(one), "nothing was thrown") << "swapped";
+  EXPECT_NE(refusal(one), "") << "swapped";
 }
 
 TEST_F(CheckpointTest, OpensNothingButRegularFilesOfItsFolder) {

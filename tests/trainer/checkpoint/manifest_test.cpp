@@ -69,13 +69,12 @@ TEST(Manifest, ItsDigestIsOfEverythingButTheLastTwoLines) {
 
 TEST(Manifest, EveryCutAndEveryFlippedBitIsSeen) {
   const std::string text = example().to_text();
-  for (size_t length = 0; length < text.size(); ++length)
-    ASSERT_NE(refusal(text.substr(0, length)), "nothing was thrown") << length;
-  EXPECT_NE(refusal(text + "\n"), "nothing was thrown");
+  for (size_t length = 0; length < text.size(); ++length) ASSERT_NE(refusal(text.substr(0, length)), "") << length;
+  EXPECT_NE(refusal(text + "\n"), "");
   for (size_t bit = 0; bit < 8 * text.size(); ++bit) {
     std::string flipped = text;
     flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
-    ASSERT_NE(refusal(flipped), "nothing was thrown") << bit;
+    ASSERT_NE(refusal(flipped), "") << bit;
   }
 }
 
@@ -147,8 +146,8 @@ TEST(Manifest, EveryElementMustBeThereOnce) {
     for (auto [begin, end] : extents) m.add("t", DType::kU8, {2, 5}, {begin, end, "rank-00000.safetensors", 0});
     return message_of<CheckpointError>([&] { m.check_coverage("PATH"); });
   };
-  EXPECT_EQ(message({{0, 10}}), "nothing was thrown");
-  EXPECT_EQ(message({{7, 10}, {0, 3}, {3, 7}}), "nothing was thrown");
+  EXPECT_EQ(message({{0, 10}}), "");
+  EXPECT_EQ(message({{7, 10}, {0, 3}, {3, 7}}), "");
   EXPECT_EQ(message({}), "PATH: tensor t: its parts end at element 0 of 10");
   EXPECT_EQ(message({{0, 9}}), "PATH: tensor t: its parts end at element 9 of 10");
   EXPECT_EQ(message({{0, 11}}), "PATH: tensor t: its parts end at element 11 of 10");

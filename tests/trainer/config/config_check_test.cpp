@@ -6,11 +6,14 @@
 #include <numeric>
 #include <set>
 
+#include "tests/messages.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/config/config_visit.h"
 
 namespace braid {
 namespace {
+
+using namespace braid::testing;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kInf = std::numeric_limits<double>::infinity();
 
@@ -20,15 +23,6 @@ RunConfig valid_config() {
   c.train = {2, 8, 64, 1};
   c.data.sources = {{"a", {"/data/a.h5"}, {}, 1}, {"b", {}, {"/data/b.txt"}, 2}};
   return c;
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const ConfigError& e) {
-    return e.what();
-  }
-  return "";
 }
 
 std::set<std::string> schema_keys() {
@@ -59,18 +53,18 @@ void expect_refused(const std::vector<BadValue>& table, void (*check)(const RunC
   for (const BadValue& bad : table) {
     RunConfig config = valid_config();
     bad.set(config);
-    const std::string message = message_of([&] { check(config); });
+    const std::string message = message_of<ConfigError>([&] { check(config); });
     EXPECT_TRUE(message.starts_with(bad.message_start)) << "expected: " << bad.message_start << "\ngot: " << message;
     EXPECT_TRUE(keys.contains(key_of(message)) || key_of(message) == "data.sources[]") << message;
   }
 }
 
 TEST(CheckConfig, AcceptsAWholeRunAndTheModelAlone) {
-  EXPECT_EQ(message_of([] { check_config(valid_config()); }), "");
-  EXPECT_EQ(message_of([] { check_model_config(RunConfig()); }), "");
+  EXPECT_EQ(message_of<ConfigError>([] { check_config(valid_config()); }), "");
+  EXPECT_EQ(message_of<ConfigError>([] { check_model_config(RunConfig()); }), "");
   RunConfig slow = valid_config();
   slow.allow_slow = {"attention", "gated_delta_rule"};
-  EXPECT_EQ(message_of([&] { check_config(slow); }), "");
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config(slow); }), "");
 }
 
 TEST(CheckModelConfig, RefusesWhatTheModelCannotBe) {
@@ -123,7 +117,7 @@ TEST(CheckModelConfig, HoldsEveryIntegerOfTheModelToItsRange) {
           if constexpr (std::is_same_v<decltype(slot), int64_t&>)
             if (other == key) slot = bad;
         });
-        EXPECT_EQ(message_of([&] { check_model_config(config); }),
+        EXPECT_EQ(message_of<ConfigError>([&] { check_model_config(config); }),
                   concat(key, " is ", bad, ", but must be within 1 and 2147483647"));
       }
     }
@@ -215,7 +209,7 @@ TEST(CheckConfig, AcceptsTheEdges) {
   c.model.partial_rotary_factor = 1;
   c.model.num_experts_per_tok = c.model.num_experts;
   c.model.layer_types.assign(48, LayerType::kLinearAttention);
-  EXPECT_EQ(message_of([&] { check_config(c); }), "");
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config(c); }), "");
 }
 
 TEST(CheckConfigForRanks, RefusesExactlyTheInvalidCombinations) {
@@ -230,7 +224,7 @@ TEST(CheckConfigForRanks, RefusesExactlyTheInvalidCombinations) {
             c.model.num_experts = num_experts;
             c.train.global_batch_size = global;
             c.train.micro_batch_size = micro;
-            const std::string message = message_of([&] { check_config_for_ranks(c, ranks); });
+            const std::string message = message_of<ConfigError>([&] { check_config_for_ranks(c, ranks); });
             std::string expected;
             if (ranks % expert != 0 || num_experts % expert != 0) expected = "parallel.expert is ";
             else if (global % (micro * ranks) != 0) expected = "train.global_batch_size is ";
@@ -249,20 +243,20 @@ TEST(CheckConfigForRanks, RefusesExactlyTheInvalidCombinations) {
 TEST(CheckConfigForRanks, SaysWhichValuesWouldDo) {
   RunConfig c = valid_config();
   c.parallel.expert = 3;
-  EXPECT_EQ(message_of([&] { check_config_for_ranks(c, 12); }),
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(c, 12); }),
             "parallel.expert is 3, but must divide both the 12 ranks and the 512 experts; valid here: 1, 2, 4");
   c.parallel.expert = 1;
   c.train.micro_batch_size = 4;
   c.train.global_batch_size = 12;
-  EXPECT_EQ(message_of([&] { check_config_for_ranks(c, 2); }),
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(c, 2); }),
             "train.global_batch_size is 12, but must be a multiple of train.micro_batch_size * ranks = 4 * 2 = 8; "
             "nearest: 8, 16, 24; or train.micro_batch_size 2, 3, 6");
   c.train.global_batch_size = 2;
-  EXPECT_EQ(message_of([&] { check_config_for_ranks(c, 3); }),
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(c, 3); }),
             "train.global_batch_size is 2, but must be a multiple of train.micro_batch_size * ranks = 4 * 3 = 12; "
             "nearest: 12, 24, 36");
   c.train.micro_batch_size = 0;
-  EXPECT_EQ(message_of([&] { check_config_for_ranks(c, 3); }),
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(c, 3); }),
             "train.micro_batch_size is 0, but must be within 1 and 2147483647");
 }
 

@@ -12,6 +12,7 @@
 #include <random>
 #include <sstream>
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 #include "trainer/config/config_visit.h"
 #include "trainer/config/foreign_keys.h"
@@ -19,18 +20,10 @@
 namespace braid {
 namespace {
 
+using namespace braid::testing;
 namespace fs = std::filesystem;
 
 const fs::path kRepository = testing::moved("BRAID_SOURCE", BRAID_SOURCE_FOLDER);
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const ConfigError& e) {
-    return e.what();
-  }
-  return "";
-}
 
 // A folder of config files, removed at the end of the test.
 class ConfigReader : public ::testing::Test {
@@ -53,7 +46,7 @@ class ConfigReader : public ::testing::Test {
   }
   // The message without the folder: "c.yaml:3: run.steps: ..."
   std::string error(const std::string& text, const std::vector<std::string>& overrides = {}) const {
-    return without_folder(message_of([&] { read(text, overrides); }));
+    return without_folder(message_of<ConfigError>([&] { read(text, overrides); }));
   }
   std::string override_error(const std::string& text) const { return error("{}", {text}); }
   std::string without_folder(std::string message) const {
@@ -407,7 +400,8 @@ TEST_F(ConfigReader, BoundsSizeAndDepth) {
   EXPECT_EQ(error("run: " + std::string(31, '[') + std::string(31, ']')).substr(0, 24), "c.yaml:1: run: expected ");
   const std::string deep = error("run: " + std::string(32, '[') + std::string(32, ']'));
   EXPECT_TRUE(deep.ends_with(": nested deeper than 32 levels")) << deep;
-  EXPECT_EQ(message_of([] { read_config("/dev/zero", {}); }), "/dev/zero:1: more than 1048576 bytes of YAML");
+  EXPECT_EQ(message_of<ConfigError>([] { read_config("/dev/zero", {}); }),
+            "/dev/zero:1: more than 1048576 bytes of YAML");
 }
 
 TEST_F(ConfigReader, AnswersHostileInputAtOnce) {
@@ -489,7 +483,7 @@ TEST_F(ConfigReader, ReadsMutatedConfigsBackOrRefusesThem) {
       case 3: text.insert(std::min(text.find('\n', at), text.size()), 1, character); break;
     }
     RunConfig read_back;
-    if (!message_of([&] { read_back = read(text); }).empty()) continue;
+    if (!message_of<ConfigError>([&] { read_back = read(text); }).empty()) continue;
     ++num_accepted;
     EXPECT_TRUE(compare_configs(read_back, read(to_yaml(read_back))).empty()) << text;
   }
@@ -537,8 +531,9 @@ TEST_F(ConfigReader, ResolvesInputPathsFromTheFileThatStatesThem) {
   const fs::path before = fs::current_path();
   fs::current_path(folder_);
   EXPECT_EQ(read_config("shared/data.yaml", {}).data.sources[0].shards[0], root + "/shared/x/a.h5");
-  EXPECT_EQ(message_of([] { read_config("nothing.yaml", {}); }), "cannot read nothing.yaml: No such file or directory");
-  EXPECT_EQ(message_of([] { read_config("runs", {}); }), "cannot read runs: Is a directory");
+  EXPECT_EQ(message_of<ConfigError>([] { read_config("nothing.yaml", {}); }),
+            "cannot read nothing.yaml: No such file or directory");
+  EXPECT_EQ(message_of<ConfigError>([] { read_config("runs", {}); }), "cannot read runs: Is a directory");
   fs::current_path(before);
 }
 
@@ -697,9 +692,10 @@ TEST_F(ConfigReader, ReadsStoredTextStrictlyAndWithoutBases) {
   RunConfig config;
   config.data.sources = {{"a", {"/d/a.h5"}, {}, 0.1}};
   EXPECT_TRUE(compare_configs(config, read_config_text(to_yaml(config), "step-5")).empty());
-  EXPECT_EQ(message_of([] { read_config_text("run:\n  stepz: 3\n", "step-5"); }),
+  EXPECT_EQ(message_of<ConfigError>([] { read_config_text("run:\n  stepz: 3\n", "step-5"); }),
             "step-5:2: run.stepz: unknown key, did you mean steps?");
-  EXPECT_EQ(message_of([] { read_config_text("base: a.yaml\n", "step-5"); }), "step-5: a stored config has no base");
+  EXPECT_EQ(message_of<ConfigError>([] { read_config_text("base: a.yaml\n", "step-5"); }),
+            "step-5: a stored config has no base");
 }
 
 TEST_F(ConfigReader, WritesNumbersShortAndTextPlainWherePossible) {
@@ -793,7 +789,7 @@ std::vector<fs::path> shipped(const char* folder) {
 
 TEST(ShippedConfigs, ModelsAreModels) {
   for (const fs::path& path : shipped("models"))
-    EXPECT_EQ(message_of([&] { check_model_config(read_config(path, {})); }), "") << path;
+    EXPECT_EQ(message_of<ConfigError>([&] { check_model_config(read_config(path, {})); }), "") << path;
   // The defaults are the released model.
   EXPECT_TRUE(
       compare_configs(RunConfig(), read_config(kRepository / "configs/models/qwen3-next-80b-a3b.yaml", {})).empty());
@@ -803,11 +799,11 @@ TEST(ShippedConfigs, RunsAndAblationsAreWholeRuns) {
   for (const char* folder : {"runs", "ablations"}) {
     for (const fs::path& path : shipped(folder)) {
       RunConfig config;
-      ASSERT_EQ(message_of([&] { config = read_config(path, {}); }), "") << path;
-      EXPECT_EQ(message_of([&] { check_config(config); }), "") << path;
+      ASSERT_EQ(message_of<ConfigError>([&] { config = read_config(path, {}); }), "") << path;
+      EXPECT_EQ(message_of<ConfigError>([&] { check_config(config); }), "") << path;
       const bool is_laptop = path.filename() == "laptop.yaml";
       for (int64_t ranks : is_laptop ? std::vector<int64_t>{1, 2} : std::vector<int64_t>{1, 2, 4})
-        EXPECT_EQ(message_of([&] { check_config_for_ranks(config, ranks); }), "")
+        EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(config, ranks); }), "")
             << path << " on " << ranks << " ranks";
       for (const SourceConfig& source : config.data.sources)
         for (const std::string& text : source.text) EXPECT_TRUE(fs::exists(text)) << path << ": " << text;

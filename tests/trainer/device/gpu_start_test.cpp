@@ -2,6 +2,7 @@
 
 #include "kernels/core/memory.h"
 #include "parallel/process_mesh.h"
+#include "tests/messages.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/device/implementations.h"
 #include "trainer/device/self_check.h"
@@ -10,6 +11,8 @@
 
 namespace braid {
 namespace {
+
+using namespace braid::testing;
 
 // What only a GPU can show; skipped where there is none.
 class GpuStart : public ::testing::Test {
@@ -41,15 +44,6 @@ class GpuStart : public ::testing::Test {
     config.train.seq_length = 100;
     return config;
   }
-  template <class E>
-  static std::string message_of(const std::function<void()>& body) {
-    try {
-      body();
-    } catch (const E& e) {
-      return e.what();
-    }
-    return "";
-  }
 };
 
 TEST_F(GpuStart, EveryOperatorAgreesWithTheCpu) {
@@ -57,7 +51,8 @@ TEST_F(GpuStart, EveryOperatorAgreesWithTheCpu) {
   for (const Precision precision : {Precision::kFp32, Precision::kBf16})
     for (const RunConfig& config : {released_model(precision), odd_model(precision)})
       for (const OperatorCheck& check : operator_checks(config))
-        EXPECT_EQ(message_of<Error>([&] { run_check(check, gpu, dtype_of_precision(precision)); }), "") << check.name;
+        EXPECT_EQ(message_of<Error>([&] { run_check(check, gpu, dtype_of_precision(precision)); }), "")
+            << check.name;
 }
 
 TEST_F(GpuStart, TheReleasedModelNeedsNoLeaveAndAnOddOneDoes) {

@@ -265,7 +265,7 @@ TEST_F(BrokenFilesTest, OneFile) {
     fs::remove_all(path("m"));
     Folder folder(path("m"));
     folder.model.write(path("m"));
-    ASSERT_EQ(refusal(), "nothing was thrown");
+    ASSERT_EQ(refusal(), "");
     c.damage(folder);
     expect_refused(c);
   }
@@ -377,7 +377,7 @@ TEST_F(BrokenFilesTest, Index) {
     fs::remove_all(path("m"));
     Folder folder(path("m"));
     folder.model.write_sharded(path("m"));
-    ASSERT_EQ(refusal(), "nothing was thrown");
+    ASSERT_EQ(refusal(), "");
     c.damage(folder);
     expect_refused(c);
   }

@@ -239,7 +239,7 @@ TEST_F(HuggingFaceReaderTest, FindsNumbersThatAreNotFinite) {
         Tensor tensor = Tensor::of(out.data(), {p.shape.numel()});
         const auto message = message_of<CheckpointError>([&] { reader.read_weights(p, 0, p.shape.numel(), tensor); });
         if (p.name != "model.layers.1.mlp.experts.gate_up_proj") {
-          EXPECT_EQ(message, "nothing was thrown") << p.name;
+          EXPECT_EQ(message, "") << p.name;
           continue;
         }
         EXPECT_EQ(message, concat(path("m"), "/model.safetensors: tensor ", name, ": element (", at / 8, ", ", at % 8,
@@ -282,9 +282,9 @@ TEST_F(HuggingFaceReaderTest, RefusesNormsAroundTheWrongNumber) {
     }
     return folder;
   };
-  EXPECT_EQ(refusal(moved(Norms::kZeroCentred, 0)), "nothing was thrown");
+  EXPECT_EQ(refusal(moved(Norms::kZeroCentred, 0)), "");
   expect_contains(refusal(moved(Norms::kZeroCentred, 1)), "stored as 1 + w, so 1 must be subtracted");
-  EXPECT_EQ(refusal(moved(Norms::kGated, 0.75f)), "nothing was thrown");
+  EXPECT_EQ(refusal(moved(Norms::kGated, 0.75f)), "");
   expect_contains(refusal(moved(Norms::kGated, -0.25f)), "this norm is a plain scale, so 1 must be added");
 }
 

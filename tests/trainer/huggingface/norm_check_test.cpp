@@ -37,9 +37,9 @@ TEST(NormCheck, AcceptsInitialAndTrainedNorms) {
       joined(around(0.1, 0.3), around(1.5, 0.5, 500)),  // norms of queries and keys, or the last one, well above
       joined(around(1, 0.1), around(-0.7, 0.1, 500)),   // channels that are damped: no plain norm has them below 0
       around(2.5, 0.5)};
-  for (const Weights& weights : zero_centred) EXPECT_EQ(refusal(weights, good_gated), "nothing was thrown");
+  for (const Weights& weights : zero_centred) EXPECT_EQ(refusal(weights, good_gated), "");
   const Weights gated[] = {{}, Weights(100, 1.0), around(1, 0.3), around(0.4, 0.1), around(0.2, 0.05), around(3, 1)};
-  for (const Weights& weights : gated) EXPECT_EQ(refusal(good, weights), "nothing was thrown");
+  for (const Weights& weights : gated) EXPECT_EQ(refusal(good, weights), "");
 }
 
 TEST(NormCheck, RefusesTheOtherConvention) {
@@ -63,7 +63,7 @@ TEST(NormCheck, NumbersThatAreNotFiniteDoNotCount) {
   weights.insert(weights.begin(), 300, std::nan(""));
   weights.insert(weights.begin(), 300, -INFINITY);
   expect_contains(refusal(weights, {}), "have the median 1, and 0 % of them");
-  EXPECT_EQ(refusal(Weights(10, std::nan("")), Weights(10, std::nan(""))), "nothing was thrown");
+  EXPECT_EQ(refusal(Weights(10, std::nan("")), Weights(10, std::nan(""))), "");
 }
 
 }  // namespace
