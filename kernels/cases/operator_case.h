@@ -33,6 +33,7 @@ struct Sizes {
   std::optional<GdnDims> gdn;              // where a layer is Gated DeltaNet
   std::optional<AttentionDims> attention;  // where a layer, or the MTP block, is attention
   bool mtp = false;
+  bool muon = false;  // the optimizer's rule for matrices
   // Only to time and to repeat:
   std::vector<int64_t> documents;         // of one row, instead of whole rows and of mixed_documents()
   int64_t shard_elements = 1 << 27;       // of the optimizer

@@ -12,7 +12,7 @@ namespace braid::cases {
   X(copy)                                                                                                            \
   X(random) X(embedding) X(rms_norm) X(mtp_inputs) X(gdn_inputs) X(gated_delta_rule) X(gated_rms_norm)               \
       X(attention_inputs) X(attention) X(router) X(load_balance) X(expert_rows) X(experts) X(swiglu) X(lm_head_loss) \
-          X(adamw) X(sum_squares)
+          X(adamw) X(muon) X(sum_squares)
 
 #define BRAID_DECLARE(op) OperatorCase op##_case();
 #define BRAID_LIST(op) op##_case(),

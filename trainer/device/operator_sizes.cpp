@@ -34,6 +34,7 @@ cases::Sizes operator_sizes(const RunConfig& c) {
   s.row_tokens = c.train.seq_length;
   s.local_experts = c.model.num_experts / c.parallel.expert;
   s.mtp = c.mtp.on();
+  s.muon = c.optimizer.kind == OptimizerKind::kMuon;
   if (!has_layer(c.model, LayerType::kLinearAttention)) s.gdn.reset();
   if (!has_layer(c.model, LayerType::kFullAttention) && !s.mtp) s.attention.reset();
   return s;

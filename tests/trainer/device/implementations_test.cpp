@@ -13,9 +13,10 @@ TEST(Implementations, AreThoseOfOperatorsThatAllowSlowKnows) {
   Context cpu = Context::cpu();
   RunConfig config;
   config.train.seq_length = 128;
+  config.optimizer.kind = OptimizerKind::kMuon;
   const auto list = operator_implementations(cpu, config);
   const std::vector<std::string> names = cases::operator_names();
-  EXPECT_EQ(names.size(), 15u);
+  EXPECT_EQ(names.size(), 16u);
   EXPECT_EQ(list.size(), names.size());
   for (const auto& [name, how] : list) {
     EXPECT_NE(std::find(names.begin(), names.end(), name), names.end()) << name;

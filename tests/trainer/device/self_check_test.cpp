@@ -70,6 +70,7 @@ TEST(SelfCheck, EveryOperatorAgreesWhereItIsRight) {
   configs[1].model.norm_topk_prob = false;
   configs[2].model.full_attention_interval = 1;
   configs[2].model.num_experts = configs[2].model.num_experts_per_tok = 3;
+  configs[2].optimizer.kind = OptimizerKind::kMuon;
   for (const RunConfig& config : configs)
     for (const OperatorCheck& check : operator_checks(config)) EXPECT_EQ(error_of(check), "") << check.name;
 }
@@ -81,10 +82,13 @@ TEST(SelfCheck, ChecksWhatTheRunUses) {
     return all;
   };
   RunConfig config = small_run();
+  config.optimizer.kind = OptimizerKind::kMuon;
   for (const std::string& name : cases::operator_names())
     EXPECT_NE(names(config).find(name), std::string::npos) << name;
+  config.optimizer.kind = OptimizerKind::kAdamW;
   config.mtp.depth = 0;
   config.model.full_attention_interval = 1;
+  EXPECT_EQ(names(config).find("muon"), std::string::npos);
   EXPECT_EQ(names(config).find("gated_delta_rule"), std::string::npos);
   EXPECT_EQ(names(config).find("mtp"), std::string::npos);
 }
