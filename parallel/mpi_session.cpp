@@ -19,14 +19,6 @@ int number_in(const char* variable) {
   return text ? std::atoi(text) : 0;
 }
 
-std::string mpi_library() {
-  char text[MPI_MAX_LIBRARY_VERSION_STRING];
-  int length = 0;
-  check_mpi(MPI_Get_library_version(text, &length), "MPI library version");
-  const std::string version(text, length);
-  return version.substr(0, version.find_first_of(",\n"));
-}
-
 void check_launcher_agrees() {
   int size = 0;
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &size), "size of MPI_COMM_WORLD");
@@ -34,7 +26,7 @@ void check_launcher_agrees() {
     if (!std::getenv(variable)) continue;
     check<EnvironmentError>(size > 1 || number_in(variable) <= 1, "MPI sees one process, but ", variable, " is ",
                             number_in(variable), ": start this program with the mpirun or srun of the MPI library it ",
-                            "was built with (", mpi_library(), "), or unset ", variable, " to run alone");
+                            "was built with (", MpiSession::library(), "), or unset ", variable, " to run alone");
     return;
   }
 }
@@ -51,7 +43,7 @@ MpiSession::MpiSession(int& argc, char**& argv) : exceptions_at_start_(std::unca
   int threads = 0;
   check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &threads), "start of MPI");
   check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "start of MPI");
-  check<EnvironmentError>(threads >= MPI_THREAD_FUNNELED, mpi_library(), " does not support programs with threads");
+  check<EnvironmentError>(threads >= MPI_THREAD_FUNNELED, library(), " does not support programs with threads");
   check_launcher_agrees();
 }
 
@@ -68,6 +60,14 @@ bool MpiSession::launched_by_mpi() {
 }
 
 std::unique_ptr<Communicator> MpiSession::world() { return make_mpi_communicator(); }
+
+std::string MpiSession::library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  check_mpi(MPI_Get_library_version(text, &length), "MPI library version");
+  const std::string version(text, length);
+  return version.substr(0, version.find_first_of(",\n"));
+}
 
 int MpiSession::local_rank() const {
   MPI_Comm host = MPI_COMM_NULL;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "parallel/communicator.h"
 
@@ -23,6 +24,7 @@ class MpiSession {
   static bool launched_by_mpi();
 
   std::unique_ptr<Communicator> world();
+  static std::string library();  // "Open MPI v4.1.4"
   // This process among those of its host.
   int local_rank() const;
 

@@ -24,10 +24,13 @@ std::string outcome_of(const std::function<std::string()>& work) {
   }
 }
 
-[[noreturn]] void throw_error(ExitCode code, const std::string& message) {
-  if (code == ExitCode::kCheckpoint) throw CheckpointError(message);
-  if (code == ExitCode::kIo) throw IoError(message);
-  throw Error(code, message);
+// The error that `outcome` reports, with `where` behind its message.
+[[noreturn]] void throw_error(const std::string& outcome, const std::string& where) {
+  const auto code = static_cast<ExitCode>(outcome[1]);
+  const std::string message = outcome.substr(2) + where;
+  if (code == ExitCode::kCheckpoint) throw_on_every_rank(CheckpointError(message));
+  if (code == ExitCode::kIo) throw_on_every_rank(IoError(message));
+  throw_on_every_rank(Error(code, message));
 }
 
 }  // namespace
@@ -49,17 +52,45 @@ std::vector<std::string> gather_text(Context& ctx, Communicator& world, const st
   return texts;
 }
 
+std::string broadcast_text(Context& ctx, Communicator& world, const std::string& text) {
+  int64_t length = static_cast<int64_t>(text.size());
+  world.broadcast(ctx, Tensor::of(&length, {1}), 0);
+  std::vector<uint8_t> bytes(text.begin(), text.end());
+  bytes.resize(length);
+  world.broadcast(ctx, Tensor::of(bytes.data(), {length}), 0);
+  return {bytes.begin(), bytes.end()};
+}
+
 std::vector<std::string> all_or_none(Context& ctx, Communicator& world, const std::function<std::string()>& work) {
   std::vector<std::string> results = gather_text(ctx, world, outcome_of(work));
-  for (int rank = 0; rank < world.size(); ++rank) {
-    std::string& result = results[rank];
-    if (result[0] == kFailed) {
-      const std::string where = world.size() > 1 ? concat(" (on rank ", rank, ")") : "";
-      throw_error(static_cast<ExitCode>(result[1]), result.substr(2) + where);
-    }
-    result.erase(0, 1);
+  const auto failure = std::find_if(results.begin(), results.end(), [](const auto& r) { return r[0] == kFailed; });
+  if (failure != results.end()) {
+    std::vector<int> ranks;
+    for (int rank = 0; rank < world.size(); ++rank)
+      if (results[rank] == *failure) ranks.push_back(rank);
+    const bool everywhere = static_cast<int>(ranks.size()) == world.size();
+    throw_error(*failure, everywhere ? "" : concat(" (on ", rank_list(ranks), ")"));
   }
+  for (std::string& result : results) result.erase(0, 1);
   return results;
+}
+
+std::string from_first_rank(Context& ctx, Communicator& world, const std::function<std::string()>& work) {
+  const std::string outcome = broadcast_text(ctx, world, world.rank() == 0 ? outcome_of(work) : "");
+  if (outcome[0] == kFailed) throw_error(outcome, "");
+  return outcome.substr(1);
+}
+
+std::string rank_list(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size();) {
+    size_t last = i;
+    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1) ++last;
+    text += concat(i > 0 ? ", " : "", ranks[i]);
+    if (last > i) text += concat(last > i + 1 ? "-" : ", ", ranks[last]);
+    i = last + 1;
+  }
+  return text;
 }
 
 }  // namespace braid

@@ -1,5 +1,6 @@
 #include "trainer/datasets.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "kernels/core/sha256.h"
@@ -49,6 +50,26 @@ std::string data_digest(const RunConfig& config, const std::vector<TokenDataset>
                  info.source_digest));
       const auto& offsets = shard.document_offsets();
       digest.update(offsets.data(), offsets.size() * sizeof(offsets[0]));
+    }
+  }
+  return digest.hex();
+}
+
+std::string contents_digest(const TokenDataset& data) {
+  constexpr int64_t kPiece = int64_t{16} << 10, kMostPieces = 1024;
+  int64_t pieces = 0;  // of all shards; the last one of a shard may be shorter
+  for (const TokenShard& shard : data.shards()) pieces += (shard.info().num_tokens + kPiece - 1) / kPiece;
+  const int64_t read = std::min(pieces, kMostPieces);
+  Sha256 digest;
+  std::vector<uint32_t> tokens(kPiece);
+  int64_t piece = 0, done = 0;  // piece i of those that are read is number i * pieces / read
+  for (const TokenShard& shard : data.shards()) {
+    for (int64_t begin = 0; begin < shard.info().num_tokens; begin += kPiece, ++piece) {
+      if (done == read || piece != done * pieces / read) continue;
+      const int64_t end = std::min(begin + kPiece, shard.info().num_tokens);
+      shard.read(begin, end, tokens.data());
+      digest.update(tokens.data(), static_cast<size_t>(end - begin) * sizeof(tokens[0]));
+      ++done;
     }
   }
   return digest.hex();

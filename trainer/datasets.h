@@ -23,4 +23,8 @@ std::vector<TokenDataset> open_datasets(const RunConfig& config, Split split);
 // cut.
 std::string data_digest(const RunConfig& config, const std::vector<TokenDataset>& train);
 
+// SHA-256 over the tokens of a source: all of them up to 16 Mi, evenly spaced pieces of as many in larger ones, so that
+// it costs the same whatever the size.   Errors: DataError, also for a token outside the vocabulary.
+std::string contents_digest(const TokenDataset& data);
+
 }  // namespace braid

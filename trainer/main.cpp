@@ -8,16 +8,17 @@
 
 #include "kernels/build_info.h"
 #include "kernels/core/error.h"
+#include "parallel/rank_text.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 
 namespace {
 
 // One plain sentence, and the end of the whole job. The other ranks usually fail for the same reason: they give rank 0
-// a moment to say it once.
-[[noreturn]] void fail(int exit_code, const std::string& message) {
+// a moment to say it once, and longer if they know that it will.
+[[noreturn]] void fail(int exit_code, const std::string& message, bool on_every_rank = false) {
   const int rank = braid::world_rank();
-  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(on_every_rank ? 10 : 1));
   std::fflush(stdout);
   std::fprintf(stderr, "braid: %s%s\n", rank != 0 ? braid::concat("rank ", rank, ": ").c_str() : "", message.c_str());
   std::fflush(stderr);
@@ -29,7 +30,7 @@ namespace {
   try {
     throw;
   } catch (const braid::Error& e) {
-    fail(static_cast<int>(e.code()), e.what());
+    fail(static_cast<int>(e.code()), e.what(), dynamic_cast<const braid::OnEveryRank*>(&e) != nullptr);
   } catch (const std::bad_alloc&) {
     fail(static_cast<int>(braid::ExitCode::kOutOfMemory), "out of memory");
   } catch (const std::system_error& e) {

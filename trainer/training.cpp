@@ -10,9 +10,13 @@
 #include "data/batch_stream.h"
 #include "kernels/build_info.h"
 #include "kernels/core/durable_file.h"
+#include "kernels/core/sha256.h"
+#include "kernels/core/stored_file.h"
 #include "kernels/matmul_algorithms.h"
+#include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/device_slices.h"
+#include "trainer/checkpoint/manifest.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
@@ -21,8 +25,9 @@
 #include "trainer/metrics/metrics_writer.h"
 #include "trainer/metrics/run_events.h"
 #include "trainer/metrics/tensorboard_writer.h"
-#include "trainer/run_folder.h"
-#include "trainer/stop_signal.h"
+#include "trainer/run/agreement.h"
+#include "trainer/run/run_folder.h"
+#include "trainer/run/stop_signal.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -100,6 +105,15 @@ ExpertLoads expert_loads(int64_t step, const StepResult& r, const RunConfig& con
   return loads;
 }
 
+// What stands between the two digests of the training data: of its documents, and of its tokens. Checkpoints of earlier
+// builds hold the first alone.
+constexpr const char* kTokensInDigest = ", tokens ";
+
+bool is_same_data(const std::string& stored, const std::string& now) {
+  const bool whole = stored.find(kTokensInDigest) != stored.npos;
+  return stored == (whole ? now : now.substr(0, now.find(kTokensInDigest)));
+}
+
 // What rank 0 does beside computing: run folder, files, console. The other ranks have none.
 struct Front {
   explicit Front(const RunConfig& config) : folder(config.run.dir), console(stdout) {}
@@ -158,12 +172,11 @@ class TrainingRun {
   TrainingRun(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
               SelfCheck self_check)
       : ctx_(ctx), mesh_(mesh), config_(config), state_(config, mesh) {
-    if (mesh.rank() == 0) open_run_folder(resume);
-    mesh.world().barrier(ctx);
-    train_data_ = open_datasets(config, Split::kTrain);
-    validation_data_ = open_datasets(config, Split::kValidation);
-    data_digest_ = data_digest(config, train_data_);
+    open_run_folder(resume);
+    open_data();
     start_on_device(ctx, mesh, config, self_check, stdout);
+    const std::string ranks = table_of_ranks(ctx, mesh.world(), device_text(ctx));
+    say("ranks:\n" + ranks);
     state_.allocate(ctx);
     if (resume.resume) load(resume);
     else if (!config.init.from.empty()) load_initial_weights();
@@ -223,10 +236,36 @@ class TrainingRun {
   std::string checkpoint_folder() const { return config_.run.dir + "/checkpoints"; }
 
   void open_run_folder(const ResumeFrom& resume) {
-    front_.emplace(config_);
-    check<RunFolderError>(resume.resume || !front_->folder.has_run(), config_.run.dir,
-                          ": the folder already holds a run; go on with --resume or choose another run.dir");
-    prepare_shards(config_.data, config_.run.dir, resume.resume ? ShardsOnDisk::kKeep : ShardsOnDisk::kCheck);
+    from_first_rank(ctx_, mesh_.world(), [&] {
+      front_.emplace(config_);
+      check<RunFolderError>(resume.resume || !front_->folder.has_run(), config_.run.dir,
+                            ": the folder already holds a run; go on with --resume or choose another run.dir");
+      return std::string();
+    });
+    check_folder_is_shared(ctx_, mesh_.world(), config_.run.dir);
+    from_first_rank(ctx_, mesh_.world(), [&] {
+      prepare_shards(config_.data, config_.run.dir, resume.resume ? ShardsOnDisk::kKeep : ShardsOnDisk::kCheck);
+      return std::string();
+    });
+  }
+
+  // The same tokens on every rank.
+  void open_data() {
+    std::vector<Fact> contents;
+    all_or_none(ctx_, mesh_.world(), [&] {
+      train_data_ = open_datasets(config_, Split::kTrain);
+      validation_data_ = open_datasets(config_, Split::kValidation);
+      data_digest_ = data_digest(config_, train_data_);
+      contents.push_back({"the digest of the documents of data.sources", data_digest_});
+      std::string tokens;
+      for (const TokenDataset& data : train_data_) {
+        contents.push_back({"the digest of the tokens of data source " + data.name(), contents_digest(data)});
+        tokens += contents.back().value;
+      }
+      data_digest_ += kTokensInDigest + sha256(tokens);
+      return std::string();
+    });
+    check_agreement(ctx_, mesh_.world(), contents);
   }
 
   // Tells what is about to run, on the console and in the run folder; on resume only once the checkpoint was accepted.
@@ -258,24 +297,31 @@ class TrainingRun {
   }
 
   void load(const ResumeFrom& resume) {
-    std::string path = resume.checkpoint;
-    if (path.empty()) {
+    const std::string path = from_first_rank(ctx_, mesh_.world(), [&] {
+      if (!resume.checkpoint.empty()) return resume.checkpoint;
       const auto checkpoints = list_checkpoints(checkpoint_folder());
       check<CheckpointError>(!checkpoints.empty(), checkpoint_folder(), ": no checkpoint to resume from");
-      path = checkpoints.back().path;
-    }
-    const CheckpointReader reader(path);
-    check<CheckpointError>(reader.info().step > 0, path,
-                           ": holds weights alone, no state of a run to go on with: start a run with init.from");
-    const RunConfig stored = read_config_text(reader.info().config_yaml, path);
-    check_resume_config(stored, config_, path);
-    check<CheckpointError>(reader.info().data_digest == data_digest_, path,
-                           ": the run was trained on other data (or other shards of it) than data.sources now names");
-    check<CheckpointError>(reader.info().step <= config_.run.steps, path, ": is after step ", reader.info().step,
-                           ", run.steps is ", config_.run.steps);
-    state_.load(ctx_, reader);
-    step_ = reader.info().step;
-    tokens_ = reader.info().tokens;
+      return checkpoints.back().path;
+    });
+    std::optional<CheckpointReader> reader;
+    RunConfig stored;
+    const auto manifests = all_or_none(ctx_, mesh_.world(), [&] {
+      reader.emplace(path);
+      const CheckpointInfo& info = reader->info();
+      check<CheckpointError>(info.step > 0, path,
+                             ": holds weights alone, no state of a run to go on with: start a run with init.from");
+      stored = read_config_text(info.config_yaml, path);
+      check_resume_config(stored, config_, path);
+      check<CheckpointError>(is_same_data(info.data_digest, data_digest_), path,
+                             ": the run was trained on other data (or other shards of it) than data.sources now names");
+      check<CheckpointError>(info.step <= config_.run.steps, path, ": is after step ", info.step, ", run.steps is ",
+                             config_.run.steps);
+      return StoredFile(path + "/" + kManifestName, Links::kRefuse).sha256();
+    });
+    check_agreement(ctx_, mesh_.world(), {{"the digest of the manifest of " + path, manifests[mesh_.rank()]}});
+    state_.load(ctx_, *reader);
+    step_ = reader->info().step;
+    tokens_ = reader->info().tokens;
     for (const ConfigDifference& d : compare_configs(stored, config_))
       if (d.key != "run.dir") changed_.push_back(d);
     if (stored.run.steps != config_.run.steps) schedule_notes_ = what_steps_change(stored, config_, step_);

@@ -68,6 +68,41 @@ TEST(RankText, ErrorsThatAreNotOursLeaveNoRankWaiting) {
   });
 }
 
+TEST(RankText, AnErrorOfAllRanksNamesNone) {
+  ThreadRanks(3).run([](Context& ctx, Communicator& world) {
+    const auto message = [&](int first) {
+      return message_of<IoError>([&] {
+        all_or_none(ctx, world, [&]() -> std::string {
+          if (world.rank() >= first) throw IoError("full");
+          return "";
+        });
+      });
+    };
+    EXPECT_EQ(message(0), "full");
+    EXPECT_EQ(message(1), "full (on ranks 1, 2)");
+  });
+}
+
+TEST(RankText, RankZeroDecides) {
+  ThreadRanks(3).run([](Context& ctx, Communicator& world) {
+    EXPECT_EQ(from_first_rank(ctx, world, [&] { return concat("of rank ", world.rank()); }), "of rank 0");
+    try {
+      from_first_rank(ctx, world, []() -> std::string { throw RunFolderError("in use"); });
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ExitCode::kRunFolderInUse);
+      EXPECT_EQ(std::string(e.what()), "in use");
+      EXPECT_NE(dynamic_cast<const OnEveryRank*>(&e), nullptr);
+    }
+  });
+}
+
+TEST(RankText, ListsRanksInWords) {
+  EXPECT_EQ(rank_list({3}), "rank 3");
+  EXPECT_EQ(rank_list({0, 1}), "ranks 0, 1");
+  EXPECT_EQ(rank_list({0, 2, 3, 4, 7, 8}), "ranks 0, 2-4, 7, 8");
+}
+
 TEST(RankText, OneRankIsNotNumbered) {
   ThreadRanks(1).run([](Context& ctx, Communicator& world) {
     EXPECT_EQ(message_of<IoError>([&] { all_or_none(ctx, world, []() -> std::string { throw IoError("full"); }); }),

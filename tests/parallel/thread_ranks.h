@@ -13,7 +13,7 @@
 
 namespace braid::testing {
 
-// Ranks that are threads of this process, for code that only gathers.
+// Ranks that are threads of this process, for code that only gathers and broadcasts.
 class ThreadRanks {
  public:
   explicit ThreadRanks(int size) : shards_(size), barrier_(size) {}
@@ -55,7 +55,12 @@ class ThreadRanks {
     void all_to_all_rows(Context&, Tensor, std::span<const int64_t>, const Tensor&, std::span<const int64_t>) override {
       fail();
     }
-    void broadcast(Context&, Tensor, int) override { fail(); }
+    void broadcast(Context& ctx, Tensor in_out, int root) override {
+      std::vector<std::byte> all(static_cast<size_t>(in_out.bytes() * size()));
+      const Tensor shard(in_out.raw(), DType::kU8, {in_out.bytes()});
+      all_gather(ctx, Tensor(all.data(), DType::kU8, {in_out.bytes() * size()}), shard);
+      if (in_out.bytes() > 0) std::memcpy(in_out.raw(), all.data() + root * in_out.bytes(), in_out.bytes());
+    }
     void barrier(Context&) override { fail(); }
     std::unique_ptr<Communicator> split(int) override {
       fail();
@@ -63,7 +68,7 @@ class ThreadRanks {
     }
 
    private:
-    static void fail() { ADD_FAILURE() << "these ranks only gather"; }
+    static void fail() { ADD_FAILURE() << "these ranks only gather and broadcast"; }
     ThreadRanks& ranks_;
     int rank_;
   };

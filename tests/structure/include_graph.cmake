@@ -29,14 +29,15 @@ room(trainer/optimizer  KNOWS kernels/core kernels parallel model trainer/checkp
 room(trainer/config     KNOWS kernels/core kernels parallel data model trainer/optimizer)
 room(trainer/device     KNOWS kernels/core kernels parallel model trainer/config)
 room(trainer/huggingface KNOWS kernels/core model trainer/checkpoint trainer/config)
+room(trainer/run        KNOWS kernels/core kernels parallel trainer/checkpoint trainer/config)
 # The step, the loop around it and what they are made of.
 room(trainer            KNOWS kernels/core kernels parallel data model trainer/checkpoint trainer/config
-                              trainer/device trainer/metrics trainer/optimizer)
+                              trainer/device trainer/metrics trainer/optimizer trainer/run)
 room(trainer/bench      KNOWS kernels/core kernels parallel data model trainer/config trainer/device trainer)
 room(trainer/parity     KNOWS kernels/core kernels parallel data model trainer/checkpoint trainer/config
                               trainer/huggingface trainer/optimizer trainer)
 room(trainer/cli        KNOWS kernels/core kernels parallel data model trainer/bench trainer/checkpoint trainer/config
-                              trainer/device trainer/huggingface trainer/metrics trainer/parity trainer)
+                              trainer/device trainer/huggingface trainer/metrics trainer/parity trainer/run trainer)
 
 function(room_of path result)
   set(found "")

@@ -11,6 +11,7 @@
 #include "parallel/mpi_session.h"
 #include "parallel/nccl_communicator.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/run/agreement.h"
 
 namespace braid {
 namespace {
@@ -56,14 +57,18 @@ bool use_gpu(const RunConfig& config, Communicator& world) {
 
 }  // namespace
 
-std::unique_ptr<Machine> open_machine(const RunConfig& config) {
-  auto machine = std::make_unique<Machine>(Machine{Context::cpu(), make_local_communicator()});
-  int local_rank = 0;
-  if (MpiSession::launched_by_mpi()) {
-    machine->world = start_mpi().world();
-    local_rank = start_mpi().local_rank();
-  }
+std::unique_ptr<Communicator> open_world() {
+  if (!MpiSession::launched_by_mpi()) return make_local_communicator();
+  std::unique_ptr<Communicator> world = start_mpi().world();
+  Context cpu = Context::cpu();
+  check_agreement(cpu, *world, program_facts(MpiSession::library()));
+  return world;
+}
+
+std::unique_ptr<Machine> open_machine(const RunConfig& config, std::unique_ptr<Communicator> world) {
+  auto machine = std::make_unique<Machine>(Machine{Context::cpu(), std::move(world)});
   if (!use_gpu(config, *machine->world)) return machine;
+  const int local_rank = mpi_session ? mpi_session->local_rank() : 0;
   machine->ctx = Context::gpu(local_rank % Context::num_gpus());
   if constexpr (kWithCuda) {
     if (machine->world->size() > 1) machine->world = make_nccl_communicator(machine->ctx, std::move(machine->world));

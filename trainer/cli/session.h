@@ -15,10 +15,13 @@ struct Machine {
   Context ctx;
   std::unique_ptr<Communicator> world;
 };
+// MPI's world under a launcher, one rank otherwise. Ranks that do not run the same program are refused.   Errors:
+// ConfigError; EnvironmentError; CommunicationError.
+std::unique_ptr<Communicator> open_world();
 // `device: auto` takes a GPU if every rank has one and the precision runs there. MPI starts with the first call and
 // ends with the process; a machine ends before it. Errors: EnvironmentError, ConfigError for what the build or the
 // machine cannot run; CommunicationError.
-std::unique_ptr<Machine> open_machine(const RunConfig& config);
+std::unique_ptr<Machine> open_machine(const RunConfig& config, std::unique_ptr<Communicator> world = open_world());
 // Ends the process after an error, and the whole job with it if there are other ranks. Never returns.
 [[noreturn]] void end_process(int exit_code);
 int world_rank();  // 0 without a launcher

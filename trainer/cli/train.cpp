@@ -4,6 +4,7 @@
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/run/agreement.h"
 #include "trainer/training.h"
 
 namespace braid {
@@ -25,11 +26,20 @@ void add_train_command(CLI::App& app, Action& action) {
   command->callback([options, &action] {
     action = [options] {
       options->resume.resume |= !options->resume.checkpoint.empty();
-      const RunConfig config = read_config(options->config, options->overrides);
-      check_config(config);
+      std::unique_ptr<Communicator> world = open_world();
+      Context cpu = Context::cpu();
+      check_agreement(cpu, *world,
+                      {{"--resume", options->resume.resume ? "given" : "not given"},
+                       {"--resume-from", options->resume.checkpoint},
+                       {"--skip-selfcheck", options->skip_self_check ? "given" : "not given"}});
+      const RunConfig config = agree_on_config(cpu, *world, [&] {
+        RunConfig read = read_config(options->config, options->overrides);
+        check_config(read);
+        check_config_for_ranks(read, world->size());
+        return read;
+      });
       use_default_threads();
-      const std::unique_ptr<Machine> machine = open_machine(config);
-      check_config_for_ranks(config, machine->world->size());
+      const std::unique_ptr<Machine> machine = open_machine(config, std::move(world));
       const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
       const SelfCheck self_check = options->skip_self_check ? SelfCheck::kNo : SelfCheck::kYes;
       return static_cast<int>(run_training(machine->ctx, mesh, config, options->resume, self_check));

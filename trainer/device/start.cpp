@@ -63,4 +63,10 @@ void start_on_device(Context& ctx, const ProcessMesh& mesh, const RunConfig& con
     std::fprintf(log, "self-check: %d groups of operators agree with the CPU (%.1f s)\n", int(count), seconds);
 }
 
+std::string device_text(const Context& ctx) {
+  if (ctx.on_cuda()) return device_info(ctx).name;
+  const int threads = omp_get_max_threads();
+  return concat(cpu_products().processor, ", ", threads, threads == 1 ? " thread" : " threads");
+}
+
 }  // namespace braid

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdio>
+#include <string>
 
 #include "parallel/process_mesh.h"
 #include "trainer/config/config.h"
@@ -16,5 +17,8 @@ enum class SelfCheck { kYes, kNo };
 // OutOfMemoryError if a CPU has none for what products need beside their operands.
 void start_on_device(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, SelfCheck self_check,
                      std::FILE* log);
+
+// What this rank computes on, for a table of ranks: "NVIDIA H200", "AMD EPYC 9654, 8 threads".
+std::string device_text(const Context& ctx);
 
 }  // namespace braid

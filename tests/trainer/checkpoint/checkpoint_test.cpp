@@ -12,7 +12,7 @@
 #include "tests/testing.h"
 #include "tests/trainer/checkpoint/checkpoint_testing.h"
 #include "trainer/checkpoint/manifest.h"
-#include "trainer/run_folder.h"
+#include "trainer/run/run_folder.h"
 
 namespace braid {
 namespace {

@@ -1,4 +1,4 @@
-#include "trainer/run_folder.h"
+#include "trainer/run/run_folder.h"
 
 #include <sys/wait.h>
 #include <unistd.h>

@@ -1,17 +1,17 @@
-#include "trainer/run_folder.h"
+#include "trainer/run/run_folder.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/process_info.h"
 #include "trainer/checkpoint/checkpoint.h"
 
 namespace braid {
@@ -21,22 +21,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kOwnerName = "OWNER.json";
-
-std::string host_name() {
-  char name[256] = "unknown host";
-  gethostname(name, sizeof name - 1);
-  return name;
-}
-
-// 2026-01-31T23:59:59Z
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc = {};
-  gmtime_r(&now, &utc);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc);
-  return text;
-}
 
 std::string this_process() {
   const nlohmann::json owner = {{"host", host_name()}, {"pid", getpid()}, {"since", utc_now()}};

@@ -1,4 +1,4 @@
-#include "trainer/stop_signal.h"
+#include "trainer/run/stop_signal.h"
 
 #include <csignal>
 #include <initializer_list>
