@@ -11,12 +11,10 @@
 #include "kernels/build_info.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/sha256.h"
-#include "kernels/core/stored_file.h"
 #include "kernels/matmul_algorithms.h"
 #include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/device_slices.h"
-#include "trainer/checkpoint/manifest.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
@@ -303,11 +301,10 @@ class TrainingRun {
       check<CheckpointError>(!checkpoints.empty(), checkpoint_folder(), ": no checkpoint to resume from");
       return checkpoints.back().path;
     });
-    std::optional<CheckpointReader> reader;
+    const CheckpointReader reader(ctx_, mesh_.world(), path);
+    const CheckpointInfo& info = reader.info();
     RunConfig stored;
-    const auto manifests = all_or_none(ctx_, mesh_.world(), [&] {
-      reader.emplace(path);
-      const CheckpointInfo& info = reader->info();
+    all_or_none(ctx_, mesh_.world(), [&] {
       check<CheckpointError>(info.step > 0, path,
                              ": holds weights alone, no state of a run to go on with: start a run with init.from");
       stored = read_config_text(info.config_yaml, path);
@@ -316,12 +313,11 @@ class TrainingRun {
                              ": the run was trained on other data (or other shards of it) than data.sources now names");
       check<CheckpointError>(info.step <= config_.run.steps, path, ": is after step ", info.step, ", run.steps is ",
                              config_.run.steps);
-      return StoredFile(path + "/" + kManifestName, Links::kRefuse).sha256();
+      return std::string();
     });
-    check_agreement(ctx_, mesh_.world(), {{"the digest of the manifest of " + path, manifests[mesh_.rank()]}});
-    state_.load(ctx_, *reader);
-    step_ = reader->info().step;
-    tokens_ = reader->info().tokens;
+    state_.load(ctx_, reader);
+    step_ = info.step;
+    tokens_ = info.tokens;
     for (const ConfigDifference& d : compare_configs(stored, config_))
       if (d.key != "run.dir") changed_.push_back(d);
     if (stored.run.steps != config_.run.steps) schedule_notes_ = what_steps_change(stored, config_, step_);
@@ -330,7 +326,7 @@ class TrainingRun {
   // Nothing but the weights of that checkpoint is used. Where its model computed otherwise with weights of the same
   // shapes, that may be a mistake, so it is said.
   void load_initial_weights() {
-    const CheckpointReader source = open_checkpoint(config_.init.from);
+    const CheckpointReader source = open_checkpoint(ctx_, mesh_.world(), config_.init.from);
     state_.load_weights(ctx_, source);
     say(concat("weights from ", source.path(), ", after step ", source.info().step));
     const RunConfig stored = read_config_text(source.info().config_yaml, source.path());

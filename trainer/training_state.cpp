@@ -3,6 +3,7 @@
 #include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
 #include "model/initial_weights.h"
+#include "parallel/rank_text.h"
 #include "trainer/checkpoint/device_slices.h"
 #include "trainer/device/device_memory.h"
 
@@ -72,16 +73,28 @@ CheckpointSlice TrainingState::balance_slice() {
 }
 
 void TrainingState::load(Context& ctx, const CheckpointReader& reader) {
-  parameters.load(ctx, reader);
-  optimizer.load(ctx, reader);
-  CheckpointSlice counts = balance_slice();
-  read_slice(ctx, reader, counts);
+  read_together(ctx, reader, [&] {
+    parameters.load_shards(ctx, reader);
+    optimizer.load(ctx, reader);
+    CheckpointSlice counts = balance_slice();
+    read_slice(ctx, reader, counts);
+  });
+}
+
+// What the ranks read of a checkpoint, each its part. An error of one is the error of all.
+void TrainingState::read_together(Context& ctx, const CheckpointReader& reader, const std::function<void()>& read) {
+  all_or_none(ctx, mesh_.world(), [&] {
+    read();
+    return std::string();
+  });
+  reader.settle(ctx, mesh_.world());
+  parameters.gather_all_weights(ctx);
 }
 
 void TrainingState::load_weights(Context& ctx, const CheckpointReader& source) {
   check<CheckpointError>(!config_.mtp.on() || source.contains(kMtpTensor), source.path(),
                          ": holds no MTP block (mtp.*), but this run trains one: set mtp.depth=0");
-  parameters.load(ctx, source);
+  read_together(ctx, source, [&] { parameters.load_shards(ctx, source); });
 }
 
 std::vector<CheckpointSlice> TrainingState::slices() {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "kernels/core/arena.h"
 #include "model/model.h"
 #include "trainer/checkpoint/checkpoint.h"
@@ -29,8 +31,10 @@ class TrainingState {
   // table of what is needed.
   void allocate(Context& ctx);
 
-  void initialize(Context& ctx);                            // weights from the seed, moments and counts 0
-  void load(Context& ctx, const CheckpointReader& reader);  // everything, from any layout
+  void initialize(Context& ctx);  // weights from the seed, moments and counts 0
+  // Everything, from any layout; every rank reads what it is to keep, then they gather the weights. `reader` was opened
+  // by them together, here and below.   Errors: CheckpointError, on every rank.
+  void load(Context& ctx, const CheckpointReader& reader);
   // The weights alone, in any floating-point dtype; the rest starts at 0.   Errors: CheckpointError if one is missing
   // or has another shape.
   void load_weights(Context& ctx, const CheckpointReader& source);
@@ -43,6 +47,7 @@ class TrainingState {
 
  private:
   CheckpointSlice balance_slice();
+  void read_together(Context& ctx, const CheckpointReader& reader, const std::function<void()>& read);
 
   const RunConfig& config_;
   const ProcessMesh& mesh_;

@@ -28,6 +28,14 @@ constexpr Tables make_tables() {
 }
 constexpr Tables kTables = make_tables();
 
+// The product of two polynomials modulo kPolynomial; bit 31 is the coefficient of x^0.
+uint32_t product(uint32_t a, uint32_t b) {
+  uint32_t sum = 0;
+  for (uint32_t bit = 1u << 31; bit != 0; bit >>= 1, b = b >> 1 ^ (b & 1 ? kPolynomial : 0))
+    if (a & bit) sum ^= b;
+  return sum;
+}
+
 }  // namespace
 
 uint32_t crc32c_by_table(const void* data, size_t bytes, uint32_t before) {
@@ -57,6 +65,14 @@ uint32_t crc32c(const void* data, size_t bytes, uint32_t before) {
 #else
   return crc32c_by_table(data, bytes, before);
 #endif
+}
+
+// A byte behind a piece multiplies its remainder by x^8.
+uint32_t crc32c_of_both(uint32_t first, uint32_t second, uint64_t second_bytes) {
+  uint32_t power = 1u << 23;  // x^8, then its square, …
+  for (; second_bytes > 0; second_bytes >>= 1, power = product(power, power))
+    if (second_bytes & 1) first = product(first, power);
+  return first ^ second;
 }
 
 }  // namespace braid

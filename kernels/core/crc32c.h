@@ -13,4 +13,7 @@ uint32_t crc32c(const void* data, size_t bytes, uint32_t before = 0);
 // The same by tables, on any CPU: what the instruction is held to.
 uint32_t crc32c_by_table(const void* data, size_t bytes, uint32_t before = 0);
 
+// Of two pieces put together, from the CRC of each and the length of the second.
+uint32_t crc32c_of_both(uint32_t first, uint32_t second, uint64_t second_bytes);
+
 }  // namespace braid

@@ -164,13 +164,28 @@ std::vector<CheckpointEntry> list_checkpoints(const std::string& folder) {
   return entries;
 }
 
-CheckpointReader open_checkpoint(const std::string& path) {
+namespace {
+
+std::string checkpoint_folder_in(const std::string& path) {
   std::error_code ignored;
-  if (fs::exists(fs::path(path) / kManifestName, ignored)) return CheckpointReader(path);
+  if (fs::exists(fs::path(path) / kManifestName, ignored)) return path;
   const fs::path in_run = fs::path(path) / "checkpoints";
   const auto checkpoints = list_checkpoints(fs::exists(in_run, ignored) ? in_run.string() : path);
   check<CheckpointError>(!checkpoints.empty(), path, ": neither a checkpoint nor a run folder with one");
-  return CheckpointReader(checkpoints.back().path);
+  return checkpoints.back().path;
+}
+
+}  // namespace
+
+CheckpointReader open_checkpoint(const std::string& path) { return CheckpointReader(checkpoint_folder_in(path)); }
+
+CheckpointReader open_checkpoint(Context& ctx, Communicator& world, const std::string& path) {
+  std::string folder;
+  all_or_none(ctx, world, [&] {
+    if (world.rank() == 0) folder = checkpoint_folder_in(path);
+    return std::string();
+  });
+  return CheckpointReader(ctx, world, broadcast_text(ctx, world, folder));
 }
 
 void prune_checkpoints(const std::string& folder, int64_t keep) {

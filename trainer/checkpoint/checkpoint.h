@@ -1,14 +1,15 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels/core/context.h"
 #include "kernels/core/tensor.h"
-#include "parallel/communicator.h"
 #include "model/weight_source.h"
+#include "parallel/communicator.h"
 
 namespace braid {
 
@@ -56,12 +57,16 @@ std::vector<CheckpointEntry> list_checkpoints(const std::string& folder);
 // only.
 void prune_checkpoints(const std::string& folder, int64_t keep);
 
-// Opens a committed checkpoint: the manifest's own digest, the presence, size and header of every file are checked at
-// once; the digest of a file when its first slice is read (every byte is verified before it is used).
-// Errors: CheckpointError naming file and what is wrong.
+// Opens a committed checkpoint: the manifest's own digest, and presence, size and header of every file, are checked at
+// once, data when it is read: a byte is handed out only with the digest of its block checked on that very copy of it.
+// A checkpoint before format 1.1 has no digests of blocks: a file is read whole once, against its SHA-256, to make
+// them. Errors: CheckpointError naming file, tensor and what is wrong.
 class CheckpointReader : public WeightSource {
  public:
   explicit CheckpointReader(const std::string& path);
+  // For ranks that read it together, each its part; called by all. Rank 0 reads the manifest, files are checked by one
+  // rank each. A block of which a rank reads only a part is checked when all are done: see settle().
+  CheckpointReader(Context& ctx, Communicator& world, const std::string& path);
   ~CheckpointReader() override;
   CheckpointReader(CheckpointReader&&) noexcept;
 
@@ -80,8 +85,17 @@ class CheckpointReader : public WeightSource {
   void read(CheckpointSlice& slice) const;
   // From "weights/<name>", stored in any floating-point dtype.
   void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const override;
-  // Checks the digests of all files.
-  void verify() const;
+  // Called by every rank that opened it together with others, before what was read since the last call is used: puts
+  // together what the ranks have digested of each block. Throws on all of them if a block is damaged.
+  void settle(Context& ctx, Communicator& world) const;
+
+  // Every byte of every file, in the order of the files: body(tensor, begin, block) for elements [begin, begin + n) of
+  // a tensor, block (n) in its dtype, at most kDigestBlockBytes long, digests checked. Then the SHA-256 of the file.
+  using Visit = std::function<void(const LogicalTensor& tensor, int64_t begin, const Tensor& block)>;
+  void visit(const Visit& body) const;
+  void verify() const;  // the same with nothing to do
+
+  int64_t bytes_read() const;  // from the files until now, by this rank
 
  private:
   struct State;
@@ -90,5 +104,7 @@ class CheckpointReader : public WeightSource {
 
 // The checkpoint in `path`: a checkpoint folder, or a run folder (the newest of its checkpoints).
 CheckpointReader open_checkpoint(const std::string& path);
+// The same by ranks that read it together.
+CheckpointReader open_checkpoint(Context& ctx, Communicator& world, const std::string& path);
 
 }  // namespace braid

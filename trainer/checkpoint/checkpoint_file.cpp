@@ -2,12 +2,13 @@
 
 #include <algorithm>
 
+#include "kernels/core/crc32c.h"
 #include "trainer/checkpoint/safetensors.h"
 
 namespace braid {
 namespace {
 
-constexpr int64_t kBlockBytes = int64_t{1} << 20;
+constexpr int64_t kPieceBytes = int64_t{1} << 20;
 
 int64_t bytes_of(const CheckpointExtent& e) { return (e.end - e.begin) * size_of(e.dtype); }
 
@@ -18,16 +19,10 @@ std::string header_of(const std::vector<CheckpointExtent>& extents) {
   return make_safetensors_header(entries, {{"format", "braid-checkpoint"}});
 }
 
-// A file's part of the manifest, without its digest.
-Manifest part_of(const std::string& name, const std::vector<CheckpointExtent>& extents, const std::string& header) {
-  Manifest part;
-  int64_t offset = static_cast<int64_t>(header.size());
-  for (const CheckpointExtent& e : extents) {
-    part.add(e.name, e.dtype, e.shape, {e.begin, e.end, name, offset});
-    offset += bytes_of(e);
-  }
-  part.files.push_back({name, offset, ""});
-  return part;
+int64_t bytes_of(const std::vector<CheckpointExtent>& extents) {
+  int64_t bytes = 0;
+  for (const CheckpointExtent& e : extents) bytes += bytes_of(e);
+  return bytes;
 }
 
 }  // namespace
@@ -38,23 +33,48 @@ CheckpointFile::CheckpointFile(const std::string& folder, const std::string& nam
 
 CheckpointFile::CheckpointFile(const std::string& folder, const std::string& name,
                                const std::vector<CheckpointExtent>& extents, const std::string& header)
-    : part_(part_of(name, extents, header)), file_(folder + "/" + name, part_.files[0].bytes) {
-  write(header.data(), static_cast<int64_t>(header.size()));
+    : extents_(extents),
+      listed_{name, static_cast<int64_t>(header.size()) + bytes_of(extents), "", crc32c(header.data(), header.size())},
+      header_bytes_(static_cast<int64_t>(header.size())),
+      file_(folder + "/" + name, listed_.bytes),
+      crc32c_(extents.size()) {
+  put(header.data(), header_bytes_);
+}
+
+void CheckpointFile::put(const void* data, int64_t bytes) {
+  sha256_.update(data, static_cast<size_t>(bytes));
+  file_.write(data, bytes);
 }
 
 void CheckpointFile::write(const void* data, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += kBlockBytes) {
-    const char* block = static_cast<const char*>(data) + at;
-    const int64_t block_bytes = std::min(kBlockBytes, bytes - at);
-    digest_.update(block, static_cast<size_t>(block_bytes));
-    file_.write(block, block_bytes);
+  for (int64_t at = 0; at < bytes;) {
+    while (extent_ < extents_.size() && done_ == bytes_of(extents_[extent_])) ++extent_, done_ = 0;
+    check<ShapeError>(extent_ < extents_.size(), listed_.name, ": more bytes are written than it was made for");
+    const int64_t in_block = done_ % kDigestBlockBytes;
+    const int64_t piece =
+        std::min({kPieceBytes, bytes - at, kDigestBlockBytes - in_block, bytes_of(extents_[extent_]) - done_});
+    const char* begin = static_cast<const char*>(data) + at;
+    std::vector<uint32_t>& crcs = crc32c_[extent_];
+    if (in_block == 0) crcs.push_back(0);
+    crcs.back() = crc32c(begin, static_cast<size_t>(piece), crcs.back());
+    put(begin, piece);
+    at += piece;
+    done_ += piece;
   }
 }
 
 Manifest CheckpointFile::finish() {
   file_.finish();
-  part_.files[0].sha256 = digest_.hex();
-  return std::move(part_);
+  listed_.sha256 = sha256_.hex();
+  Manifest part;
+  part.files.push_back(listed_);
+  int64_t offset = header_bytes_;
+  for (size_t i = 0; i < extents_.size(); ++i) {
+    const CheckpointExtent& e = extents_[i];
+    part.add(e.name, e.dtype, e.shape, {e.begin, e.end, listed_.name, offset, std::move(crc32c_[i])});
+    offset += bytes_of(e);
+  }
+  return part;
 }
 
 }  // namespace braid

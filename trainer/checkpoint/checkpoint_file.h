@@ -18,7 +18,8 @@ struct CheckpointExtent {
 };
 
 // Writes a data file of a checkpoint, front to back: the header first, then the bytes of the extents in their order, in
-// pieces of any size; each is digested and written while it is in the cache.   Errors: IoError naming the file.
+// pieces of any size; each is digested and written while it is in the cache.   Errors: IoError naming the file;
+// ShapeError if more comes than the extents have.
 class CheckpointFile {
  public:
   CheckpointFile(const std::string& folder, const std::string& name, const std::vector<CheckpointExtent>& extents);
@@ -30,10 +31,16 @@ class CheckpointFile {
  private:
   CheckpointFile(const std::string& folder, const std::string& name, const std::vector<CheckpointExtent>& extents,
                  const std::string& header);
+  void put(const void* data, int64_t bytes);
 
-  Manifest part_;
+  std::vector<CheckpointExtent> extents_;
+  Manifest::File listed_;
+  int64_t header_bytes_;
   DurableFile file_;
-  Sha256 digest_;
+  Sha256 sha256_;
+  std::vector<std::vector<uint32_t>> crc32c_;  // per extent and block
+  size_t extent_ = 0;                          // that is being written,
+  int64_t done_ = 0;                           // and its bytes that are
 };
 
 }  // namespace braid

@@ -16,6 +16,19 @@ using LogicalTensor = CheckpointReader::LogicalTensor;
 
 constexpr int64_t kBlockElements = int64_t{1} << 17;
 
+double number_at(const Tensor& block, int64_t i) {
+  switch (block.dtype()) {
+    case DType::kF64: return block.data<double>()[i];
+    case DType::kF32: return block.data<float>()[i];
+    case DType::kI64: return static_cast<double>(block.data<int64_t>()[i]);
+    case DType::kI32: return block.data<int32_t>()[i];
+    case DType::kU8: return block.data<uint8_t>()[i];
+    case DType::kBF16: return static_cast<float>(block.data<BFloat16>()[i]);
+    case DType::kF16: return static_cast<float>(block.data<Float16>()[i]);
+  }
+  return 0;
+}
+
 // A logical tensor of a checkpoint, one block of elements in memory at a time.
 class BlockReader {
  public:
@@ -28,18 +41,7 @@ class BlockReader {
     checkpoint_.read(slice);
   }
   const Tensor& block() const { return block_; }
-  double at(int64_t i) const {
-    switch (tensor_.dtype) {
-      case DType::kF64: return block_.data<double>()[i];
-      case DType::kF32: return block_.data<float>()[i];
-      case DType::kI64: return static_cast<double>(block_.data<int64_t>()[i]);
-      case DType::kI32: return block_.data<int32_t>()[i];
-      case DType::kU8: return block_.data<uint8_t>()[i];
-      case DType::kBF16: return static_cast<float>(block_.data<BFloat16>()[i]);
-      case DType::kF16: return static_cast<float>(block_.data<Float16>()[i]);
-    }
-    return 0;
-  }
+  double at(int64_t i) const { return number_at(block_, i); }
 
  private:
   const CheckpointReader& checkpoint_;
@@ -85,16 +87,12 @@ double relative_rms(const CheckpointReader& a, const CheckpointReader& b, const 
 }  // namespace
 
 void check_finite(const CheckpointReader& checkpoint) {
-  for (const LogicalTensor& tensor : checkpoint.tensors()) {
-    if (!is_float(tensor.dtype)) continue;
-    BlockReader reader(checkpoint, tensor);
-    for_each_block(tensor, [&](int64_t begin, int64_t end) {
-      reader.load(begin, end);
-      for (int64_t i = 0; i < end - begin; ++i)
-        check<CheckpointError>(std::isfinite(reader.at(i)), checkpoint.path(), ": tensor ", tensor.name, " element ",
-                               begin + i, " is ", reader.at(i));
-    });
-  }
+  checkpoint.visit([&](const LogicalTensor& tensor, int64_t begin, const Tensor& block) {
+    if (!is_float(tensor.dtype)) return;
+    for (int64_t i = 0; i < block.numel(); ++i)
+      check<CheckpointError>(std::isfinite(number_at(block, i)), checkpoint.path(), ": tensor ", tensor.name,
+                             " element ", begin + i, " is ", number_at(block, i));
+  });
 }
 
 std::vector<TensorDifference> compare_checkpoints(const CheckpointReader& a, const CheckpointReader& b) {

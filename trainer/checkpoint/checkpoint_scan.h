@@ -7,7 +7,8 @@
 
 namespace braid {
 
-// Throws CheckpointError naming the first element of a floating-point tensor that is NaN or infinite.
+// Checks every digest, and throws CheckpointError naming the first element of a floating-point tensor, in the order of
+// the files, that is NaN or infinite.
 void check_finite(const CheckpointReader& checkpoint);
 
 struct TensorDifference {

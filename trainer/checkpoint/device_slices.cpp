@@ -1,10 +1,14 @@
 #include "trainer/checkpoint/device_slices.h"
 
+#include <algorithm>
+
 #include "kernels/core/copy.h"
 #include "kernels/core/memory.h"
 
 namespace braid {
 namespace {
+
+constexpr int64_t kStagedElements = int64_t{1} << 24;  // on their way to a GPU at a time
 
 // Host memory of the size of a tensor.
 Tensor host_tensor(const Tensor& like, std::shared_ptr<std::byte>& memory) {
@@ -17,11 +21,16 @@ Tensor host_tensor(const Tensor& like, std::shared_ptr<std::byte>& memory) {
 
 void read_slice(Context& ctx, const CheckpointReader& reader, CheckpointSlice& slice) {
   if (slice.data.device() == Device::kCpu) return reader.read(slice);
-  std::shared_ptr<std::byte> memory;
-  CheckpointSlice host = slice;
-  host.data = host_tensor(slice.data, memory);
-  reader.read(host);
-  copy(ctx, slice.data, host.data);
+  const int64_t count = slice.data.numel();
+  const Tensor device = slice.data.view({count});
+  std::vector<std::byte> staging(std::min(kStagedElements, count) * size_of(device.dtype()));
+  for (int64_t at = 0; at < count; at += kStagedElements) {
+    const int64_t n = std::min(kStagedElements, count - at);
+    CheckpointSlice part{slice.name, slice.shape, slice.begin + at, slice.begin + at + n,
+                         Tensor(staging.data(), device.dtype(), {n})};
+    reader.read(part);
+    copy(ctx, device.rows(at, at + n), part.data);
+  }
 }
 
 HostSlices::HostSlices(Context& ctx, std::vector<CheckpointSlice> slices) : slices_(std::move(slices)) {

@@ -1,7 +1,12 @@
 #include "trainer/checkpoint/manifest.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cstdio>
 #include <nlohmann/json.hpp>
+#include <span>
+#include <string_view>
+#include <utility>
 
 #include "kernels/core/sha256.h"
 
@@ -11,11 +16,15 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kFormat = "braid-checkpoint";
-constexpr int64_t kMajor = 1, kMinor = 0;
-constexpr int kMaxDepth = 5;  // manifest, tensors, tensor, extents, extent
+constexpr int64_t kMajor = 1, kMinor = 1;          // 1.1: CRC-32C of headers and blocks
+constexpr int kMaxDepth = 4;                       // of a line: tensors, tensor, extents, extent
+constexpr size_t kMaxLineBytes = size_t{4} << 20;  // which the JSON library takes many times over
+constexpr size_t kCrcDigits = 8;
+constexpr const char *kFilesBegin = "\"files\": [", *kFilesEnd = "],";
+constexpr const char *kTensorsBegin = "\"tensors\": {", *kTensorsEnd = "},";
 
 // The digest and what closes the text behind it.
-std::string last_lines(const std::string& body) { return "\"digest\": \"" + sha256(body) + "\"\n}\n"; }
+std::string last_lines(std::string_view body) { return "\"digest\": \"" + sha256(body) + "\"\n}\n"; }
 
 // rank-00000.safetensors, weights-00000.safetensors and nothing else: a manifest cannot point outside its folder.
 bool is_data_file_name(const std::string& name) {
@@ -26,22 +35,39 @@ bool is_data_file_name(const std::string& name) {
   return number.size() >= 5 && number.find_first_not_of(kDigits) == std::string::npos;
 }
 
+int64_t num_blocks(int64_t bytes) { return (bytes + kDigestBlockBytes - 1) / kDigestBlockBytes; }
+
 Json to_json(const Shape& shape) {
   Json json = Json::array();
   for (int axis = 0; axis < shape.rank(); ++axis) json.push_back(shape[axis]);
   return json;
 }
 
+std::string crc_text(std::span<const uint32_t> crcs) {
+  std::string text;
+  char digits[kCrcDigits + 1];
+  for (const uint32_t crc : crcs) {
+    std::snprintf(digits, sizeof digits, "%08x", crc);
+    text += digits;
+  }
+  return text;
+}
+
 std::string file_line(const Manifest::File& file) {
-  return Json({{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}}).dump();
+  Json json = {{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}};
+  if (file.header_crc32c) json["header_crc32c"] = crc_text({&*file.header_crc32c, 1});
+  return json.dump();
 }
 
 std::string tensor_line(const std::pair<const std::string, Manifest::LogicalTensor>& named) {
   const auto& [name, tensor] = named;
-  Json extents = Json::array();
-  for (const Manifest::Extent& e : tensor.extents) extents.push_back({e.begin, e.end, e.file, e.offset});
-  const Json json = {
-      {"dtype", name_of(tensor.dtype)}, {"shape", to_json(tensor.shape)}, {"extents", std::move(extents)}};
+  Json extents = Json::array(), crcs = Json::array();
+  for (const Manifest::Extent& e : tensor.extents) {
+    extents.push_back({e.begin, e.end, e.file, e.offset});
+    if (!e.crc32c.empty()) crcs.push_back(crc_text(e.crc32c));
+  }
+  Json json = {{"dtype", name_of(tensor.dtype)}, {"shape", to_json(tensor.shape)}, {"extents", std::move(extents)}};
+  if (!crcs.empty()) json["crc32c"] = std::move(crcs);
   return Json(name).dump() + ": " + json.dump();
 }
 
@@ -99,8 +125,21 @@ const Json& list_field(const Json& json, const char* name) {
   return json[name];
 }
 
+// The digests of `count` blocks of something.
+std::vector<uint32_t> crcs(const Json& json, int64_t count, const char* kind, const std::string& name) {
+  const std::string digits = text(json, "crc32c");
+  require(digits.size() == static_cast<uint64_t>(count) * kCrcDigits &&
+              digits.find_first_not_of("0123456789abcdef") == std::string::npos,
+          kind, name, " has a crc32c that is not ", count, " times ", kCrcDigits, " hexadecimal digits");
+  std::vector<uint32_t> crcs;
+  for (size_t at = 0; at < digits.size(); at += kCrcDigits)
+    std::from_chars(&digits[at], &digits[at] + kCrcDigits, crcs.emplace_back(), 16);
+  return crcs;
+}
+
 Manifest::File read_file(const Json& json) {
-  Manifest::File file{text_field(json, "name"), number_field(json, "bytes"), text_field(json, "sha256")};
+  Manifest::File file{text_field(json, "name"), number_field(json, "bytes"), text_field(json, "sha256"), {}};
+  if (json.contains("header_crc32c")) file.header_crc32c = crcs(json["header_crc32c"], 1, "", file.name)[0];
   require(is_data_file_name(file.name), "it names the file ", Json(file.name).dump(),
           ", expected rank-NNNNN.safetensors or weights-NNNNN.safetensors");
   return file;
@@ -117,15 +156,90 @@ void read_tensor(Manifest& manifest, const std::string& name, const Json& json) 
     shape.append(number(dim, "a dimension"));
     require(!__builtin_mul_overflow(bytes, shape[shape.rank() - 1], &bytes), "tensor ", name, " is too large to count");
   }
-  manifest.add(name, *dtype, shape, {});
-  for (const Json& e : list_field(json, "extents")) {
+  const auto [found, is_new] = manifest.tensors.try_emplace(name, Manifest::LogicalTensor{*dtype, shape, {}});
+  require(is_new, "it holds the tensor ", name, " twice");
+  const Json& extents = list_field(json, "extents");
+  const Json* of_extents = json.contains("crc32c") ? &list_field(json, "crc32c") : nullptr;
+  require(!of_extents || of_extents->size() == extents.size(), "tensor ", name, " has ", extents.size(),
+          " extents and crc32c of another number");
+  const int64_t numel = shape.numel();
+  for (size_t i = 0; i < extents.size(); ++i) {
+    const Json& e = extents[i];
     require(e.is_array() && e.size() == 4, "tensor ", name, " has an extent that is not [begin, end, file, offset]");
-    const Manifest::Extent extent{number(e[0], "an extent's begin"), number(e[1], "an extent's end"),
-                                  text(e[2], "an extent's file"), number(e[3], "an extent's offset")};
-    require(extent.begin < extent.end, "tensor ", name, " has the extent ", e.dump());
-    manifest.add(name, *dtype, shape, extent);
+    Manifest::Extent extent{number(e[0], "an extent's begin"),
+                            number(e[1], "an extent's end"),
+                            text(e[2], "an extent's file"),
+                            number(e[3], "an extent's offset"),
+                            {}};
+    require(extent.begin < extent.end, "tensor ", name, " has the extent [", extent.begin, ',', extent.end, ", …]");
+    if (of_extents && extent.end <= numel)
+      extent.crc32c =
+          crcs((*of_extents)[i], num_blocks((extent.end - extent.begin) * size_of(*dtype)), "tensor ", name);
+    found->second.extents.push_back(std::move(extent));
   }
 }
+
+// The fields, files and tensors of a manifest's text, line by line, so that what the JSON library makes of it is never
+// larger than a line.
+class LineReader {
+ public:
+  explicit LineReader(Manifest& manifest) : manifest_(manifest) {}
+
+  void read(std::string_view body) {
+    require(body.starts_with("{\n"), "it does not begin with a { on its own line");
+    body.remove_prefix(2);
+    while (!body.empty()) {
+      const size_t end = std::min(body.find('\n'), body.size());
+      require(end <= kMaxLineBytes, "it has a line of more than ", kMaxLineBytes, " bytes");
+      take(body.substr(0, end));
+      body.remove_prefix(std::min(end + 1, body.size()));
+    }
+    require(at_ == At::kFields && has_files_ && has_tensors_, "it has no ", has_files_ ? "tensors" : "files",
+            " where one belongs");
+  }
+  const Json& fields() const { return fields_; }
+
+ private:
+  enum class At { kFields, kFiles, kTensors };
+
+  // `line`, without the comma behind it, as JSON.
+  static Json parsed(std::string_view line, bool is_member) {
+    if (line.ends_with(',')) line.remove_suffix(1);
+    std::string text(line);
+    if (is_member) text = "{" + text + "}";
+    require(depth_of(text) <= kMaxDepth, "it nests too deep");
+    Json json = Json::parse(text);
+    require(!is_member || json.size() == 1, "it has a line of ", json.size(), " fields");
+    return json;
+  }
+
+  void take(std::string_view line) {
+    if (at_ == At::kFiles && line == kFilesEnd) at_ = At::kFields;
+    else if (at_ == At::kTensors && line == kTensorsEnd) at_ = At::kFields;
+    else if (at_ == At::kFiles) manifest_.files.push_back(read_file(parsed(line, false)));
+    else if (at_ == At::kTensors) {
+      const Json json = parsed(line, true);
+      read_tensor(manifest_, json.begin().key(), json.begin().value());
+    } else if (line == kFilesBegin && !std::exchange(has_files_, true)) at_ = At::kFiles;
+    else if (line == kTensorsBegin && !std::exchange(has_tensors_, true)) at_ = At::kTensors;
+    else add_field(parsed(line, true));
+  }
+
+  void add_field(const Json& json) {
+    const std::string& name = json.begin().key();
+    require(name != "files" && name != "tensors" && !fields_.contains(name), "it holds ", name,
+            " twice or not in lines");
+    if (std::find(std::begin(kFields), std::end(kFields), name) != std::end(kFields))
+      fields_[name] = json.begin().value();
+  }
+
+  static constexpr const char* kFields[] = {"format", "format_version",  "step",        "tokens", "build_id",
+                                            "world",  "expert_parallel", "data_digest", "config", "parameter_table"};
+  Manifest& manifest_;
+  Json fields_ = Json::object();
+  At at_ = At::kFields;
+  bool has_files_ = false, has_tensors_ = false;
+};
 
 }  // namespace
 
@@ -146,8 +260,8 @@ std::string Manifest::to_text() const {
     line("data_digest", info.data_digest);
     line("config", info.config_yaml);
     line("parameter_table", info.parameter_table);
-    body += concat("\"files\": [", lines(files, file_line), "],\n");
-    body += concat("\"tensors\": {", lines(tensors, tensor_line), "},\n");
+    body += concat(kFilesBegin, lines(files, file_line), kFilesEnd, '\n');
+    body += concat(kTensorsBegin, lines(tensors, tensor_line), kTensorsEnd, '\n');
     return body + last_lines(body);
   } catch (const Json::exception&) {
     throw CheckpointError("a name or text of the checkpoint is not valid UTF-8, so it cannot be saved");
@@ -157,13 +271,15 @@ std::string Manifest::to_text() const {
 Manifest Manifest::parse(const std::string& text, const std::string& path) {
   const size_t end_bytes = last_lines("").size();
   check<CheckpointError>(text.size() > end_bytes, path, ": is truncated");
-  const std::string body = text.substr(0, text.size() - end_bytes);
+  const std::string_view body(text.data(), text.size() - end_bytes);
   check<CheckpointError>(text.compare(body.size(), end_bytes, last_lines(body)) == 0, path,
                          ": does not match its own digest; it is truncated or was changed");
+  check<CheckpointError>(body.find('\0') == std::string::npos, path, ": is not valid JSON");
   Manifest manifest;
   try {
-    require(depth_of(text) <= kMaxDepth, "it nests too deep");
-    const Json json = Json::parse(text);
+    LineReader reader(manifest);
+    reader.read(body);
+    const Json& json = reader.fields();
     require(text_field(json, "format") == kFormat, "its format is not ", kFormat);
     const Json& version = field(json, "format_version");
     const int64_t major = number_field(version, "major");
@@ -179,9 +295,6 @@ Manifest Manifest::parse(const std::string& text, const std::string& path) {
     info.data_digest = text_field(json, "data_digest");
     info.config_yaml = text_field(json, "config");
     info.parameter_table = text_field(json, "parameter_table");
-    for (const Json& file : list_field(json, "files")) manifest.files.push_back(read_file(file));
-    require(field(json, "tensors").is_object(), "tensors is not an object");
-    for (const auto& [name, tensor] : json["tensors"].items()) read_tensor(manifest, name, tensor);
   } catch (const Problem& e) {
     throw CheckpointError(path + ": cannot be used: " + e.what());
   } catch (const Json::exception& e) {

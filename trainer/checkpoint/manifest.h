@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,17 +10,22 @@
 
 namespace braid {
 
+// Data is digested in blocks of this size, counted from the begin of an extent; its last block may be shorter.
+inline constexpr int64_t kDigestBlockBytes = int64_t{4} << 20;
+
 // The manifest of a checkpoint: what it is, which files it has, and where every logical tensor lies in them.
 struct Manifest {
   struct File {
     std::string name;
     int64_t bytes = 0;
     std::string sha256;
+    std::optional<uint32_t> header_crc32c;  // of what lies before its first extent; none before format 1.1
   };
   struct Extent {  // elements [begin, end) of the logical tensor lie in `file` from byte `offset`
     int64_t begin = 0, end = 0;
     std::string file;
     int64_t offset = 0;
+    std::vector<uint32_t> crc32c;  // of each block; none before format 1.1
   };
   struct LogicalTensor {
     DType dtype = DType::kF32;
@@ -31,9 +37,10 @@ struct Manifest {
   std::vector<File> files;
   std::map<std::string, LogicalTensor> tensors;
 
-  // JSON text; its last field is the SHA-256 of everything before the line it stands on.
+  // JSON text, a line per field, file and tensor; its last field is the SHA-256 of everything before the line it stands
+  // on.
   std::string to_text() const;
-  // Errors: CheckpointError naming `path` and what is wrong.
+  // Takes a small multiple of the text's size in memory.   Errors: CheckpointError naming `path` and what is wrong.
   static Manifest parse(const std::string& text, const std::string& path);
 
   // Adds an extent of a tensor, or with `extent.begin == extent.end` only the tensor.

@@ -148,13 +148,19 @@ std::vector<CheckpointSlice> ShardedParameters::slices() {
   return slices;
 }
 
-void ShardedParameters::load(Context& ctx, const WeightSource& source) {
-  load_weights(ctx, source, layout_, weights_);
-  for (Group& g : groups_) {
-    if (!g.master.defined()) continue;
-    for (const Piece& piece : g.pieces)
-      load_elements(ctx, source, *piece.in, g.first + piece.begin, g.first + piece.end, piece.of(g.master));
+void ShardedParameters::load_shards(Context& ctx, const WeightSource& source) {
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const Shard own = shard(i);
+    for (const Piece& piece : groups_[i].pieces) {
+      load_elements(ctx, source, *piece.in, groups_[i].first + piece.begin, groups_[i].first + piece.end,
+                    piece.of(own.weights));
+      if (own.rounded.defined()) convert(ctx, piece.of(own.rounded), piece.of(own.weights));
+    }
   }
+}
+
+void ShardedParameters::gather_all_weights(Context& ctx) {
+  for (size_t i = 0; i < groups_.size(); ++i) gather_weights(ctx, i);
 }
 
 }  // namespace braid

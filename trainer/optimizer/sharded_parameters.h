@@ -67,8 +67,14 @@ class ShardedParameters {
 
   // What this rank stores of the weights in a checkpoint.
   std::vector<CheckpointSlice> slices();
-  // All weights and the own shards of the masters.   Errors: CheckpointError of the source.
-  void load(Context& ctx, const WeightSource& source);
+  // The own shards, masters and what is rounded from them: no other rank takes part.
+  // Errors: CheckpointError of the source.
+  void load_shards(Context& ctx, const WeightSource& source);
+  void gather_all_weights(Context& ctx);
+  void load(Context& ctx, const WeightSource& source) {
+    load_shards(ctx, source);
+    gather_all_weights(ctx);
+  }
 
  private:
   struct Group {

@@ -117,6 +117,38 @@ TEST_F(CheckpointFaultsTest, TheFirstSaveOfARunMayFailAnywhere) {
   }
 }
 
+// What was digested is what is used: no read is trusted because of an earlier one of the same bytes.
+TEST_F(CheckpointFaultsTest, AWrongByteFromAnyReadIsSeen) {
+  Tensor t = random_normal({300000}, DType::kF64, 1);
+  CheckpointInfo info;
+  info.step = 1;
+  const std::string saved =
+      save_checkpoint(ctx_, *world_, path("run/checkpoints"), info, {{"t", {300000}, 0, 300000, t}});
+  for (const bool is_shared : {false, true}) {
+    for (int64_t nth = 1;; ++nth) {
+      Tensor out = zeros_f64({300000});
+      reads = 0;
+      flipped_read = nth;
+      const std::string message = message_of<CheckpointError>([&] {
+        const CheckpointReader reader = is_shared ? CheckpointReader(ctx_, *world_, saved) : CheckpointReader(saved);
+        for (int64_t at = 0; at < 300000; at += 100000) {
+          CheckpointSlice slice{"t", {300000}, at, at + 100000, out.rows(at, at + 100000)};
+          reader.read(slice);
+        }
+        reader.settle(ctx_, *world_);
+      });
+      flipped_read = 0;
+      if (reads < nth) {
+        EXPECT_EQ(message, "");
+        expect_same_bits(out, t);
+        EXPECT_GE(nth, 4);
+        break;
+      }
+      EXPECT_NE(message, "") << "read " << nth << (is_shared ? " with others" : "");
+    }
+  }
+}
+
 TEST_F(CheckpointFaultsTest, ShortAndInterruptedWritesAreContinued) {
   const std::string whole = bytes_of(save(1, 3) + "/rank-00000.safetensors");
   for (int64_t bytes : {1, 7}) {

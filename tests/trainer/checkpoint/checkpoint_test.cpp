@@ -5,10 +5,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <map>
 #include <random>
 
+#include "parallel/rank_text.h"
 #include "tests/testing.h"
 #include "tests/trainer/checkpoint/checkpoint_testing.h"
 #include "trainer/checkpoint/manifest.h"
@@ -250,24 +252,184 @@ TEST_F(CheckpointTest, EveryTruncationIsSeen) {
   }
 }
 
+// 10,000 of them, spread over all bytes of the checkpoint; the file and the tensor that holds the bit are named.
 TEST_F(CheckpointTest, EveryFlippedBitIsSeenBeforeAByteIsUsed) {
   const std::string saved = save_from_ranks(1, 2);
-  std::mt19937 random(7);
+  const Manifest manifest = Manifest::parse(bytes_of(saved + "/MANIFEST.json"), "");
+  const auto holder_of = [&](const std::string& file, int64_t byte) -> std::string {
+    for (const auto& [name, tensor] : manifest.tensors)
+      for (const Manifest::Extent& e : tensor.extents)
+        if (e.file == file && e.offset <= byte && byte < e.offset + (e.end - e.begin) * size_of(tensor.dtype))
+          return ": tensor " + name + ": ";
+    return file == "MANIFEST.json" ? "" : ": its header does not match its digest";
+  };
+  struct Stored {
+    std::string name, bytes;
+    int fd;
+  };
+  std::vector<Stored> files;
+  std::vector<double> sizes;
   for (const char* name : {"MANIFEST.json", "rank-00000.safetensors", "rank-00001.safetensors"}) {
-    const std::string file = saved + "/" + name, whole = bytes_of(file);
-    const int fd = open(file.c_str(), O_RDWR | O_CLOEXEC);
-    ASSERT_GE(fd, 0);
-    for (int trial = 0; trial < 1500; ++trial) {
-      const size_t bit = random() % (8 * whole.size()), at = bit / 8;
-      const char flipped = static_cast<char>(whole[at] ^ (1 << bit % 8));
-      ASSERT_EQ(pwrite(fd, &flipped, 1, static_cast<off_t>(at)), 1);
-      ASSERT_NE(message_of<CheckpointError>([&] { expect_content(CheckpointReader(saved)); }), "")
-          << "bit " << bit << " of " << name;
-      ASSERT_EQ(pwrite(fd, &whole[at], 1, static_cast<off_t>(at)), 1);
-    }
-    close(fd);
+    const std::string file = saved + "/" + name;
+    files.push_back({name, bytes_of(file), open(file.c_str(), O_RDWR | O_CLOEXEC)});
+    sizes.push_back(static_cast<double>(files.back().bytes.size()));
+    ASSERT_GE(files.back().fd, 0);
   }
+  std::mt19937 random(7);
+  std::discrete_distribution<size_t> any_file(sizes.begin(), sizes.end());
+  int detected = 0, of_tensors = 0;
+  for (int trial = 0; trial < 10000; ++trial) {
+    const Stored& file = files[any_file(random)];
+    const size_t bit = random() % (8 * file.bytes.size()), at = bit / 8;
+    const char flipped = static_cast<char>(file.bytes[at] ^ (1 << bit % 8));
+    ASSERT_EQ(pwrite(file.fd, &flipped, 1, static_cast<off_t>(at)), 1);
+    const std::string message = message_of<CheckpointError>([&] { expect_content(CheckpointReader(saved)); });
+    const std::string holder = holder_of(file.name, static_cast<int64_t>(at));
+    ASSERT_NE(message.find(saved + "/" + file.name + holder), std::string::npos)
+        << "bit " << bit << " of " << file.name << ", " << holder << ": " << message;
+    ++detected;
+    of_tensors += holder.starts_with(": tensor ");
+    ASSERT_EQ(pwrite(file.fd, &file.bytes[at], 1, static_cast<off_t>(at)), 1);
+  }
+  for (const Stored& file : files) close(file.fd);
+  EXPECT_EQ(detected, 10000);
+  EXPECT_GT(of_tensors, 500);
   expect_content(CheckpointReader(saved));
+}
+
+// Format 1.0 had no digests of blocks: what it wrote is read for ever.
+TEST_F(CheckpointTest, ReadsCheckpointsOfFormat10) {
+  const std::string saved = save_from_ranks(1, 2), manifest = saved + "/MANIFEST.json";
+  Manifest m = Manifest::parse(bytes_of(manifest), manifest);
+  for (auto& file : m.files) file.header_crc32c.reset();
+  for (auto& [name, tensor] : m.tensors)
+    for (auto& e : tensor.extents) e.crc32c.clear();
+  std::string text = without_digest(m.to_text());
+  text.replace(text.find("\"minor\":1"), 9, "\"minor\":0");
+  write_bytes(manifest, with_digest(text));
+  CheckpointReader(saved).verify();
+  expect_content(CheckpointReader(saved));
+  for (const char* name : {"rank-00000.safetensors", "rank-00001.safetensors"}) {
+    const std::string file = saved + "/" + name, whole = bytes_of(file);
+    for (size_t at = 0; at < whole.size(); at += 11) {
+      std::string flipped = whole;
+      flipped[at] ^= 4;
+      write_bytes(file, flipped);
+      expect_contains(message_of<CheckpointError>([&] { expect_content(CheckpointReader(saved)); }), file);
+    }
+    write_bytes(file, whole);
+  }
+}
+
+// Tensors of several blocks, cut among ranks at other places than where blocks end.
+class SharedReadTest : public CheckpointTest {
+ protected:
+  static constexpr int64_t kLong = 3 * kDigestBlockBytes / 4 + 1001, kShort = 300007;
+  Tensor long_ = random_normal({kLong}, DType::kF32, 5), short_ = random_normal({kShort}, DType::kF32, 6);
+
+  // Rank r of `size` has the r-th part of each tensor.
+  std::vector<CheckpointSlice> parts(const Tensor& of_long, const Tensor& of_short, int rank, int size) const {
+    std::vector<CheckpointSlice> slices;
+    for (const auto& [name, t] : std::map<std::string, Tensor>{{"a/long", of_long}, {"b/short", of_short}}) {
+      const int64_t n = t.numel(), begin = n * rank / size, end = n * (rank + 1) / size;
+      slices.push_back({name, {n}, begin, end, t.rows(begin, end)});
+    }
+    return slices;
+  }
+  std::string save_from(int size) {
+    ThreadRanks(size).run([&](Context& ctx, Communicator& world) {
+      save_checkpoint(ctx, world, folder_, info(size, size), parts(long_, short_, world.rank(), size));
+    });
+    return list_checkpoints(folder_).back().path;
+  }
+  struct Loaded {
+    Tensor of_long, of_short;
+    int64_t bytes_read = 0;
+    std::vector<std::string> messages;  // of each rank
+  };
+  Loaded load(const std::string& path, int size) const {
+    Loaded loaded{poisoned({kLong}, DType::kF32), poisoned({kShort}, DType::kF32), 0,
+                  std::vector<std::string>(static_cast<size_t>(size))};
+    std::atomic<int64_t> bytes = 0;
+    ThreadRanks(size).run([&](Context& ctx, Communicator& world) {
+      loaded.messages[world.rank()] = message_of<CheckpointError>([&] {
+        const CheckpointReader reader(ctx, world, path);
+        all_or_none(ctx, world, [&] {
+          for (CheckpointSlice& slice : parts(loaded.of_long, loaded.of_short, world.rank(), size)) {
+            const int64_t cut = slice.data.numel() / 3;  // also in steps that fit no block
+            CheckpointSlice first{slice.name, slice.shape, slice.begin, slice.begin + cut, slice.data.rows(0, cut)};
+            CheckpointSlice rest{slice.name, slice.shape, slice.begin + cut, slice.end,
+                                 slice.data.rows(cut, slice.data.numel())};
+            reader.read(first);
+            reader.read(rest);
+          }
+          return std::string();
+        });
+        reader.settle(ctx, world);
+        bytes += reader.bytes_read();
+      });
+    });
+    loaded.bytes_read = bytes;
+    return loaded;
+  }
+};
+
+TEST_F(SharedReadTest, RanksTogetherReadACheckpointOnce) {
+  for (int writers : {1, 2, 4, 8, 16}) {
+    const std::string saved = save_from(writers);
+    int64_t stored = 0;
+    for (const auto& entry : fs::directory_iterator(saved)) stored += static_cast<int64_t>(entry.file_size());
+    for (int readers : {1, 2, 3, 4, 8, 16}) {
+      const Loaded loaded = load(saved, readers);
+      for (const std::string& message : loaded.messages) EXPECT_EQ(message, "");
+      expect_same_bits(loaded.of_long, long_);
+      expect_same_bits(loaded.of_short, short_);
+      EXPECT_EQ(loaded.bytes_read, stored) << writers << " wrote, " << readers << " read";
+    }
+    fs::remove_all(saved);
+  }
+}
+
+TEST_F(SharedReadTest, ADamagedByteIsTheErrorOfEveryRank) {
+  const std::string saved = save_from(2), file = saved + "/rank-00001.safetensors", whole = bytes_of(file);
+  for (const size_t at : {size_t{30}, whole.size() / 3, whole.size() / 2, whole.size() - 1}) {
+    std::string flipped = whole;
+    flipped[at] ^= 1;
+    write_bytes(file, flipped);
+    for (int readers : {1, 2, 3, 8}) {
+      for (const std::string& message : load(saved, readers).messages) {
+        expect_contains(message, file + (at == 30 ? ": its header does not" : ": tensor "));
+        expect_contains(message, "match");
+      }
+    }
+  }
+}
+
+// Parts that overlap, or of blocks that nobody reads whole.
+TEST_F(SharedReadTest, PartsThatMakeNoBlockAreReadAgain) {
+  const std::string saved = save_from(1), file = saved + "/rank-00000.safetensors", whole = bytes_of(file);
+  const auto read = [&] {
+    std::vector<std::string> messages(2);
+    ThreadRanks(2).run([&](Context& ctx, Communicator& world) {
+      messages[world.rank()] = message_of<CheckpointError>([&] {
+        const CheckpointReader reader(ctx, world, saved);
+        Tensor some = zeros({1000}, DType::kF32);
+        CheckpointSlice a{"a/long", {kLong}, 5, 1005, some};
+        CheckpointSlice b{"a/long", {kLong}, 700 + 300 * world.rank(), 1700 + 300 * world.rank(), some};
+        reader.read(a);
+        reader.read(b);
+        reader.settle(ctx, world);
+        expect_same_bits(some, long_.rows(b.begin, b.end));
+      });
+    });
+    EXPECT_EQ(messages[0], messages[1]);
+    return messages[0];
+  };
+  EXPECT_EQ(read(), "");
+  std::string flipped = whole;
+  flipped[whole.size() - short_.bytes() - long_.bytes() + 4 * 1100] ^= 1;
+  write_bytes(file, flipped);
+  expect_contains(read(), file + ": tensor a/long: elements 0 to 1048576: do not match their digest");
 }
 
 TEST_F(CheckpointTest, SaysWhichFileIsDamaged) {
@@ -276,7 +438,13 @@ TEST_F(CheckpointTest, SaysWhichFileIsDamaged) {
   std::string flipped = whole;
   flipped.back() ^= 1;
   write_bytes(shard, flipped);
-  EXPECT_EQ(refusal(saved), shard + ": does not match its digest in the manifest; the file is damaged or was changed");
+  const std::string damaged = " not match their digest in the manifest; the file is damaged or was changed";
+  EXPECT_EQ(refusal(saved), shard + ": tensor balance/counts: elements 0 to 4: do" + damaged);
+  flipped = whole;
+  flipped[20] ^= 1;
+  write_bytes(shard, flipped);
+  EXPECT_EQ(refusal(saved),
+            shard + ": its header does not match its digest in the manifest; the file is damaged or was changed");
   write_bytes(shard, whole.substr(0, whole.size() - 1));
   EXPECT_EQ(refusal(saved), concat(shard, ": is ", whole.size() - 1, " bytes long, the manifest says ", whole.size()));
   fs::remove(shard);
@@ -289,8 +457,9 @@ TEST_F(CheckpointTest, FilesOfOthersAreRefused) {
   const std::string two = save_from_ranks(2, 2);
   const std::string shard = "/rank-00001.safetensors";
   fs::copy_file(one + shard, two + shard, fs::copy_options::overwrite_existing);
-  EXPECT_EQ(refusal(two),
-            two + shard + ": does not match its digest in the manifest; the file is damaged or was changed");
+  EXPECT_EQ(refusal(two), two + shard +
+                              ": tensor exp_avg/vector: elements 0 to 7: do not match their digest in the "
+                              "manifest; the file is damaged or was changed");
   fs::rename(one + shard, one + "/x");
   fs::rename(one + "/rank-00000.safetensors", one + shard);
   fs::rename(one + "/x", one + "/rank-00000.safetensors");
@@ -342,12 +511,12 @@ TEST_F(CheckpointTest, HeadersMustAgreeWithTheManifest) {
             }),
             first + ": its header has no tensor half" + disagrees);
   EXPECT_EQ(refusal_with([](Manifest& m) { m.tensors.at("weights/matrix").dtype = DType::kI32; }),
-            saved + "/rank-00001.safetensors: its header has no tensor weights/matrix@0" + disagrees);
+            first + ": its header has no tensor weights/matrix@7" + disagrees);
   EXPECT_EQ(refusal_with([](Manifest& m) {
               auto& extents = m.tensors.at("weights/matrix").extents;
               extents[0].end = extents[1].begin = 3;
             }),
-            saved + "/rank-00001.safetensors: its header has no tensor weights/matrix@0" + disagrees);
+            first + ": its header has no tensor weights/matrix@3" + disagrees);
   EXPECT_EQ(refusal_with([](Manifest& m) { m.tensors.erase("half"); }),
             first + ": holds 3 tensors, the manifest knows 2 of them");
   EXPECT_EQ(refusal_with([](Manifest& m) { m.tensors.at("half").extents[0].file = "rank-00009.safetensors"; }),
@@ -359,7 +528,7 @@ TEST_F(CheckpointTest, HeadersMustAgreeWithTheManifest) {
   EXPECT_EQ(
       refusal_with([](Manifest& m) { m.files[1].sha256 = "x"; }),
       saved + "/rank-00001.safetensors: does not match its digest in the manifest; the file is damaged or was changed");
-  fs::resize_file(manifest, (int64_t{1} << 28) + 1);
+  fs::resize_file(manifest, (int64_t{64} << 20) + 1);
   expect_contains(refusal(saved), "too long for a manifest");
 }
 

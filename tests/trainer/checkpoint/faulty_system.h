@@ -1,6 +1,6 @@
 #pragma once
 
-// The test program that includes this has system calls of its own, which fail, stop short or kill the program on
+// The test program that includes this has system calls of its own, which fail, stop short, lie or kill the program on
 // demand: those defined below take the place of the C library's. To be included by one file of a program.
 #include <fcntl.h>
 #include <sys/syscall.h>
@@ -25,6 +25,9 @@ inline Fault fault;
 inline bool reserves_space = true;
 inline int64_t short_writes = 0;  // 0: writes are whole. Else write that many bytes at a time, interrupted in between
 
+// The `nth` read from now on gives a byte of another value, though the disk holds the right one.
+inline int64_t flipped_read = 0, reads = 0;
+
 inline bool call_fails() {
   if (fault.nth == 0) return false;
   ++fault.calls;
@@ -36,6 +39,13 @@ inline bool call_fails() {
 }  // namespace braid::testing
 
 extern "C" {
+
+ssize_t pread(int fd, void* data, size_t bytes, off_t position) {
+  using namespace braid::testing;
+  const ssize_t n = syscall(SYS_pread64, fd, data, bytes, position);
+  if (flipped_read > 0 && ++reads == flipped_read && n > 0) static_cast<char*>(data)[n / 2] ^= 16;
+  return n;
+}
 
 ssize_t write(int fd, const void* data, size_t bytes) {
   using namespace braid::testing;

@@ -1,5 +1,7 @@
 #include "trainer/checkpoint/manifest.h"
 
+#include <sys/resource.h>
+
 #include "tests/trainer/checkpoint/checkpoint_testing.h"
 
 namespace braid {
@@ -17,10 +19,12 @@ Manifest example() {
   m.info.parameter_table = "table\n";
   m.info.num_ranks = 2;
   m.info.expert_parallel = 2;
-  m.files = {{"rank-00000.safetensors", 200, std::string(64, 'a')}, {"rank-100001.safetensors", 300, ""}};
-  m.add("weights/a", DType::kF32, {3, 5}, {4, 15, "rank-100001.safetensors", 128});
-  m.add("weights/a", DType::kF32, {3, 5}, {0, 4, "rank-00000.safetensors", 96});
-  m.add("b", DType::kI64, {2}, {0, 2, "rank-00000.safetensors", 112});
+  m.files = {{"rank-00000.safetensors", 200, std::string(64, 'a'), 0xabcd}, {"rank-100001.safetensors", 300, "", 7}};
+  m.add("weights/a", DType::kF32, {3, 5}, {4, 15, "rank-100001.safetensors", 128, {0xffffffff}});
+  m.add("weights/a", DType::kF32, {3, 5}, {0, 4, "rank-00000.safetensors", 96, {1}});
+  m.add("b", DType::kI64, {2}, {0, 2, "rank-00000.safetensors", 112, {2}});
+  m.add("long", DType::kU8, {2 * kDigestBlockBytes + 1},
+        {0, 2 * kDigestBlockBytes + 1, "rank-100001.safetensors", 172, {3, 4, 0x12345678}});
   m.add("empty", DType::kF64, {0, 5}, {});
   return m;
 }
@@ -45,7 +49,7 @@ TEST(Manifest, ReadsBackWhatItWrote) {
   EXPECT_EQ(m.files[1].name, "rank-100001.safetensors");
   EXPECT_EQ(m.files[0].bytes, 200);
   EXPECT_EQ(m.files[0].sha256, std::string(64, 'a'));
-  ASSERT_EQ(m.tensors.size(), 3u);
+  ASSERT_EQ(m.tensors.size(), 4u);
   const auto& a = m.tensors.at("weights/a");
   EXPECT_EQ(a.dtype, DType::kF32);
   EXPECT_EQ(a.shape, Shape({3, 5}));
@@ -53,6 +57,9 @@ TEST(Manifest, ReadsBackWhatItWrote) {
   EXPECT_EQ(a.extents[0].end, 4);
   EXPECT_EQ(a.extents[1].file, "rank-100001.safetensors");
   EXPECT_EQ(a.extents[1].offset, 128);
+  EXPECT_EQ(a.extents[1].crc32c, std::vector<uint32_t>{0xffffffff});
+  EXPECT_EQ(m.tensors.at("long").extents[0].crc32c, (std::vector<uint32_t>{3, 4, 0x12345678}));
+  EXPECT_EQ(m.files[0].header_crc32c, 0xabcdu);
   EXPECT_EQ(m.tensors.at("empty").extents.size(), 0u);
   EXPECT_EQ(m.to_text(), text);
 }
@@ -85,8 +92,8 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
   };
   const std::string deep(100000, '['), closed(100000, ']');
   const Case cases[] = {
-      {"\"major\":1", "\"major\":2", "it has format version 2.0, this program reads 1.x; use a newer braid"},
-      {"\"major\":1", "\"major\":0", "it has format version 0.0, this program reads 1.x; use the braid that wrote it"},
+      {"\"major\":1", "\"major\":2", "it has format version 2.1, this program reads 1.x; use a newer braid"},
+      {"\"major\":1", "\"major\":0", "it has format version 0.1, this program reads 1.x; use the braid that wrote it"},
       {"\"major\":1", "\"major\":\"1\"", "major is no number of 0 or more"},
       {"braid-checkpoint", "something", "its format is not braid-checkpoint"},
       {"\"format\": ", "\"formal\": ", "it has no format"},
@@ -103,7 +110,7 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
       {"rank-00000.safetensors\",\"sha", "rank-00000.safetensors/\",\"sha", "expected rank-NNNNN.safetensors"},
       {"rank-00000.safetensors\",\"sha", "rank-../00.safetensors\",\"sha", "expected rank-NNNNN.safetensors"},
       {"\"bytes\":200", "\"bytes\":-1", "bytes is no number of 0 or more"},
-      {"\"files\": [", "\"files\": [1,", "it has no name where one belongs"},
+      {"\"files\": [", "\"files\": [\n1,", "it has no name where one belongs"},
       {"\"I64\"", "\"F8_E4M3\"", "tensor b has the dtype F8_E4M3"},
       {"\"shape\":[2]", "\"shape\":2", "shape is not a list"},
       {"\"shape\":[2]", "\"shape\":[-2]", "a dimension is no number of 0 or more"},
@@ -114,11 +121,25 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
       {"[[0,2,", "[[2,0,", "tensor b has the extent [2,0,"},
       {"[[0,2,", "[[-1,2,", "an extent's begin is no number of 0 or more"},
       {",112]]", ",112,0]]", "tensor b has an extent that is not [begin, end, file, offset]"},
-      {",112]]", ",112],3]", "tensor b has an extent that is not [begin, end, file, offset]"},
-      {"\"tensors\": {", "\"tensors\": {\"x\": [],", "it has no dtype where one belongs"},
-      {"\"tensors\": {", "\"tensors\": {\"x\": " + deep + closed + ",", "it nests too deep"},
+      {"[[0,2,\"rank-00000.safetensors\",112]]", "[3]",
+       "tensor b has an extent that is not [begin, end, file, offset]"},
+      {"\"tensors\": {", "\"tensors\": {\n\"x\": [],", "it has no dtype where one belongs"},
+      {"\"tensors\": {", "\"tensors\": {\n\"x\": " + deep + closed + ",", "it nests too deep"},
       {"\"tensors\": {", "\"tensors\": {,", "is not valid JSON"},
       {"test build", "test\xff build", "is not valid JSON"},
+      {"test build", std::string("test\0build", 10), "is not valid JSON"},
+      {"{\n", "{ ", "it does not begin with a { on its own line"},
+      {"\"step\": 12", "\"step\": 12,\n\"step\": 13", "it holds step twice"},
+      {"\"step\": 12", "\"step\": 12, \"tokens\": 3", "it has a line of 2 fields"},
+      {"\"tensors\": {", "\"tensors\": {\n},\n\"tensors\": {},", "it holds tensors twice"},
+      {"\"empty\"", "\"b\"", "it holds the tensor b twice"},
+      {"\"00000002\"", "\"0000002\"", "tensor b has a crc32c that is not 1 times 8 hexadecimal digits"},
+      {"\"00000002\"", "\"0000000x\"", "tensor b has a crc32c that is not 1 times 8 hexadecimal digits"},
+      {"\"00000002\"", "\"0000000200000002\"", "tensor b has a crc32c that is not 1 times 8 hexadecimal digits"},
+      {"\"00000002\"", "7", "crc32c is not a text"},
+      {"[\"00000002\"]", "[]", "tensor b has 1 extents and crc32c of another number"},
+      {"\"0000abcd\"", "\"\"", "rank-00000.safetensors has a crc32c that is not 1 times"},
+      {"\"step\"", "\"x\": \"" + std::string(size_t{5} << 20, 'x') + "\",\n\"step\"", "it has a line of more than"},
   };
   for (const Case& c : cases) {
     std::string changed = body;
@@ -132,10 +153,50 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
 
 TEST(Manifest, ReadsNewerMinorVersions) {
   std::string body = without_digest(example().to_text());
-  const std::string minor = "\"minor\":0";
+  const std::string minor = "\"minor\":1";
   body.replace(body.find(minor), minor.size(), "\"minor\":7");
   body.replace(body.find("\"step\""), 0, "\"new_field\": [1, {\"x\": \"[[[[[[[[ \\\" [[[[[[[\"}],\n");
   EXPECT_EQ(Manifest::parse(with_digest(body), "PATH").info.step, 12);
+}
+
+// The JSON library takes 20 times the text.
+TEST(Manifest, TakesASmallMultipleOfItsTextInMemory) {
+  std::string body = without_digest(example().to_text());
+  const std::string end = "},\n";
+  ASSERT_TRUE(body.ends_with(end));
+  body.resize(body.size() - end.size() - 1);
+  for (int tensor = 0; tensor < 30; ++tensor) {
+    std::string extents, crcs;
+    for (int i = 0; i < 20000; ++i) {
+      extents += concat(i ? ",[" : "[", i, ',', i + 1, ",\"rank-00000.safetensors\",", i, ']');
+      crcs += i ? ",\"00000000\"" : "\"00000000\"";
+    }
+    body += concat(",\n\"t", tensor, "\": {\"dtype\":\"U8\",\"shape\":[20000],\"extents\":[", extents, "],\"crc32c\":[",
+                   crcs, "]}");
+  }
+  const std::string text = with_digest(body + "\n" + end);
+  ASSERT_GT(text.size(), size_t{25} << 20);
+  const auto peak_kib = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;
+  };
+  const long before = peak_kib();
+  const Manifest m = Manifest::parse(text, "PATH");
+  m.check_coverage("PATH");
+  EXPECT_EQ(m.tensors.size(), 34u);
+  EXPECT_LT(peak_kib() - before, static_cast<long>(6 * text.size() / 1024));
+}
+
+// Format 1.0 had none.
+TEST(Manifest, DigestsOfBlocksMayBeMissing) {
+  Manifest m = example();
+  for (auto& file : m.files) file.header_crc32c.reset();
+  for (auto& [name, tensor] : m.tensors)
+    for (auto& e : tensor.extents) e.crc32c.clear();
+  const std::string text = m.to_text();
+  EXPECT_EQ(text.find("crc32c"), std::string::npos);
+  EXPECT_EQ(Manifest::parse(text, "PATH").to_text(), text);
 }
 
 TEST(Manifest, EveryElementMustBeThereOnce) {
