@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/core/tensor.h"
 #include "kernels/cuda/gpu.h"
@@ -54,19 +55,22 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// 16 bytes of consecutive elements: 8 bf16 or 4 floats. Loads and stores need 16-byte alignment.
-template <class T>
+// Consecutive elements, 16 bytes unless said otherwise: 8 bf16 or 4 floats. Loads and stores need memory aligned to all
+// of them.
+template <class T, int kBytes = 16>
 struct Vec {
-  static constexpr int kSize = 16 / sizeof(T);
-  alignas(16) T element[kSize];
+  static_assert(kBytes == 8 || kBytes == 16);
+  using Word = std::conditional_t<kBytes == 16, uint4, uint2>;
+  static constexpr int kSize = kBytes / sizeof(T);
+  alignas(kBytes) T element[kSize];
 
   __device__ __forceinline__ static Vec load(const T* from) {
     Vec v;
-    *reinterpret_cast<uint4*>(&v) = *reinterpret_cast<const uint4*>(from);
+    *reinterpret_cast<Word*>(&v) = *reinterpret_cast<const Word*>(from);
     return v;
   }
   __device__ __forceinline__ void store(T* to) const {
-    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(this);
+    *reinterpret_cast<Word*>(to) = *reinterpret_cast<const Word*>(this);
   }
   __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(element[i]); }
   __device__ __forceinline__ void set(int i, float value) { element[i] = static_cast<T>(value); }

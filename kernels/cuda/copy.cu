@@ -7,11 +7,24 @@
 namespace braid::cuda {
 namespace {
 
-// One thread per element; reads and writes each once.
-template <class To, class From>
-__global__ void convert_kernel(To* to, const From* from, int64_t count) {
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x)
-    to[i] = static_cast<To>(static_cast<float>(from[i]));
+constexpr int kThreads = 256;
+
+// kSize consecutive elements of a thread, in one access or two of 16 bytes; reads and writes each element once.
+template <int kSize, class To, class From>
+__global__ void __launch_bounds__(kThreads) convert_kernel(To* to, const From* from, int64_t count) {
+  const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kSize;
+  if (i >= count) return;
+  struct alignas(kSize * sizeof(From)) Read {
+    From element[kSize];
+  };
+  struct alignas(kSize * sizeof(To)) Written {
+    To element[kSize];
+  };
+  const Read read = *reinterpret_cast<const Read*>(from + i);
+  Written written;
+#pragma unroll
+  for (int j = 0; j < kSize; ++j) written.element[j] = static_cast<To>(static_cast<float>(read.element[j]));
+  *reinterpret_cast<Written*>(to + i) = written;
 }
 
 }  // namespace
@@ -32,9 +45,19 @@ void copy(Context& ctx, Tensor to, const Tensor& from) {
 void convert(Context& ctx, Tensor to, const Tensor& from) {
   dispatch_activation("to", to, [&]<class To> {
     dispatch_activation("from", from, [&]<class From> {
-      const int64_t blocks = std::min<int64_t>(ceil_div(from.numel(), 256), 8 * ctx.gpu().num_sms);
-      convert_kernel<<<blocks, 256, 0, stream_of(ctx)>>>(pointer<To>(to), pointer<From>(from), from.numel());
-      check_launch("convert");
+      const int64_t count = from.numel();
+      auto launch = [&]<int kSize> {
+        convert_kernel<kSize><<<ceil_div(count, kThreads * kSize), kThreads, 0, stream_of(ctx)>>>(
+            pointer<To>(to), pointer<From>(from), count);
+        check_launch("convert");
+      };
+      constexpr int kSize = 4;
+      const auto aligned = [](const void* address, size_t bytes) {
+        return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+      };
+      if (count % kSize == 0 && aligned(to.raw(), kSize * sizeof(To)) && aligned(from.raw(), kSize * sizeof(From)))
+        launch.template operator()<kSize>();
+      else launch.template operator()<1>();
     });
   });
 }

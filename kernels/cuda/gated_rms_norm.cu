@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kRowElements = 128;  // of the fast kernels
 constexpr int kThreads = 256;
-constexpr int kTileTokens = 32;  // of a block of the fast kernels
+constexpr int kTileTokens = 28;  // of a block of the fast kernels; 32,768 are three full turns of an H100
 constexpr int kWarps = 4;        // of a block of the others
 
 // Where z lies in a row of qkvz.
@@ -46,7 +46,7 @@ struct Fast {
   static constexpr int kRows = kThreads / kLanes;
 };
 
-// Block i owns tokens [32 i, 32 i + 32); a row of threads owns a head, and the next one when all tokens are done. Four
+// Block i owns tokens [28 i, 28 i + 28); a row of threads owns a head, and the next one when all tokens are done. Four
 // tokens at a time. Reads o and z, writes y: 6 N Hv Dv bytes in bf16.
 template <class X>
 __global__ void __launch_bounds__(kThreads, 3)

@@ -13,11 +13,9 @@ constexpr float kL2NormEps = 1e-6f;
 constexpr float kSoftplusIsIdentity = 20;  // above this, in value and in slope
 
 __device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
-// The slope of silu.
-__device__ __forceinline__ float silu_slope(float x) {
-  const float s = __fdividef(1.0f, 1.0f + __expf(-x));
-  return s * (1.0f + x * (1.0f - s));
-}
+// The slope of silu, given the sigmoid of x.
+__device__ __forceinline__ float silu_slope(float x, float s) { return s * (1.0f + x * (1.0f - s)); }
+__device__ __forceinline__ float silu_slope(float x) { return silu_slope(x, sigmoid(x)); }
 
 // One pointer for each of the parts q, k and v of the convolution's channels.
 template <class T>
@@ -63,9 +61,8 @@ bool fast_path_applies(const GdnDims& d) {
 }
 
 // A thread's vector of channels.
-template <class X>
+template <class V>
 struct Channels {
-  using V = Vec<X>;
   static constexpr int kSize = V::kSize, kLanes = kWidth / kSize;
   float tap[kTaps][kSize];
 
@@ -85,9 +82,9 @@ struct Channels {
 };
 
 // Inputs of the three tokens before the current one, oldest first, zero where the document had not begun.
-template <class X>
+template <class V>
 struct Window {
-  static constexpr int kSize = Vec<X>::kSize;
+  static constexpr int kSize = V::kSize;
   float x[kBefore][kSize];
 
   __device__ __forceinline__ void clear() {
@@ -96,18 +93,19 @@ struct Window {
 #pragma unroll
       for (int c = 0; c < kSize; ++c) x[j][c] = 0;
   }
+  template <class X>
   __device__ __forceinline__ void load(const X* column, int64_t stride, int64_t t, int64_t document_begin) {
     clear();
 #pragma unroll
     for (int j = 0; j < kBefore; ++j) {
       const int64_t token = t - kBefore + j;
       if (token < document_begin) continue;
-      const auto row = Vec<X>::load(column + token * stride);
+      const auto row = V::load(column + token * stride);
 #pragma unroll
       for (int c = 0; c < kSize; ++c) x[j][c] = row[c];
     }
   }
-  __device__ __forceinline__ float convolve(const Channels<X>& channels, int c, float current) const {
+  __device__ __forceinline__ float convolve(const Channels<V>& channels, int c, float current) const {
     float sum = channels.tap[kBefore][c] * current;
 #pragma unroll
     for (int j = 0; j < kBefore; ++j) sum += channels.tap[j][c] * x[j][c];
@@ -123,12 +121,16 @@ struct Window {
 constexpr int kThreads = 128;
 constexpr int kForwardTile = 64, kBackwardTile = 128;  // tokens
 constexpr int kAhead = 4;                              // tokens whose loads are in flight
+// Backward a thread has four channels: with eight, of bf16, it needs 221 registers, and a multiprocessor has 256
+// threads.
+template <class X>
+using BackwardVec = Vec<X, 4 * sizeof(X)>;
 
 // The vector of channels that belongs to a thread of a kernel with kThreads of them per block along x. Threads beyond
 // the last head go along with head 0, because all lanes of a warp add up sums, and write nothing.
-template <class X>
+template <class V>
 struct Lane {
-  static constexpr int kLanes = Channels<X>::kLanes;
+  static constexpr int kLanes = Channels<V>::kLanes;
   bool exists;
   int64_t slot;
   int channel;  // within the head
@@ -137,7 +139,7 @@ struct Lane {
     const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     exists = thread / kLanes < Head::count(d);
     slot = exists ? thread / kLanes : 0;
-    channel = static_cast<int>(thread % kLanes) * Vec<X>::kSize;
+    channel = static_cast<int>(thread % kLanes) * V::kSize;
   }
 };
 
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(kThreads)
     forward_kernel(Parts<X> out, Parts<float> rstds, const X* __restrict__ qkvz, const float* __restrict__ conv,
                    const int32_t* __restrict__ document_begin, int64_t N, GdnDims dims) {
   using V = Vec<X>;
-  const Lane<X> lane(dims);
+  const Lane<V> lane(dims);
   const Head head(dims, lane.slot);
   const int64_t columns = dims.qkvz_columns();
   const int64_t begin = int64_t(blockIdx.y) * kForwardTile, end = min(begin + kForwardTile, N);
@@ -156,9 +158,9 @@ __global__ void __launch_bounds__(kThreads)
   X* y = head.of(out) + lane.channel;
   float* rstd = head.of(rstds);
 
-  Channels<X> channels;
+  Channels<V> channels;
   channels.load(conv, head.channel + lane.channel);
-  Window<X> window;
+  Window<V> window;
   window.load(x, columns, begin, document_begin[begin]);
   for (int64_t group = begin; group < end; group += kAhead) {
     V rows[kAhead];
@@ -181,7 +183,7 @@ __global__ void __launch_bounds__(kThreads)
         sum_sq += square(value[c]);
         window.push(c, rows[i][c]);
       }
-      sum_sq = Channels<X>::head_sum(sum_sq);
+      sum_sq = Channels<V>::head_sum(sum_sq);
       const float r = rstd ? rsqrtf(sum_sq + kL2NormEps) : 1.0f;
       V row;
 #pragma unroll
@@ -193,17 +195,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A thread per vector of channels and tile of 128 tokens. It forms d_u, the gradient of the convolution's output, of
+// A thread per four channels and tile of 128 tokens. It forms d_u, the gradient of the convolution's output, of
 // the tile's tokens and of the three behind it, which read the tile. Reads x and d_y and writes d_x, 48 KB per token in
 // bf16; y is recomputed. One row of partial sums of d_conv per tile.
 template <class X>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     backward_kernel(X* __restrict__ d_qkvz, float* __restrict__ d_conv, Parts<const X> d_out, Parts<const float> rstds,
                     const X* __restrict__ qkvz, const float* __restrict__ conv,
                     const int32_t* __restrict__ document_begin, int64_t N, GdnDims dims) {
-  using V = Vec<X>;
+  using V = BackwardVec<X>;
   constexpr int kSize = V::kSize;
-  const Lane<X> lane(dims);
+  const Lane<V> lane(dims);
   const Head head(dims, lane.slot);
   const int64_t columns = dims.qkvz_columns();
   const int64_t begin = int64_t(blockIdx.y) * kBackwardTile, end = min(begin + kBackwardTile, N);
@@ -212,10 +214,10 @@ __global__ void __launch_bounds__(kThreads)
   X* d_x = d_qkvz + head.column + lane.channel;
   const float* rstd = head.of(rstds);
 
-  Channels<X> channels;
+  Channels<V> channels;
   channels.load(conv, head.channel + lane.channel);
   float d_tap[kTaps][kSize] = {};
-  Window<X> window, d_u;  // d_u of the three tokens before
+  Window<V> window, d_u;  // d_u of the three tokens before
   int64_t document = document_begin[begin];
   window.load(x, columns, begin, document);
   d_u.clear();
@@ -258,19 +260,20 @@ __global__ void __launch_bounds__(kThreads)
       window.clear();
       d_u.clear();
     }
-    float u[kSize], y[kSize], along_y = 0;
+    float slope[kSize], y[kSize], along_y = 0;
 #pragma unroll
     for (int c = 0; c < kSize; ++c) {
-      u[c] = window.convolve(channels, c, now.x[c]);
-      y[c] = now.rstd * silu(u[c]);
+      const float u = window.convolve(channels, c, now.x[c]), s = sigmoid(u);
+      slope[c] = silu_slope(u, s);
+      y[c] = now.rstd * u * s;
       along_y += y[c] * now.d_y[c];
     }
-    along_y = Channels<X>::head_sum(along_y);
+    along_y = Channels<V>::head_sum(along_y);
     if (!rstd) along_y = 0;  // v is not normalised
     V row;
 #pragma unroll
     for (int c = 0; c < kSize; ++c) {
-      const float d_u_now = now.rstd * (now.d_y[c] - along_y * y[c]) * silu_slope(u[c]);
+      const float d_u_now = now.rstd * (now.d_y[c] - along_y * y[c]) * slope[c];
       if (t < end) {
         d_tap[kBefore][c] += d_u_now * now.x[c];
 #pragma unroll
@@ -374,6 +377,8 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
   }
 }
 
+constexpr int64_t kGateTile = 128;  // tokens of a block, so that 32,768 of them give every multiprocessor some
+
 // beta and log_decay, or their gradients.
 template <class T>
 struct Gates {
@@ -395,7 +400,7 @@ __global__ void __launch_bounds__(ordered_sum::kColumns* ordered_sum::kRowsApart
   }
 }
 
-// Block (i, j) takes value heads [32 i, 32 i + 32) of tokens [512 j, 512 j + 512) and writes a row of partial sums of
+// Block (i, j) takes value heads [32 i, 32 i + 32) of tokens [128 j, 128 j + 128) and writes a row of partial sums of
 // the gradients of dt_bias and a_log.
 template <class X>
 __global__ void __launch_bounds__(ordered_sum::kColumns* ordered_sum::kRowsApart)
@@ -403,7 +408,7 @@ __global__ void __launch_bounds__(ordered_sum::kColumns* ordered_sum::kRowsApart
                           const float* ba, const float* a_log, const float* dt_bias, int64_t N, GdnDims dims) {
   using namespace ordered_sum;
   const int64_t Hv = dims.value_heads, j = int64_t(blockIdx.x) * kColumns + threadIdx.x;
-  const int64_t begin = int64_t(blockIdx.y) * kTileRows, end = min(begin + kTileRows, N);
+  const int64_t begin = int64_t(blockIdx.y) * kGateTile, end = min(begin + kGateTile, N);
   const int64_t b_column = dims.b_column(j), a_column = dims.a_column(j), columns = dims.ba_columns();
   const float rate = j < Hv ? -expf(a_log[j]) : 0.0f, shift = j < Hv ? dt_bias[j] : 0.0f;
   const float sum_dt_bias = block_column_sum<float>(begin, end, j, Hv, [&](int64_t t, int64_t) {
@@ -423,9 +428,9 @@ __global__ void __launch_bounds__(ordered_sum::kColumns* ordered_sum::kRowsApart
 }
 
 // Blocks of a kernel with a thread per vector of channels and tile of tokens.
-template <class X>
+template <class V>
 dim3 tile_grid(const GdnDims& dims, int64_t N, int64_t tile) {
-  return dim3(static_cast<unsigned>(ceil_div(Head::count(dims) * Channels<X>::kLanes, kThreads)),
+  return dim3(static_cast<unsigned>(ceil_div(Head::count(dims) * Channels<V>::kLanes, kThreads)),
               static_cast<unsigned>(ceil_div(N, tile)));
 }
 unsigned warp_grid(const GdnDims& dims, int64_t N) {
@@ -435,7 +440,7 @@ const dim3 kWarpBlock(kWarpSize, kWarps);
 const dim3 kGatesBlock(ordered_sum::kColumns, ordered_sum::kRowsApart);
 dim3 gates_grid(const GdnDims& dims, int64_t N) {
   return dim3(static_cast<unsigned>(ceil_div(dims.value_heads, ordered_sum::kColumns)),
-              static_cast<unsigned>(ceil_div(N, ordered_sum::kTileRows)));
+              static_cast<unsigned>(ceil_div(N, kGateTile)));
 }
 
 template <class X>
@@ -450,7 +455,7 @@ void backward_convolution(Context& ctx, Tensor& d_qkvz, Tensor& d_conv, const De
   if (fast_path_applies(dims)) {
     const int64_t num_tiles = ceil_div(N, kBackwardTile);
     float* partial = scratch.array<float>(num_tiles * channels * taps);
-    backward_kernel<X><<<tile_grid<X>(dims, N, kBackwardTile), kThreads, 0, stream_of(ctx)>>>(
+    backward_kernel<X><<<tile_grid<BackwardVec<X>>(dims, N, kBackwardTile), kThreads, 0, stream_of(ctx)>>>(
         pointer<X>(d_qkvz), partial, d_out, rstds, x, pointer<float>(conv), document_begin, N, dims);
     check_launch("gdn_inputs backward");
     add_partials(ctx, pointer<float>(d_conv), partial, num_tiles, channels * taps);
@@ -488,8 +493,8 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
     const X* qkvz = pointer<X>(x.qkvz);
     const Parts<X> y = parts_of<X>(out.rule);
     if (fast_path_applies(dims)) {
-      forward_kernel<X><<<tile_grid<X>(dims, N, kForwardTile), kThreads, 0, stream_of(ctx)>>>(y, rstds, qkvz, conv,
-                                                                                              document_begin, N, dims);
+      forward_kernel<X><<<tile_grid<Vec<X>>(dims, N, kForwardTile), kThreads, 0, stream_of(ctx)>>>(
+          y, rstds, qkvz, conv, document_begin, N, dims);
     } else {
       forward_any_kernel<X>
           <<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(y, rstds, qkvz, conv, document_begin, N, dims);
@@ -509,7 +514,7 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
   const int32_t* document_begin = pointer<int32_t>(segments.on_gpu.document_begin);
   dispatch_activation("qkvz", x.qkvz, [&]<class X> {
     backward_convolution<X>(ctx, d_x.qkvz, d_weights.conv, d_out, out, x.qkvz, weights.conv, document_begin, dims);
-    const int64_t num_tiles = ceil_div(N, ordered_sum::kTileRows);
+    const int64_t num_tiles = ceil_div(N, kGateTile);
     Scratch scratch(ctx);
     float *d_dt_bias = scratch.array<float>(num_tiles * Hv), *d_a_log = scratch.array<float>(num_tiles * Hv);
     const Gates<const float> d = {pointer<float>(d_out.beta), pointer<float>(d_out.log_decay)};
