@@ -49,38 +49,48 @@ __device__ __forceinline__ int num_queries(const Stripe& stripe, int key, const 
   return min(tile.end, stripe.end) - max(key, stripe.begin);
 }
 
-constexpr int kTableThreads = 1024, kSortBins = 2 * kTableThreads;
+constexpr int kTableThreads = 1024;
+constexpr int kSizes = 8;  // of the work at a tile of keys, in powers of two of tiles of queries; the last has no bound
 
-// One block: finds the tiles in order, shares them out to stripes, and sorts each stripe's keys by their work, counted
-// in tiles of queries. Which of two equals comes first is open, and nothing depends on it but the time.
-__global__ void __launch_bounds__(kTableThreads) tables_kernel(Tables tables, const int32_t* document_begin, int N) {
+// One block: finds the tiles, shares them out to stripes, and brings each stripe's keys into the order in which blocks
+// take them: large ones first, so that all blocks end at about the same time, and those of about the same size document
+// by document, so that blocks at work at one time read the same queries.
+__global__ void __launch_bounds__(kTableThreads)
+    tables_kernel(Tables tables, const int32_t* document_begin, const int32_t* first_chunk, const int32_t* chunk_begin,
+                  int N) {
   using Scan = cub::BlockScan<int, kTableThreads>;
   __shared__ typename Scan::TempStorage storage;
-  __shared__ int next_of_bin[kSortBins];
-  const auto starts_tile = [&](int n) { return (n - document_begin[n]) % kTile == 0; };
-  const auto my_part = [](int count) {
-    const int stretch = (count + kTableThreads - 1) / kTableThreads, begin = min(count, int(threadIdx.x) * stretch);
-    return make_int2(begin, min(count, begin + stretch));
-  };
-  const int2 tokens = my_part(N);
-  int count = 0, before, num_tiles;
-  for (int n = tokens.x; n < tokens.y; ++n) count += starts_tile(n);
-  Scan(storage).ExclusiveSum(count, before, num_tiles);
+  __shared__ int places[kSizes][kTableThreads];
+  int before, num_documents;
+  {
+    int count = 0;
+    for (int n = threadIdx.x; n < N; n += kTableThreads) count += document_begin[n] == n;
+    Scan(storage).ExclusiveSum(count, before, num_documents);
+  }
+  const int num_tiles = first_chunk[num_documents];
   if (num_tiles > tables.max_tiles) {  // only if a graph captured for fewer documents is replayed
     if (threadIdx.x == 0)
       printf("attention: %d tiles, but the graph was captured for %d\n", num_tiles, tables.max_tiles);
     __trap();
   }
-  for (int n = tokens.x; n < tokens.y; ++n) {
-    if (!starts_tile(n)) continue;
-    const int document = document_begin[n], end = end_of_document(document_begin, n, N);
-    const int first = before - (n - document) / kTile;
-    tables.tiles[before++] = {n, min(kTile, end - n), first, first + (end - document + kTile - 1) / kTile};
+  for (int c = threadIdx.x; c < num_tiles; c += kTableThreads) {
+    int document = 0, behind = num_documents;  // whose first tile is not behind c, and is
+    while (behind - document > 1) {
+      const int middle = (document + behind) / 2;
+      if (first_chunk[middle] <= c) document = middle;
+      else behind = middle;
+    }
+    tables.tiles[c] = {chunk_begin[c], chunk_begin[c + 1] - chunk_begin[c], first_chunk[document], first_chunk[behind]};
   }
   __syncthreads();
 
   // A tile belongs to the stripe in which its first slot lies.
-  const int2 mine = my_part(num_tiles);
+  const auto my_part = [](int begin, int end) {
+    const int stretch = (end - begin + kTableThreads - 1) / kTableThreads;
+    const int first = min(end, begin + int(threadIdx.x) * stretch);
+    return make_int2(first, min(end, first + stretch));
+  };
+  const int2 mine = my_part(0, num_tiles);
   const auto stripe_of = [&](int c) { return tables.slots[c] / tables.stripe_slots; };
   int width = 0, slot, num_slots;
   for (int c = mine.x; c < mine.y; ++c) width += c - tables.tiles[c].first + 1;
@@ -108,20 +118,24 @@ __global__ void __launch_bounds__(kTableThreads) tables_kernel(Tables tables, co
 
   for (int s = 0; s < tables.num_stripes; ++s) {
     const Stripe stripe = tables.stripes[s];
-    const auto bin_of = [&](int key) { return max(0, kSortBins - num_queries(stripe, key, tables.tiles[key])); };
-    for (int bin = threadIdx.x; bin < kSortBins; bin += kTableThreads) next_of_bin[bin] = 0;
+    const auto small_of = [&](int key) {
+      return max(0, kSizes - 1 - (32 - __clz(num_queries(stripe, key, tables.tiles[key]) - 1)));
+    };
+    const int2 keys = my_part(stripe.first_key, stripe.end);
+#pragma unroll
+    for (int i = 0; i < kSizes; ++i) places[i][threadIdx.x] = 0;
+    for (int key = keys.x; key < keys.y; ++key) ++places[small_of(key)][threadIdx.x];
     __syncthreads();
-    for (int key = stripe.first_key + threadIdx.x; key < stripe.end; key += kTableThreads)
-      atomicAdd(&next_of_bin[bin_of(key)], 1);
+    int* const flat = &places[0][0] + kSizes * threadIdx.x;
+    int counts[kSizes];
+#pragma unroll
+    for (int i = 0; i < kSizes; ++i) counts[i] = flat[i];
+    Scan(storage).ExclusiveSum(counts, counts);
+#pragma unroll
+    for (int i = 0; i < kSizes; ++i) flat[i] = counts[i];
     __syncthreads();
-    int2& pair = reinterpret_cast<int2*>(next_of_bin)[threadIdx.x];
-    const int in_first = pair.x;
-    int place;
-    Scan(storage).ExclusiveSum(pair.x + pair.y, place);
-    pair = make_int2(place, place + in_first);
-    __syncthreads();
-    for (int key = stripe.first_key + threadIdx.x; key < stripe.end; key += kTableThreads)
-      tables.keys[int64_t(s) * tables.max_tiles + atomicAdd(&next_of_bin[bin_of(key)], 1)] = key;
+    for (int key = keys.x; key < keys.y; ++key)
+      tables.keys[int64_t(s) * tables.max_tiles + places[small_of(key)][threadIdx.x]++] = key;
     __syncthreads();
   }
 }
@@ -165,11 +179,6 @@ __device__ __forceinline__ void copy_panel(uint32_t to, const CUtensorMap& map, 
 // Two stages in turn: of step `it`.
 __device__ __forceinline__ int stage_of(int it) { return it & 1; }
 __device__ __forceinline__ uint32_t parity_of(int it) { return it >> 1 & 1; }
-
-__device__ __forceinline__ void arrive_warp(uint64_t* barrier) {
-  __syncwarp();
-  if (threadIdx.x % kWarpSize == 0) arrive(barrier);
-}
 
 using Sums = float[kDh / 2];  // (64, kDh) of a warpgroup
 
@@ -215,12 +224,13 @@ constexpr int kKeySharedBytes = kPlaceDS + 2 * kBlockBytes + kSwizzleBytes;
 struct KeyJob {
   int key, kv_head;   // key < 0: there is no more
   int begin, tokens;  // of the tile of keys
-  int first_query;    // the first tile of queries; all query heads of a tile, then those of the next
-  int steps, masked;  // tiles of queries times heads, and how many of them, the first, lie on the diagonal
+  int last_query;     // all query heads of this tile of queries, then those of the one before, and so on
+  int steps, masked;  // tiles of queries times heads, and the first of them on the diagonal
   int carry;          // place of the sums of the tile
   bool is_begun, is_cut;
 };
 
+// Every thread that has read or written arrives, not one for its warp: it costs nothing here, and racecheck follows it.
 struct KeyShared {
   uint64_t job_filled, keys_filled, keys_free;
   uint64_t q_filled[2], q_free[2], d_o_filled[2], d_o_free[2], p_filled[2], p_free[2];
@@ -233,21 +243,51 @@ static_assert(kKeySharedBytes + sizeof(KeyShared) <= 227 * 1024);
 __device__ __forceinline__ KeyJob key_job(const Problem& p, const Stripe& stripe, int index) {
   const int key = p.keys[index / p.Hkv], kv_head = index % p.Hkv, group = p.group();
   const Tile tile = p.tables.tiles[key];
+  const int steps = num_queries(stripe, key, tile) * group;
   return {key,
           kv_head,
           tile.begin,
           tile.tokens,
-          max(key, stripe.begin),
-          num_queries(stripe, key, tile) * group,
-          key >= stripe.begin ? group : 0,
+          min(tile.end, stripe.end) - 1,
+          steps,
+          key >= stripe.begin ? steps - group : steps,
           (key - tile.first) * p.Hkv + kv_head,
-          key<stripe.begin, tile.end> stripe.end};
+          tile.end > stripe.end,
+          key < stripe.begin};
+}
+
+// Calls visit(query, head) for the steps of a job, the last tile of queries first.
+template <class Visit>
+__device__ __forceinline__ void for_each_step(const KeyJob& job, int group, Visit&& visit) {
+  const int last = job.last_query, end = last - job.steps / group, head = job.kv_head * group;
+  for (int query = last; query > end; --query)
+    for (int i = 0; i < group; ++i) visit(query, head + i);
+}
+// The same for all jobs that another thread finds.
+template <class Visit>
+__device__ __forceinline__ void follow_jobs(KeyShared& shared, int group, Visit&& visit) {
+  for (int turn = 0;; ++turn) {
+    wait(&shared.job_filled, turn & 1);
+    if (shared.job.key < 0) return;
+    for_each_step(shared.job, group, visit);
+    arrive(&shared.keys_free);
+  }
+}
+
+// Queries and their gradients have threads of their own: their stages become free at different times.
+__device__ __forceinline__ void bring_stage(uint32_t to, const CUtensorMap& map, uint64_t* filled, uint64_t* free,
+                                            int it, int head, int token) {
+  const int stage = stage_of(it);
+  wait(&free[stage], parity_of(it) ^ 1);
+  arrive_expecting(&filled[stage], kPanelBytes);
+  copy_panel(to + stage * kPanelBytes, map, &filled[stage], head, token);
 }
 
 // One thread. Blocks take the next job, the largest left, when they are done with one.
-__device__ __forceinline__ void bring_tiles(const Problem& p, const KeyMaps& maps, uint32_t tiles, KeyShared& shared) {
+__device__ __forceinline__ void bring_keys_and_queries(const Problem& p, const KeyMaps& maps, uint32_t tiles,
+                                                       KeyShared& shared) {
   const Stripe stripe = *p.stripe;
-  const int num_jobs = (stripe.end - stripe.first_key) * p.Hkv, group = p.group();
+  const int num_jobs = (stripe.end - stripe.first_key) * p.Hkv;
   int it = 0;
   for (int turn = 0, index = blockIdx.x;; ++turn) {
     KeyJob job;
@@ -264,59 +304,43 @@ __device__ __forceinline__ void bring_tiles(const Problem& p, const KeyMaps& map
     arrive_expecting(&shared.keys_filled, 2 * kPanelBytes);
     copy_panel(tiles + kPlaceK, maps.k, &shared.keys_filled, job.kv_head, job.begin);
     copy_panel(tiles + kPlaceV, maps.v, &shared.keys_filled, job.kv_head, job.begin);
-    const int last_query = job.first_query + job.steps / group;
-    for (int query = job.first_query; query < last_query; ++query) {
-      const int begin = p.tables.tiles[query].begin;
-      for (int i = 0; i < group; ++i, ++it) {
-        const int stage = stage_of(it), head = job.kv_head * group + i;
-        const uint32_t parity = parity_of(it) ^ 1;
-        wait(&shared.q_free[stage], parity);
-        arrive_expecting(&shared.q_filled[stage], kPanelBytes);
-        copy_panel(tiles + kPlaceQ + stage * kPanelBytes, maps.q, &shared.q_filled[stage], head, begin);
-        wait(&shared.d_o_free[stage], parity);
-        arrive_expecting(&shared.d_o_filled[stage], kPanelBytes);
-        copy_panel(tiles + kPlaceDO + stage * kPanelBytes, maps.d_o, &shared.d_o_filled[stage], head, begin);
-      }
-    }
+    for_each_step(job, p.group(), [&](int query, int head) {
+      bring_stage(tiles + kPlaceQ, maps.q, shared.q_filled, shared.q_free, it++, head, p.tables.tiles[query].begin);
+    });
   }
 }
-
-// A warp. Queries behind the end of a document get probability 0.
-__device__ __forceinline__ void bring_statistics(const Problem& p, const float* lse, const float* delta,
-                                                 KeyShared& shared) {
-  const int lane = threadIdx.x % kWarpSize, group = p.group();
+// A warp.
+__device__ __forceinline__ void bring_query_gradients(const Problem& p, const KeyMaps& maps, uint32_t tiles,
+                                                      KeyShared& shared) {
   int it = 0;
-  for (int turn = 0;; ++turn) {
-    wait(&shared.job_filled, turn & 1);
-    const int key = shared.job.key, kv_head = shared.job.kv_head;
-    if (key < 0) return;
-    const int first_query = shared.job.first_query, last_query = first_query + shared.job.steps / group;
-    for (int query = first_query; query < last_query; ++query) {
-      const Tile tile = p.tables.tiles[query];
-      const int slot = p.tables.slots[query];
-      for (int i = 0; i < group; ++i, ++it) {
-        const int head = kv_head * group + i;
-        float own_lse[2], own_delta[2];
+  follow_jobs(shared, p.group(), [&](int query, int head) {
+    if (threadIdx.x % kWarpSize == 0)
+      bring_stage(tiles + kPlaceDO, maps.d_o, shared.d_o_filled, shared.d_o_free, it, head,
+                  p.tables.tiles[query].begin);
+    ++it;
+  });
+}
+// A warp: a number per query, and `behind` for those behind the end of a document.
+template <class Also>
+__device__ __forceinline__ void bring_statistic(const Problem& p, const float* from, float factor, float behind,
+                                                float (&to)[2][kTile], uint64_t* filled, uint64_t* free,
+                                                KeyShared& shared, Also&& also) {
+  const int lane = threadIdx.x % kWarpSize;
+  int it = 0;
+  follow_jobs(shared, p.group(), [&](int query, int head) {
+    const Tile tile = p.tables.tiles[query];
+    float own[2];
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int token = lane + j * kWarpSize;
-          const int64_t at = int64_t(tile.begin + token) * p.Hq + head;
-          own_lse[j] = token < tile.tokens ? lse[at] * kLog2E : INFINITY;
-          own_delta[j] = token < tile.tokens ? delta[at] : 0.0f;
-        }
-        const int stage = stage_of(it);
-        const uint32_t parity = parity_of(it) ^ 1;
-        wait(&shared.q_free[stage], parity);
-        shared.lse[stage][lane] = own_lse[0], shared.lse[stage][lane + kWarpSize] = own_lse[1];
-        arrive_warp(&shared.q_filled[stage]);
-        wait(&shared.d_o_free[stage], parity);
-        shared.delta[stage][lane] = own_delta[0], shared.delta[stage][lane + kWarpSize] = own_delta[1];
-        if (lane == 0) shared.square[stage] = p.square(head, slot, query, key);
-        arrive_warp(&shared.d_o_filled[stage]);
-      }
+    for (int i = 0; i < 2; ++i) {
+      const int token = lane + i * kWarpSize;
+      own[i] = token < tile.tokens ? from[int64_t(tile.begin + token) * p.Hq + head] * factor : behind;
     }
-    arrive_warp(&shared.keys_free);
-  }
+    const int stage = stage_of(it);
+    wait(&free[stage], parity_of(it++) ^ 1);
+    to[stage][lane] = own[0], to[stage][lane + kWarpSize] = own[1];
+    also(stage, query, head);
+    arrive(&filled[stage]);
+  });
 }
 
 // square (64 keys, 64 queries) = keys queries^T
@@ -390,7 +414,7 @@ __device__ __forceinline__ void sum_value_gradients(const Problem& p, const KeyR
     for (int step = 0; step < job.steps; ++step, ++it) {
       const int stage = stage_of(it);
       const uint32_t parity = parity_of(it);
-      const int behind = step < job.masked ? key0 - query0 : -kTile;  // keys behind a query are not seen by it
+      const int behind = step >= job.masked ? key0 - query0 : -kTile;  // keys behind a query are not seen by it
       LeftFactor prob[kTile / 16];
 #pragma unroll
       for (int block = 0; block < kTile / 8; ++block) {
@@ -403,28 +427,28 @@ __device__ __forceinline__ void sum_value_gradients(const Problem& p, const KeyR
           prob[block / 2].block[block % 2 * 2 + half] = pack_bf16(first > 0 ? 0.0f : low, first > 1 ? 0.0f : high);
         }
       }
-      arrive_warp(&shared.q_free[stage]);
-      wait(&shared.d_o_filled[stage], parity);
-      begin_products();
-      add_product(sums, prob, tiles + kPlaceDO + stage * kPanelBytes);
-      commit_products();
+      arrive(&shared.q_free[stage]);
       wait(&shared.p_free[stage], parity ^ 1);
       uint4* const handed = reinterpret_cast<uint4*>(base + kPlaceP + stage * kBlockBytes) + thread;
 #pragma unroll
       for (int i = 0; i < kTile / 16; ++i)
         handed[i * kWarpgroup] = make_uint4(prob[i].block[0], prob[i].block[1], prob[i].block[2], prob[i].block[3]);
-      arrive_warp(&shared.p_filled[stage]);
+      arrive(&shared.p_filled[stage]);
+      wait(&shared.d_o_filled[stage], parity);
+      begin_products();
+      add_product(sums, prob, tiles + kPlaceDO + stage * kPanelBytes);
+      commit_products();
       if (step + 1 < job.steps) {
         multiply(it + 1);
         wait_for_products<1>();
-        arrive_warp(&shared.d_o_free[stage]);
+        arrive(&shared.d_o_free[stage]);
       } else {
-        arrive_warp(&shared.keys_free);
+        arrive(&shared.keys_free);
       }
       wait_for_products<0>();
       hold(square);
       hold(sums);
-      if (step + 1 == job.steps) arrive_warp(&shared.d_o_free[stage]);
+      if (step + 1 == job.steps) arrive(&shared.d_o_free[stage]);
     }
     end_sums(sums, job, results, 0, p);
   }
@@ -469,8 +493,8 @@ __device__ __forceinline__ void sum_key_gradients(const Problem& p, const KeyRes
         }
       }
       bf16* const square_to = shared.square[stage];
-      arrive_warp(&shared.p_free[stage]);
-      if (lane == 0) arrive(&shared.d_o_free[stage]);
+      arrive(&shared.p_free[stage]);
+      arrive(&shared.d_o_free[stage]);
       wait(&shared.q_filled[stage], parity);
       begin_products();
       add_product(sums, d_score, tiles + kPlaceQ + stage * kPanelBytes);
@@ -487,20 +511,32 @@ __device__ __forceinline__ void sum_key_gradients(const Problem& p, const KeyRes
       if (step + 1 < job.steps) {
         multiply(it + 1);
         wait_for_products<1>();
-        arrive_warp(&shared.q_free[stage]);
+        arrive(&shared.q_free[stage]);
       } else {
-        arrive_warp(&shared.keys_free);
+        arrive(&shared.keys_free);
       }
       wait_for_products<0>();
       hold(square);
       hold(sums);
-      if (step + 1 == job.steps) arrive_warp(&shared.q_free[stage]);
+      if (step + 1 == job.steps) arrive(&shared.q_free[stage]);
     }
     end_sums(sums, job, results, 1, p);
   }
   if (thread == 0) wait_for_added<0>();
 }
 
+// A block of three warpgroups per multiprocessor takes tiles of keys, each with all the query heads of its group. The
+// first brings tiles, lse and delta; the second sums up d_v and hands P to the third, which sums up d_k. Each has its
+// next square of scores under way while it adds up the last one, and while one turns scores into factors the other's
+// products run. Blocks at work at one time read the same queries, the last of a document first, so that these come from
+// the L2: with keys in the order of their work alone, or the first queries first, they came from device memory, which
+// was busy 80 % of the time.
+//
+// A step is 4 products of 2 * 64 * 64 * kDh FLOP: 2048 cycles of the tensor cores. Registers decide the 64 keys: one
+// sum of 64 x 256 takes 128 of a thread's 224, the square 32, factors 16, so d_k and d_v need a warpgroup each, and K
+// and V have no room there. Shared memory decides the 64 queries: K and V 64 KiB, two stages of Q and d_o 128, P and
+// dS, twice, 32; 224 of 227 KiB. Its traffic is what limits a step: products read 192 KiB, copies write 64, P and dS
+// 32, which at 128 bytes a cycle take 2304 cycles.
 __global__ void __launch_bounds__(kKeyThreads, 1)
     key_kernel(const __grid_constant__ KeyMaps maps, const __grid_constant__ Problem p, KeyResults results,
                const float* lse, const float* delta) {
@@ -511,14 +547,14 @@ __global__ void __launch_bounds__(kKeyThreads, 1)
     if (threadIdx.x == 0) {
       init_barrier(&shared.keys_filled, 1);
       init_barrier(&shared.job_filled, 1);
-      init_barrier(&shared.keys_free, 9);
+      init_barrier(&shared.keys_free, 2 * kWarpgroup + 3 * kWarpSize);
       for (int i = 0; i < 2; ++i) {
-        init_barrier(&shared.q_filled[i], 2);
-        init_barrier(&shared.d_o_filled[i], 2);
-        init_barrier(&shared.q_free[i], 8);
-        init_barrier(&shared.d_o_free[i], 8);
-        init_barrier(&shared.p_filled[i], 4);
-        init_barrier(&shared.p_free[i], 4);
+        init_barrier(&shared.q_filled[i], 1 + kWarpSize);
+        init_barrier(&shared.d_o_filled[i], 1 + kWarpSize);
+        init_barrier(&shared.q_free[i], 2 * kWarpgroup);
+        init_barrier(&shared.d_o_free[i], 2 * kWarpgroup);
+        init_barrier(&shared.p_filled[i], kWarpgroup);
+        init_barrier(&shared.p_free[i], kWarpgroup);
       }
       fence_barrier_init();
     }
@@ -526,8 +562,20 @@ __global__ void __launch_bounds__(kKeyThreads, 1)
     const int warpgroup = threadIdx.x / kWarpgroup;
     if (warpgroup == 0) {
       leave_registers<56>();
-      if (threadIdx.x == 0) bring_tiles(p, maps, shared_address(base), shared);
-      if (threadIdx.x / kWarpSize == 1) bring_statistics(p, lse, delta, shared);
+      const int warp = threadIdx.x / kWarpSize;
+      const uint32_t tiles = shared_address(base);
+      if (threadIdx.x == 0) bring_keys_and_queries(p, maps, tiles, shared);
+      if (warp == 1) bring_query_gradients(p, maps, tiles, shared);
+      // Queries behind the end of a document get probability 0.
+      if (warp == 2)
+        bring_statistic(p, lse, kLog2E, INFINITY, shared.lse, shared.q_filled, shared.q_free, shared,
+                        [](int, int, int) {});
+      if (warp == 3)
+        bring_statistic(p, delta, 1.0f, 0.0f, shared.delta, shared.d_o_filled, shared.d_o_free, shared,
+                        [&](int stage, int query, int head) {
+                          if (threadIdx.x % kWarpSize == 0)
+                            shared.square[stage] = p.square(head, p.tables.slots[query], query, shared.job.key);
+                        });
     } else if (warpgroup == 1) {
       take_registers<224>();
       sum_value_gradients(p, results, base, shared);
@@ -545,7 +593,9 @@ constexpr int kQueryStages = 4, kQueryStageBytes = kPanelBytes + kQueryHeads * k
 constexpr int kQuerySharedBytes = kQueryStages * kQueryStageBytes + kSwizzleBytes;
 static_assert(kQuerySharedBytes <= 227 * 1024);
 
-// d_q = scale dS K. A job is a tile of queries of two heads of a group, one per warpgroup; they share the keys.
+// d_q = scale dS K. A job is a tile of queries of two heads of a group, one per warpgroup; they share the keys. Of
+// the 227 KiB of shared memory four stages take 192; a step is 2 * 2 * 64 * 64 * kDh FLOP, 1024 cycles of the tensor
+// cores, and reads 48 KiB. The squares of dS come from device memory: 16 KiB of those.
 __global__ void __launch_bounds__(kQueryThreads, 1)
     query_kernel(const __grid_constant__ CUtensorMap k, const __grid_constant__ Problem p, bf16* d_q) {
   if constexpr (kOnHopper) {
@@ -556,7 +606,7 @@ __global__ void __launch_bounds__(kQueryThreads, 1)
     if (threadIdx.x == 0) {
       for (int i = 0; i < kQueryStages; ++i) {
         init_barrier(&filled[i], 1);
-        init_barrier(&free[i], kQueryHeads * 4);
+        init_barrier(&free[i], kQueryHeads * kWarpgroup);
       }
       fence_barrier_init();
     }
@@ -618,13 +668,13 @@ __global__ void __launch_bounds__(kQueryThreads, 1)
         }
         commit_products();
         wait_for_products<1>();
-        if (previous >= 0) arrive_warp(&free[previous]);
+        if (previous >= 0) arrive(&free[previous]);
         previous = stage;
         next_stage();
       }
       wait_for_products<0>();
       hold(sums);
-      arrive_warp(&free[previous]);
+      arrive(&free[previous]);
       if (warpgroup < num_heads)
         store_sums(d_q + (int64_t(tile.begin) * p.Hq + head + warpgroup) * p.Dh, sums, p.scale, tile.tokens,
                    p.Hq * p.Dh, p.Dh);
@@ -689,12 +739,13 @@ void wgmma_attention_backward(Context& ctx, AttentionGradients& d_in, const Atte
   float* const carry[2] = {scratch.array<float>(carried), scratch.array<float>(carried)};
 
   tables_kernel<<<1, kTableThreads, 0, stream_of(ctx)>>>(p.tables, pointer<int32_t>(segments.on_gpu.document_begin),
-                                                         p.N);
+                                                         pointer<int32_t>(segments.on_gpu.first_chunk),
+                                                         pointer<int32_t>(segments.on_gpu.chunk_begin), p.N);
   check_launch("attention_backward tables");
   const KeyMaps maps = {map_of_heads(in.q), map_of_heads(d_out.d_o), map_of_heads(in.k), map_of_heads(in.v)};
   allow_shared_memory(key_kernel, kKeySharedBytes);
   allow_shared_memory(query_kernel, kQuerySharedBytes);
-  for (int64_t s = 0; s < num_stripes; ++s) {
+  for (int64_t s = num_stripes - 1; s >= 0; --s) {
     p.stripe = p.tables.stripes + s;
     p.keys = p.tables.keys + s * most.tiles;
     p.next_job = p.tables.next_jobs + s;
