@@ -11,12 +11,14 @@ struct SourceConfig {
   std::vector<std::string> shards;  // HDF5 token shards; files, or folders of *.h5
   std::vector<std::string> text;    // text files or folders, tokenized into the run folder before the first step
   double weight = 1;                // share of the samples, relative to the other sources
+  std::string dataset;              // folder that `braid data tokenize` made
 
   template <class Visit>
   void visit(Visit&& key) {
     key("name", name, "name of the source; its held-out loss is reported as val/<name>/loss");
-    key("shards", shards, "HDF5 token shards: files, or folders of *.h5");
-    key("text", text, "text files or folders instead of shards; tokenized into <run.dir>/data first");
+    key("dataset", dataset, "folder made by `braid data tokenize`, holding dataset.json");
+    key("shards", shards, "HDF5 token shards instead: files, or folders of *.h5");
+    key("text", text, "text files or folders instead; tokenized into <run.dir>/data first");
     key("weight", weight, "share of the training samples, relative to the other sources");
   }
 };

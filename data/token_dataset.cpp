@@ -11,7 +11,7 @@
 #include <numeric>
 #include <utility>
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
 #include "kernels/core/philox.h"
 #include "kernels/core/sha256.h"
@@ -269,13 +269,14 @@ ShardInfo tokenize_files(const std::vector<std::string>& files, const std::strin
 
   TokenShardWriter writer(shard_path, tokenizer.vocab_size(), tokenizer.end_of_document(), tokenizer.name(),
                           tokenizer.digest());
+  const auto encoder = tokenizer.encoder();
   std::vector<uint32_t> tokens;
   for (const auto& [path, expected] : texts) {
     Sha256 digest;
     read_blocks(path, [&](std::string_view bytes) {
       digest.update(bytes.data(), bytes.size());
       tokens.clear();
-      tokenizer.encode(bytes, tokens);
+      encoder->encode(bytes, tokens);
       writer.append(tokens);
       return true;
     });

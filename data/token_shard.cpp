@@ -175,6 +175,7 @@ TokenShard::TokenShard(TokenShard&&) noexcept = default;
 TokenShard& TokenShard::operator=(TokenShard&&) noexcept = default;
 
 const ShardInfo& TokenShard::info() const { return file_->info; }
+int64_t TokenShard::tokens_position() const { return file_->tokens_position; }
 const std::vector<int64_t>& TokenShard::document_offsets() const { return file_->offsets; }
 
 void TokenShard::read(int64_t begin, int64_t end, uint32_t* out) const {

@@ -58,6 +58,7 @@ class TokenShard {
 
   const ShardInfo& info() const;
   const std::vector<int64_t>& document_offsets() const;
+  int64_t tokens_position() const;  // byte of the file where the first token is
   // Tokens [begin, end). Throws DataError with file, position and id for an id outside the vocabulary.
   void read(int64_t begin, int64_t end, uint32_t* out) const;
 

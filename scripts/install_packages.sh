@@ -34,6 +34,10 @@ nlohmann-json3-dev  metrics and checkpoints
 libfmt-dev          text output
 libdnnl-dev         matrix products
 libssl-dev          SHA-256 of checkpoints and data
+libpcre2-dev        patterns of tokenizers
+libutf8proc-dev     normal form of text
+libzstd-dev         text in .zst
+zlib1g-dev          text in .gz
 libgtest-dev        tests
 '
 

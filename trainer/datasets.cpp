@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "data/corpus/dataset_manifest.h"
 #include "kernels/core/sha256.h"
 
 namespace braid {
@@ -10,6 +11,7 @@ namespace braid {
 namespace fs = std::filesystem;
 
 std::vector<std::string> shard_paths(const SourceConfig& source, const std::string& run_dir) {
+  if (!source.dataset.empty()) return dataset_shards(source.dataset);
   if (source.text.empty()) return expand_paths(source.shards, ".h5");
   return {(fs::path(run_dir) / "data" / (source.name + ".h5")).string()};
 }
@@ -31,6 +33,11 @@ std::vector<TokenDataset> open_datasets(const RunConfig& config, Split split) {
   for (const SourceConfig& source : config.data.sources) {
     datasets.emplace_back(source.name, shard_paths(source, config.run.dir), config.train.seq_length, split,
                           config.data.validation_fraction);
+    const ShardInfo &first = datasets.front().shards().front().info(), &here = datasets.back().shards().front().info();
+    check<DataError>(here.tokenizer_digest == first.tokenizer_digest && here.end_of_document == first.end_of_document,
+                     "source ", source.name, " was made with tokenizer ", here.tokenizer, " ", here.tokenizer_digest,
+                     ", but source ", datasets.front().name(), " with ", first.tokenizer, " ", first.tokenizer_digest,
+                     "; all sources of a run need the same");
     for (const TokenShard& shard : datasets.back().shards())
       check<DataError>(shard.info().vocab_size <= config.model.vocab_size, shard.info().path, ": its vocabulary of ",
                        shard.info().vocab_size, " ids does not fit model.vocab_size ", config.model.vocab_size);

@@ -26,6 +26,7 @@
 #include "trainer/run/agreement.h"
 #include "trainer/run/run_folder.h"
 #include "trainer/run/stop_signal.h"
+#include "trainer/run_tokenizer.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -274,6 +275,7 @@ class TrainingRun {
     write_file_atomically(front_->folder.path("config.resolved.yaml"), to_yaml(config_));
     write_file_atomically(front_->folder.path("parameters.txt"), format_parameter_table(table));
     write_file_atomically(front_->folder.path("build.txt"), std::string(kBuildId) + "\n");
+    store_run_tokenizer(train_data_, config_.run.dir);
     say(concat("braid ", kBuildId));
     say("resolved config (also in " + front_->folder.path("config.resolved.yaml") + "):");
     say(to_yaml(config_));

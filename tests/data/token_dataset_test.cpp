@@ -6,7 +6,7 @@
 #include <random>
 #include <set>
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
 #include "tests/data/shard_files.h"
 

@@ -6,11 +6,13 @@
 #include <memory>
 #include <optional>
 
+#include "kernels/core/durable_file.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/checkpoint_scan.h"
 #include "trainer/cli/commands.h"
 #include "trainer/huggingface/export.h"
 #include "trainer/huggingface/import.h"
+#include "trainer/run_tokenizer.h"
 
 namespace braid {
 namespace {
@@ -79,7 +81,9 @@ int export_to(const std::string& from, const std::string& to, const std::string&
     const CheckpointReader source = open_checkpoint(from);
     std::optional<DType> wanted;
     if (!dtype.empty()) wanted = dtype == "bf16" ? DType::kBF16 : DType::kF32;
+    const auto tokenizer = run_tokenizer(source.path());
     export_model(source, to, wanted);
+    if (!tokenizer->file().empty()) write_file_atomically(to + "/tokenizer.json", tokenizer->file());
     say(concat(to, ": the weights of ", source.path(), " as a Hugging Face folder"));
   });
   return 0;

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "data/token_dataset.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
 
@@ -156,7 +156,7 @@ void add_data_command(CLI::App& app, Action& action) {
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("data", "Make and inspect token shards");
+  CLI::App* command = app.add_subcommand("data", "Make, inspect and check datasets and token shards");
   command->require_subcommand(1);
 
   CLI::App* demo_command = command->add_subcommand("demo", "Make a token shard from text with the byte tokenizer");
@@ -172,6 +172,7 @@ void add_data_command(CLI::App& app, Action& action) {
   inspect_command->add_flag("--json", options->json, "one JSON object per shard");
   inspect_command->callback(
       [options, &action] { action = [options] { return inspect(options->files, options->json); }; });
+  add_tokenize_commands(*command, action);
 }
 
 }  // namespace braid

@@ -2,10 +2,12 @@
 #include <cstdio>
 #include <memory>
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
+#include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/generation.h"
+#include "trainer/run_tokenizer.h"
 #include "trainer/training_state.h"
 
 namespace braid {
@@ -16,7 +18,7 @@ void add_generate_command(CLI::App& app, Action& action) {
     SamplingConfig sampling;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("generate", "Continue a text with a trained model (byte tokenizer)");
+  CLI::App* command = app.add_subcommand("generate", "Continue a text with a trained model");
   command->add_option("model", options->model, "run folder or checkpoint folder")->required();
   command->add_option("--prompt", options->prompt, "text to continue");
   command->add_option("--tokens", options->sampling.num_tokens, "tokens to add at most")->check(CLI::Range(1, 1 << 30));
@@ -38,11 +40,12 @@ void add_generate_command(CLI::App& app, Action& action) {
       InferenceState state(ctx, config, mesh, 1, 1);
       state.load(ctx, trained.reader);
 
-      const ByteTokenizer tokenizer;
-      std::vector<uint32_t> prompt;
-      tokenizer.encode(options->prompt, prompt);
-      const auto added = generate(ctx, state.model, prompt, options->sampling, tokenizer.end_of_document());
-      std::printf("%s%s\n", options->prompt.c_str(), tokenizer.decode(added).c_str());
+      const auto tokenizer = run_tokenizer(trained.reader.path());
+      check<DataError>(tokenizer->vocab_size() <= config.model.vocab_size, "the run's tokenizer has ", tokenizer->vocab_size(),
+                       " ids, more than model.vocab_size ", config.model.vocab_size);
+      const std::vector<uint32_t> prompt = tokenizer->encode(options->prompt);
+      const auto added = generate(ctx, state.model, prompt, options->sampling, tokenizer->end_of_document());
+      std::printf("%s%s\n", options->prompt.c_str(), tokenizer->decode(added).c_str());
       return 0;
     };
   });

@@ -170,8 +170,9 @@ void check_data(const DataConfig& data) {
     check_value(!source.name.empty() && source.name.find_first_not_of(legal) == std::string::npos, key + ".name",
                 source.name, "must be one or more of A-Z a-z 0-9 _ . - as metrics and files are named after it");
     check_value(names.insert(source.name).second, key + ".name", source.name, "another source has that name already");
-    check<ConfigError>(source.shards.empty() != source.text.empty(), key, " (", source.name,
-                       ") must have either shards or text, but has ", source.text.empty() ? "neither" : "both");
+    const int kinds = !source.shards.empty() + !source.text.empty() + !source.dataset.empty();
+    check<ConfigError>(kinds == 1, key, " (", source.name, ") must have one of dataset, shards and text, but has ",
+                       kinds == 0 ? "none" : concat(kinds));
     for (const std::string& path : source.shards) check_value(!path.empty(), key + ".shards", path, "is no path");
     for (const std::string& path : source.text) check_value(!path.empty(), key + ".text", path, "is no path");
     check_positive(key + ".weight", source.weight);

@@ -476,9 +476,11 @@ void resolve_input_paths(RunConfig& config, const fs::path& folder) {
     if (!path.empty()) path = (folder / path).lexically_normal().string();
   };
   resolve(config.init.from);
-  for (SourceConfig& source : config.data.sources)
+  for (SourceConfig& source : config.data.sources) {
+    resolve(source.dataset);
     for (std::vector<std::string>* paths : {&source.shards, &source.text})
       for (std::string& path : *paths) resolve(path);
+  }
 }
 
 // Stops soon behind the longest text allowed, so that an endless file does no harm. False: errno says why.

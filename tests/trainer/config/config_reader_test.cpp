@@ -709,7 +709,7 @@ TEST_F(ConfigReader, WritesNumbersShortAndTextPlainWherePossible) {
   EXPECT_NE(text.find("\n  eps: 1.0e-8\n"), std::string::npos) << text;
   EXPECT_NE(
       text.find(
-          "\n  sources:\n    - name: a\n      shards: [/d/a.h5, \"../b c.h5\"]\n      text: []\n      weight: 0.1\n"),
+          "\n  sources:\n    - name: a\n      dataset: \"\"\n      shards: [/d/a.h5, \"../b c.h5\"]\n      text: []\n      weight: 0.1\n"),
       std::string::npos)
       << text;
 }
@@ -726,7 +726,7 @@ TEST_F(ConfigReader, ComparesConfigsKeyByKey) {
     lines.push_back(d.key + " " + d.before + " " + d.after);
   EXPECT_EQ(lines, (std::vector<std::string>{"precision fp32 bf16", "optimizer.lr 3.0e-4 0.00030000000000000003",
                                              "data.sources[0].weight 1 2", "data.sources[1].name (absent) b",
-                                             "data.sources[1].shards (absent) []", "data.sources[1].text (absent) [/t]",
+                                             "data.sources[1].dataset (absent) \"\"", "data.sources[1].shards (absent) []", "data.sources[1].text (absent) [/t]",
                                              "data.sources[1].weight (absent) 1"}));
 }
 

@@ -1,0 +1,241 @@
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <zlib.h>
+#include <zstd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "data/corpus/dataset_manifest.h"
+#include "data/corpus/text_input.h"
+#include "data/corpus/tokenize_corpus.h"
+#include "data/token_shard.h"
+#include "kernels/core/error.h"
+#include "tests/file_testing.h"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+
+using braid::testing::bytes_of;
+using braid::testing::message_of;
+
+std::string gzipped(const std::string& text) {
+  std::string out(compressBound(text.size()) + 64, '\0');
+  z_stream z{};
+  deflateInit2(&z, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
+  z.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
+  z.avail_in = static_cast<uInt>(text.size());
+  z.next_out = reinterpret_cast<Bytef*>(out.data());
+  z.avail_out = static_cast<uInt>(out.size());
+  EXPECT_EQ(deflate(&z, Z_FINISH), Z_STREAM_END);
+  out.resize(z.total_out);
+  deflateEnd(&z);
+  return out;
+}
+
+std::string zstandard(const std::string& text) {
+  std::string out(ZSTD_compressBound(text.size()), '\0');
+  out.resize(ZSTD_compress(out.data(), out.size(), text.data(), text.size(), 3));
+  return out;
+}
+
+class Corpus : public braid::testing::FolderTest {
+ protected:
+  std::string write(const std::string& name, const std::string& bytes) const {
+    fs::create_directories(fs::path(path(name)).parent_path());
+    braid::testing::write_bytes(path(name), bytes);
+    return path(name);
+  }
+  CorpusReport tokenize(std::vector<std::string> inputs, const std::string& out, int64_t shard_tokens = 1 << 20,
+                        int jobs = 2) const {
+    return tokenize_corpus(ByteTokenizer(), {std::move(inputs), path(out), "text", shard_tokens, jobs},
+                           [](const CorpusProgress&) {});
+  }
+  std::vector<std::string> documents(const std::string& out) const {
+    std::vector<std::string> texts;
+    for (const std::string& file : dataset_shards(path(out))) {
+      const TokenShard shard(file);
+      const auto& offsets = shard.document_offsets();
+      for (size_t d = 0; d + 1 < offsets.size(); ++d) {
+        std::vector<uint32_t> tokens(offsets[d + 1] - offsets[d]);
+        shard.read(offsets[d], offsets[d + 1], tokens.data());
+        EXPECT_EQ(tokens.back(), ByteTokenizer::kEndOfDocument);
+        texts.push_back(ByteTokenizer().decode(tokens));
+      }
+    }
+    return texts;
+  }
+};
+
+using Texts = std::vector<std::string>;
+
+TEST_F(Corpus, ReadsJsonLinesTextsAndWhatIsCompressed) {
+  const std::string lines = "{\"text\": \"one\"}\n\n{\"id\": 3, \"text\": \"zw\\u00f6lf\\n\"}\r\n{\"text\": \"\"}";
+  write("in/a.jsonl", lines);
+  write("in/b.jsonl.gz", gzipped("{\"text\":\"g1\"}\n") + gzipped("{\"text\":\"g2\"}\n"));
+  write("in/c.jsonl.zst", zstandard("{\"text\":\"z1\"}\n") + zstandard("{\"text\":\"z2\"}"));
+  write("in/d.txt", "a text\nof two lines\n");
+  write("in/sub/e.md.gz", gzipped("packed"));
+  const CorpusReport report = tokenize({path("in")}, "out");
+  EXPECT_EQ(documents("out"), (Texts{"one", "zwölf\n", "", "g1", "g2", "z1", "z2", "a text\nof two lines\n", "packed"}));
+  EXPECT_EQ(report.manifest.num_documents(), 9);
+  EXPECT_EQ(report.manifest.unreadable, 0);
+  EXPECT_EQ(verify_dataset(path("out")), Texts{});
+}
+
+TEST_F(Corpus, CountsAndNamesWhatItCannotRead) {
+  write("in/a.jsonl", "{\"text\": \"good\"}\nnot json\n{\"body\": 1}\n{\"text\": 7}\n[1]\n{\"text\": \"a\xff\"}\n");
+  write("in/b.bin", std::string("a\0b", 3));
+  write("in/c.txt", "\xff\xfeh\x01");
+  const CorpusReport report = tokenize({path("in")}, "out");
+  EXPECT_EQ(documents("out"), (Texts{"good", "a\uFFFD"}));
+  EXPECT_EQ(report.manifest.unreadable, 6);
+  EXPECT_EQ(report.manifest.repaired, 1);
+  const std::string a = path("in/a.jsonl");
+  EXPECT_EQ(report.complaints, (Texts{a + ":2: is not JSON", a + ":3: has no key text", a + ":4: text is number, not a string",
+                                      a + ":5: is no JSON object", path("in/b.bin") + ": holds a NUL byte at 1, so it is not text",
+                                      path("in/c.txt") + ": is UTF-16, not UTF-8"}));
+  EXPECT_EQ(read_manifest(path("out")).unreadable, 6);
+}
+
+TEST_F(Corpus, TakesAFileOnceWhateverLeadsToIt) {
+  write("in/a.txt", "a");
+  write("other/b.txt", "b");
+  fs::create_symlink(path("in/a.txt"), path("in/again.txt"));
+  fs::create_directory_symlink(path("other"), path("in/linked"));
+  fs::create_directory_symlink(path("in"), path("in/loop"));
+  const CorpusReport report = tokenize({path("in"), path("in/a.txt")}, "out");
+  EXPECT_EQ(documents("out"), (Texts{"a", "b"}));
+  EXPECT_EQ(report.manifest.met_again, 2);
+}
+
+TEST_F(Corpus, RefusesWhatIsDamagedOrNotThere) {
+  write("in/cut.jsonl.gz", gzipped(std::string(1000, 'x')).substr(0, 15));
+  EXPECT_NE(message_of<DataError>([&] { tokenize({path("in/cut.jsonl.gz")}, "o1"); }).find("the gzip file is cut short"), std::string::npos);
+  write("in/cut.jsonl.zst", zstandard(std::string(1000, 'x')).substr(0, 12));
+  EXPECT_NE(message_of<DataError>([&] { tokenize({path("in/cut.jsonl.zst")}, "o2"); }).find("zstd file is"), std::string::npos);
+  EXPECT_NE(message_of<DataError>([&] { tokenize({path("nowhere")}, "o3"); }).find("nowhere: does not exist"), std::string::npos);
+  write("in/none.jsonl", "{}\n");
+  EXPECT_NE(message_of<DataError>([&] { tokenize({path("in/none.jsonl")}, "o4"); }).find("held a document; the first: "), std::string::npos);
+}
+
+std::vector<std::string> random_lines(uint64_t seed, int count) {
+  std::mt19937_64 random(seed);
+  std::vector<std::string> lines;
+  for (int i = 0; i < count; ++i)
+    lines.push_back(random() % 20 == 0 ? "no json"
+                                       : concat("{\"text\": \"", i, std::string(random() % 3000, char('a' + random() % 26)), "\"}"));
+  return lines;
+}
+
+TEST_F(Corpus, GivesTheSameBytesForAnyNumberOfJobs) {
+  for (int file = 0; file < 3; ++file) {
+    std::string text;
+    for (const std::string& line : random_lines(file, 400)) text += line + "\n";
+    write(concat("in/", file, ".jsonl"), text);
+  }
+  tokenize({path("in")}, "one", 100000, 1);
+  tokenize({path("in")}, "four", 100000, 4);
+  const DatasetManifest m = read_manifest(path("one"));
+  EXPECT_GT(m.shards.size(), 5u);
+  EXPECT_EQ(bytes_of(path("one/dataset.json")), bytes_of(path("four/dataset.json")));
+  EXPECT_EQ(message_of<DataError>([&] { tokenize({path("in")}, "one", 99999); }).substr(path("one").size()),
+            ": holds a dataset already, of other inputs or settings; choose another folder, or remove it");
+  EXPECT_TRUE(tokenize({path("in")}, "one", 100000).was_complete);
+}
+
+// Killed at random moments, it ends with the same bytes as one that never was.
+TEST_F(Corpus, GoesOnAfterAKillWithoutLossOrDoubling) {
+  for (int file = 0; file < 4; ++file) {
+    std::string text;
+    for (const std::string& line : random_lines(file, 300)) text += line + "\n";
+    write(concat("in/", file, ".jsonl"), file == 2 ? gzipped(text) : text);
+    write(concat("in/", file, ".txt"), text);
+  }
+  tokenize({path("in")}, "whole", 60000);
+  std::mt19937_64 random(5);
+  int kills = 0, resumed = 0;
+  for (int run = 0; run < 4; ++run) {
+    const std::string out = concat("killed-", run);
+    for (bool is_done = false; !is_done;) {
+      const int calls = static_cast<int>(random() % 6);
+      const pid_t child = ::fork();
+      if (child == 0) {
+        int left = calls;
+        const CorpusReport report =
+            tokenize_corpus(ByteTokenizer(), {{path("in")}, path(out), "text", 60000, 2},
+                            [&](const CorpusProgress&) { if (left-- == 0) ::kill(::getpid(), SIGKILL); });
+        ::_exit(report.documents_before > 0 ? 1 : 0);
+      }
+      int status = 0;
+      ::waitpid(child, &status, 0);
+      is_done = WIFEXITED(status);
+      kills += !is_done;
+      resumed += is_done && WEXITSTATUS(status) == 1;
+    }
+    EXPECT_EQ(bytes_of(path(out + "/dataset.json")), bytes_of(path("whole/dataset.json")));
+    EXPECT_EQ(verify_dataset(path(out)), Texts{});
+    EXPECT_FALSE(fs::exists(path(out + "/progress.json")));
+  }
+  EXPECT_GT(kills, 5);
+  EXPECT_GT(resumed, 0);
+}
+
+TEST_F(Corpus, FindsEveryBitFlipAndTruncation) {
+  std::string text;
+  for (const std::string& line : random_lines(1, 60)) text += line + "\n";
+  tokenize({write("a.jsonl", text)}, "out", 40000);
+  const DatasetManifest m = read_manifest(path("out"));
+  ASSERT_GT(m.shards.size(), 1u);
+  std::mt19937_64 random(7);
+  int named_tokens = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const std::string file = path("out/" + m.shards[random() % m.shards.size()].file);
+    const std::string good = bytes_of(file);
+    std::string bad = good;
+    bad[random() % bad.size()] ^= static_cast<char>(1 << random() % 8);
+    std::ofstream(file, std::ios::binary) << bad;
+    const Texts wrong = verify_dataset(path("out"));
+    ASSERT_FALSE(wrong.empty()) << "flip " << i;
+    EXPECT_TRUE(std::any_of(wrong.begin(), wrong.end(), [&](auto& w) { return w.starts_with(file + ": block 0 is damaged"); }));
+    named_tokens += std::any_of(wrong.begin(), wrong.end(), [](auto& w) { return w.find(", tokens 0 to ") != w.npos; });
+    std::ofstream(file, std::ios::binary) << good;
+  }
+  EXPECT_GT(named_tokens, 900);
+  for (int i = 0; i < 200; ++i) {
+    const std::string file = path("out/" + m.shards[random() % m.shards.size()].file);
+    const std::string good = bytes_of(file);
+    std::ofstream(file, std::ios::binary) << good.substr(0, random() % good.size());
+    const Texts wrong = verify_dataset(path("out"));
+    ASSERT_EQ(wrong.size(), 1u) << "truncation " << i;
+    EXPECT_NE(message_of<DataError>([&] { dataset_shards(path("out")); }), "nothing was thrown");
+    std::ofstream(file, std::ios::binary) << good;
+  }
+  EXPECT_EQ(verify_dataset(path("out")), Texts{});
+}
+
+TEST_F(Corpus, AManifestLeadsNowhereElse) {
+  tokenize({write("a.jsonl", "{\"text\": \"abc\"}")}, "out");
+  const std::string good = bytes_of(path("out/dataset.json"));
+  const auto error = [&](const std::string& from, const std::string& to) {
+    std::string bad = good;
+    EXPECT_NE(bad.find(from), bad.npos) << from;
+    write("out/dataset.json", bad.replace(bad.find(from), from.size(), to));
+    return message_of<DataError>([&] { read_manifest(path("out")); });
+  };
+  EXPECT_NE(error("shard-00000.h5", "../x.h5").find("is not the name of a file"), std::string::npos);
+  EXPECT_NE(error("\"tokens\": 4", "\"tokens\": 5").find("tokens is 5, but its shards have 4"), std::string::npos);
+  EXPECT_NE(error("\"tokens\": 4", "\"tokens\": -4").find("expected a count"), std::string::npos);
+  EXPECT_NE(error("braid-dataset", "other").find("format is \"other\""), std::string::npos);
+  EXPECT_NE(error("\"shards\"", "\"shads\"").find("is damaged"), std::string::npos);
+  EXPECT_NE(message_of<DataError>([&] { read_manifest(path("nothing")); }).find("is no dataset"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace braid

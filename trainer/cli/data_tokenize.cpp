@@ -1,0 +1,221 @@
+#include <sched.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+
+#include "data/corpus/text_input.h"
+#include "data/corpus/tokenize_corpus.h"
+#include "data/token_dataset.h"
+#include "data/token_shard.h"
+#include "data/tokenizer/bpe_trainer.h"
+#include "kernels/core/durable_file.h"
+#include "kernels/core/error.h"
+#include "trainer/cli/commands.h"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+int usable_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? std::max(1, CPU_COUNT(&allowed)) : 1;
+}
+
+std::string duration(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  return s < 60 ? concat(s, " s") : s < 3600 ? concat(s / 60, " min ", s % 60, " s") : concat(s / 3600, " h ", s / 60 % 60, " min");
+}
+
+// A line on the terminal that is written over, or one every ten seconds in a log.
+class ProgressLine {
+ public:
+  void show(const CorpusProgress& p) {
+    const auto now = Clock::now();
+    if (now - shown_at_ < (is_terminal_ ? std::chrono::milliseconds(250) : std::chrono::milliseconds(10000))) return;
+    shown_at_ = now;
+    const double seconds = std::chrono::duration<double>(now - begin_).count();
+    if (first_bytes_ < 0) first_bytes_ = p.bytes;  // what was skipped is no speed
+    const double rate = double(p.bytes - first_bytes_) / seconds;
+    std::string left;
+    if (p.all_bytes > 0 && rate > 0) left = ", " + duration(double(p.all_bytes - p.bytes) / rate) + " left";
+    std::fprintf(stderr, "%s%s%lld documents, %.2f million tokens, %.1f MB/s%s%s", is_terminal_ ? "\r\033[K" : "",
+                 p.all_bytes > 0 ? concat(100 * p.bytes / p.all_bytes, " %: ").c_str() : "", static_cast<long long>(p.documents),
+                 double(p.tokens) / 1e6, rate / 1e6, left.c_str(), is_terminal_ ? "" : "\n");
+  }
+  ~ProgressLine() {
+    if (is_terminal_) std::fprintf(stderr, "\r\033[K");
+  }
+
+ private:
+  bool is_terminal_ = isatty(STDERR_FILENO) != 0;
+  Clock::time_point begin_ = Clock::now(), shown_at_ = begin_;
+  int64_t first_bytes_ = -1;
+};
+
+struct TokenizeOptions {
+  std::string tokenizer, end_of_document;
+  CorpusOptions corpus;
+};
+
+int tokenize(const TokenizeOptions& options) {
+  const auto tokenizer = open_tokenizer(options.tokenizer, options.end_of_document);
+  const auto begin = Clock::now();
+  CorpusReport report;
+  {
+    ProgressLine line;
+    report = tokenize_corpus(*tokenizer, options.corpus, [&](const CorpusProgress& p) { line.show(p); });
+  }
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  const DatasetManifest& m = report.manifest;
+  for (const std::string& complaint : report.complaints) std::fprintf(stderr, "%s\n", complaint.c_str());
+  const std::string path = manifest_path(options.corpus.out);
+  if (report.was_complete) std::printf("%s: is complete already\n", path.c_str());
+  if (report.documents_before > 0)
+    std::printf("%s: went on behind %lld documents of an earlier start\n", path.c_str(),
+                static_cast<long long>(report.documents_before));
+  std::printf("%s: %s\n", path.c_str(),
+              concat(m.num_documents(), " documents, ", m.num_tokens(), " tokens in ", m.shards.size(), " shards, ", m.unreadable,
+                     " records unreadable, ", m.repaired, " places not UTF-8, ", m.met_again, " files met twice")
+                  .c_str());
+  if (!report.was_complete) std::printf("%.1f s with %d jobs\n", seconds, options.corpus.jobs);
+  return 0;
+}
+
+// "A:B", "A:", ":B": documents [A, B).
+std::pair<int64_t, int64_t> parse_range(const std::string& text, int64_t size) {
+  if (text.empty()) return {0, size};
+  const size_t colon = text.find(':');
+  const auto number = [&](const std::string& part, int64_t otherwise) {
+    if (part.empty()) return otherwise;
+    int64_t value = -1;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
+    check<ConfigError>(error == std::errc() && end == part.data() + part.size() && value >= 0, "--documents is '", text,
+                       "', expected A:B, two counts");
+    return value;
+  };
+  check<ConfigError>(colon != text.npos, "--documents is '", text, "', expected A:B, two counts");
+  const int64_t begin = number(text.substr(0, colon), 0), end = number(text.substr(colon + 1), size);
+  check<ConfigError>(begin <= end && end <= size, "--documents is ", text, ", but there are ", size, " documents");
+  return {begin, end};
+}
+
+int dump(const std::string& path, const std::string& documents) {
+  const std::vector<std::string> paths = fs::is_directory(path) ? dataset_shards(path) : std::vector<std::string>{path};
+  std::vector<TokenShard> shards;
+  int64_t size = 0;
+  for (const std::string& shard : paths) shards.emplace_back(shard), size += shards.back().info().num_documents;
+  const auto [begin, end] = parse_range(documents, size);
+  std::vector<uint32_t> tokens;
+  std::string line;
+  int64_t first = 0;
+  for (const TokenShard& shard : shards) {
+    const auto& offsets = shard.document_offsets();
+    const int64_t count = shard.info().num_documents;
+    for (int64_t d = std::max<int64_t>(begin - first, 0); d < std::min(end - first, count); ++d) {
+      tokens.resize(offsets[d + 1] - offsets[d]);
+      shard.read(offsets[d], offsets[d + 1], tokens.data());
+      if (!tokens.empty() && tokens.back() == shard.info().end_of_document) tokens.pop_back();
+      line.clear();
+      for (uint32_t token : tokens) {
+        if (!line.empty()) line += ' ';
+        line += std::to_string(token);
+      }
+      line += '\n';
+      check<IoError>(std::fwrite(line.data(), 1, line.size(), stdout) == line.size(), "the ids cannot be written to the output");
+    }
+    first += count;
+  }
+  check<IoError>(std::fflush(stdout) == 0, "the ids cannot be written to the output");
+  return 0;
+}
+
+int verify(const std::string& folder) {
+  const std::vector<std::string> wrong = verify_dataset(folder);
+  for (const std::string& sentence : wrong) std::printf("%s\n", sentence.c_str());
+  check<DataError>(wrong.empty(), folder, ": the dataset is damaged, ", wrong.size(), " finding", wrong.size() == 1 ? "" : "s");
+  const DatasetManifest m = read_manifest(folder);
+  std::printf("%s: %s\n", folder.c_str(), concat("all bytes of ", m.shards.size(), " shards are as they were written: ",
+                                                 m.num_documents(), " documents, ", m.num_tokens(), " tokens").c_str());
+  return 0;
+}
+
+int train_tokenizer(const std::vector<std::string>& paths, const std::string& text_key, int64_t vocab_size,
+                    const std::string& out) {
+  BpeTrainer trainer;
+  int64_t documents = 0, unreadable = 0;
+  for_each_text(
+      list_inputs(paths), text_key,
+      [&](std::string_view text) {
+        trainer.add(text);
+        ++documents;
+      },
+      [&](const std::string& complaint) {
+        if (++unreadable <= 20) std::fprintf(stderr, "%s\n", complaint.c_str());
+      });
+  check<DataError>(trainer.num_words() > 0, "the inputs hold no text to learn a vocabulary from");
+  const BpeTrainer::Result result = trainer.train(vocab_size);
+  write_file_atomically(out, result.json);
+  std::printf("%s: %s\n", out.c_str(), concat(result.vocab_size, " ids from ", trainer.num_words(), " different words of ",
+                                              documents, " documents, ", unreadable, " records unreadable").c_str());
+  if (result.vocab_size < vocab_size)
+    std::printf("%s: the text has no pairs for the %s ids asked for\n", out.c_str(), concat(vocab_size).c_str());
+  return 0;
+}
+
+}  // namespace
+
+void add_tokenize_commands(CLI::App& data, Action& action) {
+  auto tokenize_options = std::make_shared<TokenizeOptions>();
+  CorpusOptions& corpus = tokenize_options->corpus;
+  corpus.jobs = usable_cores();
+  CLI::App* command = data.add_subcommand("tokenize", "Make a dataset from text: JSON lines or plain, also .gz and .zst");
+  command->add_option("input", corpus.inputs, "files, folders, or - for JSON lines on standard input")->required();
+  command->add_option("--tokenizer", tokenize_options->tokenizer, "bytes, or a tokenizer.json of Hugging Face")->required();
+  command->add_option("--out", corpus.out, "folder for dataset.json and the shards")->required();
+  command->add_option("--text-key", corpus.text_key, "key of the text in a JSON line")->capture_default_str();
+  command->add_option("--shard-tokens", corpus.shard_tokens, "a shard ends with the document that reaches these tokens")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->capture_default_str();
+  command->add_option("--jobs", corpus.jobs, "threads that tokenize; default: the cores of this process")
+      ->check(CLI::Range(1, 4096));
+  command->add_option("--end-of-document", tokenize_options->end_of_document,
+                      "token behind every document; default: <|endoftext|> or another usual one");
+  command->callback([tokenize_options, &action] { action = [tokenize_options] { return tokenize(*tokenize_options); }; });
+
+  struct Options {
+    std::string path, documents, text_key = "text", out;
+    std::vector<std::string> inputs;
+    int64_t vocab_size = 0;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* dump_command = data.add_subcommand("dump", "Print token ids, a document per line, without the end-of-document id");
+  dump_command->add_option("path", options->path, "shard, or folder of a dataset")->required();
+  dump_command->add_option("--documents", options->documents, "A:B, documents A to B - 1; default: all");
+  dump_command->callback([options, &action] { action = [options] { return dump(options->path, options->documents); }; });
+
+  CLI::App* train_command = data.add_subcommand("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
+  train_command->add_option("input", options->inputs, "files, folders, or -, as for tokenize")->required();
+  train_command->add_option("--vocab-size", options->vocab_size, "ids, the 256 bytes and <|endoftext|> included")
+      ->required()
+      ->check(CLI::Range(int64_t{257}, int64_t{1} << 24));
+  train_command->add_option("--out", options->out, "tokenizer.json to write")->required();
+  train_command->add_option("--text-key", options->text_key, "key of the text in a JSON line")->capture_default_str();
+  train_command->callback([options, &action] {
+    action = [options] { return train_tokenizer(options->inputs, options->text_key, options->vocab_size, options->out); };
+  });
+
+  CLI::App* verify_command = data.add_subcommand("verify", "Compare every byte of a dataset with its digests");
+  verify_command->add_option("folder", options->path, "folder of a dataset")->required();
+  verify_command->callback([options, &action] { action = [options] { return verify(options->path); }; });
+}
+
+}  // namespace braid
