@@ -7,10 +7,10 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <map>
 #include <numeric>
 #include <utility>
 
+#include "data/corpus/text_input.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
 #include "kernels/core/philox.h"
@@ -192,36 +192,6 @@ void TokenDataset::append_row(int64_t index, Batch& batch) const {
   s.num_rows = ++batch.num_rows;
 }
 
-std::vector<std::string> expand_paths(const std::vector<std::string>& paths, const std::string& suffix) {
-  std::vector<std::string> files;
-  for (const std::string& path : paths) {
-    std::error_code error;
-    if (!fs::is_directory(path, error)) {
-      check<DataError>(fs::exists(path, error), path, ": does not exist");
-      files.push_back(path);
-      continue;
-    }
-    const auto before = static_cast<int64_t>(files.size());
-    fs::recursive_directory_iterator entry(path, error);
-    for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
-      const std::string file = entry->path().string();
-      if (entry->is_regular_file(error) && file.ends_with(suffix)) files.push_back(file);
-    }
-    check<DataError>(!error, path, ": the folder cannot be listed: ", error.message());
-    check<DataError>(before < static_cast<int64_t>(files.size()), path, ": the folder holds no ",
-                     suffix.empty() ? "" : concat("*", suffix, " "), "files");
-    std::sort(files.begin() + before, files.end());
-  }
-  // A file that counts twice could be trained on and held out at the same time.
-  std::map<std::string, std::string> seen;
-  for (const std::string& file : files) {
-    std::error_code error;
-    const auto [first, is_new] = seen.emplace(fs::canonical(file, error).string(), file);
-    check<DataError>(is_new, file, ": is the same file as ", first->second);
-  }
-  return files;
-}
-
 namespace {
 
 // block(bytes) for one piece of the file after the other, until it returns false or the file ends.
@@ -246,17 +216,18 @@ ShardInfo tokenize_files(const std::vector<std::string>& files, const std::strin
   std::vector<std::pair<std::string, std::string>> texts;  // path, digest
   for (const std::string& path : files) {
     Sha256 digest;
-    bool is_text = true;
+    bool is_first = true;
     read_blocks(path, [&](std::string_view bytes) {
       digest.update(bytes.data(), bytes.size());
-      return is_text = bytes.find('\0') == bytes.npos;
+      const std::string why = is_first || bytes.find('\0') != bytes.npos ? why_not_text(bytes) : "";
+      check<DataError>(why.empty(), path, ": ", why, "; take it out of what is named as text");
+      is_first = false;
+      return true;
     });
-    if (!is_text) continue;
     texts.emplace_back(path, digest.hex());
     contents.update(texts.back().second.data(), texts.back().second.size());
   }
-  check<DataError>(!texts.empty(), shard_path, ": none of ", files.size(), " files is text",
-                   files.empty() ? "" : ", from " + files.front());
+  check<DataError>(!texts.empty(), shard_path, ": there are no files to make it from");
   const std::string source_digest = contents.hex();
   if (fs::exists(shard_path)) {
     try {

@@ -58,14 +58,9 @@ class TokenDataset {
   std::vector<int64_t> row_begin_;  // (size + 1) into pieces_
 };
 
-// Files named in `paths`, folders replaced by the files below them that end in `suffix` ("" = all regular files), the
-// files of a folder sorted by path.
-// Errors: DataError naming a path that does not exist, a folder without such files, or a file that is named twice.
-std::vector<std::string> expand_paths(const std::vector<std::string>& paths, const std::string& suffix);
-
-// Tokenizes text files into one shard, a document per file; files that are not text (a NUL byte) are skipped.
-// Returns what was written. An existing shard made from files with the same contents in the same order is kept.
-// Memory does not grow with the files.   Errors: DataError, IoError.
+// Tokenizes text files into one shard of bytes, a document per file. Returns what was written. An existing shard made from files
+// with the same contents in the same order is kept. Memory does not grow with the files.
+// Errors: DataError naming a file that is no text (NUL, UTF-16, gzip) or changes meanwhile; IoError.
 ShardInfo tokenize_files(const std::vector<std::string>& files, const std::string& shard_path);
 
 }  // namespace braid

@@ -10,6 +10,7 @@ Installs what is missing, builds Braid, trains a small model on two ranks (confi
 the held-out loss and a text sample. Can be run again: every start gets a run folder of its own.
   --no-install    install nothing; fail if a package is missing
   --text PATH     train on this text file or folder (repeatable); default: the installed C++ standard headers
+  --tokenizer T   bytes (the default), or bpe: a vocabulary of 4096 learnt from the text first
   --steps N       training steps; default: those of the config
   --run-dir DIR   run folder; default runs/laptop. If it holds a run, DIR-2, DIR-3, ... is taken
 TEXT
@@ -18,14 +19,15 @@ TEXT
 # A path as the caller meant it.
 from_caller() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac; }
 
-install_arguments=() text=() steps='' run_dir=runs/laptop
+install_arguments=() text=() paths=() tokenizer=bytes steps='' run_dir=runs/laptop
 while [ $# -gt 0 ]; do
   case $1 in
     --no-install) install_arguments=(--no-install) ;;
-    --text | --steps | --run-dir)
+    --text | --tokenizer | --steps | --run-dir)
       [ $# -ge 2 ] || die "$1 needs a value"
       case $1 in
-        --text) [ -e "$(from_caller "$2")" ] || die "--text $2: there is no such file or folder"; text+=(--text "$(from_caller "$2")") ;;
+        --text) [ -e "$(from_caller "$2")" ] || die "--text $2: there is no such file or folder"; text+=(--text "$(from_caller "$2")") paths+=("$(from_caller "$2")") ;;
+        --tokenizer) [[ $2 =~ ^(bytes|bpe)$ ]] || die "--tokenizer is '$2', but must be bytes or bpe"; tokenizer=$2 ;;
         --steps) [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--steps is '$2', but must be a whole number greater than 0"; steps=$2 ;;
         --run-dir) run_dir=$(from_caller "$2") ;;
       esac
@@ -58,20 +60,34 @@ for ((number = 2; ; ++number)); do
 done
 [ "$run_dir" = "$base" ] || echo "$base holds a run, which stays as it is; this one goes to $run_dir."
 
+# A path as a value of an override.
+quoted() {
+  local path
+  path=$(realpath -m "$1")
+  path=${path//\\/\\\\}
+  printf '"%s"' "${path//\"/\\\"}"
+}
+
 overrides=("run.dir=$run_dir" parallel.expert=2)
-if [ ${#text[@]} -gt 0 ]; then
+prompt=()
+[ ${#text[@]} -gt 0 ] || prompt=(--prompt "template <")
+if [ $tokenizer = bpe ]; then
+  say "3/7 Data: a vocabulary of 4096 learnt from the text, then the text as its tokens"
+  [ ${#paths[@]} -gt 0 ] || paths=("$(find /usr/include/c++ -mindepth 1 -maxdepth 1 -type d | sort -V | tail -n 1)")
+  data_dir=$run_dir/data
+  mkdir -p "$data_dir"
+  "$braid" data train-tokenizer --vocab-size 4096 --out "$data_dir/tokenizer.json" "${paths[@]}"
+  "$braid" data tokenize --tokenizer "$data_dir/tokenizer.json" --out "$data_dir/dataset" "${paths[@]}"
+  overrides+=("data.sources=[{name: text, dataset: $(quoted "$data_dir/dataset")}]" model.vocab_size=4096)
+elif [ ${#text[@]} -gt 0 ]; then
   say "3/7 Data: the bytes of your text become tokens"
   data_dir=$run_dir/data
-  shard=$(realpath -m "$data_dir/train.h5")
-  shard=${shard//\\/\\\\}
-  overrides+=("data.sources=[{name: text, shards: [\"${shard//\"/\\\"}\"]}]")
-  prompt=()
+  overrides+=("data.sources=[{name: text, shards: [$(quoted "$data_dir/train.h5")]}]")
 else
   say "3/7 Data: the bytes of the installed C++ standard headers become tokens"
   data_dir=runs/laptop-data
-  prompt=(--prompt "template <")
 fi
-"$braid" data demo --out "$data_dir" "${text[@]}"
+[ $tokenizer = bpe ] || "$braid" data demo --out "$data_dir" "${text[@]}"
 
 if [ -n "$steps" ]; then
   overrides+=("run.steps=$steps" "schedule.warmup_steps=$((steps < 300 ? steps / 10 : 30))" "eval.interval_steps=$((steps < 50 ? steps : 50))")

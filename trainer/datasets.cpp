@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "data/corpus/dataset_manifest.h"
+#include "data/corpus/text_input.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/core/sha256.h"
 
 namespace braid {
@@ -12,11 +15,12 @@ namespace fs = std::filesystem;
 
 std::vector<std::string> shard_paths(const SourceConfig& source, const std::string& run_dir) {
   if (!source.dataset.empty()) return dataset_shards(source.dataset);
-  if (source.text.empty()) return expand_paths(source.shards, ".h5");
+  if (source.text.empty()) return paths_of(list_inputs(source.shards, ".h5"));
   return {(fs::path(run_dir) / "data" / (source.name + ".h5")).string()};
 }
 
-void prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOnDisk on_disk) {
+int64_t prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOnDisk on_disk) {
+  int64_t met_again = 0;
   for (const SourceConfig& source : data.sources) {
     if (source.text.empty()) continue;
     const std::string path = shard_paths(source, run_dir).front();
@@ -24,8 +28,48 @@ void prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOn
     std::error_code error;
     fs::create_directories(fs::path(path).parent_path(), error);
     check<IoError>(!error, fs::path(path).parent_path().string(), ": cannot create the folder: ", error.message());
-    tokenize_files(expand_paths(source.text, ""), path);
+    const InputList inputs = list_inputs(source.text);
+    met_again += inputs.met_again;
+    tokenize_files(paths_of(inputs), path);
   }
+  return met_again;
+}
+
+namespace {
+
+void check_vocabulary(const RunConfig& config, const ShardInfo& info) {
+  check<DataError>(info.vocab_size <= config.model.vocab_size, info.path, ": its vocabulary of ", info.vocab_size,
+                   " ids does not fit model.vocab_size ", config.model.vocab_size);
+}
+
+}  // namespace
+
+void check_no_leak(const RunConfig& config) {
+  if (config.data.validation_fraction == 0) return;
+  std::map<std::string, std::string> source_of;  // by the file
+  for (const SourceConfig& source : config.data.sources) {
+    const std::vector<std::string> files =
+        source.text.empty() ? shard_paths(source, config.run.dir) : paths_of(list_inputs(source.text));
+    for (const std::string& file : files) {
+      const auto [first, is_new] = source_of.emplace(fs::canonical(file).string(), source.name);
+      check<DataError>(is_new || first->second == source.name, file, ": is part of source ", first->second, " and of source ",
+                       source.name, ", so that what one holds out the other trains on; name it once, or set "
+                       "data.validation_fraction to 0");
+    }
+  }
+}
+
+void check_data_is_there(const RunConfig& config) {
+  for (const SourceConfig& source : config.data.sources) {
+    if (!source.text.empty()) {
+      list_inputs(source.text);
+      check<DataError>(ByteTokenizer::kVocabSize <= config.model.vocab_size, "source ", source.name, ": its vocabulary of ",
+                       ByteTokenizer::kVocabSize, " ids (bytes) does not fit model.vocab_size ", config.model.vocab_size);
+      continue;
+    }
+    for (const std::string& path : shard_paths(source, config.run.dir)) check_vocabulary(config, TokenShard(path).info());
+  }
+  check_no_leak(config);
 }
 
 std::vector<TokenDataset> open_datasets(const RunConfig& config, Split split) {
@@ -38,9 +82,7 @@ std::vector<TokenDataset> open_datasets(const RunConfig& config, Split split) {
                      "source ", source.name, " was made with tokenizer ", here.tokenizer, " ", here.tokenizer_digest,
                      ", but source ", datasets.front().name(), " with ", first.tokenizer, " ", first.tokenizer_digest,
                      "; all sources of a run need the same");
-    for (const TokenShard& shard : datasets.back().shards())
-      check<DataError>(shard.info().vocab_size <= config.model.vocab_size, shard.info().path, ": its vocabulary of ",
-                       shard.info().vocab_size, " ids does not fit model.vocab_size ", config.model.vocab_size);
+    for (const TokenShard& shard : datasets.back().shards()) check_vocabulary(config, shard.info());
   }
   return datasets;
 }

@@ -13,8 +13,17 @@ std::vector<std::string> shard_paths(const SourceConfig& source, const std::stri
 
 // Tokenizes the sources that are given as text; a shard made from the same text stays. A resumed run keeps the shards
 // it began with, whatever has become of the text since. One rank only.
+// Returns how many text files were met twice, by a link or a second name; they are taken once.
 enum class ShardsOnDisk { kCheck, kKeep };
-void prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOnDisk on_disk);
+int64_t prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOnDisk on_disk);
+
+// What one source holds out, another would train on, as the choice depends on the source.
+// Errors: DataError if two sources name the same file and anything is held out.
+void check_no_leak(const RunConfig& config);
+
+// Opens what the config names, as far as that can be done without a run: shards, vocabularies, text files; and check_no_leak.
+// Errors: DataError.
+void check_data_is_there(const RunConfig& config);
 
 // One dataset per source.   Errors: DataError, also if a shard's vocabulary is larger than the model's.
 std::vector<TokenDataset> open_datasets(const RunConfig& config, Split split);

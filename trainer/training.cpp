@@ -243,7 +243,10 @@ class TrainingRun {
     });
     check_folder_is_shared(ctx_, mesh_.world(), config_.run.dir);
     from_first_rank(ctx_, mesh_.world(), [&] {
-      prepare_shards(config_.data, config_.run.dir, resume.resume ? ShardsOnDisk::kKeep : ShardsOnDisk::kCheck);
+      const auto on_disk = resume.resume ? ShardsOnDisk::kKeep : ShardsOnDisk::kCheck;
+      if (!resume.resume) check_no_leak(config_);
+      if (const int64_t again = prepare_shards(config_.data, config_.run.dir, on_disk); again > 0)
+        say(concat(again, " text files were met twice, by a link or a second name, and are taken once"));
       return std::string();
     });
   }

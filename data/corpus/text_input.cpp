@@ -30,6 +30,7 @@ bool is_json_lines(std::string name) {
 
 class Lister {
  public:
+  explicit Lister(const std::string& suffix) : suffix_(suffix) {}
   InputList list;
 
   void add(const fs::path& path) {
@@ -61,16 +62,18 @@ class Lister {
       entries.push_back(entry->path());
     check<DataError>(!error, folder.string(), ": the folder cannot be listed: ", error.message());
     std::sort(entries.begin(), entries.end());
-    for (const fs::path& entry : entries) add(entry);
+    for (const fs::path& entry : entries)
+      if (fs::is_directory(entry, error) || entry.string().ends_with(suffix_)) add(entry);
   }
 
+  std::string suffix_;
   std::set<std::string> seen_;
 };
 
 }  // namespace
 
-InputList list_inputs(const std::vector<std::string>& paths) {
-  Lister lister;
+InputList list_inputs(const std::vector<std::string>& paths, const std::string& suffix) {
+  Lister lister(suffix);
   for (const std::string& path : paths) {
     if (path == "-") {
       lister.list.files.push_back({path, true, 0});
@@ -79,10 +82,18 @@ InputList list_inputs(const std::vector<std::string>& paths) {
     const size_t before = lister.list.files.size();
     const int64_t again = lister.list.met_again;
     lister.add(path);
+    std::sort(lister.list.files.begin() + static_cast<std::ptrdiff_t>(before), lister.list.files.end(),
+              [](const TextInput& a, const TextInput& b) { return a.path < b.path; });
     check<DataError>(!fs::is_directory(path) || before < lister.list.files.size() || again < lister.list.met_again, path,
-                     ": the folder holds no files");
+                     ": the folder holds no ", suffix.empty() ? "" : concat("*", suffix, " "), "files");
   }
   return std::move(lister.list);
+}
+
+std::vector<std::string> paths_of(const InputList& inputs) {
+  std::vector<std::string> paths;
+  for (const TextInput& file : inputs.files) paths.push_back(file.path);
+  return paths;
 }
 
 struct ByteSource::State {
@@ -248,6 +259,7 @@ void for_each_text(const InputList& inputs, const std::string& key, const std::f
 }
 
 std::string why_not_text(std::string_view bytes) {
+  if (bytes.starts_with("\x1f\x8b")) return "is a gzip file, not text";
   if (bytes.starts_with("\xff\xfe") || bytes.starts_with("\xfe\xff")) return "is UTF-16, not UTF-8";
   const size_t nul = bytes.find('\0');
   return nul == bytes.npos ? "" : concat("holds a NUL byte at ", nul, ", so it is not text");

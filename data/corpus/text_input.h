@@ -22,10 +22,12 @@ struct InputList {
   int64_t met_again = 0;          // files left out because a link or a second name led to them once more
 };
 
-// Folders are replaced by all files below them, linked folders followed. Files that end in .jsonl, .ndjson or .json (with .gz
+// Folders are replaced by all files below them that end in `suffix`, linked folders followed. Files that end in .jsonl, .ndjson or .json (with .gz
 // or .zst behind it) are JSON lines, all others texts.
-// Errors: DataError naming a path that does not exist or cannot be listed, or a folder without files.
-InputList list_inputs(const std::vector<std::string>& paths);
+// Errors: DataError naming a path that does not exist or cannot be listed, or a folder without such files.
+InputList list_inputs(const std::vector<std::string>& paths, const std::string& suffix = "");
+
+std::vector<std::string> paths_of(const InputList& inputs);
 
 // The bytes of a file from front to back, decompressed if it begins as gzip or zstd files do.
 class ByteSource {
@@ -52,7 +54,7 @@ std::optional<std::string> text_of_line(std::string_view line, const std::string
 void for_each_text(const InputList& inputs, const std::string& key, const std::function<void(std::string_view)>& text,
                    const std::function<void(const std::string&)>& unreadable);
 
-// Why bytes are not text: "holds a NUL byte", "is UTF-16"; empty if they may be.
+// Why bytes are not text: "holds a NUL byte at 7, …", "is UTF-16, …", "is a gzip file, …"; empty if they may be.
 std::string why_not_text(std::string_view bytes);
 
 }  // namespace braid

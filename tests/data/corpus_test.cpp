@@ -10,6 +10,7 @@
 #include <fstream>
 #include <random>
 
+#include "data/corpus/convert.h"
 #include "data/corpus/dataset_manifest.h"
 #include "data/corpus/text_input.h"
 #include "data/corpus/tokenize_corpus.h"
@@ -218,6 +219,90 @@ TEST_F(Corpus, FindsEveryBitFlipAndTruncation) {
     std::ofstream(file, std::ios::binary) << good;
   }
   EXPECT_EQ(verify_dataset(path("out")), Texts{});
+}
+
+template <class T>
+std::string raw(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+std::string megatron_index(uint8_t type, const std::vector<int32_t>& lengths, const std::vector<int64_t>& documents, int bytes) {
+  std::vector<int64_t> pointers;
+  int64_t at = 0;
+  for (int32_t length : lengths) pointers.push_back(at), at += int64_t{length} * bytes;
+  return std::string("MMIDIDX\0\0", 9) + raw<uint64_t>({1}) + static_cast<char>(type) +
+         raw<int64_t>({static_cast<int64_t>(lengths.size()), static_cast<int64_t>(documents.size())}) + raw(lengths) + raw(pointers) +
+         raw(documents);
+}
+
+using Ids = std::vector<std::vector<uint32_t>>;
+
+TEST_F(Corpus, ConvertsTokensOfOthers) {
+  const auto ids = [&](const std::string& out) {
+    Ids documents;
+    for (const std::string& file : dataset_shards(path(out))) {
+      const TokenShard shard(file);
+      const auto& offsets = shard.document_offsets();
+      for (size_t d = 0; d + 1 < offsets.size(); ++d) {
+        documents.emplace_back(offsets[d + 1] - offsets[d]);
+        shard.read(offsets[d], offsets[d + 1], documents.back().data());
+      }
+    }
+    EXPECT_EQ(verify_dataset(path(out)), Texts{});
+    return documents;
+  };
+  // Three sequences in two documents that end with 9; one that ends otherwise; and the same as 32-bit tokens.
+  write("m.bin", raw<uint16_t>({1, 2, 3, 9, 4, 9}));
+  write("m.idx", megatron_index(8, {2, 2, 2}, {0, 2, 3}, 2));
+  DatasetManifest m = convert_tokens({.from = path("m.idx"), .to = path("m")});
+  EXPECT_EQ(ids("m"), (Ids{{1, 2, 3, 9}, {4, 9}}));
+  EXPECT_EQ(m.end_of_document, 9);
+  EXPECT_EQ(m.vocab_size, 10);
+  write("n.bin", raw<int32_t>({1, 2, 70000, 9, 4, 8}));
+  write("n.idx", megatron_index(4, {4, 0, 2}, {0, 1, 2, 3}, 4));
+  m = convert_tokens({.from = path("n.bin"), .to = path("n"), .shard_tokens = 3});
+  EXPECT_EQ(ids("n"), (Ids{{1, 2, 70000, 9, 70001}, {70001}, {4, 8, 70001}}));
+  EXPECT_EQ(m.shards.size(), 2u);
+
+  std::vector<int32_t> header(256);
+  header[0] = 20240520, header[1] = 1, header[2] = 7;
+  write("gpt2.bin", raw(header) + raw<uint16_t>({50256, 5, 6, 50256, 50256, 7, 8}));
+  m = convert_tokens({.from = path("gpt2.bin"), .to = path("gpt2")});
+  EXPECT_EQ(ids("gpt2"), (Ids{{5, 6, 50256}, {50256}, {7, 8, 50256}}));
+  EXPECT_EQ(m.vocab_size, 50257);
+
+  std::string numpy("\x93NUMPY\x01\0", 8);
+  std::string dictionary = "{'descr': '<u4', 'fortran_order': False, 'shape': (5,), }";
+  dictionary.resize(117, ' ');
+  numpy += raw<uint16_t>({118}) + dictionary + "\n";
+  write("a.npy", numpy + raw<uint32_t>({1, 0, 2, 3, 0}));
+  convert_tokens({.from = path("a.npy"), .to = path("a"), .end_of_document = 0});
+  EXPECT_EQ(ids("a"), (Ids{{1, 0}, {2, 3, 0}}));
+  write("r.bin", raw<uint16_t>({1, 0, 2, 3}));
+  convert_tokens({.from = path("r.bin"), .to = path("r"), .dtype = "u16", .end_of_document = 0});
+  EXPECT_EQ(ids("r"), (Ids{{1, 0}, {2, 3, 0}}));
+
+  const auto error = [&](ConvertOptions options) {
+    options.to = path("error");
+    return message_of<DataError>([&] { convert_tokens(options); });
+  };
+  using braid::testing::expect_contains;
+  expect_contains(error({.from = path("r.bin"), .end_of_document = 0}), "say --dtype u16 or u32");
+  expect_contains(error({.from = path("r.bin"), .dtype = "u16"}), "--end-of-document");
+  expect_contains(error({.from = path("a.npy"), .end_of_document = 0, .vocab_size = 3}), "token 3 is outside the vocabulary of 3");
+  write("m.bin", raw<uint16_t>({1, 2, 3, 9, 4}));
+  expect_contains(error({.from = path("m.idx")}), "has 10 bytes, but");
+  write("m.idx", megatron_index(8, {2, 2, 2}, {0, 4, 3}, 2).substr(0, 40));
+  expect_contains(error({.from = path("m.idx")}), "which do not fit its 3 sequences");
+  write("m.bin", raw<uint16_t>({1, 2, 3, 9, 4, 9}));
+  write("m.idx", megatron_index(8, {2, 2, 2}, {0, 4, 3}, 2));
+  expect_contains(error({.from = path("m.idx")}), "its document marks do not go up from 0");
+  write("m.idx", megatron_index(6, {2, 2, 2}, {0, 2, 3}, 2));
+  expect_contains(error({.from = path("m.idx")}), "type 6, which are no ids");
+  write("n.bin", raw<int32_t>({1, 2, -7, 9, 4, 8}));
+  expect_contains(error({.from = path("n.bin")}), "token 2 is negative");
+  write("gpt2.bin", raw(header) + raw<uint16_t>({1, 2}));
+  expect_contains(error({.from = path("gpt2.bin")}), "its header says 7 tokens");
 }
 
 TEST_F(Corpus, AManifestLeadsNowhereElse) {

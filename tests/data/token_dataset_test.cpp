@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 
+#include "data/corpus/text_input.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
 #include "tests/data/shard_files.h"
@@ -296,31 +297,33 @@ TEST(TokenDataset, NoticesOffsetsThatDoNotMatchTheTokens) {
 
 // ---- Files
 
-TEST(ExpandPaths, ListsFoldersSortedAndKeepsNamedFiles) {
+TEST(ListInputs, ListsFoldersSortedAndKeepsNamedFiles) {
   TempFolder folder;
   for (const char* name : {"d/b.h5", "d/a.h5", "d/sub/c.h5", "d/notes.txt", "d/x.h5.part", "named.bin"})
     write_file(folder / name, "x");
   EXPECT_EQ(
-      expand_paths({folder / "named.bin", folder / "d"}, ".h5"),
+      paths_of(list_inputs({folder / "named.bin", folder / "d"}, ".h5")),
       (std::vector<std::string>{folder / "named.bin", folder / "d/a.h5", folder / "d/b.h5", folder / "d/sub/c.h5"}));
-  EXPECT_EQ(expand_paths({folder / "d"}, "").size(), 5u);
+  EXPECT_EQ(list_inputs({folder / "d"}).files.size(), 5u);
 }
 
-TEST(ExpandPaths, NamesThePathThatIsWrong) {
+TEST(ListInputs, NamesThePathThatIsWrong) {
   TempFolder folder;
   write_file(folder / "d/a.txt", "x");
-  expect_contains(message_of<DataError>([&] { expand_paths({folder / "none"}, ".h5"); }), "none: does not exist");
-  expect_contains(message_of<DataError>([&] { expand_paths({folder / "d"}, ".h5"); }),
-                  "d: the folder holds no *.h5 files");
+  expect_contains(message_of<DataError>([&] { list_inputs({folder / "none"}, ".h5"); }), "none: does not exist");
+  expect_contains(message_of<DataError>([&] { list_inputs({folder / "d"}, ".h5"); }), "d: the folder holds no *.h5 files");
   std::filesystem::create_directory(folder / "empty");
-  expect_contains(message_of<DataError>([&] { expand_paths({folder / "empty"}, ""); }),
-                  "empty: the folder holds no files");
+  expect_contains(message_of<DataError>([&] { list_inputs({folder / "empty"}); }), "empty: the folder holds no files");
+}
+
+// A file that counted twice could be trained on and held out at the same time.
+TEST(ListInputs, TakesAFileOnceWhateverLeadsToIt) {
+  TempFolder folder;
+  write_file(folder / "d/a.txt", "x");
   std::filesystem::create_symlink(folder / "d/a.txt", folder / "link.txt");
-  for (const std::string& again : {folder / "d/a.txt", folder / "link.txt"})
-    expect_contains(message_of<DataError>([&] {
-                      expand_paths({folder / "d", again}, ".txt");
-                    }),
-                    again + ": is the same file as " + (folder / "d/a.txt"));
+  const InputList list = list_inputs({folder / "d", folder / "d/a.txt", folder / "link.txt"}, ".txt");
+  EXPECT_EQ(paths_of(list), std::vector<std::string>{folder / "d/a.txt"});
+  EXPECT_EQ(list.met_again, 2);
 }
 
 // ---- Text
@@ -336,10 +339,9 @@ std::string text_of(const TokenShard& shard) {
 TEST(TokenizeFiles, MakesADocumentOfEachTextFile) {
   TempFolder folder;
   write_file(folder / "t/a.txt", "one");
-  write_file(folder / "t/b.bin", std::string("two\0", 4));
   write_file(folder / "t/c.txt", "");
   write_file(folder / "t/d.txt", "dré\n");
-  const ShardInfo info = tokenize_files(expand_paths({folder / "t"}, ""), folder / "out.h5");
+  const ShardInfo info = tokenize_files(paths_of(list_inputs({folder / "t"})), folder / "out.h5");
   EXPECT_EQ(info.num_documents, 3);
   EXPECT_EQ(info.vocab_size, 258);
   EXPECT_EQ(info.tokenizer, "byte");
@@ -364,7 +366,7 @@ TEST(TokenizeFiles, KeepsAShardOfTheSameContents) {
   auto tokenize = [&](const std::string& from) {
     const auto before =
         std::filesystem::exists(out) ? std::filesystem::last_write_time(out) : std::filesystem::file_time_type::min();
-    tokenize_files(expand_paths({folder / from}, ""), out);
+    tokenize_files(paths_of(list_inputs({folder / from})), out);
     return std::filesystem::last_write_time(out) != before;  // was it written?
   };
   EXPECT_TRUE(tokenize("t"));
@@ -389,7 +391,11 @@ TEST(TokenizeFiles, NamesWhatItCannotUse) {
   TempFolder folder;
   write_file(folder / "a.bin", std::string(10, '\0'));
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "a.bin"}, folder / "out.h5"); }),
-                  "out.h5: none of 1 files is text, from " + (folder / "a.bin"));
+                  (folder / "a.bin") + ": holds a NUL byte at 0, so it is not text; take it out");
+  write_file(folder / "u.txt", "\xff\xfeh");
+  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "u.txt"}, folder / "out.h5"); }), "is UTF-16, not UTF-8");
+  write_file(folder / "g.txt", "\x1f\x8b\x08");
+  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "g.txt"}, folder / "out.h5"); }), "is a gzip file, not text");
   EXPECT_THROW(tokenize_files({}, folder / "out.h5"), DataError);
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "none.txt"}, folder / "out.h5"); }), "none.txt");
   write_file(folder / "a.txt", "text");

@@ -14,7 +14,7 @@ using Action = std::function<int()>;
 // One file per sub-command. Each adds its options to the app and, when chosen, sets `action`.
 void add_train_command(CLI::App& app, Action& action);
 void add_data_command(CLI::App& app, Action& action);  // demo, inspect, and those of data_tokenize.cpp
-void add_tokenize_commands(CLI::App& data, Action& action);  // tokenize, dump, train-tokenizer, verify
+void add_tokenize_commands(CLI::App& data, Action& action);  // tokenize, dump, train-tokenizer, convert, verify
 void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);  // check, print

@@ -6,6 +6,7 @@
 
 #include "trainer/cli/commands.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/datasets.h"
 
 namespace braid {
 namespace {
@@ -14,7 +15,7 @@ struct Options {
   std::string config;
   std::vector<std::string> overrides;
   int64_t num_ranks = 0;  // 0: not given
-  bool docs = false;
+  bool docs = false, no_data = false;
 };
 
 std::string summary(const RunConfig& config, int64_t num_ranks) {
@@ -36,6 +37,7 @@ int check_command(const Options& options) {
   const RunConfig config = read_config(options.config, options.overrides);
   check_config(config);
   if (options.num_ranks > 0) check_config_for_ranks(config, options.num_ranks);
+  if (!options.no_data) check_data_is_there(config);
   std::printf("%s is fine: %s\n", options.config.c_str(), summary(config, options.num_ranks).c_str());
   return 0;
 }
@@ -58,6 +60,7 @@ void add_config_command(CLI::App& app, Action& action) {
   check->add_option("overrides", options->overrides, "section.key=value ...");
   check->add_option("--ranks", options->num_ranks, "also check what depends on the number of ranks")
       ->check(CLI::Range(1, 1 << 20));
+  check->add_flag("--no-data", options->no_data, "do not open the shards and texts that it names");
   check->callback([&action, options] { action = [options] { return check_command(*options); }; });
 
   CLI::App* print =

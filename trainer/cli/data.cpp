@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "data/corpus/dataset_manifest.h"
+#include "data/corpus/text_input.h"
 #include "data/token_dataset.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
@@ -71,12 +73,13 @@ ShardStatistics scan(const TokenShard& shard) {
 
 int demo(const std::string& out, std::vector<std::string> text) {
   if (text.empty()) text = {default_text()};
-  const std::vector<std::string> files = expand_paths(text, "");
+  const InputList inputs = list_inputs(text);
   std::error_code error;
   fs::create_directories(out, error);
   check<IoError>(!error, out, ": cannot be created: ", error.message());
   const std::string path = (fs::path(out) / "train.h5").string();
-  const ShardInfo info = tokenize_files(files, path);
+  const ShardInfo info = tokenize_files(paths_of(inputs), path);
+  if (inputs.met_again > 0) std::printf("%s\n", concat(inputs.met_again, " files were met twice and taken once").c_str());
   const double entropy = scan(TokenShard(path)).unigram_entropy;
   std::printf("%s: %s, unigram entropy %.4f nats per token\n", path.c_str(),
               concat(info.num_documents, " documents, ", info.num_tokens, " tokens").c_str(), entropy);
@@ -123,7 +126,13 @@ std::string to_json(const ShardInfo& info, const ShardStatistics& s) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-int inspect(const std::vector<std::string>& files, bool json) {
+int inspect(const std::vector<std::string>& paths, bool json) {
+  std::vector<std::string> files;
+  for (const std::string& path : paths) {
+    if (!fs::is_directory(path)) files.push_back(path);
+    else
+      for (const std::string& shard : dataset_shards(path)) files.push_back(shard);
+  }
   for (const std::string& file : files) {
     const TokenShard shard(file);
     const ShardInfo& info = shard.info();
@@ -168,7 +177,7 @@ void add_data_command(CLI::App& app, Action& action) {
   demo_command->callback([options, &action] { action = [options] { return demo(options->out, options->text); }; });
 
   CLI::App* inspect_command = command->add_subcommand("inspect", "Show shards and check every token id");
-  inspect_command->add_option("files", options->files, "HDF5 token shards")->required();
+  inspect_command->add_option("files", options->files, "HDF5 token shards, or folders of datasets")->required();
   inspect_command->add_flag("--json", options->json, "one JSON object per shard");
   inspect_command->callback(
       [options, &action] { action = [options] { return inspect(options->files, options->json); }; });

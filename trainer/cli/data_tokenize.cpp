@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "data/corpus/convert.h"
 #include "data/corpus/text_input.h"
 #include "data/corpus/tokenize_corpus.h"
 #include "data/token_dataset.h"
@@ -171,6 +172,26 @@ int train_tokenizer(const std::vector<std::string>& paths, const std::string& te
   return 0;
 }
 
+struct ConvertCommand {
+  ConvertOptions options;
+  std::string tokenizer;
+  int64_t end_of_document = -1, vocab_size = -1;
+};
+
+int convert(const ConvertCommand& command) {
+  ConvertOptions options = command.options;
+  std::unique_ptr<Tokenizer> tokenizer;
+  if (!command.tokenizer.empty()) tokenizer = open_tokenizer(command.tokenizer);
+  options.tokenizer = tokenizer.get();
+  if (command.end_of_document >= 0) options.end_of_document = command.end_of_document;
+  if (command.vocab_size >= 0) options.vocab_size = command.vocab_size;
+  const DatasetManifest m = convert_tokens(options);
+  std::printf("%s: %s\n", manifest_path(options.to).c_str(),
+              concat(m.num_documents(), " documents, ", m.num_tokens(), " tokens in ", m.shards.size(), " shards, vocabulary of ",
+                     m.vocab_size, ", documents end with id ", m.end_of_document).c_str());
+  return 0;
+}
+
 }  // namespace
 
 void add_tokenize_commands(CLI::App& data, Action& action) {
@@ -212,6 +233,19 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
   train_command->callback([options, &action] {
     action = [options] { return train_tokenizer(options->inputs, options->text_key, options->vocab_size, options->out); };
   });
+
+  auto command_of = std::make_shared<ConvertCommand>();
+  CLI::App* convert_command = data.add_subcommand("convert", "Make a dataset of tokens of Megatron-LM, llm.c or numpy");
+  convert_command->add_option("--from", command_of->options.from, "Megatron's .idx or .bin, llm.c's .bin, .npy, or raw tokens")->required();
+  convert_command->add_option("--to", command_of->options.to, "folder to make; may not hold anything yet")->required();
+  convert_command->add_option("--dtype", command_of->options.dtype, "of raw tokens")->check(CLI::IsMember({"u16", "u32"}));
+  convert_command->add_option("--tokenizer", command_of->tokenizer, "that made the tokens: bytes, or a tokenizer.json");
+  convert_command->add_option("--end-of-document", command_of->end_of_document, "id that ends documents")->check(CLI::NonNegativeNumber);
+  convert_command->add_option("--vocab-size", command_of->vocab_size, "default: largest id + 1")->check(CLI::PositiveNumber);
+  convert_command->add_option("--shard-tokens", command_of->options.shard_tokens, "a shard ends with the document that reaches these tokens")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->capture_default_str();
+  convert_command->callback([command_of, &action] { action = [command_of] { return convert(*command_of); }; });
 
   CLI::App* verify_command = data.add_subcommand("verify", "Compare every byte of a dataset with its digests");
   verify_command->add_option("folder", options->path, "folder of a dataset")->required();

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -470,10 +471,23 @@ class Reader {
 
 // ---- Files and overrides
 
+// ~ and $HOME at the beginning of a path, as a shell would read them. Other variables are not expanded but refused.
+std::string with_home(const std::string& path) {
+  for (const std::string_view start : {"~", "$HOME", "${HOME}"}) {
+    if (!path.starts_with(start) || (path.size() > start.size() && path[start.size()] != '/')) continue;
+    const char* home = std::getenv("HOME");
+    check<ConfigError>(home && *home, path, ": ", start, " cannot be expanded, as HOME is not set");
+    return home + path.substr(start.size());
+  }
+  check<ConfigError>(!path.starts_with('$') && !path.starts_with('~'), path,
+                     ": of what begins with $ or ~ only ~/ and $HOME/ are expanded; write the path out, or ./", path);
+  return path;
+}
+
 // Paths of what is read that are still relative were stated by the text that has just been read.
 void resolve_input_paths(RunConfig& config, const fs::path& folder) {
   const auto resolve = [&](std::string& path) {
-    if (!path.empty()) path = (folder / path).lexically_normal().string();
+    if (!path.empty()) path = (folder / with_home(path)).lexically_normal().string();
   };
   resolve(config.init.from);
   for (SourceConfig& source : config.data.sources) {

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -673,12 +674,32 @@ std::string bytes_of(Section& section) {
   return bytes;
 }
 
+TEST_F(ConfigReader, ExpandsTheHomeOfPathsAndNothingElse) {
+  const char* home = std::getenv("HOME");
+  const std::string before = home ? home : "";
+  ::setenv("HOME", "/home/me", 1);
+  const RunConfig c = read("data: {sources: [{name: a, dataset: ~/set, shards: [$HOME/a.h5, \"${HOME}/b.h5\", ./~c]}]}\n");
+  EXPECT_EQ(c.data.sources[0].dataset, "/home/me/set");
+  EXPECT_EQ(c.data.sources[0].shards[0], "/home/me/a.h5");
+  EXPECT_EQ(c.data.sources[0].shards[1], "/home/me/b.h5");
+  EXPECT_EQ(fs::path(c.data.sources[0].shards[2]).filename(), "~c");
+  for (const char* path : {"$DATA/a.h5", "~you/a.h5", "$HOMES/a.h5"})
+    EXPECT_NE(message_of<ConfigError>([&] { read(concat("data: {sources: [{name: a, shards: [", path, "]}]}\n")); })
+                  .find("only ~/ and $HOME/ are expanded"),
+              std::string::npos)
+        << path;
+  if (home) ::setenv("HOME", before.c_str(), 1);
+  else ::unsetenv("HOME");
+}
+
 TEST_F(ConfigReader, WritesWhatItReadsBackExactly) {
   std::mt19937_64 random(3);
   for (int i = 0; i < 300; ++i) {
     RunConfig config;
     randomise(random, config);
-    config.init.from = fs::path("/" + config.init.from).lexically_normal().string();  // what reading does to paths
+    const auto as_read = [](std::string& path) { path = fs::path("/" + path).lexically_normal().string(); };
+    as_read(config.init.from);  // what reading does to paths
+    for (SourceConfig& source : config.data.sources) as_read(source.dataset);
     for (ConfigComments comments : {ConfigComments::kNo, ConfigComments::kYes}) {
       const std::string text = to_yaml(config, comments);
       RunConfig read_back;
