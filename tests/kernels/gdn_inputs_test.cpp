@@ -1,5 +1,7 @@
 #include "kernels/gdn_inputs.h"
 
+#include <algorithm>
+
 #include "tests/testing.h"
 
 namespace braid {

@@ -1,5 +1,7 @@
 #include "trainer/generation.h"
 
+#include <algorithm>
+
 #include "kernels/matmul.h"
 #include "tests/model/tiny_model.h"
 

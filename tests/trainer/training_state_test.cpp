@@ -1,5 +1,7 @@
 #include "trainer/training_state.h"
 
+#include <algorithm>
+
 #include "tests/testing.h"
 #include "tests/trainer/huggingface/model_folder_testing.h"
 #include "trainer/huggingface/import.h"

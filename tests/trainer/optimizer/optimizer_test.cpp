@@ -1,5 +1,6 @@
 #include "trainer/optimizer/optimizer.h"
 
+#include <algorithm>
 #include <map>
 
 #include "kernels/adamw.h"

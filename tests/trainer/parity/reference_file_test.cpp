@@ -1,6 +1,7 @@
 #include "trainer/parity/reference_file.h"
 
 #include <cmath>
+#include <limits>
 
 #include "model/parameter_layout.h"
 #include "tests/model/tiny_model.h"
