@@ -9,7 +9,7 @@ die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 # Cores that this process may use: its affinity, and the quota of a container.
 usable_cores() {
   local cores quota period
-  cores=$(nproc)
+  cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # which would answer with them
   if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [ "$quota" != max ]; then
     quota=$(((quota + period - 1) / period))
     [ "$quota" -lt "$cores" ] && cores=$quota
@@ -17,16 +17,22 @@ usable_cores() {
   echo $((cores > 0 ? cores : 1))
 }
 
-# Runs a command and shows its output only on a terminal, or if it fails.   quietly LOG COMMAND...
+# Runs a command and shows its output only on a terminal, or if it fails; elsewhere it says every half minute how far ninja
+# is.   quietly LOG COMMAND...
 quietly() {
-  local log=$1
+  local log=$1 job seconds=0
   shift
   if [ -t 1 ]; then
     "$@"
-  elif ! "$@" >"$log" 2>&1; then
-    tail -n 60 "$log" >&2
-    die "this failed: $* (whole output in $log)"
+    return
   fi
+  "$@" >"$log" 2>&1 &
+  job=$!
+  while kill -0 $job 2>/dev/null; do
+    sleep 1
+    if [ $((++seconds % 30)) = 0 ]; then echo "  $seconds s: $(tail -n 1 "$log" | cut -c 1-100)"; fi
+  done
+  wait $job || { tail -n 60 "$log" >&2; die "this failed: $* (whole output in $log)"; }
 }
 
 # Open MPI: more ranks than it counts cores, no binding (in containers it would put all ranks on one core), and root where

@@ -111,4 +111,7 @@ checkpoints=("$run_dir"/checkpoints/step-*)
 say "Done"
 echo "Run folder   $run_dir (metrics.jsonl, metrics.csv, loss.svg, config.resolved.yaml)"
 echo "Checkpoint   ${checkpoints[-1]}"
-echo "More text    $braid generate $run_dir --prompt 'class '"
+more=()
+[ ${#prompt[@]} = 0 ] || more=(--prompt "'class '")
+echo "More text    $braid generate $run_dir ${more[*]}"
+echo "Report       $braid report $run_dir --out report.html"

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# A run on several hosts by mpirun over ssh. HOSTFILE has a line per host, "node01 slots=8": 8 ranks there, one per GPU.
+#   scripts/launch/hostfile.sh HOSTFILE CONFIG [key=value ...]
+# The program, the config and run.dir must have the same path on every host. HOST_INTERFACE=eth0 names the network between
+# them where there are several. `braid doctor` is run on all ranks first; DOCTOR=0 leaves it out.
+set -euo pipefail
+braid=$(command -v "${BRAID:-braid}") || { echo "hostfile.sh: there is no program ${BRAID:-braid}; set BRAID=path/to/braid" >&2; exit 10; }
+[ $# -ge 2 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
+hostfile=$1
+shift
+[ -r "$hostfile" ] || { echo "hostfile.sh: $hostfile cannot be read" >&2; exit 2; }
+export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
+export OMPI_MCA_odls_base_sigkill_timeout=60 PRTE_MCA_odls_base_sigkill_timeout=60
+if [ -n "${HOST_INTERFACE:-}" ]; then
+  export OMPI_MCA_btl_tcp_if_include=$HOST_INTERFACE OMPI_MCA_oob_tcp_if_include=$HOST_INTERFACE
+  export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$HOST_INTERFACE}
+fi
+if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
+# Only what is set travels to the other hosts.
+forward=()
+for name in OMP_NUM_THREADS HDF5_USE_FILE_LOCKING LD_LIBRARY_PATH ${!NCCL_@} ${!BRAID_@}; do
+  [ -z "${!name:-}" ] || forward+=(-x "$name")
+done
+launch=(mpirun --hostfile "$hostfile" "${forward[@]}")
+[ "${DOCTOR:-1}" = 0 ] || "${launch[@]}" "$braid" doctor
+exec "${launch[@]}" "$braid" train "$@"
