@@ -11,6 +11,7 @@
 #include "parallel/rank_text.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
+#include "trainer/cli/suggestion.h"
 
 namespace {
 
@@ -58,12 +59,18 @@ int main(int argc, char** argv) {
   braid::add_ckpt_command(app, action);
   braid::add_bench_command(app, action);
   braid::add_plot_command(app, action);
+  braid::add_report_command(app, action);
+  braid::add_watch_command(app, action);
+  braid::add_ablate_command(app, action);
+  braid::add_doctor_command(app, action);
   braid::add_parity_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     const bool is_help = e.get_exit_code() == 0;
-    if (is_help || braid::world_rank() == 0) app.exit(e);
+    const std::string unknown = is_help ? "" : braid::unknown_word(app, argc, argv);
+    if (!unknown.empty() && braid::world_rank() == 0) std::fprintf(stderr, "braid: %s\n", unknown.c_str());
+    else if (is_help || braid::world_rank() == 0) app.exit(e);
     return is_help ? 0 : static_cast<int>(braid::ExitCode::kConfig);
   }
   // An exception cannot leave a parallel loop; it ends the program there, but as here.

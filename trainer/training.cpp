@@ -16,6 +16,7 @@
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/device_slices.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/config/config_visit.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
 #include "trainer/metrics/console.h"
@@ -113,9 +114,15 @@ bool is_same_data(const std::string& stored, const std::string& now) {
   return stored == (whole ? now : now.substr(0, now.find(kTokensInDigest)));
 }
 
+// Where the device is described: JSON is for programs, which read objects alone from stdout.
+std::FILE* log_of(ConsoleStyle style) {
+  if (style == ConsoleStyle::kQuiet) return nullptr;
+  return style == ConsoleStyle::kJson ? stderr : stdout;
+}
+
 // What rank 0 does beside computing: run folder, files, console. The other ranks have none.
 struct Front {
-  explicit Front(const RunConfig& config) : folder(config.run.dir), console(stdout) {}
+  Front(const RunConfig& config, ConsoleStyle style) : folder(config.run.dir), console(stdout, style) {}
   RunFolder folder;
   Console console;
   std::unique_ptr<MetricsWriter> metrics;
@@ -130,12 +137,11 @@ struct Front {
         ok = tensorboard->write_histogram(expert_loads->step, "moe/" + expert_loads->layers[layer] + "/expert_load",
                                           expert_loads->counts[layer]);
     if (!ok) {
-      console.line("warning: " + tensorboard->path() + " cannot be written any more; the other files go on");
+      console.warning(tensorboard->path() + " cannot be written any more; the other files go on");
       tensorboard.reset();
     }
     if (expert_loads && loads && !loads->write(*expert_loads)) {
-      console.line("warning: " + folder.path("expert_loads.jsonl") +
-                   " cannot be written any more; the other files go on");
+      console.warning(folder.path("expert_loads.jsonl") + " cannot be written any more; the other files go on");
       loads.reset();
     }
   }
@@ -169,11 +175,11 @@ std::vector<std::string> what_steps_change(const RunConfig& before, const RunCon
 class TrainingRun {
  public:
   TrainingRun(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
-              SelfCheck self_check)
+              SelfCheck self_check, ConsoleStyle style)
       : ctx_(ctx), mesh_(mesh), config_(config), state_(config, mesh) {
-    open_run_folder(resume);
+    open_run_folder(resume, style);
     open_data();
-    start_on_device(ctx, mesh, config, self_check, stdout);
+    start_on_device(ctx, mesh, config, self_check, log_of(style));
     const std::string ranks = table_of_ranks(ctx, mesh.world(), device_text(ctx));
     say("ranks:\n" + ranks);
     state_.allocate(ctx);
@@ -232,11 +238,20 @@ class TrainingRun {
     if (front_) append_run_event(config_.run.dir, {step_, event, text, ""});
   }
 
+  // The same for two runs exactly if they train on the same rows in the same order.
+  std::string data_order_digest() const {
+    const TrainSection& train = config_.train;
+    std::string text =
+        concat(data_digest_, " seed ", train.seed, " batch ", train.global_batch_size, " x ", train.seq_length);
+    for (const SourceConfig& source : config_.data.sources) text += " weight " + yaml_text(source.weight);
+    return sha256(text);
+  }
+
   std::string checkpoint_folder() const { return config_.run.dir + "/checkpoints"; }
 
-  void open_run_folder(const ResumeFrom& resume) {
+  void open_run_folder(const ResumeFrom& resume, ConsoleStyle style) {
     from_first_rank(ctx_, mesh_.world(), [&] {
-      front_.emplace(config_);
+      front_.emplace(config_, style);
       check<RunFolderError>(resume.resume || !front_->folder.has_run(), config_.run.dir,
                             ": the folder already holds a run; go on with --resume or choose another run.dir");
       return std::string();
@@ -279,6 +294,7 @@ class TrainingRun {
     write_file_atomically(front_->folder.path("parameters.txt"), format_parameter_table(table));
     write_file_atomically(front_->folder.path("build.txt"), std::string(kBuildId) + "\n");
     store_run_tokenizer(train_data_, config_.run.dir);
+    write_file_atomically(front_->folder.path("data_order.txt"), data_order_digest() + "\n");
     say(concat("braid ", kBuildId));
     say("resolved config (also in " + front_->folder.path("config.resolved.yaml") + "):");
     say(to_yaml(config_));
@@ -288,8 +304,9 @@ class TrainingRun {
                ", ", name_of_enum(config_.precision)));
     for (const TokenDataset& data : train_data_)
       say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows"));
-    const std::string where = concat("on ", mesh_.size(), " ranks, expert parallel ", mesh_.expert().size(), ", ",
-                                     ctx_.on_cuda() ? "cuda" : "cpu", ", braid ", kBuildId);
+    const std::string where =
+        concat("on ", mesh_.size(), mesh_.size() == 1 ? " rank" : " ranks", ", expert parallel ", mesh_.expert().size(),
+               ", ", ctx_.on_cuda() ? "cuda" : "cpu", ", braid ", kBuildId);
     if (step_ > 0) say(concat("resumed after step ", step_, " (", tokens_, " tokens)"));
     note(step_ > 0 ? "resumed" : "started", where);
     for (const ConfigDifference& d : changed_) {
@@ -353,6 +370,7 @@ class TrainingRun {
     const bool with_loads = ExpertLoadsWriter::is_due(step_, config_.run.steps);
     const ExpertLoads loads = with_loads ? expert_loads(step_, result, config_) : ExpertLoads();
     front_->write(line, with_loads ? &loads : nullptr);
+    front_->console.metrics(line.to_json());
     ConsoleStep shown;
     shown.step = step_;
     shown.run_steps = config_.run.steps;
@@ -381,6 +399,7 @@ class TrainingRun {
     const MetricsLine line = validation_line(step_, evaluations);
     front_->metrics->write_validation(line);
     front_->write(line, nullptr);
+    front_->console.metrics(line.to_json());
   }
 
   void save() {
@@ -432,8 +451,8 @@ void check_resume_config(const RunConfig& stored, const RunConfig& config, const
 }
 
 ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
-                      SelfCheck self_check) {
-  return TrainingRun(ctx, mesh, config, resume, self_check).run();
+                      SelfCheck self_check, ConsoleStyle console) {
+  return TrainingRun(ctx, mesh, config, resume, self_check, console).run();
 }
 
 }  // namespace braid

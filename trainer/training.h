@@ -6,6 +6,7 @@
 #include "parallel/process_mesh.h"
 #include "trainer/config/config.h"
 #include "trainer/device/start.h"
+#include "trainer/metrics/console.h"
 
 namespace braid {
 
@@ -17,7 +18,7 @@ struct ResumeFrom {
 // A whole run: data, model, steps, evaluation, metrics, checkpoints. Called by every rank; rank 0 owns the run folder.
 // Returns kDone, or kStoppedOnRequest after a signal, with a complete checkpoint in either case.
 ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
-                      SelfCheck self_check);
+                      SelfCheck self_check, ConsoleStyle console = ConsoleStyle::kText);
 
 // Throws CheckpointError naming the first keys that differ if a run with `config` may not go on from a checkpoint whose
 // run had `stored`: every key that changes what is computed must be the same. Keys of layout, paths, saving, evaluation

@@ -31,4 +31,105 @@ pass "a longer run says what becomes of the learning rate"
 grep -q 'model.layers.0.mlp.experts.gate_up_proj' "$run/parameters.txt" || fail "the parameter table is not in the run folder"
 grep -qE 'held-out loss of fixed [0-9]+\.[0-9]{4} \(unigram entropy [0-9]+\.[0-9]{4}\)' "$run.log" || fail "held-out losses do not have four decimals"
 pass "the parameter table is in the run folder, held-out losses have four decimals"
+
+# --quiet and --json
+quiet=$("$BRAID" train "$TINY" "run.dir=$WORK/quiet" run.steps=2 checkpoint.interval_steps=0 --quiet)
+[ -z "$quiet" ] || fail "--quiet says: $quiet"
+"$BRAID" train "$TINY" "run.dir=$WORK/json" run.steps=2 checkpoint.interval_steps=0 --json >"$WORK/out" 2>/dev/null
+[ "$(grep -c '"train/loss_lm": ' "$WORK/out")" = 2 ] || { cat "$WORK/out" >&2; fail "--json has not one line per step"; }
+! grep -qv '^{.*}$' "$WORK/out" || fail "--json writes lines that are no objects"
+[ "$(wc -l <"$WORK/quiet/metrics.jsonl")" = 3 ] || fail "a quiet run has not its metrics"
+pass "--quiet is quiet, --json has an object per line"
+
+# mistyped words, in one sentence
+expect_error 2 'braid has no sub-command trian, did you mean train' "$BRAID" trian "$TINY"
+expect_error 2 'braid ckpt has no sub-command inspekt, did you mean inspect' "$BRAID" ckpt inspekt x
+expect_error 2 'braid train has no option --resum, did you mean --resume' "$BRAID" train "$TINY" --resum
+expect_error 2 'braid plan has no option --rank, did you mean --ranks' "$BRAID" plan "$TINY" --rank=4
+expect_error 2 'braid has no sub-command xyzzy; there are .*train' "$BRAID" xyzzy
+
+# help on keys
+"$BRAID" config explain optimizer.lr | grep -q 'peak learning rate' || fail "config explain does not explain"
+expect_error 2 'did you mean lr' "$BRAID" config explain optimizer.lrr
+expect_error 2 'here it is called run.steps' "$BRAID" config explain train_iters
+[ "$("$BRAID" config diff "$WORK/quiet" "$WORK/json")" = "run.dir: $WORK/quiet -> $WORK/json" ] || fail "config diff of two runs"
+[ "$("$BRAID" config diff "$TINY" "$TINY")" = "no key differs" ] || fail "config diff of a config with itself"
+pass "config diff takes configs and run folders"
+
+# ranks: what is asked for is not left out without a word
+expect_error 2 'only one rank; was mpirun forgotten' "$BRAID" train "$TINY" "run.dir=$WORK/forgotten" parallel.expert=2
+[ ! -e "$WORK/forgotten" ] || fail "a run that could not start left a folder"
+model=$SOURCE/configs/models/qwen3-next-80b-a3b.yaml
+one=$("$BRAID" plan "$model" --ranks 64 parallel.expert=64 | awk '/^  optimizer state/ { print $3 }')
+few=$("$BRAID" plan "$model" --ranks 8 parallel.expert=8 | awk '/^  optimizer state/ { print $3 }')
+awk "BEGIN { exit !($few > 4 * $one && $one > 0) }" || fail "plan of a model ignores --ranks: $one GiB on 64, $few GiB on 8"
+pass "plan MODEL --ranks counts memory per rank"
+"$BRAID" data inspect "$run/data" --json | grep -q '"tokens":' || fail "data inspect takes no folder"
+pass "data inspect takes folders"
+
+# curves of several runs
+"$BRAID" plot "$run" "$WORK/quiet" --width 80 >"$WORK/out"
+grep -q "$WORK/quiet" "$WORK/out" && grep -q "$run (last" "$WORK/out" && [ -s "$run/overlay.svg" ] || fail "plot does not lay runs over each other"
+pass "plot lays runs over each other"
+"$BRAID" watch "$run" >"$WORK/out"
+grep -q 'step 8/8, finished' "$WORK/out" && grep -q '^layer_03 ' "$WORK/out" && grep -q '^mtp ' "$WORK/out" ||
+  { cat "$WORK/out" >&2; fail "watch shows no curve or no expert loads"; }
+pass "watch shows the curve and the experts"
+
+# report
+"$BRAID" report "$run" "$WORK/quiet" --out "$WORK/report.html" --csv "$WORK/report.csv" >/dev/null
+grep -q 'resumed' "$WORK/report.html" && grep -q 'Experts\|Expert load' "$WORK/report.html" || fail "the report lacks events or loads"
+[ "$(stat -c %s "$WORK/report.html")" -lt 2000000 ] || fail "the report has more than 2 MB"
+! grep -qE '(src|href)="?(https?:)?//' "$WORK/report.html" || fail "the report asks for something from outside"
+[ "$(wc -l <"$WORK/report.csv")" = 11 ] || fail "the CSV has not a row per step"
+expect_error 9 'metrics.jsonl: cannot be opened' "$BRAID" report "$WORK/absent" --out "$WORK/x.html"
+pass "report"
+
+# a study: killed in the middle, it goes on; then it is compared
+cat >"$WORK/study.yaml" <<YAML
+question: is more learning rate more?
+config: tiny.yaml
+set: [run.steps=6, eval.interval_steps=3, checkpoint.interval_steps=2, data.prefetch_steps=1]
+seeds: [1, 2]
+axes:
+  - name: lr
+    variants:
+      - {name: low, set: [optimizer.lr=1e-4]}
+      - {name: high, set: [optimizer.lr=1e-3]}
+YAML
+"$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study" >"$WORK/out" 2>&1 &
+study=$!
+for _ in $(seq 600); do [ -e "$WORK/study/lr-high/seed-1/metrics.jsonl" ] && break; sleep 0.05; done
+kill -TERM $study
+status=0; wait $study || status=$?
+[ "$status" = 75 ] || { cat "$WORK/out" >&2; fail "a stopped study ends with $status"; }
+[ ! -e "$WORK/study/report.html" ] || fail "a stopped study has a report"
+"$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study" --jobs 2 >"$WORK/out" 2>&1 || { cat "$WORK/out" "$WORK"/study/*/*/console.log >&2; fail "the study does not go on"; }
+grep -q 'lr=low seed 1: done before' "$WORK/out" || { cat "$WORK/out" >&2; fail "a finished run is run again"; }
+grep -qE '^lr=high +2 ' "$WORK/out" || { cat "$WORK/out" >&2; fail "no result of the study"; }
+[ -s "$WORK/study/report.html" ] && [ "$(wc -l <"$WORK/study/results.csv")" = 3 ] || fail "the study has no report"
+same_numbers_of() { grep '"train/loss_lm"' "$1/metrics.jsonl" | sed -E 's/.*"train\/loss_lm": ([^,]*),.*/\1/'; }
+"$BRAID" train "$TINY" "run.dir=$WORK/alone" run.steps=6 eval.interval_steps=3 data.prefetch_steps=1 optimizer.lr=1e-3 train.seed=1 --quiet
+[ "$(same_numbers_of "$WORK/alone")" = "$(same_numbers_of "$WORK/study/lr-high/seed-1")" ] || fail "a run of a study is another than by itself"
+echo other >"$WORK/study/lr-high/seed-2/data_order.txt"
+expect_error 3 'same seed but did not see the same rows' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
+"$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/array" --slurm "$WORK/array.sh" >/dev/null
+bash -n "$WORK/array.sh" && grep -q '^#SBATCH --array=0-3$' "$WORK/array.sh" && [ ! -e "$WORK/array" ] || fail "the Slurm array"
+sed -i 's/optimizer.lr=1e-3/train.seed=5/' "$WORK/study.yaml"
+expect_error 2 'cannot be compared' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
+pass "ablate: stopped, gone on with, compared"
+
+# doctor
+"$BRAID" doctor --dir "$WORK" --json >"$WORK/out" || { cat "$WORK/out" >&2; fail "doctor finds a problem where there is none"; }
+grep -q '"verdict": ' "$WORK/out" || fail "doctor --json is no JSON"
+mpirun -n 2 "$BRAID" doctor --dir "$WORK" >"$WORK/out" || { cat "$WORK/out" >&2; fail "doctor finds a problem on two ranks"; }
+grep -q '2 ranks on 1 host' "$WORK/out" && grep -q 'GB/s between ranks' "$WORK/out" || { cat "$WORK/out" >&2; fail "doctor does not look at ranks"; }
+# N processes that each believe to be alone: the launcher's variables say 4, MPI says 1
+status=0; (unset ${!OMPI_@} ${!PMIX_@}; PMI_SIZE=4 PMI_RANK=0 "$BRAID" doctor --dir "$WORK") >"$WORK/out" 2>&1 || status=$?
+[ "$status" = 10 ] && grep -q '^problem' "$WORK/out" && grep -q 'fix: ' "$WORK/out" || { cat "$WORK/out" >&2; fail "doctor does not see singletons"; }
+status=0; (unset ${!OMPI_@} ${!PMIX_@}; WORLD_SIZE=8 "$BRAID" doctor --dir "$WORK") >"$WORK/out" 2>&1 || status=$?
+[ "$status" = 10 ] && grep -q 'WORLD_SIZE is 8' "$WORK/out" || { cat "$WORK/out" >&2; fail "doctor does not see torchrun"; }
+status=0; "$BRAID" doctor --dir /proc >"$WORK/out" 2>&1 || status=$?
+[ "$status" = 10 ] && grep -q 'cannot be written' "$WORK/out" || { cat "$WORK/out" >&2; fail "doctor does not see a folder that cannot be written"; }
+pass "doctor"
 echo "$checks passed, 0 failed"

@@ -27,6 +27,7 @@ room(trainer/metrics    KNOWS kernels/core)
 room(trainer/checkpoint KNOWS kernels/core parallel model)
 room(trainer/optimizer  KNOWS kernels/core kernels parallel model trainer/checkpoint)
 room(trainer/config     KNOWS kernels/core kernels parallel data model trainer/optimizer)
+room(trainer/report     KNOWS kernels/core trainer/config trainer/metrics)
 room(trainer/device     KNOWS kernels/core kernels parallel model trainer/config)
 room(trainer/huggingface KNOWS kernels/core model trainer/checkpoint trainer/config)
 room(trainer/run        KNOWS kernels/core kernels parallel trainer/checkpoint trainer/config)
@@ -37,7 +38,8 @@ room(trainer/bench      KNOWS kernels/core kernels parallel data model trainer/c
 room(trainer/parity     KNOWS kernels/core kernels parallel data model trainer/checkpoint trainer/config
                               trainer/huggingface trainer/optimizer trainer)
 room(trainer/cli        KNOWS kernels/core kernels parallel data model trainer/bench trainer/checkpoint trainer/config
-                              trainer/device trainer/huggingface trainer/metrics trainer/parity trainer/run trainer)
+                              trainer/device trainer/huggingface trainer/metrics trainer/parity trainer/report
+                              trainer/run trainer)
 
 function(room_of path result)
   set(found "")

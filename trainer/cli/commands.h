@@ -17,11 +17,15 @@ void add_data_command(CLI::App& app, Action& action);  // demo, inspect, and tho
 void add_tokenize_commands(CLI::App& data, Action& action);  // tokenize, dump, train-tokenizer, convert, verify
 void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
-void add_config_command(CLI::App& app, Action& action);  // check, print
+void add_config_command(CLI::App& app, Action& action);  // check, print, explain, diff, schema
 void add_plan_command(CLI::App& app, Action& action);
 void add_ckpt_command(CLI::App& app, Action& action);  // inspect, verify, diff, import, export
 void add_bench_command(CLI::App& app, Action& action);  // operators, step
 void add_plot_command(CLI::App& app, Action& action);
+void add_report_command(CLI::App& app, Action& action);
+void add_watch_command(CLI::App& app, Action& action);
+void add_ablate_command(CLI::App& app, Action& action);
+void add_doctor_command(CLI::App& app, Action& action);
 void add_parity_command(CLI::App& app, Action& action);
 
 }  // namespace braid

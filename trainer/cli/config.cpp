@@ -1,10 +1,13 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "trainer/cli/commands.h"
+#include "trainer/config/config_help.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
 
@@ -15,7 +18,8 @@ struct Options {
   std::string config;
   std::vector<std::string> overrides;
   int64_t num_ranks = 0;  // 0: not given
-  bool docs = false, no_data = false;
+  bool docs = false, json = false, no_data = false;
+  std::string key, before, after;
 };
 
 std::string summary(const RunConfig& config, int64_t num_ranks) {
@@ -48,10 +52,30 @@ int print_command(const Options& options) {
   return 0;
 }
 
+// A config, or that of a run folder.
+RunConfig config_of(const std::string& path) {
+  const std::filesystem::path resolved = std::filesystem::path(path) / "config.resolved.yaml";
+  return read_config(std::filesystem::is_directory(path) ? resolved.string() : path, {});
+}
+
+int diff_command(const Options& options) {
+  const auto differences = compare_configs(config_of(options.before), config_of(options.after));
+  if (options.json) {
+    nlohmann::ordered_json json = nlohmann::ordered_json::object();
+    for (const ConfigDifference& d : differences) json[d.key] = {d.before, d.after};
+    std::printf("%s\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    return 0;
+  }
+  for (const ConfigDifference& d : differences)
+    std::printf("%s: %s -> %s\n", d.key.c_str(), d.before.c_str(), d.after.c_str());
+  if (differences.empty()) std::printf("no key differs\n");
+  return 0;
+}
+
 }  // namespace
 
 void add_config_command(CLI::App& app, Action& action) {
-  CLI::App* config = app.add_subcommand("config", "Check or print a config");
+  CLI::App* config = app.add_subcommand("config", "Check, print, compare and explain configs");
   config->require_subcommand(1);
   const auto options = std::make_shared<Options>();
 
@@ -68,6 +92,29 @@ void add_config_command(CLI::App& app, Action& action) {
   print->add_option("config", options->config, "YAML file; without one, the defaults");
   print->add_option("overrides", options->overrides, "section.key=value ...");
   print->add_flag("--docs", options->docs, "say what each key means");
+  CLI::App* explain = config->add_subcommand("explain", "Say what a key means, its type and default");
+  explain->add_option("key", options->key, "a key like optimizer.lr, or a section")->required();
+  explain->callback([&action, options] {
+    action = [options] {
+      std::fputs(explain_key(options->key).c_str(), stdout);
+      return 0;
+    };
+  });
+
+  CLI::App* diff = config->add_subcommand("diff", "Keys whose values differ between two configs or runs");
+  diff->add_option("before", options->before, "YAML file or run folder")->required();
+  diff->add_option("after", options->after, "YAML file or run folder")->required();
+  diff->add_flag("--json", options->json, "one JSON object: key, both values");
+  diff->callback([&action, options] { action = [options] { return diff_command(*options); }; });
+
+  CLI::App* schema = config->add_subcommand("schema", "Print the JSON schema of configs, for editors");
+  schema->callback([&action] {
+    action = [] {
+      std::fputs(config_schema().c_str(), stdout);
+      return 0;
+    };
+  });
+
   print->callback([&action, options] { action = [options] { return print_command(*options); }; });
 }
 

@@ -129,9 +129,9 @@ std::string to_json(const ShardInfo& info, const ShardStatistics& s) {
 int inspect(const std::vector<std::string>& paths, bool json) {
   std::vector<std::string> files;
   for (const std::string& path : paths) {
-    if (!fs::is_directory(path)) files.push_back(path);
-    else
-      for (const std::string& shard : dataset_shards(path)) files.push_back(shard);
+    const bool is_dataset = fs::exists(fs::path(path) / "dataset.json");
+    for (const std::string& shard : is_dataset ? dataset_shards(path) : paths_of(list_inputs({path}, ".h5")))
+      files.push_back(shard);
   }
   for (const std::string& file : files) {
     const TokenShard shard(file);
@@ -177,7 +177,7 @@ void add_data_command(CLI::App& app, Action& action) {
   demo_command->callback([options, &action] { action = [options] { return demo(options->out, options->text); }; });
 
   CLI::App* inspect_command = command->add_subcommand("inspect", "Show shards and check every token id");
-  inspect_command->add_option("files", options->files, "HDF5 token shards, or folders of datasets")->required();
+  inspect_command->add_option("files", options->files, "HDF5 token shards, or folders of them")->required();
   inspect_command->add_flag("--json", options->json, "one JSON object per shard");
   inspect_command->callback(
       [options, &action] { action = [options] { return inspect(options->files, options->json); }; });

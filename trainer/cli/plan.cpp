@@ -1,6 +1,7 @@
 #include "trainer/plan.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -14,7 +15,7 @@ void add_plan_command(CLI::App& app, Action& action) {
   struct Options {
     std::string config;
     std::vector<std::string> overrides;
-    int64_t ranks = 1;
+    int64_t ranks = 0;  // 0: not given
     bool table = false;
   };
   auto options = std::make_shared<Options>();
@@ -26,12 +27,20 @@ void add_plan_command(CLI::App& app, Action& action) {
   command->add_flag("--table", options->table, "print every parameter too");
   command->callback([options, &action] {
     action = [options] {
-      const RunConfig config = read_config(options->config, options->overrides);
+      RunConfig config = read_config(options->config, options->overrides);
       check_model_config(config);
-      if (config.train.seq_length > 0) check_config_for_ranks(config, options->ranks);
+      const int64_t ranks = std::max<int64_t>(1, options->ranks);
+      if (config.train.seq_length == 0 && options->ranks > 0) {
+        config.train.seq_length = std::min<int64_t>(4096, config.model.max_position_embeddings);
+        config.train.global_batch_size = config.train.micro_batch_size * ranks;
+        std::printf("the config names no batch: memory is that of train.micro_batch_size %lld, train.seq_length %lld\n",
+                    static_cast<long long>(config.train.micro_batch_size),
+                    static_cast<long long>(config.train.seq_length));
+      }
+      if (config.train.seq_length > 0) check_config_for_ranks(config, ranks);
       if (options->table)
         std::printf("%s\n", format_parameter_table(parameter_table(config.model, config.mtp)).c_str());
-      std::printf("%s", format_plan(config, options->ranks).c_str());
+      std::printf("%s", format_plan(config, ranks).c_str());
       return 0;
     };
   });

@@ -19,7 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Options {
-  std::string run_dir, svg;
+  std::vector<std::string> run_dirs;
+  std::string svg;
   std::vector<std::string> fields;
   int width = 0, height = 24;  // 0: that of the terminal
 };
@@ -43,21 +44,36 @@ int terminal_width() {
   return known ? std::clamp<int>(size.ws_col, 30, 120) : 100;
 }
 
-int plot(const Options& options) {
-  const fs::path run_dir(options.run_dir);
-  const std::string metrics = (run_dir / "metrics.jsonl").string();
-  const auto series = read_curves(metrics, options.fields.empty() ? loss_fields(metrics) : options.fields);
-  for (const CurveSeries& s : series)
+// The curves of one run; of several, one field unless others are asked for, each with the name of its run.
+std::vector<CurveSeries> curves_of(const Options& options, const std::string& run_dir) {
+  const bool several = options.run_dirs.size() > 1;
+  const std::string metrics = (fs::path(run_dir) / "metrics.jsonl").string();
+  std::vector<std::string> fields = options.fields;
+  if (fields.empty()) fields = several ? std::vector<std::string>{"train/loss_lm"} : loss_fields(metrics);
+  std::vector<CurveSeries> series = read_curves(metrics, fields);
+  for (CurveSeries& s : series) {
     check<DataError>(!s.points.empty(), metrics, ": no line has a value of ", s.name,
                      "; it has: ", join(field_names(metrics)));
+    if (several) s.name = fields.size() > 1 ? run_dir + " " + s.name : run_dir;
+  }
+  return series;
+}
+
+int plot(const Options& options) {
+  std::vector<CurveSeries> series;
+  for (const std::string& run_dir : options.run_dirs)
+    for (CurveSeries& s : curves_of(options, run_dir)) series.push_back(std::move(s));
 
   const bool color = isatty(STDOUT_FILENO) == 1 && std::getenv("NO_COLOR") == nullptr;
   std::fputs(plot_in_terminal(series, options.width > 0 ? options.width : terminal_width(), options.height,
                               color ? TerminalColor::kYes : TerminalColor::kNo)
                  .c_str(),
              stdout);
-  const std::string svg = options.svg.empty() ? (run_dir / "loss.svg").string() : options.svg;
-  write_file_atomically(svg, plot_as_svg(series, options.run_dir));
+  const bool several = options.run_dirs.size() > 1;
+  const std::string name = several ? "overlay.svg" : "loss.svg";
+  const std::string svg = options.svg.empty() ? (fs::path(options.run_dirs[0]) / name).string() : options.svg;
+  const std::string field = options.fields.empty() ? "train/loss_lm" : join(options.fields);
+  write_file_atomically(svg, plot_as_svg(series, several ? field : options.run_dirs[0]));
   std::printf("wrote %s\n", svg.c_str());
   return 0;
 }
@@ -66,11 +82,15 @@ int plot(const Options& options) {
 
 void add_plot_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("plot", "Loss curve of a run in the terminal and as SVG");
-  command->add_option("run_dir", options->run_dir, "run folder")->required();
-  command->add_option("--field", options->fields, "metric to draw, repeatable; default: training and held-out loss")
+  CLI::App* command =
+      app.add_subcommand("plot", "Loss curve of a run, or of several over each other, in the terminal and as SVG");
+  command->add_option("run_dirs", options->run_dirs, "run folders")->required();
+  command
+      ->add_option("--field", options->fields,
+                   "metric to draw, repeatable; default: training and held-out loss, of several runs the training loss")
       ->allow_extra_args(false);
-  command->add_option("--svg", options->svg, "SVG file; default RUN_DIR/loss.svg");
+  command->add_option("--svg", options->svg,
+                      "SVG file; default loss.svg in the run folder, of several runs overlay.svg in the first");
   command
       ->add_option("--width", options->width,
                    "columns of the terminal plot; default: those of the terminal, at most 120")

@@ -14,7 +14,7 @@ void add_train_command(CLI::App& app, Action& action) {
     std::string config;
     std::vector<std::string> overrides;
     ResumeFrom resume;
-    bool skip_self_check = false;
+    bool skip_self_check = false, quiet = false, json = false;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "Train a model. Several ranks: mpirun -n W braid train CONFIG");
@@ -23,6 +23,8 @@ void add_train_command(CLI::App& app, Action& action) {
   command->add_flag("--resume", options->resume.resume, "go on from the newest checkpoint of run.dir");
   command->add_option("--resume-from", options->resume.checkpoint, "go on from this checkpoint folder");
   command->add_flag("--skip-selfcheck", options->skip_self_check, "do not hold the GPU's kernels to the CPU's first");
+  command->add_flag("--quiet", options->quiet, "say nothing but warnings and errors; the files of the run folder tell");
+  command->add_flag("--json", options->json, "one JSON object per line instead of text");
   command->callback([options, &action] {
     action = [options] {
       options->resume.resume |= !options->resume.checkpoint.empty();
@@ -42,7 +44,10 @@ void add_train_command(CLI::App& app, Action& action) {
       const std::unique_ptr<Machine> machine = open_machine(config, std::move(world));
       const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
       const SelfCheck self_check = options->skip_self_check ? SelfCheck::kNo : SelfCheck::kYes;
-      return static_cast<int>(run_training(machine->ctx, mesh, config, options->resume, self_check));
+      const ConsoleStyle style = options->quiet  ? ConsoleStyle::kQuiet
+                                 : options->json ? ConsoleStyle::kJson
+                                                 : ConsoleStyle::kText;
+      return static_cast<int>(run_training(machine->ctx, mesh, config, options->resume, self_check, style));
     };
   });
 }

@@ -219,6 +219,9 @@ void check_config(const RunConfig& config) {
 void check_config_for_ranks(const RunConfig& config, int64_t num_ranks) {
   const int64_t expert = config.parallel.expert, num_experts = config.model.num_experts;
   const std::vector<int64_t> legal = divisors(std::gcd(num_ranks, num_experts));
+  check_value(num_ranks > 1 || expert == 1 || num_experts % expert != 0, "parallel.expert", expert,
+              "there is only one rank; was mpirun forgotten? (mpirun -n ", expert, " braid ...) It must divide both the ",
+              num_ranks, " ranks and the ", num_experts, " experts");
   check_value(std::find(legal.begin(), legal.end(), expert) != legal.end(), "parallel.expert", expert,
               "must divide both the ", num_ranks, " ranks and the ", num_experts,
               " experts; valid here: ", list_text(legal));

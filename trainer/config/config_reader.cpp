@@ -13,12 +13,15 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <set>
 #include <sstream>
 #include <utility>
 
 #include "kernels/core/nearest_words.h"
+#include "trainer/config/config_help.h"
 #include "trainer/config/config_visit.h"
 #include "trainer/config/foreign_keys.h"
+#include "trainer/config/study_config.h"
 
 namespace braid {
 namespace {
@@ -585,6 +588,71 @@ RunConfig read_config(const std::string& path, const std::vector<std::string>& o
     throw ConfigError(concat(path, ": ", e.what()));
   }
   return config;
+}
+
+std::string advice_on_unknown_key(const std::string& dotted) {
+  const std::vector<std::string> all = all_keys();
+  // The part that is not known: "optimiser" of "optimiser.lr".
+  std::string path;
+  for (const std::string& key : split_at_dots(dotted)) {
+    const std::string next = join_keys(path, key);
+    if (std::find(all.begin(), all.end(), next) == all.end()) {
+      std::vector<std::string> siblings;
+      for (const std::string& known : all)
+        if (known.size() > path.size() && join_keys(path, last_key(known)) == known)
+          siblings.push_back(last_key(known));
+      const ForeignKey* whole = find_foreign("", dotted);
+      return whole ? translation(*whole) : advice(path, key, siblings);
+    }
+    path = next;
+  }
+  return "";
+}
+
+StudyConfig read_study(const std::string& path) {
+  StudyConfig study;
+  std::string text;
+  const bool readable = read_text(path, text);
+  check<ConfigError>(readable, "cannot read ", path, ": ", reason(errno));
+  const Origin origin{path};
+  Reader(origin).read(parse_yaml(std::move(text), origin, ""), "", study);
+  check<ConfigError>(!study.config.empty(), path, ": config is not set, but a study needs the config that it varies");
+  check<ConfigError>(!study.axes.empty(), path, ": axes is empty, but a study varies something");
+  check<ConfigError>(!study.seeds.empty(), path,
+                     ": seeds is empty, but a study needs at least one, as in seeds: [1, 2, 3]");
+  const fs::path config = fs::path(study.config);
+  study.config = (config.is_absolute() ? config : fs::path(path).parent_path() / config).lexically_normal().string();
+  for (size_t i = 0; i < study.seeds.size(); ++i)
+    check<ConfigError>(
+        std::find(study.seeds.begin(), study.seeds.begin() + i, study.seeds[i]) == study.seeds.begin() + i, path,
+        ": seed ", study.seeds[i], " stands twice");
+
+  const auto check_name = [&](const std::string& what, const std::string& name) {
+    const std::string_view legal = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:-";
+    check<ConfigError>(!name.empty() && name.find_first_not_of(legal) == std::string::npos, path, ": ", what,
+                       " has the name ", yaml_text(name),
+                       ", but names are made of A-Z a-z 0-9 _ . : -, as folders are named after them");
+  };
+  std::set<std::string> axis_names;
+  for (const AxisConfig& axis : study.axes) {
+    check_name("an axis", axis.name);
+    check<ConfigError>(axis_names.insert(axis.name).second, path, ": two axes are called ", axis.name);
+    check<ConfigError>(axis.variants.size() > 0, path, ": axis ", axis.name, " has no variants");
+    std::set<std::string> names;
+    for (const VariantConfig& variant : axis.variants) {
+      check_name("a variant of axis " + axis.name, variant.name);
+      check<ConfigError>(names.insert(variant.name).second, path, ": axis ", axis.name, " has two variants ",
+                         variant.name);
+      for (const std::string& set : variant.set)
+        for (const char* front :
+             {"train.seed", "train.global_batch_size", "train.seq_length", "data", "run.dir", "run.steps"})
+          check<ConfigError>(!(set.starts_with(std::string(front) + "=") || set.starts_with(std::string(front) + ".")),
+                             path, ": variant ", variant.name, " of axis ", axis.name, " sets ", set,
+                             ": runs that see other rows, ",
+                             "in another order or number, cannot be compared; set it for all runs with set: [...]");
+    }
+  }
+  return study;
 }
 
 RunConfig read_config_text(const std::string& yaml, const std::string& name) {

@@ -19,7 +19,7 @@ void start_on_cpu(Context& ctx, const ProcessMesh& mesh, std::FILE* log) {
     reserve_cpu_product_memory();
     return std::string();
   });
-  if (mesh.rank() != 0) return;
+  if (mesh.rank() != 0 || !log) return;
   const CpuProducts products = cpu_products();
   const CpuProductRate rate = measure_cpu_products();
   std::fprintf(log, "device %s, %d thread(s) per rank; products: %s, %s, %.0f of %.0f GFLOP/s of a thread (%.0f %%)\n",
@@ -35,7 +35,7 @@ void start_on_cpu(Context& ctx, const ProcessMesh& mesh, std::FILE* log) {
 void start_on_device(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, SelfCheck check, std::FILE* log) {
   if (!ctx.on_cuda()) return start_on_cpu(ctx, mesh, log);
   using Clock = std::chrono::steady_clock;
-  const bool writes = mesh.rank() == 0;
+  const bool writes = mesh.rank() == 0 && log;
   std::vector<OperatorImplementation> implementations;
   all_or_none(ctx, mesh.world(), [&] {
     implementations = operator_implementations(ctx, config);

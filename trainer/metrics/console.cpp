@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <string_view>
 
 namespace braid {
@@ -30,6 +31,11 @@ bool is_terminal(std::FILE* file) {
          (!no_color || !*no_color);
 }
 
+std::string message_line(const std::string& text) {
+  const nlohmann::json message = {{"message", text}};
+  return message.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 // Eight characters for every number that training meets.
 std::string loss_column(double value) {
   return std::abs(value) < 999.9999 ? fmt::format("{:8.4f}", value) : fmt::format("{:>8.2e}", value);
@@ -46,7 +52,8 @@ std::string count_column(double value) {
 
 }  // namespace
 
-Console::Console(std::FILE* out) : out_(out), terminal_(is_terminal(out)) {}
+Console::Console(std::FILE* out, ConsoleStyle style)
+    : out_(out), style_(style), terminal_(style == ConsoleStyle::kText && is_terminal(out)) {}
 
 Console::~Console() {
   clear_progress();
@@ -59,6 +66,23 @@ void Console::clear_progress() {
 }
 
 void Console::line(const std::string& text) {
+  switch (style_) {
+    case ConsoleStyle::kText: return print(text);
+    case ConsoleStyle::kQuiet: return;
+    case ConsoleStyle::kJson: return print(message_line(text));
+  }
+}
+
+void Console::warning(const std::string& text) {
+  const std::string warning = "warning: " + text;
+  print(style_ == ConsoleStyle::kJson ? message_line(warning) : warning);
+}
+
+void Console::metrics(const std::string& json) {
+  if (style_ == ConsoleStyle::kJson) print(json);
+}
+
+void Console::print(const std::string& text) {
   clear_progress();
   std::fputs(text.c_str(), out_);
   if (text.empty() || text.back() != '\n') std::fputc('\n', out_);
@@ -71,6 +95,7 @@ double Console::seconds_left(const ConsoleStep& s) const {
 }
 
 void Console::step(const ConsoleStep& s, bool print_line) {
+  if (style_ != ConsoleStyle::kText) return;
   if (first_step_ < 0) {
     first_step_ = s.step;
     first_step_s_ = now_s();

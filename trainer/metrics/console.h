@@ -13,23 +13,31 @@ struct ConsoleStep {
   bool mtp = false;
 };
 
+// kQuiet says nothing but warnings. kJson writes an object per line: the metrics of a step or an evaluation as in
+// metrics.jsonl, {"message": …} for anything else.
+enum class ConsoleStyle { kText, kQuiet, kJson };
+
 // One line per step with fixed columns, and on a terminal a progress line below it that is redrawn: bar, percentage,
 // time left. Not a terminal (or one that does not know its width), NO_COLOR or TERM=dumb: plain lines only, with the
 // time left at their end. Rank 0 only. SIGPIPE must be ignored by the caller.
 class Console {
  public:
-  explicit Console(std::FILE* out);
-  ~Console();                          // clears the progress line
-  void line(const std::string& text);  // above the progress line
+  explicit Console(std::FILE* out, ConsoleStyle style = ConsoleStyle::kText);
+  ~Console();                             // clears the progress line
+  void line(const std::string& text);     // above the progress line
+  void warning(const std::string& text);  // in every style
   void step(const ConsoleStep& step, bool print_line);
+  void metrics(const std::string& json);  // for kJson alone
 
   static std::string format_step(const ConsoleStep& step);
   static std::string format_duration(double seconds);  // "1:02:03", "2:03"; "-:--" if not known
 
  private:
+  void print(const std::string& text);
   void clear_progress();
   double seconds_left(const ConsoleStep& step) const;
   std::FILE* out_;
+  ConsoleStyle style_;
   bool terminal_ = false, progress_shown_ = false;
   double first_step_s_ = 0, drawn_s_ = 0;
   int64_t first_step_ = -1;

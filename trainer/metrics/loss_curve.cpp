@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "kernels/core/error.h"
+#include "trainer/metrics/axis.h"
 
 namespace braid {
 namespace {
@@ -41,62 +42,16 @@ std::vector<CurveSeries> drawable(std::vector<CurveSeries> series) {
   return series;
 }
 
-struct Axis {
-  double low = 0, high = 1;
-  std::vector<double> ticks;
-  std::vector<std::string> labels;
-
-  double share(double value) const { return (value - low) / (high - low); }
-};
-
-// All labels of an axis have the same unit and number of decimals.
-std::vector<std::string> tick_labels(const std::vector<double>& ticks, double step) {
-  double largest = 0;
-  for (double tick : ticks) largest = std::max(largest, std::abs(tick));
-  std::vector<std::string> labels;
-  if (largest < 1e-3 || largest >= 1e15) {
-    for (double tick : ticks) labels.push_back(fmt::format("{:g}", tick));
-    return labels;
-  }
-  double unit = 1;
-  std::string_view suffixes = " kMGT";
-  for (; largest / unit >= 1e4 || (unit > 1 && largest / unit >= 1e3); unit *= 1e3) suffixes.remove_prefix(1);
-  const int decimals = std::max(0, static_cast<int>(-std::floor(std::log10(step / unit) + 1e-9)));
-  for (double tick : ticks) {
-    if (unit > 1 && tick == 0) labels.push_back("0");
-    else labels.push_back(fmt::format("{:.{}f}{}", tick / unit, decimals, unit > 1 ? suffixes.substr(0, 1) : ""));
-  }
-  return labels;
-}
-
-// The range of one coordinate of all points, never empty, with at most max_ticks ticks at 1, 2 or 5 times a power of
-// ten (at least least_step) apart.
+// The range of one coordinate of all points.
 template <class Coordinate>
-Axis make_axis(const std::vector<CurveSeries>& series, Coordinate coordinate, int max_ticks, double least_step = 0) {
-  Axis axis{INFINITY, -INFINITY, {}, {}};
+Axis axis_of(const std::vector<CurveSeries>& series, Coordinate coordinate, int max_ticks, double least_step = 0) {
+  double low = INFINITY, high = -INFINITY;
   for (const CurveSeries& s : series)
     for (const Point& p : s.points) {
-      axis.low = std::min(axis.low, p.*coordinate);
-      axis.high = std::max(axis.high, p.*coordinate);
+      low = std::min(low, p.*coordinate);
+      high = std::max(high, p.*coordinate);
     }
-  if (!(axis.low <= axis.high)) axis.low = 0, axis.high = 1;
-  const double size = std::max(std::abs(axis.low), std::abs(axis.high));
-  if (axis.high - axis.low <= std::max(1e-6 * size, 1e-290)) {
-    const double margin = size > 1e-290 ? 0.1 * size : 1;
-    axis.low -= margin;
-    axis.high += margin;
-  }
-
-  const double least = (axis.high - axis.low) / std::max(1, max_ticks),
-               power = std::pow(10, std::floor(std::log10(least)));
-  double step = 10 * power;
-  for (double factor : {5.0, 2.0, 1.0})
-    if (factor * power >= least) step = factor * power;
-  step = std::max(step, least_step);
-  for (double i = std::ceil(axis.low / step - 1e-9); i <= axis.high / step + 1e-9; ++i)
-    axis.ticks.push_back(i == 0 ? 0 : i * step);  // no -0
-  axis.labels = tick_labels(axis.ticks, step);
-  return axis;
+  return low <= high ? make_axis(low, high, max_ticks, least_step) : make_axis(0, 1, max_ticks, least_step);
 }
 
 std::string legend_text(const CurveSeries& s) {
@@ -234,50 +189,6 @@ std::string escape_xml(std::string_view text) {
   return out;
 }
 
-// One point for every `group` of consecutive ones.
-std::vector<Point> grouped_means(const std::vector<Point>& points, size_t group) {
-  std::vector<Point> means;
-  for (size_t begin = 0; begin < points.size(); begin += group) {
-    const size_t end = std::min(points.size(), begin + group);
-    Point mean{0, 0};
-    for (size_t i = begin; i < end; ++i) {
-      mean.first += points[i].first / double(end - begin);
-      mean.second += points[i].second / double(end - begin);
-    }
-    means.push_back(mean);
-  }
-  return means;
-}
-
-// The smallest and the largest of every `group` of consecutive points: what is visible of them.
-std::vector<Point> grouped_extremes(const std::vector<Point>& points, size_t group) {
-  if (group <= 2) return points;
-  const auto by_value = [](const Point& a, const Point& b) { return a.second < b.second; };
-  std::vector<Point> extremes;
-  for (size_t begin = 0; begin < points.size(); begin += group) {
-    const auto end = points.begin() + std::min(points.size(), begin + group);
-    auto [first, second] = std::minmax_element(points.begin() + begin, end, by_value);
-    if (second < first) std::swap(first, second);
-    extremes.push_back(*first);
-    if (first != second) extremes.push_back(*second);
-  }
-  return extremes;
-}
-
-// A moving average over a thirtieth of the points. The window is narrower towards both ends, so the curve begins and
-// ends where the values do.
-std::vector<Point> moving_average(const std::vector<Point>& points) {
-  const auto n = static_cast<int64_t>(points.size());
-  std::vector<Point> averages(points);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t half = std::min({n / 60, i, n - 1 - i});
-    double sum = 0;
-    for (int64_t j = i - half; j <= i + half; ++j) sum += points[j].second / double(2 * half + 1);
-    averages[i].second = sum;
-  }
-  return averages;
-}
-
 }  // namespace
 
 std::vector<CurveSeries> read_curves(const std::string& metrics_path, const std::vector<std::string>& fields) {
@@ -320,12 +231,12 @@ std::string plot_in_terminal(const std::vector<CurveSeries>& all_series, int wid
   }
 
   const int rows = std::max(3, height - 2 - static_cast<int>(legend.size()));
-  const Axis y = make_axis(series, &Point::second, (rows + 1) / 2);
+  const Axis y = axis_of(series, &Point::second, (rows + 1) / 2);
   size_t label_width = std::string_view("step").size();
   for (const std::string& label : y.labels) label_width = std::max(label_width, label.size());
   const int left = static_cast<int>(label_width) + 2;  // labels, a space, the axis
   Canvas canvas(rows, width - left);
-  const Axis x = make_axis(series, &Point::first, canvas.columns() / 8, 1);
+  const Axis x = axis_of(series, &Point::first, canvas.columns() / 8, 1);
 
   for (int s = 0; s < static_cast<int>(series.size()); ++s) {
     if (s == 0 && utf8) draw_dots(canvas, series[s], x, y);
@@ -381,7 +292,7 @@ std::string plot_as_svg(const std::vector<CurveSeries>& all_series, const std::s
   constexpr double kWidth = 960, kHeight = 560, kRight = 28, kBottom = 58, kTitleBottom = 52, kLegendLine = 22;
   constexpr double kLegendLeft = 28, kLetter = 7.3;  // about the width of a letter of size 13
   constexpr size_t kMostDots = 60, kMostRawPoints = 150, kMostDrawn = 800;
-  const Axis y = make_axis(series, &Point::second, 9), x = make_axis(series, &Point::first, 10, 1);
+  const Axis y = axis_of(series, &Point::second, 9), x = axis_of(series, &Point::first, 10, 1);
   size_t label_size = 0;
   for (const std::string& label : y.labels) label_size = std::max(label_size, label.size());
   const double left = 34 + kLetter * double(label_size);

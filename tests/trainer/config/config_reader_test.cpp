@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -17,6 +18,7 @@
 #include "tests/testing.h"
 #include "trainer/config/config_visit.h"
 #include "trainer/config/foreign_keys.h"
+#include "trainer/config/study_config.h"
 
 namespace braid {
 namespace {
@@ -816,29 +818,60 @@ TEST(ShippedConfigs, ModelsAreModels) {
       compare_configs(RunConfig(), read_config(kRepository / "configs/models/qwen3-next-80b-a3b.yaml", {})).empty());
 }
 
-TEST(ShippedConfigs, RunsAndAblationsAreWholeRuns) {
-  for (const char* folder : {"runs", "ablations"}) {
-    for (const fs::path& path : shipped(folder)) {
-      RunConfig config;
-      ASSERT_EQ(message_of<ConfigError>([&] { config = read_config(path, {}); }), "") << path;
-      EXPECT_EQ(message_of<ConfigError>([&] { check_config(config); }), "") << path;
-      const bool is_laptop = path.filename() == "laptop.yaml";
-      for (int64_t ranks : is_laptop ? std::vector<int64_t>{1, 2} : std::vector<int64_t>{1, 2, 4})
-        EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(config, ranks); }), "")
-            << path << " on " << ranks << " ranks";
-      for (const SourceConfig& source : config.data.sources)
-        for (const std::string& text : source.text) EXPECT_TRUE(fs::exists(text)) << path << ": " << text;
-    }
+TEST(ShippedConfigs, RunsAreWholeRuns) {
+  for (const fs::path& path : shipped("runs")) {
+    RunConfig config;
+    ASSERT_EQ(message_of<ConfigError>([&] { config = read_config(path, {}); }), "") << path;
+    EXPECT_EQ(message_of<ConfigError>([&] { check_config(config); }), "") << path;
+    const bool is_laptop = path.filename() == "laptop.yaml";
+    for (int64_t ranks : is_laptop ? std::vector<int64_t>{1, 2} : std::vector<int64_t>{1, 2, 4})
+      EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(config, ranks); }), "") << path << " on " << ranks << " ranks";
+    for (const SourceConfig& source : config.data.sources)
+      for (const std::string& text : source.text) EXPECT_TRUE(fs::exists(text)) << path << ": " << text;
   }
 }
 
-TEST(ShippedConfigs, AnAblationChangesOneKeyOfItsBaseAndHasARunFolderOfItsOwn) {
-  const RunConfig base = read_config(kRepository / "configs/ablations/base.yaml", {});
+TEST(ShippedConfigs, EveryVariantOfAStudyIsAWholeRun) {
   for (const fs::path& path : shipped("ablations")) {
-    const auto differences = compare_configs(base, read_config(path, {}));
-    EXPECT_LE(differences.size(), 2u) << path;
-    EXPECT_EQ(read_config(path, {}).run.dir, "runs/ablations/" + path.stem().string());
+    StudyConfig study;
+    ASSERT_EQ(message_of<ConfigError>([&] { study = read_study(path); }), "") << path;
+    EXPECT_GE(study.seeds.size(), 3u) << path;
+    EXPECT_FALSE(study.question.empty() || study.claim.empty()) << path;
+    for (const AxisConfig& axis : study.axes)
+      for (const VariantConfig& variant : axis.variants) {
+        std::vector<std::string> overrides = study.set;
+        overrides.insert(overrides.end(), variant.set.begin(), variant.set.end());
+        EXPECT_EQ(message_of<ConfigError>([&] { check_config(read_config(study.config, overrides)); }), "") << path << variant.name;
+      }
   }
+}
+
+// ---- Studies
+
+TEST_F(ConfigReader, ReadsAStudy) {
+  const StudyConfig study = read_study(write("s.yaml", "config: sub/c.yaml\nseeds: [1, 2]\nset: [optimizer.lr=1e-3]\n"
+      "axes:\n  - name: a\n    variants:\n      - {name: \"3:1\", set: [model.full_attention_interval=4]}\n"));
+  EXPECT_EQ(without_folder(study.config), "sub/c.yaml");
+  EXPECT_EQ(study.seeds, (std::vector<int64_t>{1, 2}));
+  EXPECT_EQ(study.axes.at(0).variants.at(0).name, "3:1");
+  EXPECT_EQ(study.axes[0].variants[0].set, std::vector<std::string>{"model.full_attention_interval=4"});
+}
+
+TEST_F(ConfigReader, RefusesStudiesThatCannotBe) {
+  const auto study_error = [&](const std::string& text) {
+    return without_folder(message_of<ConfigError>([&] { read_study(write("s.yaml", text)); }));
+  };
+  const std::string axes = "axes: [{name: a, variants: [{name: x, set: [optimizer.lr=1]}]}]\n";
+  EXPECT_EQ(study_error("config: c.yaml\nseeds: [1]\naxis: []\n"), "s.yaml:3: axis: unknown key, did you mean axes?");
+  EXPECT_EQ(study_error("seeds: [1]\n" + axes), "s.yaml: config is not set, but a study needs the config that it varies");
+  EXPECT_EQ(study_error("config: c.yaml\n" + axes),
+            "s.yaml: seeds is empty, but a study needs at least one, as in seeds: [1, 2, 3]");
+  EXPECT_EQ(study_error("config: c.yaml\nseeds: [1, 1]\n" + axes), "s.yaml: seed 1 stands twice");
+  EXPECT_EQ(study_error("config: c.yaml\nseeds: [1]\naxes: [{name: a/b, variants: []}]\n").substr(0, 36),
+            "s.yaml: an axis has the name a/b, bu");
+  for (const char* set : {"train.seed=3", "data.validation_fraction=0.1", "train.seq_length=32", "run.steps=7"})
+    EXPECT_NE(study_error(concat("config: c.yaml\nseeds: [1]\naxes: [{name: a, variants: [{name: x, set: [", set, "]}]}]"))
+                  .find("cannot be compared"), std::string::npos) << set;
 }
 
 }  // namespace

@@ -192,5 +192,36 @@ TEST(Console, AFullDiskIsNoReasonToStop) {
   std::fclose(out);
 }
 
+// What a console of some style writes into a file.
+std::string written(ConsoleStyle style) {
+  std::FILE* file = std::tmpfile();
+  {
+    Console console(file, style);
+    console.line("a \"line\"\n");
+    console.step(some_step(3), true);
+    console.metrics("{\"step\": 3}");
+    console.warning("disk full");
+  }
+  std::rewind(file);
+  std::string text;
+  for (int c; (c = std::fgetc(file)) != EOF;) text += static_cast<char>(c);
+  std::fclose(file);
+  return text;
+}
+
+TEST(ConsoleStyles, QuietSaysNothingButWarnings) { EXPECT_EQ(written(ConsoleStyle::kQuiet), "warning: disk full\n"); }
+
+TEST(ConsoleStyles, JsonIsAnObjectPerLine) {
+  EXPECT_EQ(written(ConsoleStyle::kJson),
+            "{\"message\":\"a \\\"line\\\"\\n\"}\n{\"step\": 3}\n{\"message\":\"warning: disk full\"}\n");
+}
+
+TEST(ConsoleStyles, TextHasNoJson) {
+  const std::string text = written(ConsoleStyle::kText);
+  EXPECT_EQ(text.find('{'), std::string::npos);
+  EXPECT_NE(text.find("warning: disk full"), std::string::npos);
+  EXPECT_NE(text.find("step   3/300"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace braid

@@ -1,0 +1,60 @@
+#include "trainer/cli/suggestion.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
+#include <vector>
+
+#include "kernels/core/error.h"
+#include "kernels/core/nearest_words.h"
+
+namespace braid {
+namespace {
+
+std::vector<std::string> subcommand_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(sub->get_name());
+  return names;
+}
+
+std::vector<std::string> option_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  return names;
+}
+
+std::string sentence(const std::string& what, const std::string& word, const std::vector<std::string>& known) {
+  const std::vector<std::string> nearest = nearest_words(word, known);
+  if (!nearest.empty()) return concat(what, ", did you mean ", joined(nearest, " or "), "?");
+  return concat(what, known.empty() ? "; there are none" : "; there are ", joined(known, ", "));
+}
+
+}  // namespace
+
+std::string unknown_word(const CLI::App& app, int argc, const char* const* argv) {
+  const CLI::App* at = &app;
+  std::string path = app.get_name();
+  for (int i = 1; i < argc; ++i) {
+    std::string word = argv[i];
+    if (word == "--") return "";
+    if (word.size() > 1 && word[0] == '-' && !std::isdigit(static_cast<unsigned char>(word[1]))) {
+      word.erase(std::min(word.find('='), word.size()));
+      const CLI::Option* option = at->get_option_no_throw(word);
+      if (!option) return sentence(concat(path, " has no option ", word), word, option_names(*at));
+      // The words of its value are not looked at.
+      if (option->get_items_expected_min() > 0 && std::string(argv[i]).find('=') == std::string::npos) ++i;
+      continue;
+    }
+    if (at->get_subcommands([](const CLI::App*) { return true; }).empty()) continue;  // a positional argument
+    const auto named = at->get_subcommands([&](const CLI::App* sub) { return sub->check_name(word); });
+    const CLI::App* sub = named.empty() ? nullptr : named.front();
+    if (!sub) return sentence(concat(path, " has no sub-command ", word), word, subcommand_names(*at));
+    at = sub;
+    path += " " + word;
+  }
+  return "";
+}
+
+}  // namespace braid

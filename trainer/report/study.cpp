@@ -1,0 +1,214 @@
+#include "trainer/report/study.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/core/error.h"
+#include "trainer/report/chart.h"
+#include "trainer/report/statistics.h"
+
+namespace braid {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+std::string file_name(std::string text) {
+  for (char& c : text)
+    if (c == ':' || c == '=' || c == ',') c = c == ',' ? '_' : '-';
+  return text;
+}
+
+double final_loss(const RunData& run) { return run.held_out.empty() ? run.final_loss() : run.final_held_out_loss(); }
+
+// Tokens at which the mean held-out loss first is at most `loss`, between two evaluations linearly; NaN if never.
+double tokens_to(const RunData& run, double loss) {
+  if (run.held_out.empty()) return kNaN;
+  const size_t evaluations = run.held_out.begin()->second.size();
+  double last_tokens = 0, last_loss = kNaN;
+  for (size_t i = 0; i < evaluations; ++i) {
+    double mean = 0, tokens = 0;
+    for (const auto& [name, points] : run.held_out) {
+      if (i >= points.size()) return kNaN;
+      mean += points[i].loss / double(run.held_out.size());
+      tokens = double(points[i].tokens);
+    }
+    if (mean <= loss)
+      return std::isfinite(last_loss) && last_loss > mean
+                 ? last_tokens + (tokens - last_tokens) * (last_loss - loss) / (last_loss - mean)
+                 : tokens;
+    last_tokens = tokens, last_loss = mean;
+  }
+  return kNaN;
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return kNaN;
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+double mean_of_finite(const std::vector<double>& values) {
+  double sum = 0;
+  int64_t count = 0;
+  for (const double v : values)
+    if (std::isfinite(v)) sum += v, ++count;
+  return count > 0 ? sum / double(count) : kNaN;
+}
+
+std::string tokens_text(double tokens) {
+  if (!std::isfinite(tokens)) return "–";
+  const char* unit = " kMGT";
+  for (; tokens >= 999.5 && unit[1]; ++unit) tokens /= 1000;
+  return *unit == ' ' ? fmt::format("{:.0f}", tokens) : fmt::format("{:#.3g}{}", tokens, *unit);
+}
+
+struct Row {
+  std::vector<std::string> cells;
+};
+constexpr const char* kColumns[] = {
+    "variant", "seeds", "loss", "spread", "against the first", "tokens to its loss", "tokens/s", "largest norm weight"};
+
+std::vector<Row> rows_of(const std::vector<VariantResult>& results) {
+  std::vector<Row> rows;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const VariantResult& r = results[i];
+    const Estimate loss = estimate(r.loss), difference = estimate(r.difference);
+    const double norm = mean_of_finite(r.largest_norm_weight);
+    rows.push_back(
+        {{r.variant, std::to_string(r.runs), r.loss.empty() ? "–" : fmt::format("{:.4f}", loss.mean),
+          std::isfinite(loss.standard_deviation) && r.loss.size() > 1 ? fmt::format("{:.4f}", loss.standard_deviation)
+                                                                      : "–",
+          i == 0 || difference.count == 0 ? "–" : to_text(difference, 4), tokens_text(r.tokens_to_base_loss),
+          tokens_text(r.tokens_per_s), std::isfinite(norm) ? fmt::format("{:.4f}", norm) : "–"}});
+  }
+  return rows;
+}
+
+size_t shown_length(const std::string& text) {  // characters of UTF-8
+  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+}
+
+}  // namespace
+
+std::vector<StudyRun> expand_study(const StudyConfig& study, const std::string& dir) {
+  std::vector<StudyRun> variants(1);
+  variants[0].overrides = study.set;
+  for (const AxisConfig& axis : study.axes) {
+    std::vector<StudyRun> next;
+    for (const StudyRun& so_far : variants)
+      for (const VariantConfig& v : axis.variants) {
+        StudyRun run = so_far;
+        run.variant += concat(run.variant.empty() ? "" : ",", axis.name, "=", v.name);
+        run.overrides.insert(run.overrides.end(), v.set.begin(), v.set.end());
+        next.push_back(std::move(run));
+      }
+    variants = std::move(next);
+  }
+  std::vector<StudyRun> runs;
+  for (const StudyRun& variant : variants)
+    for (const int64_t seed : study.seeds) {
+      StudyRun run = variant;
+      run.seed = seed;
+      run.dir = concat(dir, "/", file_name(variant.variant), "/seed-", seed);
+      run.overrides.push_back(concat("train.seed=", seed));
+      run.overrides.push_back("run.dir=\"" + run.dir + "\"");
+      runs.push_back(std::move(run));
+    }
+  return runs;
+}
+
+std::vector<VariantResult> compare_study(const std::vector<StudyOutcome>& outcomes) {
+  for (const StudyOutcome& a : outcomes)
+    for (const StudyOutcome& b : outcomes) {
+      if (a.run.seed != b.run.seed || a.data.data_order == b.data.data_order) continue;
+      throw DataError(
+          concat(a.run.dir, " and ", b.run.dir,
+                 " have the same seed but did not see the same rows in the same order; their losses cannot be "
+                 "compared"));
+    }
+  std::vector<VariantResult> results;
+  for (const StudyOutcome& o : outcomes)
+    if (std::none_of(results.begin(), results.end(), [&](auto& r) { return r.variant == o.run.variant; }))
+      results.push_back({o.run.variant, 0, {}, {}, kNaN, kNaN, {}});
+  for (VariantResult& r : results) {
+    std::vector<double> tokens, speeds;
+    for (const StudyOutcome& o : outcomes) {
+      if (o.run.variant != r.variant) continue;
+      ++r.runs;
+      r.loss.push_back(final_loss(o.data));
+      speeds.push_back(o.data.median_tokens_per_s());
+      r.largest_norm_weight.push_back(o.largest_norm_weight);
+      for (const StudyOutcome& base : outcomes) {
+        if (base.run.variant != results[0].variant || base.run.seed != o.run.seed) continue;
+        r.difference.push_back(final_loss(o.data) - final_loss(base.data));
+        tokens.push_back(tokens_to(o.data, final_loss(base.data)));
+      }
+    }
+    const bool all_reach =
+        !tokens.empty() && std::all_of(tokens.begin(), tokens.end(), [](double t) { return std::isfinite(t); });
+    r.tokens_to_base_loss = all_reach ? mean_of_finite(tokens) : kNaN;
+    r.tokens_per_s = median(speeds);
+  }
+  return results;
+}
+
+std::string study_table(const std::vector<VariantResult>& results) {
+  std::vector<Row> rows = rows_of(results);
+  rows.insert(rows.begin(), Row{{std::begin(kColumns), std::end(kColumns)}});
+  std::vector<size_t> widths(std::size(kColumns));
+  for (const Row& row : rows)
+    for (size_t c = 0; c < row.cells.size(); ++c) widths[c] = std::max(widths[c], shown_length(row.cells[c]));
+  std::string out;
+  for (const Row& row : rows) {
+    for (size_t c = 0; c < row.cells.size(); ++c) {
+      const std::string padding(widths[c] - shown_length(row.cells[c]), ' ');
+      out += (c > 0 ? "  " : "") + (c == 0 ? row.cells[c] + padding : padding + row.cells[c]);
+    }
+    out.erase(out.find_last_not_of(' ') + 1);
+    out += '\n';
+  }
+  return out;
+}
+
+std::string study_table_as_html(const StudyConfig& study, const std::vector<VariantResult>& results) {
+  std::string out;
+  if (!study.question.empty()) out += "<p>" + escape_html(study.question) + "</p>";
+  if (!study.claim.empty()) out += "<p class=soft>" + escape_html(study.claim) + "</p>";
+  out += "<h2>Result</h2><div class=scroll><table><tr>";
+  for (const char* column : kColumns) out += std::string("<th>") + column;
+  out += "</tr>";
+  for (const Row& row : rows_of(results)) {
+    out += "<tr>";
+    for (const std::string& cell : row.cells) out += "<td>" + escape_html(cell) + "</td>";
+    out += "</tr>";
+  }
+  return out +
+         "</table></div><p class=soft>Loss: the last held-out loss, mean over the seeds; spread: standard deviation "
+         "over the "
+         "seeds. Against the first: mean over the seeds of the difference from the first variant with the same seed, "
+         "which "
+         "saw the same rows in the same order, with its 95 % interval (Student's t). Tokens to its loss: tokens at "
+         "which the "
+         "variant reaches the first variant's final loss with every seed. Largest norm weight: absolute value over the "
+         "zero-centred norms of the last checkpoint, mean over the seeds.</p>";
+}
+
+std::string study_results_as_csv(const std::vector<VariantResult>& results) {
+  const auto number = [](double v) { return std::isfinite(v) ? fmt::format("{}", v) : std::string(); };
+  std::string out =
+      "variant,seeds,loss_mean,loss_sd,difference_mean,difference_half_width,tokens_to_first,tokens_per_s,"
+      "largest_norm_weight\n";
+  for (const VariantResult& r : results) {
+    const Estimate loss = estimate(r.loss), difference = estimate(r.difference);
+    out += fmt::format("\"{}\",{},{},{},{},{},{},{},{}\n", r.variant, r.runs, number(loss.mean),
+                       number(loss.standard_deviation), number(difference.mean), number(difference.half_width),
+                       number(r.tokens_to_base_loss), number(r.tokens_per_s),
+                       number(mean_of_finite(r.largest_norm_weight)));
+  }
+  return out;
+}
+
+}  // namespace braid

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "trainer/config/study_config.h"
+#include "trainer/report/run_data.h"
+
+namespace braid {
+
+// One run of a study.
+struct StudyRun {
+  std::string variant;  // "ratio=3:1", "scope=micro,experts=64": one name per axis
+  int64_t seed = 0;
+  std::string dir;                     // DIR/<variant>/seed-<seed>, with _ for what file names avoid
+  std::vector<std::string> overrides;  // of the study's config, run.dir and train.seed included
+};
+// Every combination of the axes' variants in their order, the last axis fastest; all seeds of one variant together.
+std::vector<StudyRun> expand_study(const StudyConfig& study, const std::string& dir);
+
+// What the finished runs of a study say about one variant.
+struct VariantResult {
+  std::string variant;
+  int64_t runs = 0;
+  std::vector<double> loss;        // final held-out loss by seed (training loss where nothing is held out)
+  std::vector<double> difference;  // of seeds that the first variant has too: this loss minus its
+  double tokens_to_base_loss = 0;  // mean over seeds of the tokens at which the held-out loss reaches the first
+                                   // variant's final one; NaN if it never does
+  double tokens_per_s = 0;         // median over runs of a run's median
+  std::vector<double> largest_norm_weight;  // of runs that have a checkpoint
+};
+
+struct StudyOutcome {
+  StudyRun run;
+  RunData data;
+  double largest_norm_weight = 0;  // NaN without a checkpoint
+};
+
+// In the order of the variants.   Errors: DataError naming two runs of one seed that saw other rows or another order:
+// their losses cannot be compared.
+std::vector<VariantResult> compare_study(const std::vector<StudyOutcome>& outcomes);
+
+// A table for the terminal, the same for the report, and as CSV.
+std::string study_table(const std::vector<VariantResult>& results);
+std::string study_table_as_html(const StudyConfig& study, const std::vector<VariantResult>& results);
+std::string study_results_as_csv(const std::vector<VariantResult>& results);
+
+}  // namespace braid
