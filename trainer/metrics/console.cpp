@@ -11,6 +11,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <utility>
 
 namespace braid {
 namespace {
@@ -52,41 +53,45 @@ std::string count_column(double value) {
 
 }  // namespace
 
-Console::Console(std::FILE* out, ConsoleStyle style)
-    : out_(out), style_(style), terminal_(style == ConsoleStyle::kText && is_terminal(out)) {}
+Console::Console(std::FILE* out, ConsoleStyle style, Write write)
+    : out_(out), style_(style), write_(std::move(write)), terminal_(style == ConsoleStyle::kText && is_terminal(out)) {}
 
-Console::~Console() {
-  clear_progress();
+Console::~Console() { put(cleared_progress()); }
+
+void Console::put(const std::string& text) {
+  if (write_) return write_(text);
+  std::fputs(text.c_str(), out_);
   std::fflush(out_);
 }
 
-void Console::clear_progress() {
-  if (progress_shown_) std::fputs("\r\033[K", out_);
+std::string Console::cleared_progress() {
+  const bool shown = progress_shown_;
   progress_shown_ = false;
+  return shown ? "\r\033[K" : "";
+}
+
+void Console::put_line(const std::string& text) {
+  put(cleared_progress() + text + (text.empty() || text.back() != '\n' ? "\n" : ""));
 }
 
 void Console::line(const std::string& text) {
+  const std::lock_guard lock(mutex_);
   switch (style_) {
-    case ConsoleStyle::kText: return print(text);
+    case ConsoleStyle::kText: return put_line(text);
     case ConsoleStyle::kQuiet: return;
-    case ConsoleStyle::kJson: return print(message_line(text));
+    case ConsoleStyle::kJson: return put_line(message_line(text));
   }
 }
 
 void Console::warning(const std::string& text) {
+  const std::lock_guard lock(mutex_);
   const std::string warning = "warning: " + text;
-  print(style_ == ConsoleStyle::kJson ? message_line(warning) : warning);
+  put_line(style_ == ConsoleStyle::kJson ? message_line(warning) : warning);
 }
 
 void Console::metrics(const std::string& json) {
-  if (style_ == ConsoleStyle::kJson) print(json);
-}
-
-void Console::print(const std::string& text) {
-  clear_progress();
-  std::fputs(text.c_str(), out_);
-  if (text.empty() || text.back() != '\n') std::fputc('\n', out_);
-  std::fflush(out_);
+  const std::lock_guard lock(mutex_);
+  if (style_ == ConsoleStyle::kJson) put_line(json);
 }
 
 double Console::seconds_left(const ConsoleStep& s) const {
@@ -96,12 +101,13 @@ double Console::seconds_left(const ConsoleStep& s) const {
 
 void Console::step(const ConsoleStep& s, bool print_line) {
   if (style_ != ConsoleStyle::kText) return;
+  const std::lock_guard lock(mutex_);
   if (first_step_ < 0) {
     first_step_ = s.step;
     first_step_s_ = now_s();
   }
   const std::string left = format_duration(seconds_left(s));
-  if (print_line) line(format_step(s) + (terminal_ ? "" : "  left " + left));
+  if (print_line) put_line(format_step(s) + (terminal_ ? "" : "  left " + left));
   constexpr double kRedrawSeconds = 0.1;
   if (!terminal_ || (progress_shown_ && s.step < s.run_steps && now_s() - drawn_s_ < kRedrawSeconds)) return;
 
@@ -114,9 +120,7 @@ void Console::step(const ConsoleStep& s, bool print_line) {
     const auto done = std::clamp<size_t>(size_t(share * bar), 0, bar);
     text = fmt::format("[{}{}] {}", std::string(done, '#'), std::string(bar - done, '-'), text);
   }
-  clear_progress();
-  std::fputs(text.substr(0, std::max(0, columns)).c_str(), out_);
-  std::fflush(out_);
+  put(cleared_progress() + text.substr(0, std::max(0, columns)));
   progress_shown_ = true;
   drawn_s_ = now_s();
 }

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <functional>
+#include <mutex>
 #include <string>
 
 namespace braid {
@@ -19,10 +21,12 @@ enum class ConsoleStyle { kText, kQuiet, kJson };
 
 // One line per step with fixed columns, and on a terminal a progress line below it that is redrawn: bar, percentage,
 // time left. Not a terminal (or one that does not know its width), NO_COLOR or TERM=dumb: plain lines only, with the
-// time left at their end. Rank 0 only. SIGPIPE must be ignored by the caller.
+// time left at their end. Rank 0 only; any thread. SIGPIPE must be ignored by the caller.
 class Console {
  public:
-  explicit Console(std::FILE* out, ConsoleStyle style = ConsoleStyle::kText);
+  // Text goes to `write` where that is given; `out` then only says what it is written to.
+  using Write = std::function<void(std::string text)>;
+  explicit Console(std::FILE* out, ConsoleStyle style = ConsoleStyle::kText, Write write = {});
   ~Console();                             // clears the progress line
   void line(const std::string& text);     // above the progress line
   void warning(const std::string& text);  // in every style
@@ -33,11 +37,14 @@ class Console {
   static std::string format_duration(double seconds);  // "1:02:03", "2:03"; "-:--" if not known
 
  private:
-  void print(const std::string& text);
-  void clear_progress();
+  void put(const std::string& text);
+  std::string cleared_progress();
+  void put_line(const std::string& text);
   double seconds_left(const ConsoleStep& step) const;
   std::FILE* out_;
   ConsoleStyle style_;
+  Write write_;
+  std::mutex mutex_;
   bool terminal_ = false, progress_shown_ = false;
   double first_step_s_ = 0, drawn_s_ = 0;
   int64_t first_step_ = -1;

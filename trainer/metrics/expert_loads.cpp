@@ -19,7 +19,8 @@ std::string path_in(const std::string& run_dir) { return run_dir + "/expert_load
 ExpertLoadsWriter::ExpertLoadsWriter(const std::string& run_dir, int64_t last_step) {
   cut_lines(path_in(run_dir), [&](const std::string& line) {
     const Json json = Json::parse(line, nullptr, false);
-    return json.is_object() && json.contains("step") && json["step"].is_number_integer() && json["step"] <= last_step;
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) return OldLine::kIsUnreadable;
+    return json["step"] <= last_step ? OldLine::kStays : OldLine::kIsLater;
   });
   file_.emplace(path_in(run_dir));
 }

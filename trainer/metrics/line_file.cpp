@@ -14,34 +14,47 @@ namespace braid {
 
 namespace fs = std::filesystem;
 
-void cut_lines(const std::string& path, const std::function<bool(const std::string& line)>& keep) {
+void cut_lines(const std::string& path, const std::function<OldLine(const std::string& line)>& judge) {
   std::error_code error;
   if (!fs::is_regular_file(path, error)) return;
   std::ifstream in(path, std::ios::binary);
   check<IoError>(in.is_open(), path, ": cannot be read");
-  uintmax_t kept_bytes = 0;
-  for (std::string line; std::getline(in, line) && !in.eof() && keep(line);) kept_bytes += line.size() + 1;
+  uintmax_t kept_bytes = 0, bytes = 0;
+  for (std::string line; std::getline(in, line) && !in.eof();) {
+    const OldLine verdict = judge(line);
+    if (verdict == OldLine::kIsLater) break;
+    bytes += line.size() + 1;
+    if (verdict == OldLine::kStays) kept_bytes = bytes;
+  }
   check<IoError>(!in.bad(), path, ": cannot be read");
   in.close();
   fs::resize_file(path, kept_bytes, error);
   check<IoError>(!error, path, ": cannot be cut to its first ", kept_bytes, " bytes: ", error.message());
 }
 
-LineFile::LineFile(const std::string& path) : file_(std::fopen(path.c_str(), "ae")) {
+LineFile::LineFile(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "ae")) {
   check<IoError>(file_ != nullptr, path, ": cannot be opened for writing: ", reason(errno));
   std::setvbuf(file_, nullptr, _IONBF, 0);
 }
 
 LineFile::~LineFile() { std::fclose(file_); }
 
+void LineFile::sync() {
+  // What is no file on a disk, as a pipe, has nothing to wait for.
+  const bool done = fdatasync(fileno(file_)) == 0 || errno == EINVAL || errno == EROFS;
+  check<IoError>(done, path_, ": cannot be brought to the disk: ", reason(errno));
+}
+
 bool LineFile::append(const std::string& text) {
   struct stat before = {};
   const bool known = fstat(fileno(file_), &before) == 0 && S_ISREG(before.st_mode);
   const std::string line = text + '\n';
   if (std::fwrite(line.data(), 1, line.size(), file_) == line.size()) return true;
+  const int error = errno;
   std::clearerr(file_);
   // What of the line did get in must not become the beginning of the next one.
   if (known) std::ignore = ftruncate(fileno(file_), before.st_size);
+  errno = error;
   return false;
 }
 

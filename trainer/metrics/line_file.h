@@ -6,9 +6,11 @@
 
 namespace braid {
 
-// Cuts a file of lines in front of the first one for which keep(line) is false or that has no end; nothing happens
-// where there is no file. Needs no space: it also works on a full disk.   Errors: IoError.
-void cut_lines(const std::string& path, const std::function<bool(const std::string& line)>& keep);
+// Cuts a file of lines in front of the first that is of a later step, or behind the last that is to stay: what is
+// unreadable, or has no end, goes from the end of the file and stays in its middle, where good lines follow it. Nothing
+// happens where there is no file. Needs no space: it also works on a full disk.   Errors: IoError.
+enum class OldLine { kStays, kIsLater, kIsUnreadable };
+void cut_lines(const std::string& path, const std::function<OldLine(const std::string& line)>& judge);
 
 // A file to which lines are added. A line is in the file at once, whole or not at all.
 class LineFile {
@@ -20,8 +22,12 @@ class LineFile {
 
   // Adds `text` and a line break in one unbuffered write. False if that failed: what of it got in is cut off again.
   bool append(const std::string& text);
+  // To the disk.   Errors: IoError.
+  void sync();
+  const std::string& path() const { return path_; }
 
  private:
+  std::string path_;
   std::FILE* file_;
 };
 

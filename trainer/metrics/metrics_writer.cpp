@@ -1,9 +1,12 @@
 #include "trainer/metrics/metrics_writer.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
+
+#include "kernels/core/error.h"
 
 namespace braid {
 namespace {
@@ -48,37 +51,54 @@ MetricsWriter::MetricsWriter(const std::string& run_dir, int64_t last_step) {
   // Steps never fall in these files, so everything behind the first later line is of later steps.
   cut_lines(jsonl, [&](const std::string& line) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (!json.is_object()) return false;
-    const auto step = json.find("step");
-    return step != json.end() && step->is_number_integer() && step->get<int64_t>() <= last_step;
+    const auto step = json.is_object() ? json.find("step") : json.end();
+    if (!json.is_object() || step == json.end() || !step->is_number_integer()) return OldLine::kIsUnreadable;
+    if (step->get<int64_t>() > last_step) return OldLine::kIsLater;
+    for (const auto& [name, value] : json.items())
+      if (name.starts_with("val/")) last_validation_step_ = step->get<int64_t>();
+    return OldLine::kStays;
   });
   cut_lines(csv, [&](const std::string& line) {
     const std::vector<std::string> cells = split_cells(line);
     if (columns_.empty()) {
       columns_ = cells;
-      return true;
+      return OldLine::kStays;
     }
     const size_t column = std::find(columns_.begin(), columns_.end(), "step") - columns_.begin();
-    if (cells.size() != columns_.size() || column == columns_.size()) return false;
+    if (cells.size() != columns_.size() || column == columns_.size()) return OldLine::kIsUnreadable;
     const std::string& cell = cells[column];
     int64_t step = 0;
-    return std::from_chars(cell.data(), cell.data() + cell.size(), step).ec == std::errc() && step <= last_step;
+    if (std::from_chars(cell.data(), cell.data() + cell.size(), step).ec != std::errc()) return OldLine::kIsUnreadable;
+    return step <= last_step ? OldLine::kStays : OldLine::kIsLater;
   });
   jsonl_.emplace(jsonl);
   csv_.emplace(csv);
 }
 
-bool MetricsWriter::append(LineFile& file, const std::string& text) {
-  const bool done = file.append(text);
-  dropped_ += !done;
-  return done;
+void MetricsWriter::Lines::append(std::string line) {
+  waiting.push_back(std::move(line));
+  write_waiting();
+}
+
+bool MetricsWriter::Lines::write_waiting() {
+  for (; !waiting.empty(); waiting.pop_front())
+    if (!file.append(waiting.front())) return false;
+  return true;
+}
+
+void MetricsWriter::flush() {
+  for (Lines* lines : {&*jsonl_, &*csv_}) {
+    const bool written = lines->write_waiting();
+    check<IoError>(written, lines->file.path(), ": ", lines->waiting.size(),
+                   " lines of metrics cannot be written: ", reason(errno));
+    lines->file.sync();
+  }
 }
 
 void MetricsWriter::write_train(const MetricsLine& line) {
-  append(*jsonl_, line.to_json());
+  jsonl_->append(line.to_json());
   std::string text;
-  const bool header = columns_.empty();
-  if (header) {
+  if (columns_.empty()) {
     for (const auto& [name, value] : line.fields()) {
       text += (columns_.empty() ? "" : ",") + name;
       columns_.push_back(name);
@@ -90,9 +110,9 @@ void MetricsWriter::write_train(const MetricsLine& line) {
     for (const auto& [name, value] : line.fields())
       if (name == columns_[i]) text += to_text(value, "");
   }
-  if (!append(*csv_, text) && header) columns_.clear();  // the next line brings the header
+  csv_->append(std::move(text));
 }
 
-void MetricsWriter::write_validation(const MetricsLine& line) { append(*jsonl_, line.to_json()); }
+void MetricsWriter::write_validation(const MetricsLine& line) { jsonl_->append(line.to_json()); }
 
 }  // namespace braid

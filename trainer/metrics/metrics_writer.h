@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <string>
 #include <utility>
@@ -27,9 +28,10 @@ class MetricsLine {
   std::vector<std::pair<std::string, Value>> fields_;
 };
 
-// metrics.jsonl and metrics.csv of a run folder (rank 0 only). A line is in the file at once, whole or not at all; a
-// full disk or a closed pipe never stops training: lines are dropped and counted. The CSV has the columns of the first
-// training line and holds training lines only; a value that is not finite or not there is an empty cell.
+// metrics.jsonl and metrics.csv of a run folder (rank 0 only). A line is in the file at once, whole or not at all. One
+// that cannot be written, as on a full disk, waits in memory for the next attempt: nothing is dropped. The CSV has the
+// columns of the first training line and holds training lines only; a value that is not finite or not there is an empty
+// cell.
 class MetricsWriter {
  public:
   // Resume: lines of steps after `last_step` (and a torn last line) are cut from both files, so no step appears twice.
@@ -38,13 +40,24 @@ class MetricsWriter {
 
   void write_train(const MetricsLine& line);
   void write_validation(const MetricsLine& line);
-  int64_t dropped_lines() const { return dropped_; }  // of both files together
+  // All lines so far are on the disk when it returns.   Errors: IoError naming the file and what the system said.
+  void flush();
+
+  int64_t waiting_lines() const { return static_cast<int64_t>(jsonl_->waiting.size() + csv_->waiting.size()); }
+  int64_t last_validation_step() const { return last_validation_step_; }  // 0: none
 
  private:
-  bool append(LineFile& file, const std::string& text);
-  std::optional<LineFile> jsonl_, csv_;
+  // A file, and lines that it has not taken yet, oldest first.
+  struct Lines {
+    explicit Lines(const std::string& path) : file(path) {}
+    void append(std::string line);
+    bool write_waiting();  // false if some are left; errno then says why
+    LineFile file;
+    std::deque<std::string> waiting;
+  };
+  std::optional<Lines> jsonl_, csv_;
   std::vector<std::string> columns_;
-  int64_t dropped_ = 0;
+  int64_t last_validation_step_ = 0;
 };
 
 }  // namespace braid

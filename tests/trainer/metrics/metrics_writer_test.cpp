@@ -108,7 +108,7 @@ TEST_F(MetricsWriterTest, CsvHasTheColumnsOfTheFirstTrainingLine) {
   EXPECT_EQ(read("metrics.jsonl"),
             "{\"step\": 1, \"train/loss_lm\": 5.5}\n{\"new\": 3.0, \"train/loss_lm\": null, \"step\": 2}\n"
             "{\"step\": 2, \"val/x/loss\": 4.0}\n");
-  EXPECT_EQ(writer.dropped_lines(), 0);
+  EXPECT_EQ(writer.waiting_lines(), 0);
 }
 
 TEST_F(MetricsWriterTest, ResumeCutsLaterStepsAndATornLastLine) {
@@ -163,15 +163,56 @@ TEST_F(MetricsWriterTest, ATornHeaderIsWrittenAgain) {
   EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n");
 }
 
-TEST_F(MetricsWriterTest, AFailingFileDropsAndCountsLines) {
+TEST_F(MetricsWriterTest, AnUnreadableLineStaysAndSoDoTheGoodOnesBehindIt) {
+  {
+    MetricsWriter writer(dir_, 0);
+    for (int64_t step = 1; step <= 4; ++step) writer.write_train(train_line(step, 5.0));
+  }
+  for (const char* name : {"metrics.jsonl", "metrics.csv"}) {
+    std::string text = read(name);
+    const size_t second = text.find('\n', text.find("2")) - 4;  // within the line of step 2
+    text[second] = '\1';
+    text[second - 1] = '{';
+    std::ofstream(path(name), std::ios::binary) << text;
+  }
+  const std::string jsonl = read("metrics.jsonl"), csv = read("metrics.csv");
+  MetricsWriter writer(dir_, 3);
+  EXPECT_EQ(read("metrics.jsonl"), jsonl.substr(0, jsonl.find("{\"step\": 4")));
+  EXPECT_EQ(read("metrics.csv"), csv.substr(0, csv.find("4,")));
+}
+
+TEST_F(MetricsWriterTest, KnowsTheStepOfTheLastValidation) {
+  EXPECT_EQ(MetricsWriter(dir_, 0).last_validation_step(), 0);
+  {
+    MetricsWriter writer(dir_, 0);
+    for (int64_t step = 1; step <= 4; ++step) {
+      writer.write_train(train_line(step, 5.0));
+      MetricsLine validation;
+      validation.set("step", step);
+      validation.set("val/x/loss", 4.0);
+      if (step % 2 == 0) writer.write_validation(validation);
+    }
+  }
+  EXPECT_EQ(MetricsWriter(dir_, 4).last_validation_step(), 4);
+  EXPECT_EQ(MetricsWriter(dir_, 3).last_validation_step(), 2);
+}
+
+TEST_F(MetricsWriterTest, WhatAFailingFileDoesNotTakeIsAnErrorOfFlush) {
   fs::create_symlink("/dev/full", path("metrics.jsonl"));
   MetricsWriter writer(dir_, 0);
   for (int64_t step = 1; step <= 3; ++step) writer.write_train(train_line(step, 5.0));
-  EXPECT_EQ(writer.dropped_lines(), 3);
+  EXPECT_EQ(writer.waiting_lines(), 3);
   EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n2,5.0\n3,5.0\n");
+  try {
+    writer.flush();
+    FAIL();
+  } catch (const IoError& e) {
+    EXPECT_EQ(std::string(e.what()),
+              path("metrics.jsonl") + ": 3 lines of metrics cannot be written: No space left on device");
+  }
 }
 
-TEST_F(MetricsWriterTest, ADroppedFirstLineDoesNotLoseTheHeader) {
+TEST_F(MetricsWriterTest, LinesThatFoundNoRoomAreWrittenOnceThereIsSome) {
   // A limit on the file's size is a disk that is full.
   MetricsWriter writer(dir_, 0);
   rlimit before;
@@ -181,15 +222,17 @@ TEST_F(MetricsWriterTest, ADroppedFirstLineDoesNotLoseTheHeader) {
   tight.rlim_cur = 20;
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &tight), 0);
   writer.write_train(train_line(1, 5.0));
+  EXPECT_THROW(writer.flush(), IoError);
   EXPECT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
   std::signal(SIGXFSZ, old_handler);
-  EXPECT_EQ(writer.dropped_lines(), 2);
+  EXPECT_EQ(writer.waiting_lines(), 2);
   EXPECT_EQ(read("metrics.jsonl"), "") << "a part of a line is left";
 
   writer.write_train(train_line(2, 4.0));
-  EXPECT_EQ(read("metrics.jsonl"), "{\"step\": 2, \"train/loss_lm\": 4.0}\n");
-  EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n2,4.0\n");
-  EXPECT_EQ(writer.dropped_lines(), 2);
+  writer.flush();
+  EXPECT_EQ(read("metrics.jsonl"), "{\"step\": 1, \"train/loss_lm\": 5.0}\n{\"step\": 2, \"train/loss_lm\": 4.0}\n");
+  EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n2,4.0\n");
+  EXPECT_EQ(writer.waiting_lines(), 0);
 }
 
 TEST_F(MetricsWriterTest, SaysWhichFileCannotBeOpened) {
