@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <list>
 #include <string>
@@ -90,7 +91,12 @@ class NcclCommunicator final : public Communicator {
     health_check_ = health_checks.insert(health_checks.end(), [comm = comm_] {
       ncclResult_t state = ncclSuccess;
       check_nccl(ncclCommGetAsyncError(comm, &state), "ncclCommGetAsyncError");
-      check_nccl(state, "NCCL");
+      // What the stream waits for never comes now, and freeing device memory would wait with it: no destructor runs.
+      try {
+        check_nccl(state, "NCCL");
+      } catch (const CommunicationError&) {
+        std::terminate();
+      }
     });
   }
   ~NcclCommunicator() override {

@@ -1,5 +1,7 @@
 #include "kernels/cuda/gpu.h"
 
+#include <exception>
+
 #include "kernels/build_config.h"
 #include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
@@ -9,10 +11,42 @@ namespace cuda {
 
 std::string why_no_gpu();  // below; Context asks it too
 
+namespace {
+
+// Errors after which the context answers nothing else any more.
+bool has_lost_device(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorECCUncorrectable: return true;
+    default: return false;
+  }
+}
+
+// Ends the program through its terminate handler, with this error, and without running a destructor: those of device
+// memory and streams would call the device again.
+[[noreturn]] void end_with(const EnvironmentError& error) {
+  try {
+    throw error;
+  } catch (const EnvironmentError&) {
+    std::terminate();
+  }
+}
+
+}  // namespace
+
 void check_cuda(cudaError_t result, const char* call) {
   if (result == cudaSuccess) return;
   const std::string message = concat(call, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")");
   if (result == cudaErrorMemoryAllocation) throw OutOfMemoryError(message);
+  if (has_lost_device(result)) end_with(EnvironmentError(message));
   throw EnvironmentError(message);
 }
 
