@@ -31,12 +31,19 @@ double entropy(const std::vector<int64_t>& histogram, int64_t total) {
 
 Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const TokenDataset& dataset,
                     int64_t micro_batch_size, int64_t sequences,
-                    const std::function<void(int64_t rows, int64_t all_rows)>& progress) {
+                    const std::function<void(int64_t rows, int64_t all_rows)>& progress,
+                    const std::function<bool()>& leave) {
+  Evaluation result;
+  result.name = dataset.name();
   const int64_t rows = sequences > 0 ? std::min(sequences, dataset.size()) : dataset.size();
   const int64_t row_tokens = model.num_tokens() / micro_batch_size, stride = micro_batch_size * mesh.size();
   double loss_sum = 0;
   std::vector<int64_t> histogram(model.config().vocab_size, 0);
   for (int64_t first = mesh.rank() * micro_batch_size; first - mesh.rank() * micro_batch_size < rows; first += stride) {
+    if (leave && leave()) {
+      result.complete = false;
+      return result;
+    }
     Batch batch;
     for (int64_t row = first; row < first + micro_batch_size; ++row) {
       if (row < rows) dataset.append_row(row, batch);
@@ -52,8 +59,6 @@ Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const T
   mesh.world().all_reduce(ctx, Tensor::of(&loss_sum, {1}), ReduceOp::kSum);
   mesh.world().all_reduce(ctx, Tensor::of(histogram.data(), {static_cast<int64_t>(histogram.size())}), ReduceOp::kSum);
 
-  Evaluation result;
-  result.name = dataset.name();
   for (int64_t count : histogram) result.targets += count;
   if (result.targets > 0) {
     result.loss = loss_sum / double(result.targets);

@@ -1,4 +1,8 @@
+#include <poll.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -12,6 +16,7 @@
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/cli/suggestion.h"
+#include "trainer/run/error_record.h"
 
 namespace {
 
@@ -20,10 +25,17 @@ namespace {
 [[noreturn]] void fail(int exit_code, const std::string& message, bool on_every_rank = false) {
   const int rank = braid::world_rank();
   if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(on_every_rank ? 10 : 1));
+  if (rank == 0 || !on_every_rank) braid::record_error(static_cast<braid::ExitCode>(exit_code), message);
   std::fflush(stdout);
   std::fprintf(stderr, "braid: %s%s\n", rank != 0 ? braid::concat("rank ", rank, ": ").c_str() : "", message.c_str());
   std::fflush(stderr);
   braid::end_process(exit_code);
+}
+
+// Of standard output, where that is a pipe.
+bool reader_is_gone() {
+  pollfd end = {STDOUT_FILENO, POLLOUT, 0};
+  return poll(&end, 1, 0) > 0 && (end.revents & (POLLERR | POLLHUP)) != 0;
 }
 
 // Ends the job as the exception in flight says.
@@ -78,8 +90,14 @@ int main(int argc, char** argv) {
     if (std::current_exception()) fail_as_thrown();
     std::abort();
   });
+  // A reader that goes and a file that may not grow are errors of the call that meets them.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
-    return action();
+    const int exit_code = action();
+    if ((std::fflush(stdout) != 0 || std::ferror(stdout)) && !reader_is_gone())
+      throw braid::IoError("standard output cannot be written");
+    return exit_code;
   } catch (...) {
     fail_as_thrown();
   }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "parallel/failpoint.h"
+
 namespace braid {
 namespace {
 
@@ -58,7 +60,7 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
     model.numbers().collect(ctx);
   }
 
-  double loss_sums[] = {sums.lm, sums.mtp};
+  double loss_sums[] = {with_fault("loss", sums.lm), sums.mtp};
   mesh.world().all_reduce(ctx, Tensor::of(loss_sums, {2}), ReduceOp::kSum);
   StepResult result;
   result.loss_lm = ratio(loss_sums[0], counts.lm_targets);
@@ -73,10 +75,12 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
     for (const NamedNumber& norm : parameters.norms_by_name(ctx))
       result.numbers.push_back({concat(LogSection::kGradNorms, '/', norm.name), norm.value});
   const double loss = result.loss_lm + result.loss_mtp + result.balance.loss + result.balance.z_loss;
-  check<NumericsError>(std::isfinite(loss), "step ", step, ": the loss is not finite (lm ", result.loss_lm, ", mtp ",
-                       result.loss_mtp, ", balance ", result.balance.loss, "); no update was applied");
-  check<NumericsError>(std::isfinite(result.grad_norm), "step ", step, ": the gradient norm is ", result.grad_norm,
-                       "; no update was applied");
+  if (!std::isfinite(loss))
+    result.problem = concat("step ", step, ": the loss is not finite (lm ", result.loss_lm, ", mtp ", result.loss_mtp,
+                            ", balance ", result.balance.loss, ")");
+  else if (!std::isfinite(result.grad_norm))
+    result.problem = concat("step ", step, ": the gradient norm is ", result.grad_norm);
+  if (!result.problem.empty()) return result;
 
   result.lr = c.optimizer.lr * lr_factor(c.schedule, step, c.run.steps);
   const double max_norm = c.optimizer.max_grad_norm;

@@ -11,13 +11,14 @@ struct StepResult {
   BalanceReport balance;
   std::vector<NamedNumber> numbers;  // those that log.metrics asks for
   double grad_norm = 0, lr = 0;
-  int64_t tokens = 0;  // valid tokens of the global batch
+  int64_t tokens = 0;   // valid tokens of the global batch
+  std::string problem;  // why no update was applied; empty if one was
 };
 
 // One optimizer update, number `step` (1 = first), on the micro-batches of this rank. Every loss is a mean over the
 // valid tokens of the global batch, known before the first backward; gradients are summed and never divided, so the
-// result does not depend on ranks, micro-batches or masks. Errors: NumericsError if a loss or the gradient norm is not
-// finite, on every rank and before any weight has changed.
+// result does not depend on ranks, micro-batches or masks. If a loss or the gradient norm is not finite, no weight has
+// changed and the result says so, on every rank.
 StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& batches, const ProcessMesh& mesh,
                       const RunConfig& c, int64_t step);
 

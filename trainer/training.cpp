@@ -1,5 +1,7 @@
 #include "trainer/training.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -9,9 +11,12 @@
 
 #include "data/batch_stream.h"
 #include "kernels/build_info.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/sha256.h"
 #include "kernels/matmul_algorithms.h"
+#include "parallel/failpoint.h"
+#include "parallel/progress.h"
 #include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/device_slices.h"
@@ -19,14 +24,18 @@
 #include "trainer/config/config_visit.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
+#include "trainer/metrics/background.h"
 #include "trainer/metrics/console.h"
 #include "trainer/metrics/expert_loads.h"
 #include "trainer/metrics/metrics_writer.h"
 #include "trainer/metrics/run_events.h"
 #include "trainer/metrics/tensorboard_writer.h"
+#include "trainer/replica_check.h"
 #include "trainer/run/agreement.h"
+#include "trainer/run/error_record.h"
 #include "trainer/run/run_folder.h"
 #include "trainer/run/stop_signal.h"
+#include "trainer/run/watchdog.h"
 #include "trainer/run_tokenizer.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
@@ -122,14 +131,23 @@ std::FILE* log_of(ConsoleStyle style) {
 
 // What rank 0 does beside computing: run folder, files, console. The other ranks have none.
 struct Front {
-  Front(const RunConfig& config, ConsoleStyle style) : folder(config.run.dir), console(stdout, style) {}
+  Front(const RunConfig& config, ConsoleStyle style)
+      : folder(config.run.dir), console(stdout, style, [this](std::string text) { pump.write(std::move(text)); }) {}
   RunFolder folder;
+  TextPump pump{STDOUT_FILENO};
   Console console;
   std::unique_ptr<MetricsWriter> metrics;
   std::unique_ptr<ExpertLoadsWriter> loads;
   std::unique_ptr<TensorBoardWriter> tensorboard;  // if log.tensorboard
+  Background files;  // writes all of them; it ends, with all its work done, before they do
 
-  // In every file. One that takes no more is given up, and that is said once.
+  // All metrics so far are on the disk, so that a checkpoint never holds a step that they lack.
+  void flush() {
+    files.wait();
+    metrics->flush();
+  }
+
+  // In every file, beside the metrics. One that takes no more is given up, and that is said once.
   void write(const MetricsLine& line, const ExpertLoads* expert_loads) {
     bool ok = !tensorboard || tensorboard->write(line);
     if (expert_loads && tensorboard)
@@ -176,14 +194,23 @@ class TrainingRun {
  public:
   TrainingRun(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
               SelfCheck self_check, ConsoleStyle style)
-      : ctx_(ctx), mesh_(mesh), config_(config), state_(config, mesh) {
+      : ctx_(ctx), mesh_(mesh), config_(config), board_(ctx, mesh.world()), state_(config, mesh) {
+    overrides_ = resume.overrides;
     open_run_folder(resume, style);
+    set_error_folder(config.run.dir);
+    if (config.run.hang_timeout > 0)
+      watchdog_.emplace(board_, config.run.hang_timeout,
+                        mesh.size() > 1 ? Watchdog::Launcher::kIsWatched : Watchdog::Launcher::kMayGo,
+                        [dir = config.run.dir](const std::string& verdict, const ProgressBoard& board, bool speaks) {
+                          end_of_hang(dir, verdict, board, speaks);
+                        });
     open_data();
     start_on_device(ctx, mesh, config, self_check, log_of(style));
     const std::string ranks = table_of_ranks(ctx, mesh.world(), device_text(ctx));
     say("ranks:\n" + ranks);
     state_.allocate(ctx);
-    if (resume.resume) load(resume);
+    const std::string checkpoint = resume.resumes() ? checkpoint_to_resume(resume) : "";
+    if (!checkpoint.empty()) load(checkpoint);
     else if (!config.init.from.empty()) load_initial_weights();
     else state_.initialize(ctx);
     if (front_) {
@@ -197,29 +224,46 @@ class TrainingRun {
 
   ExitCode run() {
     BatchStream stream(train_data_, batch_plan(config_, mesh_), step_);
-    StopSignal signals;
+    StopRequests stop(config_.run.dir, config_.run.time_limit, front_.has_value());
+    stop_ = &stop;
     double waited = 0;
     const int64_t first_step = step_;
+    // One that was due when the run stopped.
+    const bool owes_evaluation = front_ && front_->metrics->last_validation_step() < step_;
+    if (step_ > 0 && is_due(config_.eval.interval_steps) && any_rank(ctx_, mesh_.world(), owes_evaluation) &&
+        !evaluate_all())
+      return leave_on_request();
     while (step_ < config_.run.steps) {
       const auto start = Clock::now();
+      enter_phase(Phase::kData, step_ + 1);
+      fault_point("data");
       const StepBatches batches = stream.next_step();
-      const StepResult result = train_step(ctx_, state_, batches, mesh_, config_, step_ + 1);
+      enter_phase(Phase::kStep);
+      fault_point("step.begin");
+      const StepResult result = guarded_step(batches);
       step_ += 1;
       tokens_ += result.tokens;
-      report(result, seconds_since(start), stream.wait_seconds() - waited);
+      step_seconds_ = seconds_since(start);
+      RankProgress& progress = own_progress();
+      progress.longest_step_ms =
+          std::max<int64_t>(progress.longest_step_ms, static_cast<int64_t>(step_seconds_ * 1e3) + 1);
+      report(result, step_seconds_, stream.wait_seconds() - waited);
       waited = stream.wait_seconds();
       if (step_ == first_step + 1) say_what_is_not_tuned();
+      const int64_t replicas = config_.run.check_replicas_interval;
+      if (replicas > 0 && step_ % replicas == 0) check_replicas(ctx_, mesh_, config_.model, state_.model.weights());
 
-      const bool stop = any_rank(ctx_, mesh_.world(), StopSignal::received() != 0);
-      if (!stop && is_due(config_.eval.interval_steps)) evaluate_all();
-      if (stop || is_due_or_last(config_.checkpoint.interval_steps)) save();
-      if (stop && step_ < config_.run.steps) {
-        say(concat("stopped on request after step ", step_, "; go on with --resume"));
-        note("stopped", "on request");
-        return ExitCode::kStoppedOnRequest;
-      }
+      bool stops = asked_to_stop();
+      if (!stops && is_due(config_.eval.interval_steps)) stops = !evaluate_all();
+      if (stops || is_due_or_last(config_.checkpoint.interval_steps)) save();
+      if (stops && (step_ < config_.run.steps || config_.eval.interval_steps > 0)) return leave_on_request();
     }
+    flush_metrics();
     note("finished", concat("after ", step_, " steps"));
+    if (front_) {
+      const std::string lost = front_->pump.finish(std::chrono::seconds(10));
+      check<IoError>(lost.empty(), "the run is complete, but of its output ", lost);
+    }
     return ExitCode::kDone;
   }
 
@@ -247,19 +291,104 @@ class TrainingRun {
     return sha256(text);
   }
 
+  // A loss or gradient that is not finite is never applied. The step is computed once more: if it is finite then, a
+  // device or a memory failed, and the run goes on as if nothing had been; otherwise the step is left out. Every rank
+  // decides alike, as all have the same result.   Errors: NumericsError after kSkipsInARow such steps in a row, or more
+  // than kSkips of the last kWindow.
+  StepResult guarded_step(const StepBatches& batches) {
+    constexpr int64_t kSkipsInARow = 3, kSkips = 10, kWindow = 1000;
+    Tensor& counts = state_.balance.previous_counts();  // all that a step changes beside weights and moments
+    std::vector<int64_t> before(static_cast<size_t>(counts.numel()));
+    copy(ctx_, Tensor(before.data(), counts.dtype(), counts.shape()), counts);
+    const int64_t step = step_ + 1;
+    for (const bool again : {false, true}) {
+      StepResult result = train_step(ctx_, state_, batches, mesh_, config_, step);
+      if (fault_point("optim").kind == FaultKind::kFlip) flip_a_weight();
+      if (result.problem.empty()) {
+        if (again) {
+          say(concat(
+              "step ", step,
+              " is finite when it is computed again: a device or a memory failed, and the result was thrown away"));
+          note("transient_fault", "a result that was not finite was finite when it was computed again");
+        }
+        return result;
+      }
+      copy(ctx_, counts, Tensor(before.data(), counts.dtype(), counts.shape()));
+      if (!again) {
+        say(result.problem + "; it is computed again");
+        continue;
+      }
+      skipped_.push_back(step);
+      std::erase_if(skipped_, [&](int64_t s) { return s <= step - kWindow; });
+      const auto in_a_row =
+          std::count_if(skipped_.begin(), skipped_.end(), [&](int64_t s) { return s > step - kSkipsInARow; });
+      check<NumericsError>(in_a_row < kSkipsInARow && static_cast<int64_t>(skipped_.size()) <= kSkips, result.problem,
+                           ", also when computed again; no update was applied, and ", skipped_.size(), " of the last ",
+                           std::min(step, kWindow), " steps were like this");
+      say(result.problem + ", also when computed again; the step is left out");
+      note("skipped_step", result.problem);
+      return result;
+    }
+    return {};
+  }
+
+  // For tests of check_replicas.
+  void flip_a_weight() {
+    bool done = false;
+    state_.model.weights().visit(config_.model, [&](const std::string&, Tensor& tensor, const Shape&, Owner, Init,
+                                                    Decay, const PackedRows& = {}) {
+      if (!std::exchange(done, true) && tensor.device() == Device::kCpu)
+        *static_cast<unsigned char*>(tensor.raw()) ^= 4;
+    });
+  }
+
+  // The same answer on every rank. What is left to do then takes a step and a save; before the first save that is a
+  // guess.
+  bool asked_to_stop() {
+    const double leave =
+        step_seconds_ + (save_seconds_ > 0 ? save_seconds_ : std::min(60.0, config_.run.time_limit / 10));
+    const bool said = stop_said_;
+    const std::string& reason = stop_->agreed(ctx_, mesh_.world(), leave);
+    if (reason.empty()) return false;
+    stop_said_ = true;
+    if (!said)
+      say(concat(
+          "asked to stop by ", reason, ": saving after step ", step_,
+          save_seconds_ > 0 ? concat(", which took ", Console::format_duration(save_seconds_), " last time") : ""));
+    return true;
+  }
+
+  ExitCode leave_on_request() {
+    stop_->forget_file();
+    say(concat("stopped on request after step ", step_, "; go on with --resume"));
+    note("stopped", concat("asked by ", stop_->agreed(ctx_, mesh_.world(), 0)));
+    if (front_) {
+      const std::string lost = front_->pump.finish(std::chrono::seconds(2));
+      if (!lost.empty()) note("output", "of the console " + lost);
+    }
+    return ExitCode::kStoppedOnRequest;
+  }
+
+  void flush_metrics() {
+    from_first_rank(ctx_, mesh_.world(), [&] {
+      front_->flush();
+      return std::string();
+    });
+  }
+
   std::string checkpoint_folder() const { return config_.run.dir + "/checkpoints"; }
 
   void open_run_folder(const ResumeFrom& resume, ConsoleStyle style) {
     from_first_rank(ctx_, mesh_.world(), [&] {
       front_.emplace(config_, style);
-      check<RunFolderError>(resume.resume || !front_->folder.has_run(), config_.run.dir,
+      check<RunFolderError>(resume.resumes() || !front_->folder.has_run(), config_.run.dir,
                             ": the folder already holds a run; go on with --resume or choose another run.dir");
       return std::string();
     });
     check_folder_is_shared(ctx_, mesh_.world(), config_.run.dir);
     from_first_rank(ctx_, mesh_.world(), [&] {
-      const auto on_disk = resume.resume ? ShardsOnDisk::kKeep : ShardsOnDisk::kCheck;
-      if (!resume.resume) check_no_leak(config_);
+      const auto on_disk = resume.resumes() ? ShardsOnDisk::kKeep : ShardsOnDisk::kCheck;
+      if (!resume.resumes()) check_no_leak(config_);
       if (const int64_t again = prepare_shards(config_.data, config_.run.dir, on_disk); again > 0)
         say(concat(again, " text files were met twice, by a link or a second name, and are taken once"));
       return std::string();
@@ -314,15 +443,37 @@ class TrainingRun {
       note("changed", concat(d.key, " from ", d.before, " to ", d.after));
     }
     for (const std::string& text : schedule_notes_) say(text);
+    if (overrides_.empty() || step_ == 0) return;
+    MetricsLine marked;  // behind the last step before the change
+    marked.set("step", step_);
+    for (const ConfigDifference& d : changed_)
+      if (std::find(overrides_.begin(), overrides_.end(), d.key) != overrides_.end()) {
+        char* end = nullptr;
+        const double value = std::strtod(d.after.c_str(), &end);
+        marked.set("override/" + d.key, *end == '\0' ? value : 1.0);
+      }
+    if (marked.fields().size() > 1) front_->metrics->write_validation(marked);
   }
 
-  void load(const ResumeFrom& resume) {
-    const std::string path = from_first_rank(ctx_, mesh_.world(), [&] {
+  // The checkpoint to go on from, as rank 0 finds it; empty: the run starts from the beginning, as it ended before its
+  // first.
+  std::string checkpoint_to_resume(const ResumeFrom& resume) {
+    return from_first_rank(ctx_, mesh_.world(), [&] {
       if (!resume.checkpoint.empty()) return resume.checkpoint;
       const auto checkpoints = list_checkpoints(checkpoint_folder());
-      check<CheckpointError>(!checkpoints.empty(), checkpoint_folder(), ": no checkpoint to resume from");
-      return checkpoints.back().path;
+      if (!checkpoints.empty()) return checkpoints.back().path;
+      const bool begun = front_->folder.has_run();
+      check<CheckpointError>(resume.mode == ResumeMode::kAuto || (begun && resume.mode == ResumeMode::kNewest),
+                             checkpoint_folder(),
+                             ": no checkpoint to resume from; --resume=auto starts where there is none");
+      if (begun) say(config_.run.dir + ": the run ended before its first checkpoint, so it starts from the beginning");
+      return std::string();
     });
+  }
+
+  void load(const std::string& path) {
+    enter_phase(Phase::kLoad);
+    fault_point("load");
     const CheckpointReader reader(ctx_, mesh_.world(), path);
     const CheckpointInfo& info = reader.info();
     RunConfig stored;
@@ -330,7 +481,7 @@ class TrainingRun {
       check<CheckpointError>(info.step > 0, path,
                              ": holds weights alone, no state of a run to go on with: start a run with init.from");
       stored = read_config_text(info.config_yaml, path);
-      check_resume_config(stored, config_, path);
+      check_resume_config(stored, config_, path, {info.num_ranks, mesh_.size(), overrides_});
       check<CheckpointError>(is_same_data(info.data_digest, data_digest_), path,
                              ": the run was trained on other data (or other shards of it) than data.sources now names");
       check<CheckpointError>(info.step <= config_.run.steps, path, ": is after step ", info.step, ", run.steps is ",
@@ -366,10 +517,12 @@ class TrainingRun {
   void report(const StepResult& result, double seconds, double wait_seconds) {
     if (!front_) return;
     const MetricsLine line = training_line(step_, tokens_, result, config_, seconds, wait_seconds);
-    front_->metrics->write_train(line);
     const bool with_loads = ExpertLoadsWriter::is_due(step_, config_.run.steps);
-    const ExpertLoads loads = with_loads ? expert_loads(step_, result, config_) : ExpertLoads();
-    front_->write(line, with_loads ? &loads : nullptr);
+    front_->files.post([front = &*front_, line, with_loads,
+                        loads = with_loads ? expert_loads(step_, result, config_) : ExpertLoads()] {
+      front->metrics->write_train(line);
+      front->write(line, with_loads ? &loads : nullptr);
+    });
     front_->console.metrics(line.to_json());
     ConsoleStep shown;
     shown.step = step_;
@@ -385,24 +538,36 @@ class TrainingRun {
     front_->console.step(shown, is_due_or_last(config_.log.interval_steps));
   }
 
-  void evaluate_all() {
+  // False if it was left because the run is to stop; nothing is reported then.
+  bool evaluate_all() {
+    enter_phase(Phase::kEvaluation);
+    fault_point("eval");
     std::vector<Evaluation> evaluations;
     for (const TokenDataset& data : validation_data_) {
-      evaluations.push_back(
-          evaluate(ctx_, state_.model, mesh_, data, config_.train.micro_batch_size, config_.eval.sequences));
-      const Evaluation& e = evaluations.back();
+      evaluations.push_back(evaluate(ctx_, state_.model, mesh_, data, config_.train.micro_batch_size,
+                                     config_.eval.sequences, {}, [this] { return asked_to_stop(); }));
+      if (!evaluations.back().complete) return false;
+    }
+    for (const Evaluation& e : evaluations) {
       if (e.targets > 0)
         say(concat("step ", step_, ": held-out loss of ", e.name, " ", four_decimals(e.loss), " (unigram entropy ",
                    four_decimals(e.unigram_entropy), ")"));
     }
-    if (!front_) return;
+    if (!front_) return true;
     const MetricsLine line = validation_line(step_, evaluations);
-    front_->metrics->write_validation(line);
-    front_->write(line, nullptr);
+    front_->files.post([front = &*front_, line] {
+      front->metrics->write_validation(line);
+      front->write(line, nullptr);
+    });
     front_->console.metrics(line.to_json());
+    return true;
   }
 
   void save() {
+    const auto start = Clock::now();
+    enter_phase(Phase::kSave);
+    fault_point("save");
+    flush_metrics();
     CheckpointInfo info;
     info.step = step_;
     info.tokens = tokens_;
@@ -416,35 +581,71 @@ class TrainingRun {
     const std::string path = save_checkpoint(ctx_, mesh_.world(), checkpoint_folder(), info, host.slices());
     say("saved " + path);
     if (front_) prune_checkpoints(checkpoint_folder(), config_.checkpoint.keep);
+    save_seconds_ = seconds_since(start);
   }
 
   Context& ctx_;
   const ProcessMesh& mesh_;
   const RunConfig& config_;
+  ProgressBoard board_;
   TrainingState state_;
   std::optional<Front> front_;
   std::vector<TokenDataset> train_data_, validation_data_;
   std::string data_digest_;
+  std::vector<std::string> overrides_;
   std::vector<ConfigDifference> changed_;  // since the checkpoint that a resume goes on from
   std::vector<std::string> schedule_notes_;
   int64_t step_ = 0, tokens_ = 0;
+  std::optional<Watchdog> watchdog_;
+  std::vector<int64_t> skipped_;  // steps without an update, of the last kWindow
+  StopRequests* stop_ = nullptr;
+  bool stop_said_ = false;
+  double step_seconds_ = 0, save_seconds_ = 0;  // of the last one
 };
 
 }  // namespace
 
-void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path) {
-  static const char* const kFreePrefixes[] = {
+void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
+                         const ResumeRules& rules) {
+  static const std::vector<std::string> kFree = {
       "run.",        "device", "allow_slow",  "parallel.",           "train.micro_batch_size",
       "eval.",       "log.",   "checkpoint.", "data.prefetch_steps",
       "init.from",      // the weights that came from there are in the checkpoint
       "data.sources"};  // the data itself is compared by its digest
+  static const std::vector<std::string> kOnPurpose = {"optimizer.lr", "schedule.", "train.global_batch_size",
+                                                      "balance.", "train.micro_batch_size"};
+  const auto begins_with_one_of = [](const std::string& key, const std::vector<std::string>& prefixes) {
+    return std::any_of(prefixes.begin(), prefixes.end(), [&](const auto& prefix) { return key.starts_with(prefix); });
+  };
+  const auto is_overridden = [&](const std::string& key) {
+    return std::find(rules.overrides.begin(), rules.overrides.end(), key) != rules.overrides.end();
+  };
+  for (const std::string& key : rules.overrides)
+    check<ConfigError>(begins_with_one_of(key, kOnPurpose), "--override ", key, ": only optimizer.lr, schedule.*, ",
+                       "train.global_batch_size, train.micro_batch_size and balance.* may differ on purpose");
   std::string differing;
   int64_t count = 0;
-  for (const ConfigDifference& d : compare_configs(stored, config)) {
-    const bool is_free = std::any_of(std::begin(kFreePrefixes), std::end(kFreePrefixes),
-                                     [&](const char* prefix) { return d.key.rfind(prefix, 0) == 0; });
-    if (is_free) continue;
-    if (++count <= 3) differing += concat(count > 1 ? ", " : "", d.key, " was ", d.before, " and is ", d.after);
+  const auto add = [&](const std::string& text) {
+    if (++count <= 3) differing += (count > 1 ? ", " : "") + text;
+  };
+  for (const ConfigDifference& d : compare_configs(stored, config))
+    if (!begins_with_one_of(d.key, kFree) && !is_overridden(d.key))
+      add(concat(d.key, " was ", d.before, " and is ", d.after,
+                 begins_with_one_of(d.key, kOnPurpose) ? concat(" (on purpose: --override ", d.key, ")") : ""));
+  // Keys of the layout that the balance loss counts by.
+  const BalanceConfig& balance = config.balance;
+  const int64_t micro_before = stored.train.micro_batch_size, micro_now = config.train.micro_batch_size;
+  const bool by_micro_batch =
+      balance.scope == BalanceScope::kMicroBatch ||
+      (balance.scope == BalanceScope::kGlobalBatch && balance.counts == BalanceCounts::kRunning);
+  const bool by_ranks = balance.scope == BalanceScope::kGlobalBatch && balance.counts == BalanceCounts::kRunning;
+  if (balance.loss_weight != 0 && !is_overridden("train.micro_batch_size")) {
+    const std::string why = concat(", which the balance loss counts by (balance.scope ", name_of_enum(balance.scope),
+                                   ", balance.counts ", name_of_enum(balance.counts), ")");
+    if (by_micro_batch && micro_before != micro_now)
+      add(concat("train.micro_batch_size was ", micro_before, " and is ", micro_now, why));
+    else if (by_ranks && rules.stored_ranks != rules.num_ranks)
+      add(concat("the number of ranks was ", rules.stored_ranks, " and is ", rules.num_ranks, why));
   }
   check<CheckpointError>(count == 0, checkpoint_path, ": made with another config: ", differing,
                          count > 3 ? ", …" : "");

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <string>
+#include <vector>
 
 #include "kernels/core/context.h"
 #include "parallel/process_mesh.h"
@@ -10,9 +12,24 @@
 
 namespace braid {
 
+// What a start does with a run folder that holds something, and with one that does not.
+enum class ResumeMode {
+  kNo,      // a folder that holds a run is refused
+  kNewest,  // goes on from the newest checkpoint; from the beginning if the run ended before its first
+  kAuto,    // as kNewest, and starts where there is nothing
+  kStrict,  // the newest checkpoint or none
+};
+template <>
+struct EnumNames<ResumeMode> {
+  static constexpr std::array kNames = {"no", "newest", "auto", "strict"};
+};
+
 struct ResumeFrom {
-  bool resume = false;
+  ResumeMode mode = ResumeMode::kNo;
   std::string checkpoint;  // a step folder; empty: the newest one of the run folder
+  std::vector<std::string>
+      overrides;  // keys that may differ from the checkpoint's, out of those that may differ on purpose
+  bool resumes() const { return mode != ResumeMode::kNo; }
 };
 
 // A whole run: data, model, steps, evaluation, metrics, checkpoints. Called by every rank; rank 0 owns the run folder.
@@ -20,9 +37,16 @@ struct ResumeFrom {
 ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
                       SelfCheck self_check, ConsoleStyle console = ConsoleStyle::kText);
 
-// Throws CheckpointError naming the first keys that differ if a run with `config` may not go on from a checkpoint whose
-// run had `stored`: every key that changes what is computed must be the same. Keys of layout, paths, saving, evaluation
-// and logging, and the number of steps, are free.
-void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path);
+// Throws CheckpointError naming the first keys that differ if a run with `config` on num_ranks may not go on from a
+// checkpoint whose run had `stored`: every key that changes what is computed must be the same, those in `overrides`
+// excepted. Keys of layout, paths, saving, evaluation and logging, and the number of steps, are free;
+// train.micro_batch_size and the ranks only where balance losses do not count by them. Learning rate and schedule,
+// batch size and balance settings may be in `overrides`; others there are a ConfigError.
+struct ResumeRules {
+  int64_t stored_ranks = 1, num_ranks = 1;
+  std::vector<std::string> overrides;
+};
+void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
+                         const ResumeRules& rules = {});
 
 }  // namespace braid

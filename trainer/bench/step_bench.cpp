@@ -79,6 +79,7 @@ StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfi
     mesh.world().barrier(ctx);
     const auto start = Clock::now();
     const StepResult r = train_step(ctx, state, batches, mesh, config, step);
+    check<NumericsError>(r.problem.empty(), r.problem, "; no update was applied");
     ctx.synchronize();
     int64_t nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
     mesh.world().all_reduce(ctx, Tensor::of(&nanoseconds, {1}), ReduceOp::kMax);

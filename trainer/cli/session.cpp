@@ -10,6 +10,7 @@
 #include "kernels/build_config.h"
 #include "parallel/mpi_session.h"
 #include "parallel/nccl_communicator.h"
+#include "parallel/progress.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/run/agreement.h"
 
@@ -59,7 +60,7 @@ bool use_gpu(const RunConfig& config, Communicator& world) {
 
 std::unique_ptr<Communicator> open_world() {
   if (!MpiSession::launched_by_mpi()) return make_local_communicator();
-  std::unique_ptr<Communicator> world = start_mpi().world();
+  std::unique_ptr<Communicator> world = with_progress(start_mpi().world());
   Context cpu = Context::cpu();
   check_agreement(cpu, *world, program_facts(MpiSession::library()));
   return world;
@@ -71,7 +72,8 @@ std::unique_ptr<Machine> open_machine(const RunConfig& config, std::unique_ptr<C
   const int local_rank = mpi_session ? mpi_session->local_rank() : 0;
   machine->ctx = Context::gpu(local_rank % Context::num_gpus());
   if constexpr (kWithCuda) {
-    if (machine->world->size() > 1) machine->world = make_nccl_communicator(machine->ctx, std::move(machine->world));
+    if (machine->world->size() > 1)
+      machine->world = with_progress(make_nccl_communicator(machine->ctx, std::move(machine->world)));
   }
   return machine;
 }

@@ -8,31 +8,57 @@
 #include "trainer/training.h"
 
 namespace braid {
+namespace {
+
+std::string join(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : " ") + word;
+  return text;
+}
+
+}  // namespace
 
 void add_train_command(CLI::App& app, Action& action) {
   struct Options {
     std::string config;
     std::vector<std::string> overrides;
     ResumeFrom resume;
+    std::string resume_mode;
     bool skip_self_check = false, quiet = false, json = false;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "Train a model. Several ranks: mpirun -n W braid train CONFIG");
   command->add_option("config", options->config, "YAML config")->required();
   command->add_option("overrides", options->overrides, "section.key=value, applied in order");
-  command->add_flag("--resume", options->resume.resume, "go on from the newest checkpoint of run.dir");
+  command
+      ->add_flag(
+          "--resume{newest}", options->resume_mode,
+          "go on from the newest checkpoint of run.dir; --resume=auto: start if there is nothing yet; --resume=strict: "
+          "from that checkpoint and no other")
+      ->check(CLI::IsMember({"newest", "auto", "strict"}));
   command->add_option("--resume-from", options->resume.checkpoint, "go on from this checkpoint folder");
+  command
+      ->add_option("--override", options->resume.overrides,
+                   "with --resume: this key may differ from the checkpoint's: optimizer.lr, schedule.*, "
+                   "train.global_batch_size, balance.*")
+      ->type_name("KEY")
+      ->expected(1);
   command->add_flag("--skip-selfcheck", options->skip_self_check, "do not hold the GPU's kernels to the CPU's first");
   command->add_flag("--quiet", options->quiet, "say nothing but warnings and errors; the files of the run folder tell");
   command->add_flag("--json", options->json, "one JSON object per line instead of text");
   command->callback([options, &action] {
     action = [options] {
-      options->resume.resume |= !options->resume.checkpoint.empty();
+      ResumeFrom& resume = options->resume;
+      resume.mode = options->resume_mode == "auto"                                   ? ResumeMode::kAuto
+                    : options->resume_mode == "strict"                               ? ResumeMode::kStrict
+                    : options->resume_mode == "newest" || !resume.checkpoint.empty() ? ResumeMode::kNewest
+                                                                                     : ResumeMode::kNo;
       std::unique_ptr<Communicator> world = open_world();
       Context cpu = Context::cpu();
       check_agreement(cpu, *world,
-                      {{"--resume", options->resume.resume ? "given" : "not given"},
-                       {"--resume-from", options->resume.checkpoint},
+                      {{"--resume", name_of_enum(resume.mode)},
+                       {"--resume-from", resume.checkpoint},
+                       {"--override", join(resume.overrides)},
                        {"--skip-selfcheck", options->skip_self_check ? "given" : "not given"}});
       const RunConfig config = agree_on_config(cpu, *world, [&] {
         RunConfig read = read_config(options->config, options->overrides);
@@ -47,7 +73,7 @@ void add_train_command(CLI::App& app, Action& action) {
       const ConsoleStyle style = options->quiet  ? ConsoleStyle::kQuiet
                                  : options->json ? ConsoleStyle::kJson
                                                  : ConsoleStyle::kText;
-      return static_cast<int>(run_training(machine->ctx, mesh, config, options->resume, self_check, style));
+      return static_cast<int>(run_training(machine->ctx, mesh, config, resume, self_check, style));
     };
   });
 }

@@ -40,10 +40,19 @@ constexpr DType dtype_of_precision(Precision precision) {
 struct RunSection {
   std::string dir;
   int64_t steps = 0;
+  double time_limit = 0;
+  double hang_timeout = 120;
+  int64_t check_replicas_interval = 0;
   template <class Visit>
   void visit(Visit&& key) {
     key("dir", dir, "run folder: metrics, checkpoints, resolved config");
     key("steps", steps, "optimizer updates of the whole run");
+    key("time_limit", time_limit,
+        "seconds after its start at which the program has saved and ended, exit code 75; 0 = none");
+    key("hang_timeout", hang_timeout,
+        "seconds without progress of any rank after which the job ends and the rank to blame is named; 0 = never");
+    key("check_replicas_interval", check_replicas_interval,
+        "steps after which the copies of all weights are compared bit for bit over the ranks; 0 = never");
   }
 };
 

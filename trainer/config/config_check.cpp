@@ -194,6 +194,11 @@ void check_config(const RunConfig& config) {
   check_model_config(config);
   check<ConfigError>(!config.run.dir.empty(), "run.dir is not set, but a run needs a folder for what it writes");
   check_count("run.steps", config.run.steps, 1);
+  check_not_negative("run.time_limit", config.run.time_limit);
+  check_count("run.check_replicas_interval", config.run.check_replicas_interval, 0);
+  const double hang_timeout = config.run.hang_timeout;
+  check_value(hang_timeout == 0 || (hang_timeout >= 1 && hang_timeout <= 1e6), "run.hang_timeout", hang_timeout,
+              "must be 0 or at least 1 second and at most 1e6");
   check_value(config.precision != Precision::kBf16 || config.device != DeviceChoice::kCpu, "precision",
               config.precision, "the CPU computes in fp32 or fp64 only: choose precision fp32 or device cuda");
   check_value(config.precision != Precision::kFp64 || config.device != DeviceChoice::kCuda, "precision",

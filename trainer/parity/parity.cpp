@@ -182,6 +182,7 @@ ParityReport check_training(Context& ctx, const ParityOptions& options) {
     StepBatches batches{step, {}, {}};
     batches.add(reference.batches[step - 1]);
     const StepResult result = train_step(ctx, state, batches, mesh, config, step);
+    check<NumericsError>(result.problem.empty(), result.problem, "; no update was applied");
     losses.push_back(result.loss_lm);
     grad_norms.push_back(result.grad_norm);
   }

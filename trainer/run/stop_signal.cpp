@@ -1,7 +1,12 @@
 #include "trainer/run/stop_signal.h"
 
 #include <csignal>
+#include <filesystem>
 #include <initializer_list>
+#include <system_error>
+#include <utility>
+
+#include "kernels/core/error.h"
 
 namespace braid {
 namespace {
@@ -16,6 +21,23 @@ void remember(int signal) {
   received_signal = signal;
 }
 
+const auto start_of_process = std::chrono::steady_clock::now();
+
+// What one rank tells the others. Above them: numbers of signals.
+constexpr int64_t kGoOn = 0, kTimeLimit = 1, kFile = 2, kSignals = 1000;
+
+std::string text_of(int64_t reason) {
+  switch (reason) {
+    case kGoOn: return "";
+    case kTimeLimit: return "run.time_limit";
+    case kFile: return "the file STOP in the run folder";
+    case kSignals + SIGTERM: return "SIGTERM";
+    case kSignals + SIGINT: return "SIGINT";
+    case kSignals + SIGUSR1: return "SIGUSR1";
+    default: return concat("signal ", reason - kSignals);
+  }
+}
+
 }  // namespace
 
 StopSignal::StopSignal() {
@@ -25,13 +47,44 @@ StopSignal::StopSignal() {
   action.sa_flags = SA_RESTART;  // file writes go on
   sigemptyset(&action.sa_mask);
   for (int signal : {SIGTERM, SIGUSR1, SIGINT}) sigaction(signal, &action, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
 }
 
 StopSignal::~StopSignal() {
-  for (int signal : {SIGTERM, SIGUSR1, SIGINT, SIGPIPE}) std::signal(signal, SIG_DFL);
+  for (int signal : {SIGTERM, SIGUSR1, SIGINT}) std::signal(signal, SIG_DFL);
 }
 
 int StopSignal::received() { return received_signal; }
+
+StopRequests::StopRequests(std::string run_dir, double time_limit_s, bool is_first_rank)
+    : path_(std::move(run_dir) + "/STOP"), time_limit_s_(time_limit_s), is_first_rank_(is_first_rank) {}
+
+double StopRequests::process_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_of_process).count();
+}
+
+int64_t StopRequests::own_reason(double seconds_to_leave) {
+  if (const int signal = StopSignal::received()) return kSignals + signal;
+  if (!is_first_rank_) return kGoOn;
+  constexpr auto kPause = std::chrono::milliseconds(250);  // file systems of many hosts do not like to be asked often
+  const auto now = std::chrono::steady_clock::now();
+  if (now - looked_ >= kPause) {
+    looked_ = now;
+    std::error_code ignored;
+    if (std::filesystem::exists(path_, ignored)) return kFile;
+  }
+  return time_limit_s_ > 0 && process_seconds() + seconds_to_leave >= time_limit_s_ ? kTimeLimit : kGoOn;
+}
+
+const std::string& StopRequests::agreed(Context& ctx, Communicator& world, double seconds_to_leave) {
+  if (!reason_.empty()) return reason_;
+  int64_t reason = own_reason(seconds_to_leave);
+  world.all_reduce(ctx, Tensor::of(&reason, {1}), ReduceOp::kMax);
+  return reason_ = text_of(reason);
+}
+
+void StopRequests::forget_file() const {
+  std::error_code ignored;
+  if (is_first_rank_) std::filesystem::remove(path_, ignored);
+}
 
 }  // namespace braid

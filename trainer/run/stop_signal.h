@@ -1,10 +1,15 @@
 #pragma once
 
+#include <chrono>
+#include <string>
+
+#include "kernels/core/context.h"
+#include "parallel/communicator.h"
+
 namespace braid {
 
-// While it lives, SIGTERM, SIGUSR1 and SIGINT ask for a stop instead of ending the process: the training loop finishes
-// its step, saves and leaves. A second SIGINT ends the process at once. SIGPIPE is ignored: a closed log pipe does not
-// stop training.
+// While it lives, SIGTERM, SIGUSR1 and SIGINT ask for a stop instead of ending the process. A second SIGINT ends the
+// process at once.
 class StopSignal {
  public:
   StopSignal();
@@ -12,6 +17,32 @@ class StopSignal {
   StopSignal(const StopSignal&) = delete;
   StopSignal& operator=(const StopSignal&) = delete;
   static int received();  // number of the signal, 0 if none
+};
+
+// Everything that can ask a run to save and leave: a signal to any rank, a file <run_dir>/STOP, a limit on the time
+// since the process started. Asked between steps and between the micro-batches of an evaluation, by every rank; all get
+// the same answer.
+class StopRequests {
+ public:
+  // time_limit_s: 0 for none.
+  StopRequests(std::string run_dir, double time_limit_s, bool is_first_rank);
+
+  // Why to stop now, as in "SIGTERM"; empty: go on. Once given, an answer stays. seconds_to_leave: what a stop at the
+  // next such moment is expected to need until the run has ended, so that it is over within the limit.
+  const std::string& agreed(Context& ctx, Communicator& world, double seconds_to_leave);
+  // The file has served; a run that goes on must not find it again.
+  void forget_file() const;
+
+  static double process_seconds();  // since the process started
+
+ private:
+  int64_t own_reason(double seconds_to_leave);
+  StopSignal signals_;
+  std::string path_;
+  double time_limit_s_;
+  bool is_first_rank_;
+  std::chrono::steady_clock::time_point looked_{};
+  std::string reason_;
 };
 
 }  // namespace braid

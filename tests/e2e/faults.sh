@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Faults on purpose (BRAID_FAULT): what the guard of the numerics, the comparison of replicas, the watchdog and a resume make of them.
+source "$(dirname "$0")/common.sh" "$@"
+
+common=(precision=fp32 run.steps=12 checkpoint.interval_steps=5 eval.interval_steps=0)
+train 2 "$WORK/golden" "${common[@]}"
+same_state() { same_numbers "$WORK/golden" "$1" "$2"; "$BRAID" ckpt diff "$WORK/golden" "$1" >/dev/null || fail "$2: other weights"; }
+with_fault() {  # with_fault FAULT COMMAND...
+  local fault=$1
+  shift
+  BRAID_FAULT=$fault "$@"
+}
+expect_error 2 "BRAID_FAULT: there is no site 'fwd'" with_fault 'site=fwd,do=kill' "$BRAID" train "$TINY" "run.dir=$WORK/bad"
+expect_error 2 'BRAID_FAULT: do=explode is unknown' with_fault 'site=data,do=explode' "$BRAID" train "$TINY" "run.dir=$WORK/bad"
+
+# G1: a loss that is not finite once is computed again, and the run is the one without the fault
+with_fault 'site=loss,rank=1,nth=7,do=nan' train 2 "$WORK/once" "${common[@]}"
+same_state "$WORK/once" "a transient fault"
+grep -q '"event": *"transient_fault"' "$WORK/once/events.jsonl" || fail "the transient fault is not recorded"
+pass "G1: one loss that is not finite changes no bit"
+# twice: the step is left out, and only it
+with_fault 'site=loss,rank=1,nth=7,do=inf;site=loss,rank=1,nth=8,do=inf' train 2 "$WORK/twice" "${common[@]}"
+grep -q '"event": *"skipped_step"' "$WORK/twice/events.jsonl" || fail "the step that was left out is not recorded"
+[ "$(grep -c '"train/loss_lm": null' "$WORK/twice/metrics.jsonl")" = 1 ] || fail "not one step without a loss"
+diff <(numbers "$WORK/golden" | head -6) <(numbers "$WORK/twice" | head -6) >/dev/null || fail "steps before it changed"
+pass "G1: a step that is not finite twice is left out"
+expect_error 6 'step 9: the loss is not finite .* also when computed again; no update was applied, and 3 of the last 9 steps' \
+  with_fault 'site=loss,rank=1,nth=7,every=yes,do=nan;' mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/always" "${common[@]}"
+"$BRAID" ckpt diff "$WORK/golden/checkpoints/step-000000005" "$WORK/always/checkpoints/step-000000005" >/dev/null || fail "step 5 changed"
+pass "G1: the third such step in a row ends the run, and nothing was applied"
+
+# B21: replicas
+train 2 "$WORK/compared" "${common[@]}" run.check_replicas_interval=1 parallel.expert=1
+with_fault 'site=optim,rank=1,nth=3,do=flip' \
+  expect_error 6 'copies of weights differ: model.embed_tokens.weight on rank 1 is not what it is on rank 0' \
+  mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/flipped" "${common[@]}" run.check_replicas_interval=1
+grep -q '"step":3' "$WORK/flipped/errors.jsonl" || fail "the error record does not name the step"
+pass "B21: a flipped bit of one replica is found in its step"
+
+# A1, A4, A8: killed in a collective, before a save, in a load; a segmentation fault: the relaunched run is the one that was not
+for fault in 'site=comm.all_reduce,rank=1,nth=40,do=kill' 'site=save,rank=0,nth=2,do=kill' 'site=step.begin,rank=1,nth=7,do=segv'; do
+  dir=$WORK/killed
+  rm -rf "$dir"
+  status=0
+  with_fault "$fault" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$dir" "${common[@]}" >"$dir.log" 2>&1 || status=$?
+  [ $status != 0 ] || fail "$fault did not happen"
+  status=0
+  with_fault 'site=load,rank=1,do=kill' mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$dir" "${common[@]}" --resume=auto >"$dir.log" 2>&1 || status=$?
+  train 2 "$dir" "${common[@]}" --resume=auto
+  same_state "$dir" "$fault"
+  pass "$fault, then killed in the load: the same bits after a relaunch"
+done
+
+# A9: hangs by fault
+hang() {  # hang FAULT PATTERN
+  rm -rf "$WORK/hang"
+  expect_error 5 "$2" with_fault "$1" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/hang" "${common[@]}" run.steps=1000000 run.hang_timeout=5
+}
+hang 'site=step.begin,rank=1,nth=6,do=hang' 'rank 1 of .* does nothing for [0-9]+ s: phase step, step 6, after [a-z_]+ number [0-9]+; rank 0 waits in'
+hang 'site=comm.all_reduce,rank=1,nth=60,do=hang' 'rank 1 of .* in all_reduce number [0-9]+; rank 0 waits in all_reduce number'
+hang 'site=save,rank=0,nth=1,do=hang' 'rank 0 of .* does nothing for [0-9]+ s: phase save, step 5'
+hang 'site=data,rank=1,nth=4,do=stop' 'rank 1 of .* is stopped, by SIGSTOP or a debugger: phase data, step 4'
+
+# resume: what may differ on purpose, and only then
+resumed=(precision=fp32 run.steps=14 checkpoint.interval_steps=5 eval.interval_steps=0)
+again() { rm -rf "$WORK/again"; cp -r "$WORK/golden" "$WORK/again"; }
+resume() { mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/again" "${resumed[@]}" --resume "$@"; }
+again
+expect_error 4 'optimizer.lr was 0.001 and is 0.002 \(on purpose: --override optimizer.lr\)' resume optimizer.lr=2e-3
+expect_error 4 'balance.loss_weight was' resume optimizer.lr=2e-3 balance.loss_weight=0.5 --override optimizer.lr
+expect_error 2 'override model.rope_theta: only optimizer.lr' resume --override model.rope_theta
+resume optimizer.lr=2e-3 train.global_batch_size=16 --override optimizer.lr --override train.global_batch_size >"$WORK/again.log" 2>&1 ||
+  { cat "$WORK/again.log" >&2; fail "a resume with overrides"; }
+grep -q '{"step": 12, "override/train.global_batch_size": 16.0, "override/optimizer.lr": 0.002}' "$WORK/again/metrics.jsonl" || fail "the change is not marked in the metrics"
+grep -q '"changed".*optimizer.lr from' "$WORK/again/events.jsonl" || fail "the change is not in the list of events"
+pass "learning rate and batch size change on purpose, and that is recorded"
+train 2 "$WORK/by-micro" "${common[@]}" balance.scope=micro_batch train.micro_batch_size=2
+expect_error 4 'train.micro_batch_size was 2 and is 1, which the balance loss counts by' \
+  mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/by-micro" "${resumed[@]}" balance.scope=micro_batch train.micro_batch_size=1 --resume
+train 2 "$WORK/running" "${common[@]}" balance.counts=running
+expect_error 4 'the number of ranks was 2 and is 1, which the balance loss counts by' \
+  "$BRAID" train "$TINY" "run.dir=$WORK/running" "${resumed[@]}" balance.counts=running --resume
+pass "a layout that changes what the balance loss counts is refused"
+echo "$checks passed, 0 failed"

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Requests to stop, ends without a checkpoint, output that nobody reads or that has no room, and relaunching.
+source "$(dirname "$0")/common.sh" "$@"
+
+common=(precision=fp32 train.micro_batch_size=2 checkpoint.interval_steps=5 eval.interval_steps=0)
+wait_for() { for _ in $(seq 1500); do [ -s "$1" ] && return; sleep 0.02; done; fail "no $1"; }
+lines_of() { grep -c '"train/loss_lm"' "$1/metrics.jsonl" 2>/dev/null || true; }
+
+# a stop file, agreed on by all ranks, and not found again by the resume
+train 2 "$WORK/straight" run.steps=20 "${common[@]}"
+stopped=$WORK/stopped
+mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$stopped" run.steps=20 "${common[@]}" >"$stopped.log" 2>&1 &
+job=$!
+wait_for "$stopped/metrics.jsonl"
+touch "$stopped/STOP"
+status=0; wait $job || status=$?
+[ $status = 75 ] || { cat "$stopped.log" >&2; fail "exit code $status instead of 75 after a stop file"; }
+grep -q 'asked to stop by the file STOP' "$stopped.log" || fail "the reason of the stop is not said"
+[ ! -e "$stopped/STOP" ] || fail "the stop file is left"
+train 2 "$stopped" run.steps=20 "${common[@]}" --resume=auto
+same_numbers "$WORK/straight" "$stopped" "stopped by a file and resumed"
+pass "a stop file: exit 75, and the same bits afterwards"
+
+# a time limit
+limited=$WORK/limited
+status=0
+mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$limited" run.steps=1000000 "${common[@]}" run.time_limit=4 >"$limited.log" 2>&1 || status=$?
+[ $status = 75 ] || { tail -5 "$limited.log" >&2; fail "exit code $status instead of 75 at the time limit"; }
+grep -q 'asked to stop by run.time_limit' "$limited.log" || fail "the time limit is not said"
+pass "run.time_limit: saved, exit 75"
+
+# --resume in its ways, where nothing is and where a run ended before its first checkpoint
+resume() { "$BRAID" train "$TINY" "run.dir=$WORK/none" run.steps=2 eval.interval_steps=0 "$@"; }
+expect_error 4 'no checkpoint to resume from; --resume=auto starts' resume --resume
+expect_error 4 'no checkpoint to resume from' resume --resume=strict
+status=0
+"$BRAID" train "$TINY" --resume=maybe >"$WORK/out" 2>&1 || status=$?
+[ $status = 2 ] && grep -q 'newest.*auto.*strict' "$WORK/out" || { cat "$WORK/out" >&2; fail "--resume=maybe ends with $status"; }
+resume --resume=auto >/dev/null || fail "--resume=auto does not start a run"
+pass "--resume=auto starts where there is nothing"
+early=$WORK/early
+"$BRAID" train "$TINY" "run.dir=$early" run.steps=100000 eval.interval_steps=0 >"$early.log" 2>&1 &
+job=$!
+wait_for "$early/metrics.jsonl"
+kill -KILL $job; wait $job 2>/dev/null || true
+expect_error 8 'already holds a run; go on with --resume' "$BRAID" train "$TINY" "run.dir=$early"
+train 0 "$early" run.steps=2 eval.interval_steps=0 --resume
+grep -q 'ended before its first checkpoint, so it starts from the beginning' "$early.log" || fail "a new start is not said"
+[ "$(lines_of "$early")" = 2 ] || fail "steps of the run that ended are left in the metrics"
+pass "a run that ended before its first checkpoint starts again with --resume"
+
+# an evaluation is left between its micro-batches, and made up for by the resume
+long=(run.steps=4 eval.interval_steps=2 eval.sequences=1000 data.validation_fraction=0.5 checkpoint.interval_steps=2)
+evaluated=$WORK/evaluated
+train 2 "$evaluated" "${long[@]}"
+left=$WORK/left
+mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$left" "${long[@]}" >"$left.log" 2>&1 &
+job=$!
+for _ in $(seq 1500); do [ "$(lines_of "$left")" = 2 ] && break; sleep 0.01; done
+touch "$left/STOP"
+status=0; wait $job || status=$?
+[ $status = 75 ] || { cat "$left.log" >&2; fail "exit code $status instead of 75 in an evaluation"; }
+[ -d "$left/checkpoints/step-000000002" ] || fail "step 2 was not saved"
+! grep -q '"val/' "$left/metrics.jsonl" || fail "the evaluation was over before it could be left"
+train 2 "$left" "${long[@]}" --resume
+diff <(grep '"val/' "$evaluated/metrics.jsonl") <(grep '"val/' "$left/metrics.jsonl") || fail "evaluations differ"
+pass "an evaluation is left within a micro-batch and made up for by the resume"
+
+# standard output that nobody reads: the steps and a save go on
+mkfifo "$WORK/pipe"
+sleep 1000 <"$WORK/pipe" &
+reader=$!
+exec 7>"$WORK/pipe"
+head -c 65000 /dev/zero >&7  # a pipe takes 65,536 bytes
+unread=$WORK/unread
+"$BRAID" train "$TINY" "run.dir=$unread" run.steps=20 "${common[@]}" >"$WORK/pipe" 2>"$unread.log" &
+job=$!
+wait_for "$unread/metrics.jsonl"
+for _ in $(seq 3000); do [ -d "$unread/checkpoints/step-000000020" ] && break; sleep 0.02; done
+[ -d "$unread/checkpoints/step-000000020" ] || fail "a run whose output nobody reads stands still at step $(lines_of "$unread")"
+kill $job 2>/dev/null || true; wait $job 2>/dev/null || true
+kill $reader
+exec 7>&-
+[ "$(lines_of "$unread")" = 20 ] || fail "metrics lack steps"
+pass "a run whose output nobody reads goes on and saves"
+
+# output that goes away, and output without room
+status=0
+{ "$BRAID" train "$TINY" "run.dir=$WORK/gone" run.steps=6 "${common[@]}" 2>"$WORK/gone.log" || echo $? >"$WORK/gone.status"; } | head -1 >/dev/null
+[ ! -s "$WORK/gone.status" ] || fail "a closed pipe ends a run with $(cat "$WORK/gone.status")"
+[ -d "$WORK/gone/checkpoints/step-000000006" ] || fail "a closed pipe ended the run"
+pass "a closed pipe stops nothing"
+expect_error 9 'standard output cannot be written' bash -c '"$@" >/dev/full' - "$BRAID" config print "$TINY"
+expect_error 9 'the run is complete, but of its output .* No space left' \
+  bash -c '"$@" >/dev/full' - "$BRAID" train "$TINY" "run.dir=$WORK/full" run.steps=2 eval.interval_steps=0
+mkdir "$WORK/nospace"
+ln -s /dev/full "$WORK/nospace/metrics.jsonl"
+expect_error 9 'metrics.jsonl: 5 lines of metrics cannot be written: No space left' \
+  "$BRAID" train "$TINY" "run.dir=$WORK/nospace" run.steps=20 "${common[@]}"
+[ ! -e "$WORK/nospace/checkpoints" ] || fail "a checkpoint holds steps that the metrics lack"
+
+# relaunching: killed ranks and what no new start mends
+supervised=$WORK/supervised
+BRAID_PAUSE_S=0 "$SOURCE/scripts/supervise.sh" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$supervised" run.steps=20 "${common[@]}" \
+  >"$supervised.log" 2>&1 &
+job=$!
+wait_for "$supervised/OWNER.json"
+for at in 3 11; do
+  for _ in $(seq 1500); do [ "$(lines_of "$supervised")" -ge $at ] && break; sleep 0.01; done
+  kill -KILL "$(sed -E 's/.*"pid":([0-9]+).*/\1/' "$supervised/OWNER.json")" 2>/dev/null || true
+  sleep 0.3
+done
+status=0; wait $job || status=$?
+[ $status = 0 ] || { cat "$supervised.log" >&2; fail "exit code $status of a supervised run"; }
+grep -q 'supervise: exit code' "$supervised.log" || fail "nothing was killed"
+same_numbers "$WORK/straight" "$supervised" "killed and relaunched"
+pass "a supervised run that was killed is the run that was not"
+status=0
+"$SOURCE/scripts/supervise.sh" "$BRAID" train "$TINY" "run.dir=$WORK/bad" optimizer.l=1 >"$WORK/bad.log" 2>&1 || status=$?
+[ $status = 2 ] || fail "a config error is tried again"
+pass "what a new start does not mend ends the supervision with its code"
+echo "$checks passed, 0 failed"

@@ -1,0 +1,97 @@
+#include "trainer/run/error_record.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <tuple>
+
+#include "kernels/core/process_info.h"
+#include "trainer/run/watchdog.h"
+
+namespace braid {
+namespace {
+
+std::string& error_folder() {
+  static std::string folder;
+  return folder;
+}
+
+struct Meaning {
+  const char *kind, *remedy;
+};
+
+Meaning meaning_of(ExitCode code) {
+  switch (code) {
+    case ExitCode::kConfig: return {"config", "correct the config or command line"};
+    case ExitCode::kData: return {"data", "check the file with braid data inspect"};
+    case ExitCode::kCheckpoint:
+      return {"checkpoint", "check it with braid ckpt verify; --resume-from takes an older one"};
+    case ExitCode::kCommunication:
+      return {"communication", "start again with --resume; if it is the same host again, leave it out"};
+    case ExitCode::kNumerics:
+      return {"numerics", "resume from an earlier checkpoint, with a lower learning rate if it comes back"};
+    case ExitCode::kOutOfMemory:
+      return {"out of memory", "use smaller micro-batches or more ranks; braid plan tells what is needed"};
+    case ExitCode::kRunFolderInUse: return {"run folder in use", "end the other run or choose another run.dir"};
+    case ExitCode::kIo: return {"input/output", "make room or mend the disk, then start again with --resume"};
+    case ExitCode::kEnvironment: return {"environment", "check device, launcher and libraries"};
+    default: return {"internal", "report it: it is a defect of braid"};
+  }
+}
+
+// "/a/b.yaml:3: …" -> "/a/b.yaml:3"
+std::string file_in(const std::string& message) {
+  const std::string first = message.substr(0, message.find(": "));
+  return first.size() < message.size() && first.find('/') != first.npos && first.find(' ') == first.npos ? first : "";
+}
+
+}  // namespace
+
+void set_error_folder(const std::string& run_dir) { error_folder() = run_dir; }
+
+void record_error(ExitCode code, const std::string& message) noexcept {
+  if (error_folder().empty()) return;
+  try {
+    const RankProgress& progress = own_progress();
+    const Meaning meaning = meaning_of(code);
+    nlohmann::ordered_json line = {{"time", utc_now()},
+                                   {"code", static_cast<int>(code)},
+                                   {"kind", meaning.kind},
+                                   {"rank", progress.rank.load()},
+                                   {"host", host_name()},
+                                   {"step", progress.step.load()},
+                                   {"phase", name_of(progress.current_phase())}};
+    const std::string file = file_in(message);
+    if (!file.empty()) line["file"] = file;
+    line["message"] = message;
+    line["do"] = meaning.remedy;
+    const std::string text = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+    const int fd = ::open((error_folder() + "/errors.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (fd < 0) return;
+    std::ignore = ::write(fd, text.data(), text.size());  // one write: lines of several ranks do not mix
+    ::close(fd);
+  } catch (...) {
+  }
+}
+
+void end_of_hang(const std::string& run_dir, const std::string& verdict, const ProgressBoard& board, bool speaks) {
+  constexpr int kCode = static_cast<int>(ExitCode::kCommunication);
+  if (!speaks) std::_Exit(kCode);
+  std::thread([] {
+    std::this_thread::sleep_for(std::chrono::seconds(10));
+    std::_Exit(kCode);
+  }).detach();
+  const std::string path = concat(run_dir, "/crash-", host_name(), "-", getpid(), ".json");
+  const std::string text = concat("braid: ", verdict, "; the last collectives of every rank are in ", path, "\n");
+  std::ignore = ::write(STDERR_FILENO, text.data(), text.size());
+  record_error(ExitCode::kCommunication, verdict);
+  std::ofstream(path) << flight_record(board, verdict);
+  std::_Exit(kCode);
+}
+
+}  // namespace braid
