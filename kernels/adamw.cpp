@@ -23,6 +23,7 @@ void adamw_update(Context& ctx, AdamWState state, Tensor rounded, const Tensor& 
   check_dtype(m.dtype(), {{"v", v}});
   if (n == 0) return;
   assert(step.step >= 1);
+  if (ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::adamw_update(ctx, state, rounded, gradient, step);
   }

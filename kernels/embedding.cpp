@@ -20,7 +20,7 @@ void embedding_forward(Context& ctx, Tensor y, const Tensor& ids, const Tensor& 
   check_shapes({{"y", y, {N, C}}, {"ids", ids, {N}}, {"table", table, {table.dim(0), C}}});
   check_dtype(y.dtype(), {{"table", table}});
   check_dtype(DType::kI64, {{"ids", ids}});
-  if (N == 0) return;
+  if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::embedding_forward(ctx, y, ids, table);
   }

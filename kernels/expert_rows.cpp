@@ -53,7 +53,7 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
   check_shapes({{"rows", rows, {R, C}}, {"x", x, {N, C}}});
   check_dtype(x.dtype(), {{"rows", rows}});
   check_order(order, N);
-  if (R == 0) return;
+  if (R == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::gather_rows(ctx, rows, x, order);
   }
@@ -66,7 +66,7 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
   check_shapes({{"y", y, {N, C}}, {"rows", rows, {R, C}}});
   check_dtype(y.dtype(), {{"rows", rows}});
   check_order(order, N);
-  if (N == 0) return;
+  if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::combine_rows(ctx, y, rows, order, accumulate);
   }
@@ -79,7 +79,7 @@ void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t e
   const int64_t N = expert_id.dim(0);
   check_shapes({{"place", place, {N, place.dim(1)}}});
   check_dtype(DType::kI32, {{"place", place}, {"expert_id", expert_id}});
-  if (place.numel() == 0) return;
+  if (place.numel() == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::token_places(ctx, place, expert_id, experts_per_rank, rank_stride, token_stride);
   }
@@ -89,7 +89,7 @@ void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t e
 void local_expert_ids(Context& ctx, Tensor ids, int64_t first, int64_t count) {
   const OperatorScope scope(ctx, "local_expert_ids");
   check_dtype(DType::kI32, {{"ids", ids}});
-  if (ids.numel() == 0) return;
+  if (ids.numel() == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::local_expert_ids(ctx, ids, first, count);
   }
@@ -100,6 +100,7 @@ void limit_rows(Context& ctx, Tensor rows_per_expert, Tensor needed, int64_t max
   const OperatorScope scope(ctx, "limit_rows");
   check_shapes({{"rows_per_expert", rows_per_expert, {rows_per_expert.numel()}}, {"needed", needed, {1}}});
   check_dtype(DType::kI64, {{"rows_per_expert", rows_per_expert}, {"needed", needed}});
+  if (ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::limit_rows(ctx, rows_per_expert, needed, max_rows);
   }

@@ -38,8 +38,12 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
   const OperatorScope scope(ctx, "experts_forward");
   const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
   check_inputs(x, row_gate, rows_per_expert, weights);
-  check_shapes({{"out", out, {R, C}}, {"gate_up_out", gate_up_out, {R, 2 * F}}});
-  check_dtype(x.dtype(), {{"out", out}, {"gate_up_out", gate_up_out}});
+  check_shapes({{"gate_up_out", gate_up_out, {R, 2 * F}}});
+  check_dtype(x.dtype(), {{"gate_up_out", gate_up_out}});
+  if (out.defined()) {
+    check_shapes({{"out", out, {R, C}}});
+    check_dtype(x.dtype(), {{"out", out}});
+  }
   if (R == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::experts_forward(ctx, out, gate_up_out, x, row_gate, rows_per_expert, weights);

@@ -15,7 +15,7 @@ struct ExpertWeights {  // also holds their gradients
 // SwiGLU experts over rows grouped by expert; expert e owns the next rows_per_expert[e] rows (0 is normal):
 //   [a | b] = x gate_up_e^T;   out = (row_gate * silu(a) * b) down_e^T
 //   out, x (R, C);  gate_up_out (R, 2F) is [a | b], saved for backward;  row_gate (R)
-//   rows_per_expert (El) I64, sums to R.   Activations and weights fp32, bf16 (GPU) or fp64 (CPU); row_gate, its
+//   rows_per_expert (El) I64, sums to R.   out may be left undefined, if gate_up_out alone is wanted.   Activations and weights fp32, bf16 (GPU) or fp64 (CPU); row_gate, its
 //   gradient and those of the weights in the wide dtype.
 // On the GPU, where the host does not know the sum, R may be larger; rows from the sum on are neither read nor written,
 // and El <= 4096.

@@ -26,7 +26,7 @@ void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o
                 {"weight", weight, {Dv}}});
   check_dtype(o.dtype(), {{"y", y}, {"qkvz", qkvz}});
   check_dtype(wide_dtype(o.dtype()), {{"rstd", rstd}, {"weight", weight}});
-  if (N == 0) return;
+  if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::gated_rms_norm_forward(ctx, y, rstd, o, qkvz, weight, eps, dims);
   }

@@ -19,6 +19,7 @@ void add_counts(Context& ctx, Tensor totals, const Tensor& counts) {
   const int64_t B = counts.dim(0), E = counts.dim(1);
   check_shapes({{"totals", totals, {E}}, {"counts", counts, {B, E}}});
   check_dtype(DType::kI64, {{"totals", totals}, {"counts", counts}});
+  if (ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::add_counts(ctx, totals, counts);
   }
@@ -37,6 +38,7 @@ void load_balance(Context& ctx, Tensor d_prob, Tensor sums, const Tensor& counts
   check_dtype(DType::kI64, {{"counts", counts}});
   check_dtype(DType::kF64,
               {{"d_prob", d_prob}, {"sums", sums}, {"prob_sum", router.prob_sum}, {"z_sum", router.z_sum}});
+  if (ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::load_balance(ctx, d_prob, sums, counts, router, loss_weight, per_token);
   }

@@ -24,7 +24,7 @@ void rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& x, cons
   check_shapes({{"y", y, {N, C}}, {"rstd", rstd, {N}}, {"x", x, {N, C}}, {"weight", weight, {C}}});
   check_dtype(x.dtype(), {{"y", y}});
   check_dtype(wide_dtype(x.dtype()), {{"rstd", rstd}, {"weight", weight}});
-  if (N == 0) return;
+  if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::rms_norm_forward(ctx, y, rstd, x, weight, eps);
   }
@@ -62,7 +62,7 @@ void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const
                 {"weight", weight, {C}}});
   check_dtype(x.dtype(), {{"y", y}, {"sum", sum}, {"delta", delta}});
   check_dtype(wide_dtype(x.dtype()), {{"rstd", rstd}, {"weight", weight}});
-  if (N == 0) return;
+  if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::add_rms_norm_forward(ctx, y, sum, rstd, x, delta, weight, eps);
   }

@@ -44,7 +44,7 @@ void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::router_forward(ctx, out, logits, segments, norm);
   }
-  cpu::router_forward(ctx, out, logits, segments, norm);
+  if (!ctx.counts_only()) cpu::router_forward(ctx, out, logits, segments, norm);
 }
 
 void router_entropy(Context& ctx, Tensor out, const Tensor& logits, const RouterOutputs& router,
@@ -69,7 +69,7 @@ void router_backward(Context& ctx, Tensor d_logits, const Tensor& d_gate, const 
   check_shapes({{"d_logits", d_logits, {N, E}}, {"d_gate", d_gate, {N, K}}, {"d_prob", d_prob, {B, E}}});
   check_dtype(wide, {{"d_gate", d_gate}});
   check_dtype(DType::kF64, {{"d_prob", d_prob}});
-  if (N == 0) return;
+  if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::router_backward(ctx, d_logits, d_gate, d_prob, z_weight, out, segments, norm);
   }

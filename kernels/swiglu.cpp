@@ -20,7 +20,7 @@ void swiglu_forward(Context& ctx, Tensor h, const Tensor& a, const Tensor& b, co
   check_shapes({{"h", h, {N, F}}, {"a", a, {N, F}}, {"b", b, {N, F}}, {"gate", gate, {N, 1}}});
   check_dtype(a.dtype(), {{"h", h}, {"b", b}});
   check_dtype(wide_dtype(a.dtype()), {{"gate", gate}});
-  if (N == 0) return;
+  if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::swiglu_forward(ctx, h, a, b, gate);
   }
@@ -40,7 +40,7 @@ void swiglu_backward(Context& ctx, Tensor d_a, Tensor d_b, Tensor d_gate, const 
                 {"gate", gate, {N, 1}}});
   check_dtype(a.dtype(), {{"d_a", d_a}, {"d_b", d_b}, {"d_gate", d_gate}, {"d_h", d_h}, {"b", b}});
   check_dtype(wide_dtype(a.dtype()), {{"gate", gate}});
-  if (N == 0) return;
+  if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::swiglu_backward(ctx, d_a, d_b, d_gate, d_h, a, b, gate);
   }

@@ -70,7 +70,7 @@ BalanceReport BalanceLoss::end_step(Context& ctx) {
   world_.all_reduce(ctx, step_counts_, ReduceOp::kSum);
   copy(ctx, previous_counts_, step_counts_);
 
-  double sums[2];
+  double sums[2] = {};
   std::vector<int64_t> all_counts(static_cast<size_t>(step_counts_.numel()));
   copy(ctx, Tensor::of(sums, {2}), sums_);
   copy(ctx, Tensor::of(all_counts.data(), step_counts_.shape()), step_counts_);

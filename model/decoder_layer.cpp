@@ -8,17 +8,29 @@ namespace braid {
 DecoderLayer::DecoderLayer(const ModelConfig& c, LayerType type, ExpertExchange& exchange)
     : eps_(c.rms_norm_eps), C_(c.hidden_size), mixer_(c, type), moe_(c, exchange) {}
 
-void DecoderLayer::plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
-  planner.add("x", s.x, {N, C_}, dtype);
-  planner.add("x_mid", s.x_mid, {N, C_}, dtype);
-  planner.add("mixer_in", s.mixer_in, {N, C_}, dtype);
-  planner.add("moe_in", s.moe_in, {N, C_}, dtype);
-  planner.add("mixer_rstd", s.mixer_rstd, {N}, wide_dtype(dtype));
-  planner.add("moe_rstd", s.moe_rstd, {N}, wide_dtype(dtype));
-  planner.offer("hidden/rms", s.x_squares, NumberKind::kRootMeanSquare, N * C_);
-  mixer_.plan(planner, s.mixer, N, dtype);
-  Planner::Scope scope(planner, "mlp.");
-  moe_.plan(planner, s.moe, num_rows, N, dtype);
+double DecoderLayer::multiply_adds_again(const ModelConfig& c, LayerType type, int64_t document_tokens,
+                                         Recompute recompute) {
+  double sum = 0;
+  if (remake_of(LayerPart::kMixer, recompute) == Remake::kEverything)
+    sum += Mixer::multiply_adds(c, type, document_tokens) - Mixer::output_multiply_adds(c, type);
+  if (remake_of(LayerPart::kMoe, recompute) == Remake::kEverything)
+    sum += MoeLayer::multiply_adds(c) - MoeLayer::output_multiply_adds(c);
+  return sum;
+}
+
+void DecoderLayer::plan(SavedPlan& saved, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
+  saved.keep("x", s.x, {N, C_}, dtype);
+  saved.keep("x_mid", s.x_mid, {N, C_}, dtype);
+  saved.planner().offer("hidden/rms", s.x_squares, NumberKind::kRootMeanSquare, N * C_);
+  saved.begin(LayerPart::kMixer);
+  saved.by_elements("mixer_in", s.mixer_in, {N, C_}, dtype);
+  saved.by_elements("mixer_rstd", s.mixer_rstd, {N}, wide_dtype(dtype));
+  mixer_.plan(saved, s.mixer, N, dtype);
+  saved.begin(LayerPart::kMoe);
+  saved.by_elements("moe_in", s.moe_in, {N, C_}, dtype);
+  saved.by_elements("moe_rstd", s.moe_rstd, {N}, wide_dtype(dtype));
+  Planner::Scope scope(saved.planner(), "mlp.");
+  moe_.plan(saved, s.moe, num_rows, N, dtype);
 }
 
 void DecoderLayer::forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p,
@@ -34,8 +46,12 @@ void DecoderLayer::backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g
                             const DecoderLayerSaved& s, const LayerPass& pass) const {
   Scratch scratch(ctx);
   Tensor d_normed = scratch.tensor(s.x.shape(), s.x.dtype());
+  if (remake_of(LayerPart::kMoe, pass.recompute) != Remake::kNothing)
+    rms_norm_forward(ctx, s.moe_in, s.moe_rstd, s.x_mid, p.post_attention_norm, eps_);
   moe_.backward(ctx, d_normed, g.moe, d_stream, s.moe_in, p.moe, s.moe, pass);
   add_rms_norm_backward(ctx, d_stream, g.post_attention_norm, d_normed, s.x_mid, p.post_attention_norm, s.moe_rstd);
+  if (remake_of(LayerPart::kMixer, pass.recompute) != Remake::kNothing)
+    rms_norm_forward(ctx, s.mixer_in, s.mixer_rstd, s.x, p.input_norm, eps_);
   mixer_.backward(ctx, d_normed, g.mixer, d_stream, s.mixer_in, p.mixer, s.mixer, pass);
   add_rms_norm_backward(ctx, d_stream, g.input_norm, d_normed, s.x, p.input_norm, s.mixer_rstd);
 }

@@ -40,7 +40,10 @@ class DecoderLayer {
   static double multiply_adds(const ModelConfig& c, LayerType type, int64_t document_tokens) {
     return Mixer::multiply_adds(c, type, document_tokens) + MoeLayer::multiply_adds(c);
   }
-  void plan(Planner& planner, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
+  // Of them, those that backward does again.
+  static double multiply_adds_again(const ModelConfig& c, LayerType type, int64_t document_tokens,
+                                    Recompute recompute);
+  void plan(SavedPlan& saved, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
   void plan_cache(Planner& planner, MixerCache& cache, int64_t max_tokens, DType dtype) const {
     mixer_.plan_cache(planner, cache, max_tokens, dtype);
   }

@@ -22,20 +22,24 @@ double GatedAttention::multiply_adds(const ModelConfig& c, int64_t document_toke
   return C * (2 * q_width + 2 * kv_width) + q_width * C + q_width * double(document_tokens);
 }
 
-void GatedAttention::plan(Planner& planner, GatedAttentionSaved& s, int64_t N, DType dtype) const {
+double GatedAttention::output_multiply_adds(const ModelConfig& c) {
+  return double(c.hidden_size) * double(c.attention().query_heads * c.attention().head_dim);
+}
+
+void GatedAttention::plan(SavedPlan& saved, GatedAttentionSaved& s, int64_t N, DType dtype) const {
   const int64_t Hq = dims_.query_heads, Hkv = dims_.kv_heads, Dh = dims_.head_dim;
   const DType wide = wide_dtype(dtype);
-  planner.add("q_gate", s.projections.q_gate, {N, Hq, 2, Dh}, dtype);
-  planner.add("k_proj", s.projections.k, {N, Hkv, Dh}, dtype);
-  planner.add("v", s.v, {N, Hkv, Dh}, dtype);
-  planner.add("q", s.inputs.q, {N, Hq, Dh}, dtype);
-  planner.add("k", s.inputs.k, {N, Hkv, Dh}, dtype);
-  planner.add("q_rstd", s.inputs.q_rstd, {N, Hq}, wide);
-  planner.add("k_rstd", s.inputs.k_rstd, {N, Hkv}, wide);
-  planner.add("o", s.outputs.o, {N, Hq, Dh}, dtype);
-  planner.add("y", s.outputs.y, {N, Hq, Dh}, dtype);
-  planner.add("lse", s.outputs.lse, {N, Hq}, wide);
-  planner.offer("attention/logit_max", s.outputs.score_max, NumberKind::kLargest);
+  saved.by_products("q_gate", s.projections.q_gate, {N, Hq, 2, Dh}, dtype);
+  saved.by_products("k_proj", s.projections.k, {N, Hkv, Dh}, dtype);
+  saved.by_products("v", s.v, {N, Hkv, Dh}, dtype);
+  saved.by_elements("q", s.inputs.q, {N, Hq, Dh}, dtype);
+  saved.by_elements("k", s.inputs.k, {N, Hkv, Dh}, dtype);
+  saved.by_elements("q_rstd", s.inputs.q_rstd, {N, Hq}, wide);
+  saved.by_elements("k_rstd", s.inputs.k_rstd, {N, Hkv}, wide);
+  saved.by_products("o", s.outputs.o, {N, Hq, Dh}, dtype);
+  saved.by_products("y", s.outputs.y, {N, Hq, Dh}, dtype);
+  saved.by_products("lse", s.outputs.lse, {N, Hq}, wide);
+  saved.planner().offer("attention/logit_max", s.outputs.score_max, NumberKind::kLargest);
 }
 
 void GatedAttention::plan_cache(Planner& planner, GatedAttentionCache& cache, int64_t max_tokens, DType dtype) const {
@@ -43,11 +47,14 @@ void GatedAttention::plan_cache(Planner& planner, GatedAttentionCache& cache, in
   planner.add("v", cache.v, {max_tokens, dims_.kv_heads, dims_.head_dim}, dtype);
 }
 
-void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,
-                             GatedAttentionSaved& s, const LayerPass& pass, GatedAttentionCache* cache) const {
-  linear_forward(ctx, flat(s.projections.q_gate), x, p.q_proj);
-  linear_forward(ctx, flat(s.projections.k), x, p.k_proj);
-  linear_forward(ctx, flat(s.v), x, p.v_proj);
+void GatedAttention::make(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p,
+                          const GatedAttentionSaved& s, const LayerPass& pass, GatedAttentionCache* cache) const {
+  const bool all = what == Remake::kEverything;
+  if (all) {
+    linear_forward(ctx, flat(s.projections.q_gate), x, p.q_proj);
+    linear_forward(ctx, flat(s.projections.k), x, p.k_proj);
+    linear_forward(ctx, flat(s.v), x, p.v_proj);
+  }
   AttentionTensors tensors = attention_tensors(s);
   if (cache) tensors.past_tokens = {pass.past_tokens};
   attention_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, tensors.past_tokens);
@@ -58,13 +65,20 @@ void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const Ga
     tensors.k = cache->k.rows(0, end);
     tensors.v = cache->v.rows(0, end);
   }
-  attention_forward(ctx, s.outputs, tensors, pass.segments);
+  if (all) attention_forward(ctx, s.outputs, tensors, pass.segments);
+}
+
+void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,
+                             GatedAttentionSaved& s, const LayerPass& pass, GatedAttentionCache* cache) const {
+  make(ctx, Remake::kEverything, x, p, s, pass, cache);
   linear_forward(ctx, out, flat(s.outputs.y), p.o_proj);
 }
 
 void GatedAttention::backward(Context& ctx, Tensor d_x, GatedAttentionParams& g, const Tensor& d_out, const Tensor& x,
                               const GatedAttentionParams& p, const GatedAttentionSaved& s,
                               const LayerPass& pass) const {
+  if (const Remake again = remake_of(LayerPart::kMixer, pass.recompute); again != Remake::kNothing)
+    make(ctx, again, x, p, s, pass, nullptr);
   Scratch scratch(ctx);
   auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), x.dtype()); };
 

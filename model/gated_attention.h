@@ -54,7 +54,8 @@ class GatedAttention {
   explicit GatedAttention(const ModelConfig& c) : dims_(c.attention()) {}
   // Of the forward pass of one token in documents of `document_tokens`.
   static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
-  void plan(Planner& planner, GatedAttentionSaved& s, int64_t N, DType dtype) const;
+  static double output_multiply_adds(const ModelConfig& c);  // of them, of what is never made again
+  void plan(SavedPlan& saved, GatedAttentionSaved& s, int64_t N, DType dtype) const;
   void plan_cache(Planner& planner, GatedAttentionCache& cache, int64_t max_tokens, DType dtype) const;
   //   x, out (N, C)
   void forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p, GatedAttentionSaved& s,
@@ -64,6 +65,10 @@ class GatedAttention {
                 const GatedAttentionParams& p, const GatedAttentionSaved& s, const LayerPass& pass) const;
 
  private:
+  // What backward reads, all of it or what passes over elements make of the rest.
+  void make(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p, const GatedAttentionSaved& s,
+            const LayerPass& pass, GatedAttentionCache* cache) const;
+
   AttentionDims dims_;
 };
 

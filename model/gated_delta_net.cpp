@@ -27,21 +27,25 @@ double GatedDeltaNet::multiply_adds(const ModelConfig& c, int64_t) {
          double(d.value_heads * d.key_dim * d.value_dim) * 4;
 }
 
-void GatedDeltaNet::plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DType dtype) const {
+double GatedDeltaNet::output_multiply_adds(const ModelConfig& c) {
+  return double(c.hidden_size) * double(c.gdn().value_heads * c.gdn().value_dim);
+}
+
+void GatedDeltaNet::plan(SavedPlan& saved, GatedDeltaNetSaved& s, int64_t N, DType dtype) const {
   const auto [Hk, Hv, Dk, Dv, taps] = dims_;
   const DType wide = wide_dtype(dtype);
-  planner.add("qkvz", s.projections.qkvz, {N, dims_.qkvz_columns()}, dtype);
-  planner.add("ba", s.projections.ba, {N, dims_.ba_columns()}, wide);
-  planner.add("q", s.inputs.rule.q, {N, Hk, Dk}, dtype);
-  planner.add("k", s.inputs.rule.k, {N, Hk, Dk}, dtype);
-  planner.add("v", s.inputs.rule.v, {N, Hv, Dv}, dtype);
-  planner.add("beta", s.inputs.rule.beta, {N, Hv}, wide);
-  planner.add("log_decay", s.inputs.rule.log_decay, {N, Hv}, wide);
-  planner.add("q_rstd", s.inputs.q_rstd, {N, Hk}, wide);
-  planner.add("k_rstd", s.inputs.k_rstd, {N, Hk}, wide);
-  planner.add("o", s.o, {N, Hv, Dv}, dtype);
-  planner.add("rstd", s.rstd, {N, Hv}, wide);
-  planner.add("y", s.y, {N, Hv, Dv}, dtype);
+  saved.by_products("qkvz", s.projections.qkvz, {N, dims_.qkvz_columns()}, dtype);
+  saved.by_products("ba", s.projections.ba, {N, dims_.ba_columns()}, wide);
+  saved.by_elements("q", s.inputs.rule.q, {N, Hk, Dk}, dtype);
+  saved.by_elements("k", s.inputs.rule.k, {N, Hk, Dk}, dtype);
+  saved.by_elements("v", s.inputs.rule.v, {N, Hv, Dv}, dtype);
+  saved.by_elements("beta", s.inputs.rule.beta, {N, Hv}, wide);
+  saved.by_elements("log_decay", s.inputs.rule.log_decay, {N, Hv}, wide);
+  saved.by_elements("q_rstd", s.inputs.q_rstd, {N, Hk}, wide);
+  saved.by_elements("k_rstd", s.inputs.k_rstd, {N, Hk}, wide);
+  saved.by_products("o", s.o, {N, Hv, Dv}, dtype);
+  saved.by_elements("rstd", s.rstd, {N, Hv}, wide);
+  saved.by_elements("y", s.y, {N, Hv, Dv}, dtype);
 }
 
 void GatedDeltaNet::plan_cache(Planner& planner, GatedDeltaNetCache& cache, int64_t, DType dtype) const {
@@ -49,25 +53,35 @@ void GatedDeltaNet::plan_cache(Planner& planner, GatedDeltaNetCache& cache, int6
   planner.add("state", cache.state, {1, dims_.value_heads, dims_.key_dim, dims_.value_dim}, wide_dtype(dtype));
 }
 
-void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p,
-                            GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const {
-  linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
-  linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
+void GatedDeltaNet::make(Context& ctx, Remake what, const Tensor& x, const GatedDeltaNetParams& p,
+                         const GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const {
+  const bool all = what == Remake::kEverything;
+  if (all) {
+    linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
+    linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
+  }
   if (cache) {
     gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, cache->halo);
     gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments, {cache->state, cache->state});
     advance_halo(ctx, cache->halo, s.projections.qkvz);
   } else {
     gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_);
-    gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments);
+    if (all) gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments);
   }
   gated_rms_norm_forward(ctx, s.y, s.rstd, s.o, s.projections.qkvz, p.norm, eps_, dims_);
+}
+
+void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p,
+                            GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const {
+  make(ctx, Remake::kEverything, x, p, s, pass, cache);
   linear_forward(ctx, out, s.y.view({x.dim(0), p.out_proj.dim(1)}), p.out_proj);
 }
 
 void GatedDeltaNet::backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, const Tensor& d_out, const Tensor& x,
                              const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
                              const LayerPass& pass) const {
+  if (const Remake again = remake_of(LayerPart::kMixer, pass.recompute); again != Remake::kNothing)
+    make(ctx, again, x, p, s, pass, nullptr);
   Scratch scratch(ctx);
   const int64_t N = x.dim(0);
   auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), t.dtype()); };

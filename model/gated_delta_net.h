@@ -62,7 +62,8 @@ class GatedDeltaNet {
   explicit GatedDeltaNet(const ModelConfig& c) : dims_(c.gdn()), eps_(c.rms_norm_eps) {}
   // Of the forward pass of one token in documents of `document_tokens`.
   static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
-  void plan(Planner& planner, GatedDeltaNetSaved& s, int64_t N, DType dtype) const;
+  static double output_multiply_adds(const ModelConfig& c);  // of them, of what is never made again
+  void plan(SavedPlan& saved, GatedDeltaNetSaved& s, int64_t N, DType dtype) const;
   void plan_cache(Planner& planner, GatedDeltaNetCache& cache, int64_t max_tokens, DType dtype) const;
   //   x, out (N, C)
   void forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p, GatedDeltaNetSaved& s,
@@ -72,6 +73,10 @@ class GatedDeltaNet {
                 const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s, const LayerPass& pass) const;
 
  private:
+  // What backward reads, all of it or what passes over elements make of the rest.
+  void make(Context& ctx, Remake what, const Tensor& x, const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
+            const LayerPass& pass, GatedDeltaNetCache* cache) const;
+
   GdnDims dims_;
   double eps_;
 };

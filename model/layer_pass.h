@@ -3,6 +3,7 @@
 #include "kernels/core/segments.h"
 #include "kernels/core/tensor.h"
 #include "kernels/matmul.h"
+#include "model/recompute.h"
 
 namespace braid {
 
@@ -20,6 +21,7 @@ struct LayerPass {
   // Read by backward alone.
   BalanceGradient balance = {};
   Accumulate expert_gradients = Accumulate::kYes;  // of the weights of the experts: add to them, or overwrite them
+  Recompute recompute = Recompute::kNone;          // what backward makes again first, as it was planned
   // For a text that comes in pieces: what the mixer keeps of the past_tokens before this one, brought up to date by
   // forward. The piece is then one document of one row.
   MixerCache* cache = nullptr;

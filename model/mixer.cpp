@@ -21,11 +21,15 @@ double Mixer::multiply_adds(const ModelConfig& c, LayerType type, int64_t docume
       type, [&]<class Kind>(std::type_identity<Kind>) { return Kind::multiply_adds(c, document_tokens); });
 }
 
-void Mixer::plan(Planner& planner, MixerSaved& s, int64_t N, DType dtype) const {
+double Mixer::output_multiply_adds(const ModelConfig& c, LayerType type) {
+  return with_mixer_kind(type, [&]<class Kind>(std::type_identity<Kind>) { return Kind::output_multiply_adds(c); });
+}
+
+void Mixer::plan(SavedPlan& saved, MixerSaved& s, int64_t N, DType dtype) const {
   std::visit(
       [&]<class Kind>(const Kind& kind) {
-        Planner::Scope scope(planner, Kind::Params::kPrefix);
-        kind.plan(planner, s.emplace<typename Kind::Saved>(), N, dtype);
+        Planner::Scope scope(saved.planner(), Kind::Params::kPrefix);
+        kind.plan(saved, s.emplace<typename Kind::Saved>(), N, dtype);
       },
       kind_);
 }

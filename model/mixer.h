@@ -12,7 +12,8 @@ namespace braid {
 //   Params        its tensors: visit, and kPrefix, under which the layer names them
 //   Saved         what its forward keeps for its backward
 //   Cache         what is left of the tokens before, for a text that comes in pieces
-//   plan, plan_cache, forward, backward, multiply_adds
+//   plan, plan_cache, forward, backward, multiply_adds, output_multiply_adds
+//   What backward makes again (see recompute.h) it makes by the lines of forward.
 // and is named in the list and in the switch below.
 template <class... Kinds>
 struct MixerKinds {
@@ -45,8 +46,9 @@ class Mixer {
   static MixerParams params(LayerType type);
   // Multiply-adds of the forward pass of one token in documents of `document_tokens`.
   static double multiply_adds(const ModelConfig& c, LayerType type, int64_t document_tokens);
+  static double output_multiply_adds(const ModelConfig& c, LayerType type);  // of them, of what is never made again
 
-  void plan(Planner& planner, MixerSaved& s, int64_t N, DType dtype) const;
+  void plan(SavedPlan& saved, MixerSaved& s, int64_t N, DType dtype) const;
   // For a text of up to max_tokens. Zeroed memory, which an arena gives, is a text that has not begun.
   void plan_cache(Planner& planner, MixerCache& cache, int64_t max_tokens, DType dtype) const;
   //   x, out (N, C)

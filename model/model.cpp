@@ -8,11 +8,12 @@
 namespace braid {
 
 Model::Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
-             Communicator& expert_group, double max_rows_factor)
+             Communicator& expert_group, double max_rows_factor, Recompute recompute)
     : config_(config),
       num_rows_(num_rows),
       row_tokens_(row_tokens),
       dtype_(dtype),
+      recompute_(recompute),
       exchange_(expert_group, config.num_experts, config.num_experts_per_tok, num_rows * row_tokens, max_rows_factor),
       weights_(config, mtp),
       gradients_(config, mtp),
@@ -26,10 +27,10 @@ void Model::plan_activations(Planner& planner) {
   planner.add("tokens", tokens_, {N}, DType::kI64);
   planner.add("targets", targets_, {N}, DType::kI64);
   Segments::plan_tables(planner, tables_, N);
-  planner.add("embedding", embedding_, {N, C}, dtype_);
+  SavedPlan saved(planner, recompute_);
   for (size_t i = 0; i < layers_.size(); ++i) {
     Planner::Scope scope(planner, "layers." + std::to_string(i) + ".");
-    layers_[i].plan(planner, saved_[i], num_rows_, N, dtype_);
+    layers_[i].plan(saved, saved_[i], num_rows_, N, dtype_);
   }
   planner.add("x_final", x_final_, {N, C}, dtype_);
   planner.add("rstd", rstd_, {N}, wide_dtype(dtype_));
@@ -41,7 +42,7 @@ void Model::plan_activations(Planner& planner) {
     planner.add("next_targets", next_targets_, {N}, DType::kI64);
     Segments::plan_tables(planner, mtp_tables_, N);
     planner.add("hidden", mtp_hidden_, {N, C}, dtype_);
-    mtp_->plan(planner, mtp_saved_, num_rows_, N, dtype_);
+    mtp_->plan(saved, mtp_saved_, num_rows_, N, dtype_);
   }
 }
 
@@ -60,11 +61,11 @@ void Model::set_inputs(Context& ctx, const Batch& batch) {
 // From the embedding to the hidden states behind the final norm.
 void Model::forward_layers(Context& ctx, ModelCache* cache) {
   Scratch scratch(ctx);
-  Tensor delta = scratch.tensor(hidden_.shape(), dtype_);
+  Tensor delta = scratch.tensor(hidden_.shape(), dtype_), embedding = scratch.tensor(hidden_.shape(), dtype_);
   fill_zero(ctx, delta);
 
-  embedding_forward(ctx, embedding_, tokens_, weights_.embed_tokens);
-  const Tensor* x = &embedding_;
+  embedding_forward(ctx, embedding, tokens_, weights_.embed_tokens);
+  const Tensor* x = &embedding;
   for (size_t i = 0; i < layers_.size(); ++i) {
     LayerPass pass{segments_};
     if (cache) pass.cache = &cache->layers[i], pass.past_tokens = cache->num_tokens;
@@ -102,7 +103,7 @@ void Model::plan_cache(Planner& planner, ModelCache& cache, int64_t max_tokens) 
 }
 
 LossSums Model::read_loss_sums(Context& ctx) {
-  double sums[2];
+  double sums[2] = {};
   copy(ctx, Tensor::of(sums, {2}), loss_sums_);
   exchange_.check_room(ctx);
   return {sums[0], mtp_ ? sums[1] : 0};
@@ -127,7 +128,7 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
     lm_head_loss_forward_backward(ctx, loss_sums_.rows(1, 2), d_mtp_hidden, gradients_.lm_head, mtp_hidden_,
                                   weights_.lm_head, next_targets_, scales.mtp);
     mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0], mtp_saved_,
-                   {mtp_segments_, balance.gradient(layer), expert_gradients});
+                   {mtp_segments_, balance.gradient(layer), expert_gradients, recompute_});
   }
 
   Tensor d_stream = scratch.tensor(hidden_.shape(), dtype_);
@@ -136,7 +137,7 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
   if (left) left(num_layers);
   for (int64_t i = num_layers - 1; i >= 0; --i) {
     layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i],
-                        {segments_, balance.gradient(i), expert_gradients});
+                        {segments_, balance.gradient(i), expert_gradients, recompute_});
     if (left) left(i);
   }
   embedding_backward(ctx, gradients_.embed_tokens, d_stream, tokens_);

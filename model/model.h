@@ -30,9 +30,10 @@ struct ModelCache {
 // Holds what a micro-batch of a fixed shape saves between forward and backward; weights and gradients are bound to it.
 class Model {
  public:
-  // num_rows (B), row_tokens (T): shape of every micro-batch. expert_group: ranks that share the experts.
+  // num_rows (B), row_tokens (T): shape of every micro-batch. expert_group: ranks that share the experts. recompute:
+  // what a backward makes again; a model for forward alone takes least memory with kLayer.
   Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
-        Communicator& expert_group, double max_rows_factor);
+        Communicator& expert_group, double max_rows_factor, Recompute recompute = Recompute::kNone);
 
   const ModelConfig& config() const { return config_; }
   int64_t num_moe_layers() const { return static_cast<int64_t>(layers_.size()) + (mtp_ ? 1 : 0); }
@@ -72,6 +73,9 @@ class Model {
                                const std::function<void(int64_t layer)>& left = {},
                                Accumulate expert_gradients = Accumulate::kYes);
 
+  // Of the memory that its exchange of rows took beside activations and scratch; see ExpertExchange.
+  int64_t window_bytes() const { return exchange_.window_bytes(); }
+
   // Router outputs of the last forward, one per MoE layer, the MTP block's last.
   std::vector<const RouterOutputs*> routers() const;
   // (N, C) behind the final norm of the last forward.
@@ -87,6 +91,7 @@ class Model {
   ModelConfig config_;
   int64_t num_rows_, row_tokens_;
   DType dtype_;
+  Recompute recompute_;
   ExpertExchange exchange_;
   ModelParams weights_, gradients_;
   std::vector<DecoderLayer> layers_;
@@ -100,7 +105,6 @@ class Model {
   Segments segments_, mtp_segments_;
   Segments::Tables tables_, mtp_tables_;
 
-  Tensor embedding_;                // (N, C)
   Tensor x_final_, rstd_, hidden_;  // (N, C), (N), (N, C)
   Tensor mtp_hidden_;               // (N, C)
   Tensor loss_sums_;                // (2) F64: lm, mtp

@@ -20,24 +20,30 @@ double MoeLayer::multiply_adds(const ModelConfig& c) {
          3 * C * double(c.shared_expert_intermediate_size) + C;
 }
 
-void MoeLayer::plan(Planner& planner, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
+double MoeLayer::output_multiply_adds(const ModelConfig& c) {
+  return double(c.hidden_size) *
+         double(c.num_experts_per_tok * c.moe_intermediate_size + c.shared_expert_intermediate_size);
+}
+
+void MoeLayer::plan(SavedPlan& saved, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
   const int64_t Rmax = exchange_.max_rows();
   const DType wide = wide_dtype(dtype);
-  planner.add("expert_id", s.router.expert_id, {N, K_}, DType::kI32);
-  planner.add("gate", s.router.gate, {N, K_}, wide);
-  planner.add("prob", s.router.prob, {N, E_}, wide);
-  planner.add("lse", s.router.lse, {N}, wide);
-  planner.add("counts", s.router.counts, {num_rows, E_}, DType::kI64);
-  planner.add("prob_sum", s.router.prob_sum, {num_rows, E_}, DType::kF64);
-  planner.add("z_sum", s.router.z_sum, {num_rows}, DType::kF64);
-  planner.offer("moe/router_entropy", s.router_entropy, NumberKind::kTokenMean);
-  exchange_.plan_memory(planner, s.route);
-  planner.add("rows", s.rows, {Rmax, C_}, dtype);
-  planner.add("row_gate", s.row_gate, {Rmax}, wide);
-  planner.add("gate_up_out", s.gate_up_out, {Rmax, 2 * F_}, dtype);
-  planner.add("shared_a", s.shared_a, {N, Fs_}, dtype);
-  planner.add("shared_b", s.shared_b, {N, Fs_}, dtype);
-  planner.add("shared_gate", s.shared_gate, {N, 1}, wide);
+  saved.keep("expert_id", s.router.expert_id, {N, K_}, DType::kI32);
+  saved.keep("gate", s.router.gate, {N, K_}, wide);
+  saved.by_products("prob", s.router.prob, {N, E_}, wide);
+  saved.keep("lse", s.router.lse, {N}, wide);
+  saved.keep("counts", s.router.counts, {num_rows, E_}, DType::kI64);
+  saved.keep("prob_sum", s.router.prob_sum, {num_rows, E_}, DType::kF64);
+  saved.keep("z_sum", s.router.z_sum, {num_rows}, DType::kF64);
+  saved.planner().offer("moe/router_entropy", s.router_entropy, NumberKind::kTokenMean);
+  exchange_.plan_memory(saved.planner(), s.route);
+  if (rows_are_near()) saved.by_elements("rows", s.rows, {Rmax, C_}, dtype);
+  else saved.by_products("rows", s.rows, {Rmax, C_}, dtype);
+  saved.keep("row_gate", s.row_gate, {Rmax}, wide);
+  saved.by_products("gate_up_out", s.gate_up_out, {Rmax, 2 * F_}, dtype);
+  saved.by_products("shared_a", s.shared_a, {N, Fs_}, dtype);
+  saved.by_products("shared_b", s.shared_b, {N, Fs_}, dtype);
+  saved.by_products("shared_gate", s.shared_gate, {N, 1}, wide);
 }
 
 void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s,
@@ -72,8 +78,29 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
   exchange_.finish_combine(ctx, y, travelling, s.route, Accumulate::kYes);
 }
 
+// What backward reads, made again from x, where tokens were routed, and what is kept.
+void MoeLayer::remake(Context& ctx, Remake what, const Tensor& x, const MoeParams& p, const MoeSaved& s,
+                      const LayerPass& pass) const {
+  if (what == Remake::kNothing || (what == Remake::kElementwise && !rows_are_near())) return;
+  const int64_t R = s.route.num_rows;
+  const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
+  if (what == Remake::kElementwise) return exchange_.dispatch(ctx, rows, x, s.route);
+
+  Scratch scratch(ctx);
+  const Tensor travelling = exchange_.start_dispatch(ctx, scratch, x, s.route);
+  Tensor logits = scratch.tensor({x.dim(0), E_}, wide_dtype(x.dtype()));
+  linear_forward(ctx, logits, x, p.router);
+  router_forward(ctx, s.router, logits, pass.segments, norm_);
+  linear_forward(ctx, s.shared_a, x, p.shared.gate_proj);
+  linear_forward(ctx, s.shared_b, x, p.shared.up_proj);
+  linear_forward(ctx, s.shared_gate, x, p.shared.gate);
+  exchange_.finish_dispatch(ctx, rows, travelling, x, s.route);
+  experts_forward(ctx, {}, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert(), p.experts);
+}
+
 void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
                         const MoeSaved& s, const LayerPass& pass) const {
+  remake(ctx, remake_of(LayerPart::kMoe, pass.recompute), x, p, s, pass);
   const int64_t N = x.dim(0), R = s.route.num_rows;
   const DType dtype = x.dtype(), wide = wide_dtype(dtype);
   Scratch scratch(ctx);

@@ -58,8 +58,9 @@ struct MoeSaved {
 class MoeLayer {
  public:
   MoeLayer(const ModelConfig& c, ExpertExchange& exchange);
-  static double multiply_adds(const ModelConfig& c);  // of the forward pass of one token
-  void plan(Planner& planner, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
+  static double multiply_adds(const ModelConfig& c);         // of the forward pass of one token
+  static double output_multiply_adds(const ModelConfig& c);  // of them, of what is never made again
+  void plan(SavedPlan& saved, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
   //   x, y (N, C)
   void forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s, const LayerPass& pass) const;
   //   d_x overwritten, g +=
@@ -67,6 +68,11 @@ class MoeLayer {
                 const MoeSaved& s, const LayerPass& pass) const;
 
  private:
+  // Whether rows need not travel to be made again.
+  bool rows_are_near() const { return !exchange_.moves_rows(); }
+  void remake(Context& ctx, Remake what, const Tensor& x, const MoeParams& p, const MoeSaved& s,
+              const LayerPass& pass) const;
+
   int64_t C_, E_, K_, F_, Fs_;
   GateNorm norm_;
   ExpertExchange& exchange_;

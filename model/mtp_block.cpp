@@ -15,16 +15,16 @@ double MtpBlock::multiply_adds(const ModelConfig& c, int64_t document_tokens) {
          DecoderLayer::multiply_adds(c, MtpBlockParams::kLayerType, document_tokens);
 }
 
-void MtpBlock::plan(Planner& planner, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
-  planner.add("embedding", s.embedding, {N, C_}, dtype);
-  planner.add("joined", s.inputs.joined, {N, 2 * C_}, dtype);
-  planner.add("embedding_rstd", s.inputs.embedding_rstd, {N}, wide_dtype(dtype));
-  planner.add("hidden_rstd", s.inputs.hidden_rstd, {N}, wide_dtype(dtype));
-  planner.add("x", s.x, {N, C_}, dtype);
-  planner.add("x_final", s.x_final, {N, C_}, dtype);
-  planner.add("rstd", s.rstd, {N}, wide_dtype(dtype));
-  Planner::Scope scope(planner, "layers.0.");
-  layer_.plan(planner, s.layer, num_rows, N, dtype);
+void MtpBlock::plan(SavedPlan& saved, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const {
+  saved.keep("embedding", s.embedding, {N, C_}, dtype);
+  saved.keep("joined", s.inputs.joined, {N, 2 * C_}, dtype);
+  saved.keep("embedding_rstd", s.inputs.embedding_rstd, {N}, wide_dtype(dtype));
+  saved.keep("hidden_rstd", s.inputs.hidden_rstd, {N}, wide_dtype(dtype));
+  saved.keep("x", s.x, {N, C_}, dtype);
+  saved.keep("x_final", s.x_final, {N, C_}, dtype);
+  saved.keep("rstd", s.rstd, {N}, wide_dtype(dtype));
+  Planner::Scope scope(saved.planner(), "layers.0.");
+  layer_.plan(saved, s.layer, num_rows, N, dtype);
 }
 
 void MtpBlock::forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens,

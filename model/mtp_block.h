@@ -40,7 +40,7 @@ class MtpBlock {
   MtpBlock(const ModelConfig& c, ExpertExchange& exchange);
   // Of the forward pass of one token in documents of `document_tokens`, without the head.
   static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
-  void plan(Planner& planner, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
+  void plan(SavedPlan& saved, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
   //   out, hidden (N, C);  next_tokens (N) I64;  embed_table (V, C);  tokens and segments as in MtpView
   void forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens, const Tensor& embed_table,
                const MtpBlockParams& p, MtpBlockSaved& s, const LayerPass& pass) const;

@@ -16,7 +16,7 @@ enum class ReduceOp { kSum, kMax };
 // read results through ctx only. A repeated call has the same bits, and every member gets the same bits: floating-point
 // sums are taken in rank order in host memory, and on GPUs in the order of NCCL's algorithm, which the number of ranks,
 // their links and the size of the tensor decide. The largest of numbers and a NaN is the NaN; on GPUs, where NCCL would
-// lose it, kMax takes integers only.
+// lose it, kMax takes integers only. In a context that counts only, a call takes its scratch and moves nothing.
 // Errors: CommunicationError, naming the operation; ShapeError or DTypeError for tensors that do not fit.
 class Communicator {
  public:
@@ -48,5 +48,10 @@ class Communicator {
 
 // One rank: every call is the identity, so callers never test for size 1.
 std::unique_ptr<Communicator> make_local_communicator();
+
+// A group of that size without members, for planning: in a context that counts only its calls take the scratch of MPI's
+// (on a GPU of NCCL's, which is none); in any other they are refused.
+enum class PlannedRanks { kAnywhere, kGpusOfOneHost };
+std::unique_ptr<Communicator> make_planned_communicator(int size, PlannedRanks ranks = PlannedRanks::kAnywhere);
 
 }  // namespace braid

@@ -73,9 +73,11 @@ int64_t ExpertExchange::num_tokens(const ExpertRoute& route) const {
   return (group_.size() == 1 ? route.order : route.copies).row_of_slot.dim(0);
 }
 
-int64_t ExpertExchange::window_bytes(int64_t C, DType dtype) const {
-  if (places_ != CopyPlaces::kFixed || !group_.gpus_of_one_host() || group_.size() == 1) return 0;
-  return 2 * max_copies_ * (C * size_of(dtype) + experts_per_token_ * size_of(wide_dtype(dtype)));
+int64_t ExpertExchange::window_bytes() const {
+  int64_t sum = 0;
+  for (const Lane* lane : {&rows_, &numbers_})
+    if (lane->windows) sum += PeerWindows::memory_bytes(lane->windows->bytes());
+  return sum;
 }
 
 void ExpertExchange::plan_memory(Planner& planner, ExpertRoute& route) const {
@@ -119,6 +121,10 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
   resize(route.order, U, K);
   expert_order(ctx, route.order, ids);
 
+  if (ctx.counts_only()) {
+    route.num_rows = std::min(max_rows_, U * K);
+    return;
+  }
   const bool fits = max_rows_ == max_tokens_ * K * size;
   if (!fits) limit_rows(ctx, route.order.rows_per_expert, needed_rows(ctx), max_rows_);
   if (ctx.on_cuda()) {
@@ -144,7 +150,13 @@ void ExpertExchange::plan_copies(Context& ctx, ExpertRoute& route, const Tensor&
   Tensor ranks = scratch.tensor({N, S}, DType::kI32);
   token_places(ctx, ranks, expert_id, El, 1, 0);
   expert_order(ctx, route.copies, ranks);
-  exchange_counts(ctx, route);
+  if (!ctx.counts_only()) return exchange_counts(ctx, route);
+  // What no route exceeds, and all of it travels.
+  const int other = (group_.rank() + 1) % group_.size();
+  route.send_rows.assign(group_.size(), 0);
+  route.recv_rows = route.send_rows;
+  route.send_rows[other] = N * S;
+  route.recv_rows[other] = max_copies_;
 }
 
 // Every rank sends every other its counts of copies, twice as a check. Everybody gets the whole matrix, so everybody
@@ -220,7 +232,12 @@ Tensor ExpertExchange::with_own(Context& ctx, const Tensor& travelling, const Te
 }
 
 // Null where the GPUs cannot write into each other's memory. Made at the first call, and again if it is too small.
-PeerWindows* ExpertExchange::windows([[maybe_unused]] Context& ctx, Lane& lane, [[maybe_unused]] int64_t bytes) {
+PeerWindows* ExpertExchange::windows(Context& ctx, Lane& lane, int64_t bytes) {
+  if (ctx.counts_only() && places_ == CopyPlaces::kFixed && group_.gpus_of_one_host()) {
+    if (!lane.windows || lane.windows->bytes() < bytes)
+      lane.windows = std::make_unique<CountedWindows>(group_.size(), bytes);
+    return lane.windows.get();
+  }
   if constexpr (kWithCuda) {
     if (!ctx.on_cuda() || places_ != CopyPlaces::kFixed || !group_.gpus_of_one_host() || lane.none) return nullptr;
     if (!lane.windows || lane.windows->bytes() < bytes) {

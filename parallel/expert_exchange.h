@@ -46,11 +46,13 @@ class ExpertExchange {
   ExpertExchange(Communicator& group, int64_t num_experts, int64_t experts_per_token, int64_t max_tokens,
                  double max_rows_factor, std::optional<CopyPlaces> places = {});
 
+  bool moves_rows() const { return group_.size() > 1; }  // to other ranks
   int64_t num_local_experts() const { return num_experts_ / group_.size(); }
   int64_t max_rows() const { return max_rows_; }      // bound on R, for the buffers of the expert layer
   int64_t max_copies() const { return max_copies_; }  // bound on U
-  // Of what the GPUs of one host write into each other's memory, rows of C elements.
-  int64_t window_bytes(int64_t C, DType dtype) const;
+  // Of the memory, so far, into which the GPUs of one host write each other's rows. Calls in a context that counts only
+  // count it too; an exchange that did must not be used for anything else.
+  int64_t window_bytes() const;
 
   // Memory of a route for up to max_tokens tokens.
   void plan_memory(Planner& planner, ExpertRoute& route) const;

@@ -7,13 +7,13 @@
 
 #include "parallel/communicator_checks.h"
 #include "parallel/mpi_check.h"
+#include "parallel/reduction_scratch.h"
 
 namespace braid {
 namespace {
 
-constexpr int64_t kSmallBytes = int64_t{16} << 10;   // up to here fewer messages beat fewer bytes
-constexpr int64_t kBlockBytes = int64_t{512} << 10;  // of each rank's data that are summed at a time
-constexpr int64_t kTile = 2048;                      // elements one thread sums while they stay in the L1 cache
+constexpr int64_t kSmallBytes = kSmallReductionBytes, kBlockBytes = kReductionBlockBytes;
+constexpr int64_t kTile = 2048;  // elements one thread sums while they stay in the L1 cache
 constexpr int kTag = 0;
 
 template <ReduceOp kOp, class T>
@@ -97,6 +97,7 @@ class MpiCommunicator final : public Communicator {
     if (bytes <= std::min(kSmallBytes, piece_bytes_)) {
       Scratch scratch(ctx);
       std::byte* parts = bytes_of(scratch, size_ * bytes);
+      if (ctx.counts_only()) return;
       gather_small("all_reduce", parts, data, bytes);
       reduce_in_order(in_out.dtype(), op, data, size_, numel, [=](int r) { return parts + r * bytes; });
       return;
@@ -104,6 +105,7 @@ class MpiCommunicator final : public Communicator {
     const int64_t shard = (numel + size_ - 1) / size_, element_bytes = size_of(in_out.dtype());
     const int64_t own_begin = std::min(numel, rank_ * shard) * element_bytes;
     reduce_shards(ctx, "all_reduce", op, in_out.dtype(), data + own_begin, data, shard, numel);
+    if (ctx.counts_only()) return;
     auto part = [=](int r) {
       const int64_t begin = std::min(numel, r * shard), end = std::min(numel, (r + 1) * shard);
       return std::span(data + begin * element_bytes, (end - begin) * element_bytes);
@@ -119,8 +121,9 @@ class MpiCommunicator final : public Communicator {
                   full.numel());
   }
 
-  void all_gather(Context&, Tensor full, const Tensor& shard) override {
+  void all_gather(Context& ctx, Tensor full, const Tensor& shard) override {
     check_shards(full, shard, size_);
+    if (ctx.counts_only()) return;
     std::byte* to = bytes_of(full);
     const std::byte* from = bytes_of(shard);
     const int64_t bytes = shard.bytes();
@@ -130,9 +133,10 @@ class MpiCommunicator final : public Communicator {
         [=](int r) { return std::span(to + r * bytes, bytes); });
   }
 
-  void all_to_all_rows(Context&, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
+  void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
     check_row_counts(recv, recv_rows, send, send_rows, *this);
+    if (ctx.counts_only()) return;
     const int64_t bytes = row_bytes(send);
     auto rows_of_rank = [bytes](auto* data, std::span<const int64_t> rows, int r) {
       int64_t begin = 0;
@@ -146,15 +150,18 @@ class MpiCommunicator final : public Communicator {
         [=](int r) { return rows_of_rank(to, recv_rows, r); });
   }
 
-  void broadcast(Context&, Tensor in_out, int root) override {
+  void broadcast(Context& ctx, Tensor in_out, int root) override {
     check_root(root, size_);
+    if (ctx.counts_only()) return;
     for (int64_t begin = 0; begin < in_out.bytes(); begin += piece_bytes_) {
       const int64_t bytes = std::min(piece_bytes_, in_out.bytes() - begin);
       check_mpi(MPI_Bcast(bytes_of(in_out) + begin, static_cast<int>(bytes), MPI_BYTE, root, comm_), "broadcast");
     }
   }
 
-  void barrier(Context&) override { check_mpi(MPI_Barrier(comm_), "barrier"); }
+  void barrier(Context& ctx) override {
+    if (!ctx.counts_only()) check_mpi(MPI_Barrier(comm_), "barrier");
+  }
 
   std::unique_ptr<Communicator> split(int color) override {
     MPI_Comm group = MPI_COMM_NULL;
@@ -180,6 +187,7 @@ class MpiCommunicator final : public Communicator {
     Scratch scratch(ctx);
     const int64_t slot_bytes = std::min(block, shard) * element_bytes;
     std::byte* received = bytes_of(scratch, size_ * slot_bytes);
+    if (ctx.counts_only()) return;
     for (int64_t first = 0; first < shard; first += block) {
       auto block_of = [=](int r) {
         const int64_t begin = std::min(numel, r * shard + first);

@@ -108,6 +108,7 @@ class NcclCommunicator final : public Communicator {
   int size() const override { return host_->size(); }
 
   void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) override {
+    if (ctx.counts_only()) return;  // NCCL takes its memory at the start
     if (!on_gpu(in_out)) return host_->all_reduce(cpu_, in_out, op);
     check_reducible("in_out", in_out, op);
     const OperatorScope scope(ctx, "all_reduce");
@@ -117,6 +118,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
+    if (ctx.counts_only()) return;
     if (!on_gpu(full)) return host_->reduce_scatter(cpu_, shard, full, op);
     check_shards(full, shard, size());
     check_reducible("full", full, op);
@@ -127,6 +129,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   void all_gather(Context& ctx, Tensor full, const Tensor& shard) override {
+    if (ctx.counts_only()) return;
     if (!on_gpu(full)) return host_->all_gather(cpu_, full, shard);
     check_shards(full, shard, size());
     const OperatorScope scope(ctx, "all_gather");
@@ -136,6 +139,7 @@ class NcclCommunicator final : public Communicator {
 
   void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
+    if (ctx.counts_only()) return;
     if (!on_gpu(send)) return host_->all_to_all_rows(cpu_, recv, recv_rows, send, send_rows);
     check_row_counts(recv, recv_rows, send, send_rows, *this);
     const OperatorScope scope(ctx, "all_to_all_rows");
@@ -153,6 +157,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   void broadcast(Context& ctx, Tensor in_out, int root) override {
+    if (ctx.counts_only()) return;
     if (!on_gpu(in_out)) return host_->broadcast(cpu_, in_out, root);
     check_root(root, size());
     const OperatorScope scope(ctx, "broadcast");
@@ -160,7 +165,9 @@ class NcclCommunicator final : public Communicator {
                "ncclBroadcast");
   }
 
-  void barrier(Context&) override { host_->barrier(cpu_); }
+  void barrier(Context& ctx) override {
+    if (!ctx.counts_only()) host_->barrier(cpu_);
+  }
 
   bool gpus_of_one_host() const override { return one_host_; }
 

@@ -21,9 +21,9 @@ using cuda::check_cuda;
 using cuda::stream_of;
 
 constexpr int kMostRanks = 64;
-// In front of the halves: word s is the number of the last call whose rows from rank s are all here; behind those words
+// In the flags, in front of the halves: word s is the number of the last call whose rows from rank s are all here; behind those words
 // one that holds the number of this rank's own call.
-constexpr int64_t kFlagBytes = 4096, kWordBytes = sizeof(uint64_t), kOwnCall = kMostRanks;
+constexpr int64_t kWordBytes = sizeof(uint64_t), kOwnCall = kMostRanks;
 constexpr auto kMostWait = std::chrono::minutes(10);
 
 // Values written, and waited for, by a stream itself: no kernel, and no thread of the host. Null where the driver or
@@ -173,9 +173,9 @@ class CudaPeerWindows final : public PeerWindows {
 std::unique_ptr<PeerWindows> open_peer_windows(Context& ctx, Communicator& group, int64_t bytes) {
   const int size = group.size(), rank = group.rank();
   bytes = round_up(bytes, kMemoryAlignBytes);
-  auto own = allocate_memory(Device::kCuda, kFlagBytes + 2 * bytes);
+  auto own = allocate_memory(Device::kCuda, PeerWindows::memory_bytes(bytes));
   check<OutOfMemoryError>(own != nullptr, "no memory left for ", 2 * bytes, " bytes of rows from other ranks");
-  zero_memory(Device::kCuda, own.get(), kFlagBytes);
+  zero_memory(Device::kCuda, own.get(), PeerWindows::kFlagBytes);
 
   struct Offer {
     cudaIpcMemHandle_t handle;

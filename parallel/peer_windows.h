@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "kernels/core/context.h"
+#include "kernels/core/memory.h"
 #include "parallel/communicator.h"
 
 namespace braid {
@@ -17,6 +18,9 @@ namespace braid {
 class PeerWindows {
  public:
   virtual ~PeerWindows() = default;
+  // Of a GPU's memory, for windows of so many bytes: two, as a call's rows stay until the next call but one, and flags.
+  static constexpr int64_t kFlagBytes = 4096;
+  static int64_t memory_bytes(int64_t bytes) { return kFlagBytes + 2 * round_up(bytes, kMemoryAlignBytes); }
   // Most that a rank receives by one call.
   virtual int64_t bytes() const = 0;
   // Rank s's rows from row s * places on, those behind its last are anything. A rank's own rows stay where they are: in
@@ -28,6 +32,24 @@ class PeerWindows {
   virtual Tensor all_to_all(Context& ctx, const Tensor& rows) = 0;
   // What ctx is given from now on runs when the rows of the last call have arrived, and its own have left.
   virtual void wait(Context& ctx) = 0;
+};
+
+// To count with: as large as asked for, but without memory.
+class CountedWindows final : public PeerWindows {
+ public:
+  CountedWindows(int size, int64_t bytes) : size_(size), bytes_(bytes) {}
+  int64_t bytes() const override { return bytes_; }
+  Tensor all_gather(Context& ctx, const Tensor& rows, int64_t places) override {
+    return Tensor(nullptr, rows.dtype(), {size_ * places, rows.dim(1)}, ctx.device());
+  }
+  Tensor all_to_all(Context& ctx, const Tensor& rows) override {
+    return Tensor(nullptr, rows.dtype(), rows.shape(), ctx.device());
+  }
+  void wait(Context&) override {}
+
+ private:
+  int size_;
+  int64_t bytes_;
 };
 
 // Called by every member of a group of at most 64. Null, for all of them, if one's GPU cannot write into another's

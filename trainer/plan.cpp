@@ -1,33 +1,15 @@
 #include "trainer/plan.h"
 
 #include <cstdio>
+#include <functional>
 #include <memory>
 
+#include "kernels/build_config.h"
+#include "model/model_flop.h"
 #include "trainer/training_state.h"
 
 namespace braid {
 namespace {
-
-// A group that has a size but no members: planning asks for sizes only.
-class PlannedGroup final : public Communicator {
- public:
-  explicit PlannedGroup(int size) : size_(size) {}
-  int rank() const override { return 0; }
-  int size() const override { return size_; }
-  void all_reduce(Context&, Tensor, ReduceOp) override { refuse(); }
-  void reduce_scatter(Context&, Tensor, const Tensor&, ReduceOp) override { refuse(); }
-  void all_gather(Context&, Tensor, const Tensor&) override { refuse(); }
-  void all_to_all_rows(Context&, Tensor, std::span<const int64_t>, const Tensor&, std::span<const int64_t>) override {
-    refuse();
-  }
-  void broadcast(Context&, Tensor, int) override { refuse(); }
-  void barrier(Context&) override { refuse(); }
-  std::unique_ptr<Communicator> split(int) override { refuse(); }
-
- private:
-  [[noreturn]] static void refuse() { throw CommunicationError("a plan moves no data"); }
-  int size_;
-};
 
 bool has(const std::string& name, const char* part) { return name.find(part) != std::string::npos; }
 
@@ -38,12 +20,6 @@ std::string grouped(int64_t n) {
     out += digits[i];
   }
   return out;
-}
-
-std::string gib(int64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3f GiB", double(bytes) / double(int64_t{1} << 30));
-  return text;
 }
 
 }  // namespace
@@ -70,17 +46,126 @@ ParameterCounts count_parameters(const ModelConfig& model, const MtpConfig& mtp)
   return n;
 }
 
-MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks) {
+MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
   const int64_t expert = config.parallel.expert;
-  const ProcessMesh mesh(std::make_unique<PlannedGroup>(num_ranks), std::make_unique<PlannedGroup>(expert),
-                         std::make_unique<PlannedGroup>(num_ranks / expert));
-  const TrainingState state(config, mesh);
-  const MemoryPlan& plan = state.memory();
-  return {plan.weights.total_bytes(), plan.gradients.total_bytes(), plan.optimizer.total_bytes(),
-          plan.activations.total_bytes()};
+  const PlannedRanks ranks = gpu && expert <= kGpusPerHost ? PlannedRanks::kGpusOfOneHost : PlannedRanks::kAnywhere;
+  const ProcessMesh mesh(make_planned_communicator(num_ranks), make_planned_communicator(expert, ranks),
+                         make_planned_communicator(num_ranks / expert));
+  if (!gpu) return count_memory(config, mesh, Context::cpu());
+  if constexpr (kWithCuda) return count_memory(config, mesh, Context::counter_on(*gpu));
+  return memory_without_scratch(config, mesh);
 }
 
-std::string format_plan(const RunConfig& config, int64_t num_ranks) {
+namespace {
+
+// A setting that needs less memory, and what for.
+struct Change {
+  std::string setting, price;
+  RunConfig config;
+  int64_t ranks;
+};
+
+// In the order in which one would take them: each on top of those before is dearer than they are.
+std::vector<std::function<bool(Change&)>> changes_by_price() {
+  const auto recompute = [](Recompute policy) {
+    return [policy](Change& c) {
+      RunConfig& config = c.config;
+      if (config.memory.recompute >= policy) return false;
+      config.memory.recompute = policy;
+      c.setting = concat("memory.recompute=", name_of_enum(policy));
+      char price[96];
+      const int64_t T = config.train.seq_length;
+      std::snprintf(price, sizeof price, "repeats %.0f %% of the products of a step",
+                    100 * repeated_flop_per_token(config.model, config.mtp, T, policy) /
+                        training_flop_per_token(config.model, config.mtp, T));
+      c.price = policy == Recompute::kElementwise ? "repeats passes over elements" : price;
+      return true;
+    };
+  };
+  return {[](Change& c) {
+            double& factor = c.config.parallel.max_rows_factor;
+            if (c.config.parallel.expert == 1 || (factor > 0 && factor <= 2)) return false;
+            factor = 2;
+            c.setting = "parallel.max_rows_factor=2";
+            c.price = "the run stops if a rank is sent more than twice the mean of rows";
+            return true;
+          },
+          recompute(Recompute::kElementwise),
+          [](Change& c) {
+            if (c.config.optimizer.moment_dtype == MomentDType::kBf16) return false;
+            c.config.optimizer.moment_dtype = MomentDType::kBf16;
+            c.setting = "optimizer.moment_dtype=bf16";
+            c.price = "moments are rounded";
+            return true;
+          },
+          recompute(Recompute::kMoe),
+          recompute(Recompute::kLayer),
+          [](Change& c) {
+            if (c.config.train.micro_batch_size == 1) return false;
+            c.config.train.micro_batch_size = 1;
+            c.setting = "train.micro_batch_size=1";
+            c.price = "smaller products";
+            return true;
+          },
+          [](Change& c) {
+            int64_t& expert = c.config.parallel.expert;
+            if (c.ranks % (2 * expert) != 0 || c.config.model.num_experts % (2 * expert) != 0) return false;
+            expert *= 2;
+            c.setting = concat("parallel.expert=", expert);
+            c.price = expert <= kGpusPerHost ? "rows travel between more GPUs" : "rows travel between hosts";
+            return true;
+          },
+          [](Change& c) {
+            const int64_t batch = c.config.train.global_batch_size, unit = c.config.train.micro_batch_size;
+            if (batch % (2 * c.ranks * unit) != 0) return false;
+            c.ranks *= 2;
+            c.setting = concat("--ranks ", c.ranks);
+            c.price = "twice the GPUs";
+            return true;
+          }};
+}
+
+// Whether a run fits, and what would make it.
+std::string verdict(const RunConfig& config, int64_t num_ranks, const GpuModel& gpu, const MemoryEstimate& memory) {
+  const std::string known = memory.scratch ? "" : " (without scratch)", card = concat(gpu.name, ", ",
+                                                                                    gib_text(gpu.memory_bytes));
+  const int64_t left = gpu.memory_bytes - memory.total();
+  if (left >= 0) return concat("fits ", card, ": ", gib_text(left), " to spare", known, '\n');
+  std::string out = concat("does not fit ", card, ": ", gib_text(-left), " too much", known, "\none change alone:\n");
+  const auto line = [&](const Change& c, int64_t total) {
+    char text[200];
+    std::snprintf(text, sizeof text, "  %-32s %14s  %-12s  %s\n", c.setting.c_str(), gib_text(total).c_str(),
+                  total <= gpu.memory_bytes ? "fits" : "does not fit", c.price.c_str());
+    out += text;
+  };
+  const auto total_of = [&](const Change& c) { return estimate_memory(c.config, c.ranks, &gpu).total(); };
+  for (const auto& change : changes_by_price()) {
+    Change c{"", "", config, num_ranks};
+    if (change(c)) line(c, total_of(c));
+  }
+  out += "one after the other:\n";
+  Change c{"", "", config, num_ranks};
+  for (const auto& change : changes_by_price()) {
+    if (!change(c)) continue;
+    const int64_t total = total_of(c);
+    line(c, total);
+    if (total <= gpu.memory_bytes) return out;
+  }
+  return out + "none of these makes it fit: it takes still more GPUs or a shorter train.seq_length\n";
+}
+
+}  // namespace
+
+Recompute recompute_that_fits(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
+  RunConfig tried = config;
+  for (const Recompute policy : kRecomputePolicies) {
+    tried.memory.recompute = policy;
+    if (!gpu || estimate_memory(tried, num_ranks, gpu).total() <= gpu->memory_bytes) break;
+  }
+  return tried.memory.recompute;
+}
+
+std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
   const ParameterCounts n = count_parameters(config.model, config.mtp);
   std::string out = "parameters\n";
   auto row = [&](const std::string& name, const std::string& value) {
@@ -103,15 +188,15 @@ std::string format_plan(const RunConfig& config, int64_t num_ranks) {
   row("active per token, MTP block", grouped(n.active_mtp));
   if (config.train.seq_length == 0) return out;
 
-  const MemoryEstimate memory = estimate_memory(config, num_ranks);
-  out += concat("memory per rank, ", num_ranks, " ranks, expert parallel ", config.parallel.expert, ", ",
+  const MemoryEstimate memory = estimate_memory(config, num_ranks, gpu);
+  out += concat("memory of each of ", num_ranks, " ranks, expert parallel ", config.parallel.expert, ", ",
                 name_of_enum(config.precision), ", micro-batch ", config.train.micro_batch_size, " x ",
-                config.train.seq_length, " tokens\n");
-  row("weights", gib(memory.weights));
-  row("gradients", gib(memory.gradients));
-  row("optimizer state", gib(memory.optimizer));
-  row("activations", gib(memory.activations));
-  row("total", gib(memory.total()));
+                config.train.seq_length, " tokens, recompute ", name_of_enum(config.memory.recompute), '\n');
+  for (const MemoryEstimate::Row& line : memory.rows()) row(line.what, gib_text(line.bytes));
+  if (!memory.scratch) row("scratch", "not counted");
+  row("total", gib_text(memory.total()));
+  if (!memory.scratch) out += "a build with CUDA counts the scratch of a GPU too; no GPU need be there\n";
+  if (gpu) out += verdict(config, num_ranks, *gpu, memory);
   return out;
 }
 

@@ -2,7 +2,9 @@
 
 #include <string>
 
+#include "kernels/core/device_info.h"
 #include "trainer/config/config.h"
+#include "trainer/step_memory.h"
 
 namespace braid {
 
@@ -15,14 +17,16 @@ struct ParameterCounts {
 };
 ParameterCounts count_parameters(const ModelConfig& model, const MtpConfig& mtp);
 
-// Bytes of the fullest rank, computed from the same plans that training commits; nothing is allocated.
-struct MemoryEstimate {
-  int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0;
-  int64_t total() const { return weights + gradients + optimizer + activations; }
-};
-MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks);
+// Bytes of the fullest of so many ranks, with nothing allocated; see count_memory. gpu: where it would run, no GPU need
+// be there; ranks that share experts are then taken to be in one host, if they are at most kGpusPerHost. Null: a CPU.
+MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu = nullptr);
+inline constexpr int64_t kGpusPerHost = 8;
 
-// The report of `braid plan`. Memory is left out if the config names no batch.
-std::string format_plan(const RunConfig& config, int64_t num_ranks);
+// What memory.recompute auto would choose on that GPU; none for a CPU, whose memory nobody named.
+Recompute recompute_that_fits(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu);
+
+// The report of `braid plan`. Memory is left out if the config names no batch. With a GPU it ends with whether the run
+// fits, and if not, with the settings that need less, what they cost and what is left of the lack.
+std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu = nullptr);
 
 }  // namespace braid

@@ -429,7 +429,7 @@ class TrainingRun {
     say(to_yaml(config_));
     say(concat("parameters: ", table.size(), " tensors, listed in ", front_->folder.path("parameters.txt")));
     say(concat("ranks ", mesh_.size(), ", expert parallel ", mesh_.expert().size(), ", ", parameters, " parameters, ",
-               state_.memory().total_bytes() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu",
+               state_.needs().total() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu",
                ", ", name_of_enum(config_.precision)));
     for (const TokenDataset& data : train_data_)
       say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows"));
@@ -608,7 +608,7 @@ class TrainingRun {
 void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
                          const ResumeRules& rules) {
   static const std::vector<std::string> kFree = {
-      "run.",        "device", "allow_slow",  "parallel.",           "train.micro_batch_size",
+      "run.",        "device", "allow_slow",  "parallel.",           "memory.", "train.micro_batch_size",
       "eval.",       "log.",   "checkpoint.", "data.prefetch_steps",
       "init.from",      // the weights that came from there are in the checkpoint
       "data.sources"};  // the data itself is compared by its digest

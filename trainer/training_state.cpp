@@ -17,7 +17,8 @@ constexpr const char* kMtpTensor = "weights/mtp.fc.weight";  // every MTP block 
 
 TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
     : model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
-            dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor),
+            dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor,
+            config.memory.recompute),
       parameters(ParameterLayout(config.model, config.mtp, mesh, config.parallel.bucket_elements,
                                  Optimizer::whole_matrices(config.optimizer)),
                  mesh, dtype_of_precision(config.precision)),
@@ -38,28 +39,14 @@ void TrainingState::allocate(Context& ctx) {
   const Device device = ctx.device();
   check<ConfigError>(!ctx.on_cuda() || !config_.log.wants("attention/logit_max"),
                      "log.metrics: attention/logit_max is computed on CPUs only");
-  int64_t scratch_bytes = 0;
-  if (ctx.on_cuda()) {
-    const ModelConfig& m = config_.model;
-    const ExpertExchange exchange(mesh_.expert(), m.num_experts, m.num_experts_per_tok,
-                                  config_.train.micro_batch_size * config_.train.seq_length,
-                                  config_.parallel.max_rows_factor);
-    scratch_bytes = std::max(scratch_bound_bytes(config_, exchange.max_rows()), optimizer.scratch_bytes());
-    check_gpu_memory(
-        {{"weights", plan_.weights.total_bytes()},
-         {"gradients", plan_.gradients.total_bytes()},
-         {"optimizer state", plan_.optimizer.total_bytes()},
-         {"activations", plan_.activations.total_bytes()},
-         {"scratch", scratch_bytes},
-         {"rows of other ranks", exchange.window_bytes(m.hidden_size, dtype_of_precision(config_.precision))},
-         {"libraries", library_bytes(mesh_.size())}},
-        gpu_memory(), device_info(ctx).name);
-  }
+  assert(config_.memory.recompute != Recompute::kAuto);
+  needs_ = count_memory(config_, mesh_, ctx);
+  if (ctx.on_cuda()) check_gpu_memory(needs_, gpu_memory(), device_info(ctx).name);
   weights_ = Arena("weights", plan_.weights, device);
   gradients_ = Arena("gradients", plan_.gradients, device);
   optimizer_state_ = Arena("optimizer state", plan_.optimizer, device);
   activations_ = Arena("activations", plan_.activations, device);
-  if (ctx.on_cuda()) ctx.reserve_scratch(scratch_bytes);
+  ctx.reserve_scratch(needs_.scratch.value_or(0));
   parameters.bind(model.weights(), model.gradients());
 }
 
@@ -107,7 +94,7 @@ std::vector<CheckpointSlice> TrainingState::slices() {
 InferenceState::InferenceState(Context& ctx, const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows,
                                int64_t row_tokens)
     : model(config.model, config.mtp, num_rows, row_tokens, dtype_of_precision(config.precision), mesh.expert(),
-            config.parallel.max_rows_factor),
+            config.parallel.max_rows_factor, Recompute::kLayer),
       layout_(config.model, config.mtp, mesh) {
   Planner weights, activations;
   layout_.plan_weights(weights, flat_weights_, dtype_of_precision(config.precision));

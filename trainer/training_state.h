@@ -7,6 +7,7 @@
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/config/config.h"
 #include "trainer/optimizer/optimizer.h"
+#include "trainer/step_memory.h"
 
 namespace braid {
 
@@ -27,8 +28,10 @@ class TrainingState {
   TrainingState& operator=(const TrainingState&) = delete;
 
   const MemoryPlan& memory() const { return plan_; }
-  // On a GPU also the scratch of a step, and only if everything fits what is free.   Errors: OutOfMemoryError, with the
-  // table of what is needed.
+  // What all of it takes of the rank's device, once allocated.
+  const MemoryEstimate& needs() const { return needs_; }
+  // With the scratch of a step, and on a GPU only if everything fits what is free.   Errors: OutOfMemoryError, there with
+  // the table of what is needed.
   void allocate(Context& ctx);
 
   void initialize(Context& ctx);  // weights from the seed, moments and counts 0
@@ -53,6 +56,7 @@ class TrainingState {
   const ProcessMesh& mesh_;
   MemoryPlan plan_;
   Arena weights_, gradients_, optimizer_state_, activations_;
+  MemoryEstimate needs_;
 };
 
 // The model with weights alone, for evaluation and generation on micro-batches of num_rows sequences.

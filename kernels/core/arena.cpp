@@ -15,8 +15,15 @@ Planner::Scope::~Scope() { planner_.prefix_.resize(outer_length_); }
 
 void Planner::add(const std::string& name, Tensor& slot, Shape shape, DType dtype) {
   slot = Tensor(nullptr, dtype, shape);
-  entries_.push_back({prefix_ + name, &slot, total_bytes_, slot.bytes()});
-  total_bytes_ += round_up(slot.bytes(), kMemoryAlignBytes);
+  entries_.push_back({prefix_ + name, &slot, own_bytes_, slot.bytes()});
+  own_bytes_ += round_up(slot.bytes(), kMemoryAlignBytes);
+}
+
+void Planner::add_shared(const std::string& name, Tensor& slot, Shape shape, DType dtype) {
+  slot = Tensor(nullptr, dtype, shape);
+  entries_.push_back({prefix_ + name, &slot, shared_bytes_, slot.bytes(), true});
+  shared_bytes_ += round_up(slot.bytes(), kMemoryAlignBytes);
+  most_shared_bytes_ = std::max(most_shared_bytes_, shared_bytes_);
 }
 
 Arena::Arena(const std::string& purpose, Planner& plan, Device device) : bytes_(plan.total_bytes()) {
@@ -33,7 +40,7 @@ Arena::Arena(const std::string& purpose, Planner& plan, Device device) : bytes_(
   }
   zero_memory(device, block_.get(), bytes_);
   for (const auto& entry : plan.entries())
-    *entry.slot = Tensor(block_.get() + entry.offset_bytes, entry.slot->dtype(), entry.slot->shape(), device);
+    *entry.slot = Tensor(block_.get() + plan.offset_of(entry), entry.slot->dtype(), entry.slot->shape(), device);
 }
 
 }  // namespace braid

@@ -23,8 +23,9 @@ class Planner {
   struct Entry {
     std::string name;
     Tensor* slot;
-    int64_t offset_bytes;
+    int64_t offset_bytes;  // of a shared one: from where what is shared begins
     int64_t bytes;
+    bool shared = false;
   };
 
   // Prefixes the names of what is added while it lives: "layers.3." + "mixer.".
@@ -43,6 +44,11 @@ class Planner {
   // `slot` must stay where it is until the plan is committed.
   void add(const std::string& name, Tensor& slot, Shape shape, DType dtype);
 
+  // The same in memory that others get too: what is added between two calls of begin_shared lies side by side, and over
+  // what was added so before. Behind everything else there is room for the most that is added at a time.
+  void begin_shared() { shared_bytes_ = 0; }
+  void add_shared(const std::string& name, Tensor& slot, Shape shape, DType dtype);
+
   // A number that a layer can tell about every micro-batch. Whoever wants it makes `slot` a (1) F64 tensor, which the
   // layer's forward overwrites; else the slot stays undefined, and forward leaves the number out.
   struct Offer {
@@ -58,13 +64,15 @@ class Planner {
 
   const std::vector<Entry>& entries() const { return entries_; }
   const std::vector<Offer>& offers() const { return offers_; }
-  int64_t total_bytes() const { return total_bytes_; }
+  int64_t total_bytes() const { return own_bytes_ + most_shared_bytes_; }
+  int64_t shared_bytes() const { return most_shared_bytes_; }  // of them
+  int64_t offset_of(const Entry& entry) const { return entry.offset_bytes + (entry.shared ? own_bytes_ : 0); }
 
  private:
   std::vector<Entry> entries_;
   std::vector<Offer> offers_;
   std::string prefix_;
-  int64_t total_bytes_ = 0;
+  int64_t own_bytes_ = 0, shared_bytes_ = 0, most_shared_bytes_ = 0;
 };
 
 // One allocation, zeroed, that backs every tensor of a plan for as long as it lives.

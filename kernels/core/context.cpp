@@ -12,6 +12,7 @@ constexpr int64_t kMinBlockBytes = int64_t{1} << 20;
 
 namespace cuda {
 std::shared_ptr<Gpu> open_gpu(int device_index);
+std::shared_ptr<Gpu> describe_gpu(const GpuModel& model);
 int index_of(const Gpu& gpu);
 void synchronize(Gpu& gpu);
 void wait_for(Gpu& gpu, Gpu& other);
@@ -44,7 +45,25 @@ void Context::synchronize() const {
   }
 }
 
+Context Context::counter() const {
+  Context ctx;
+  ctx.gpu_ = gpu_;
+  ctx.counts_only_ = true;
+  return ctx;
+}
+
+Context Context::counter_on(const GpuModel& gpu) {
+  if constexpr (kWithCuda) {
+    Context ctx;
+    ctx.gpu_ = cuda::describe_gpu(gpu);
+    ctx.counts_only_ = true;
+    return ctx;
+  }
+  throw EnvironmentError("this build of braid has no CUDA operators, which alone know what scratch they take");
+}
+
 Context& Context::side() {
+  if (counts_only_) return *this;
   if constexpr (kWithCuda) {
     if (on_cuda()) {
       if (!side_) side_ = std::make_shared<Context>(Context::gpu(cuda::index_of(*gpu_)));
@@ -55,6 +74,7 @@ Context& Context::side() {
 }
 
 void Context::wait_for(Context& other) {
+  if (counts_only_) return;
   if constexpr (kWithCuda) {
     if (on_cuda()) cuda::wait_for(*gpu_, *other.gpu_);
   }
@@ -75,8 +95,19 @@ void Context::add_block(int64_t bytes) {
   blocks_.push_back(std::move(block));
 }
 
+int64_t Context::scratch_reserved_bytes() const {
+  int64_t sum = 0;
+  for (const Block& block : blocks_) sum += block.bytes;
+  return sum;
+}
+
 std::byte* Context::push(int64_t bytes) {
   bytes = round_up(bytes, kMemoryAlignBytes);
+  if (counts_only_) {
+    in_use_bytes_ += bytes;
+    peak_bytes_ = std::max(peak_bytes_, in_use_bytes_);
+    return nullptr;
+  }
   while (top_ < blocks_.size() && blocks_[top_].used_bytes + bytes > blocks_[top_].bytes) {
     // Everything above the top is free: a block that is too small for this request is replaced by a larger one.
     if (blocks_[top_].used_bytes == 0) {

@@ -10,6 +10,7 @@
 namespace braid {
 
 class Profile;
+struct GpuModel;  // kernels/core/device_info.h
 
 namespace cuda {
 struct Gpu;  // kernels/cuda/gpu.h: the device's stream, library handles and properties
@@ -25,6 +26,13 @@ class Context {
 
   static int num_gpus();            // that this process sees; 0 in a build without CUDA
   static std::string why_no_gpu();  // what the driver says where there is none
+
+  // A context of the same device that finds out how much scratch a computation takes, by running it: operators and
+  // communicators take what they need from it, see scratch_peak_bytes(), and do nothing else. No tensor needs memory.
+  Context counter() const;
+  // The same on a GPU that need not be there.   Errors: EnvironmentError in a build without CUDA.
+  static Context counter_on(const GpuModel& gpu);
+  bool counts_only() const { return counts_only_; }
 
   Device device() const { return gpu_ ? Device::kCuda : Device::kCpu; }
   bool on_cuda() const { return device() == Device::kCuda; }
@@ -49,6 +57,8 @@ class Context {
   void reserve_scratch(int64_t bytes);
   // Most scratch bytes that were in use at one time.
   int64_t scratch_peak_bytes() const { return peak_bytes_; }
+  // What was taken for it.
+  int64_t scratch_reserved_bytes() const;
 
  private:
   friend class Scratch;
@@ -63,6 +73,7 @@ class Context {
   std::shared_ptr<cuda::Gpu> gpu_;
   std::shared_ptr<Context> side_;
   Profile* profile_ = nullptr;
+  bool counts_only_ = false;
   std::vector<Block> blocks_;  // a stack; blocks are kept, so a step after the first allocates nothing
   size_t top_ = 0;             // the block in use
   int64_t in_use_bytes_ = 0;
@@ -80,6 +91,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
 
   Tensor tensor(Shape shape, DType dtype);
+  bool counts_only() const { return ctx_.counts_only(); }  // then what it hands out has no memory
   template <class T>
   T* array(int64_t count) {
     return tensor({count}, dtype_of<T>()).template data<T>();

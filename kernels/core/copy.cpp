@@ -16,7 +16,7 @@ void convert(Context& ctx, Tensor to, const Tensor& from);
 
 void fill_zero(Context& ctx, Tensor x) {
   const OperatorScope scope(ctx, "fill_zero");
-  if (x.bytes() == 0) return;
+  if (x.bytes() == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (x.device() == Device::kCuda) return cuda::fill_zero(ctx, x);
   }
@@ -27,7 +27,7 @@ void copy(Context& ctx, Tensor to, const Tensor& from) {
   const OperatorScope scope(ctx, "copy");
   check_dtype(from.dtype(), {{"to", to}});
   check<ShapeError>(to.numel() == from.numel(), "to: expected ", from.numel(), " elements, got ", to.numel());
-  if (from.bytes() == 0) return;
+  if (from.bytes() == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (to.device() == Device::kCuda || from.device() == Device::kCuda) return cuda::copy(ctx, to, from);
   }
@@ -37,7 +37,7 @@ void copy(Context& ctx, Tensor to, const Tensor& from) {
 void convert(Context& ctx, Tensor to, const Tensor& from) {
   const OperatorScope scope(ctx, "convert");
   check_shapes({{"to", to, from.shape()}, {"from", from, from.shape()}});
-  if (from.bytes() == 0) return;
+  if (from.bytes() == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (to.device() == Device::kCuda) return cuda::convert(ctx, to, from);
   }

@@ -11,11 +11,38 @@ namespace cuda {
 decltype(braid::device_info) device_info;
 }
 
+constexpr int64_t kGiB = int64_t{1} << 30;
+
 DeviceInfo device_info(const Context& ctx) {
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::device_info(ctx);
   }
   return {"CPU", ""};
+}
+
+const std::vector<GpuModel>& known_gpus() {
+  // What cudaGetDeviceProperties and cudaMemGetInfo say.
+  static const std::vector<GpuModel> gpus = {{"a100", 80, 108, 166912, 79 * kGiB + kGiB / 4},
+                                             {"h100", 90, 132, 232448, 79 * kGiB + kGiB / 10},
+                                             {"h200", 90, 132, 232448, 139 * kGiB + kGiB * 8 / 10}};
+  return gpus;
+}
+
+GpuModel gpu_model(const std::string& text) {
+  std::string names;
+  for (const GpuModel& gpu : known_gpus()) {
+    if (gpu.name == text) return gpu;
+    names += gpu.name + ", ";
+  }
+  double size = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), size);
+  const std::string_view unit = error == std::errc() ? std::string_view(rest) : std::string_view();
+  check<ConfigError>(size > 0 && size < 1e6 && (unit == "GB" || unit == "GiB"), "--device ", text,
+                     ": is none of ", names, "nor a size like 80GB or 141GiB");
+  GpuModel gpu = gpu_model("h100");
+  gpu.name = text;
+  gpu.memory_bytes = static_cast<int64_t>(size * (unit == "GB" ? 1e9 : double(kGiB)));
+  return gpu;
 }
 
 bool has_code_for(std::string_view architectures, int compute_capability) {

@@ -76,7 +76,7 @@ Tensor Tensor::rows(int64_t begin, int64_t end) const {
   }
   Tensor result = *this;
   result.shape_ = shape;
-  result.data_ = static_cast<char*>(data_) + begin * row_elements * size_of(dtype_);
+  if (data_) result.data_ = static_cast<char*>(data_) + begin * row_elements * size_of(dtype_);
   return result;
 }
 
@@ -85,7 +85,7 @@ void check_shapes(std::initializer_list<NamedShape> tensors) {
   for (const auto& [name, tensor, expected] : tensors) {
     if (tensor.shape() != expected)
       throw ShapeError(concat(name, ": expected shape ", expected.to_string(), ", got ", tensor.shape().to_string()));
-    if (tensor.device() != first.device())
+    if (tensor.raw() && first.raw() && tensor.device() != first.device())  // without memory it lies nowhere
       throw ShapeError(concat(name, ": lies on the ", name_of(tensor.device()), ", ", first_name, " on the ",
                               name_of(first.device())));
   }

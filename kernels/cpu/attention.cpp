@@ -248,6 +248,7 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
   dispatch_float("q", in.q, [&]<class T> {
     Scratch scratch(ctx);
     T* panels = scratch.array<T>(omp_get_max_threads() * ForwardPanels<T>::numel(l));
+    if (ctx.counts_only()) return;
     T highest = -std::numeric_limits<T>::infinity();
 #pragma omp parallel for schedule(dynamic) reduction(max : highest)
     for (size_t i = 0; i < tiles.size(); ++i) {
@@ -277,6 +278,7 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
     // d_k and d_v of the first set are formed in the outputs, those of the later ones here.
     T *later_d_k = scratch.array<T>(later_begin[D] * kv_width),
       *later_d_v = scratch.array<T>(later_begin[D] * kv_width);
+    if (ctx.counts_only()) return;
     T *d_k_data = d_in.k.data<T>(), *d_v_data = d_in.v.data<T>();
     auto later_at = [&](int64_t document, int64_t set) {
       return (later_begin[document] + (set - 1) * segments.length(document)) * kv_width;

@@ -50,6 +50,7 @@ Rotations<T> make_rotations(Scratch& scratch, const Segments& segments, const At
   const int64_t pairs = dims.rotary_dim / 2;
   T *cosine = scratch.array<T>((last - first) * pairs), *sine = scratch.array<T>((last - first) * pairs);
   T* inv_freq = scratch.array<T>(pairs);
+  if (scratch.counts_only()) return {};
   for (int64_t i = 0; i < pairs; ++i)  // torch rounds the exponent, the power and the reciprocal to fp32
     inv_freq[i] = T(1) / std::pow(T(dims.rope_theta), T(2 * i) / T(dims.rotary_dim));
 #pragma omp parallel for schedule(static)
@@ -122,6 +123,7 @@ void attention_inputs_forward(Context& ctx, AttentionInputs out, const Attention
     T *q = out.q.data<T>(), *k = out.k.data<T>(), *q_rstd = out.q_rstd.data<T>(), *k_rstd = out.k_rstd.data<T>();
     const T *x_q = x.q_gate.data<T>(), *x_k = x.k.data<T>();
     const T *q_norm = weights.q_norm.data<T>(), *k_norm = weights.k_norm.data<T>();
+    if (ctx.counts_only()) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t t = 0; t < tiles.size(); ++t) {
       for (int64_t n = tiles[t].begin; n < tiles[t].end; ++n) {
@@ -150,6 +152,7 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
     const T *q_rstd = out.q_rstd.data<T>(), *k_rstd = out.k_rstd.data<T>();
     const T *q_norm = weights.q_norm.data<T>(), *k_norm = weights.k_norm.data<T>();
     T* partials = scratch.array<T>(tiles.size() * 2 * Dh);  // per tile: the gradients of q_norm and of k_norm
+    if (ctx.counts_only()) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t t = 0; t < tiles.size(); ++t) {
       T *d_q_norm = partials + t * 2 * Dh, *d_k_norm = d_q_norm + Dh;

@@ -45,6 +45,7 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
   int64_t* rows_per_expert = order.rows_per_expert.data<int64_t>();
   Scratch scratch(ctx);
   int32_t* next = scratch.array<int32_t>(num_chunks * E);  // (chunk, expert): first its count, then its next row
+  if (ctx.counts_only()) return;
 #pragma omp parallel for schedule(static)
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     int32_t* count = next + chunk * E;

@@ -45,18 +45,20 @@ struct WeightTile {
 void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
                      const Tensor& rows_per_expert, const ExpertWeights& weights) {
   const int64_t R = x.dim(0), C = x.dim(1), F = weights.down.dim(2);
-  const std::vector<Tile> tiles = row_tiles(rows_per_expert, R);
   dispatch_float("x", x, [&]<class T> {
-    T *out_data = out.data<T>(), *ab_data = gate_up_out.data<T>();
+    T *out_data = out.defined() ? out.data<T>() : nullptr, *ab_data = gate_up_out.data<T>();
     const T *x_data = x.data<T>(), *row_gate_data = row_gate.data<T>();
     const T *gate_up = weights.gate_up.data<T>(), *down = weights.down.data<T>();
     Scratch scratch(ctx);
     T* h_of_threads = scratch.array<T>(omp_get_max_threads() * kTile * F);  // stays in each core's cache
+    if (ctx.counts_only()) return;
+    const std::vector<Tile> tiles = row_tiles(rows_per_expert, R);
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < tiles.size(); ++i) {
       const auto [e, begin, end] = tiles[i];
       T *ab = ab_data + begin * 2 * F, *h = h_of_threads + omp_get_thread_num() * kTile * F;
       gemm({end - begin, 2 * F, C}, T(1), {x_data + begin * C, C}, {gate_up + e * 2 * F * C, C, true}, T(0), ab, 2 * F);
+      if (!out.defined()) continue;
       for (int64_t r = 0; r < end - begin; ++r)
         swiglu_row(h + r * F, ab + r * 2 * F, ab + r * 2 * F + F, row_gate_data[begin + r], F);
       gemm({end - begin, C, F}, T(1), {h, F}, {down + e * C * F, F, true}, T(0), out_data + begin * C, C);
@@ -68,7 +70,6 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
                       const ExpertWeights& weights, Accumulate accumulate) {
   const int64_t R = x.dim(0), C = x.dim(1), El = weights.down.dim(0), F = weights.down.dim(2);
-  const std::vector<Tile> tiles = row_tiles(rows_per_expert, R);
   dispatch_float("x", x, [&]<class T> {
     T *d_x_data = d_x.data<T>(), *d_row_gate_data = d_row_gate.data<T>();
     const T *d_out_data = d_out.data<T>(), *x_data = x.data<T>();
@@ -76,6 +77,8 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
     const T *gate_up = weights.gate_up.data<T>(), *down = weights.down.data<T>();
     Scratch scratch(ctx);
     T *h_data = scratch.array<T>(R * F), *d_ab_data = scratch.array<T>(R * 2 * F);
+    if (ctx.counts_only()) return;
+    const std::vector<Tile> tiles = row_tiles(rows_per_expert, R);
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < tiles.size(); ++i) {
       const auto [e, begin, end] = tiles[i];

@@ -176,6 +176,7 @@ struct Chunk {
         e_gamma(scratch.array<T>(kChunk)),
         e_rest(scratch.array<T>(kChunk)),
         rhs(scratch.array<T>(kChunk * in.Dv)) {
+    if (scratch.counts_only()) return;
     std::fill_n(p, kChunk * kChunk, T(0));  // what lies beyond row_width stays 0
   }
 
@@ -508,6 +509,7 @@ void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& inp
     Scratch scratch(ctx);
     std::vector<ForwardWork<T>> work;
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, in);
+    if (ctx.counts_only()) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < tasks.size(); ++i) forward(o_data, states, in, tasks[i], work[omp_get_thread_num()]);
   });
@@ -526,6 +528,7 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
     Scratch scratch(ctx);
     std::vector<BackwardWork<T>> work;
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, in, max_chunks);
+    if (ctx.counts_only()) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < tasks.size(); ++i) backward(d, d_o_data, in, tasks[i], work[omp_get_thread_num()]);
   });

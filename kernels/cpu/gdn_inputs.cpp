@@ -115,6 +115,7 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
     Scratch scratch(ctx);
     T *taps = scratch.array<T>(kernel * channels), *rate = scratch.array<T>(Hv);
     T* windows = scratch.array<T>(halo.defined() ? omp_get_max_threads() * window_numel : 0);
+    if (ctx.counts_only()) return;
     transpose_taps(taps, weights.conv.data<T>(), dims);
     decay_rates(rate, weights.a_log);
 #pragma omp parallel for schedule(static)
@@ -192,10 +193,12 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
     T *d_qkvz = d_x.qkvz.data<T>(), *d_ba = d_x.ba.data<T>();
     Scratch scratch(ctx);
     T *taps = scratch.array<T>(kernel * channels), *rate = scratch.array<T>(Hv);
-    transpose_taps(taps, weights.conv.data<T>(), dims);
-    decay_rates(rate, weights.a_log);
     std::vector<BackwardWork<T>> work;
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, dims);
+    if (!ctx.counts_only()) {
+      transpose_taps(taps, weights.conv.data<T>(), dims);
+      decay_rates(rate, weights.a_log);
+    }
 
     // One partial sum per tile; tiles restart at every document, so packed and separate documents add up alike.
     auto add_tile = [&](T* d_conv, int64_t i, int64_t) {

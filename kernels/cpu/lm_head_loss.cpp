@@ -70,8 +70,9 @@ void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, con
       Tensor chunk_logits = logits.rows(0, end - begin);
       linear_forward(ctx, chunk_logits, chunk, weight);
       T* logits_data = chunk_logits.data<T>();
+      const int64_t num_losses = ctx.counts_only() ? 0 : end - begin;
 #pragma omp parallel for schedule(static)
-      for (int64_t n = 0; n < end - begin; ++n) {
+      for (int64_t n = 0; n < num_losses; ++n) {
         T* token_logits = logits_data + n * V;
         assert(-1 <= target[n] && target[n] < V);
         if (target[n] >= 0) {
@@ -81,14 +82,14 @@ void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, con
           if constexpr (kGradient == Gradient::kYes) std::fill_n(token_logits, V, T(0));
         }
       }
-      for (int64_t n = 0; n < end - begin; ++n) sum += losses[n];
+      for (int64_t n = 0; n < num_losses; ++n) sum += losses[n];
       if constexpr (kGradient == Gradient::kYes) {
         linear_backward_input(ctx, d.hidden.rows(begin, end), chunk_logits, weight);
         linear_backward_weight(ctx, d.weight, chunk_logits, chunk);
       }
     }
   });
-  loss_sum.data<double>()[0] = sum;
+  if (!ctx.counts_only()) loss_sum.data<double>()[0] = sum;
 }
 
 }  // namespace

@@ -9,13 +9,16 @@ namespace braid::cpu {
 namespace {
 
 // Columns [first, first + C) of the (N, 2C) tensor `joined`, from or to the (N, C) tensor `half`.
+// They do nothing in a context that only counts, where there is no `half`.
 template <class T>
 void write_half(T* joined, const T* half, int64_t first, int64_t N, int64_t C) {
+  if (!half) return;
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < N; ++n) std::copy_n(half + n * C, C, joined + n * 2 * C + first);
 }
 template <class T>
 void read_half(T* half, const T* joined, int64_t first, int64_t N, int64_t C) {
+  if (!half) return;
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < N; ++n) std::copy_n(joined + n * 2 * C + first, C, half + n * C);
 }

@@ -145,7 +145,7 @@ void router_entropy(Context& ctx, Tensor out, const Tensor& logits, const Router
     const T *l = logits.data<T>(), *prob = router.prob.data<T>(), *lse = router.lse.data<T>();
     const uint8_t* valid = segments.valid.data();
     double* total = out.data<double>();
-    *total = 0;
+    if (!ctx.counts_only()) *total = 0;
     sum_rows_in_order(ctx, total, 1, N, kTileTokens, [=](double* sum, int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n)
         if (valid[n]) *sum += entropy(prob + n * E, l + n * E, lse[n], E);

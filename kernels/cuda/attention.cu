@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
 }
 
 void gate_forward(Context& ctx, AttentionOutputs& out, const AttentionTensors& in) {
+  if (ctx.counts_only()) return;
   const int64_t num_rows = in.q.dim(0) * in.q.dim(1), Dh = in.q.dim(2);
   dispatch_activation("q", in.q, [&]<class X> {
     dispatch_width<X>(Dh, {out.y.raw(), out.o.raw(), in.q_gate.raw()}, [&]<class V> {
@@ -71,6 +72,7 @@ void gate_forward(Context& ctx, AttentionOutputs& out, const AttentionTensors& i
 // lse_by_head may be left undefined.
 void gate_backward(Context& ctx, AttentionOutputGradient& d_out, Tensor& lse_by_head, Tensor& d_q_gate,
                    const Tensor& d_y, const AttentionTensors& in, const AttentionOutputs& out, int64_t row_tokens) {
+  if (ctx.counts_only()) return;
   const int64_t N = in.q.dim(0), Hq = in.q.dim(1), Dh = in.q.dim(2);
   dispatch_activation("q", in.q, [&]<class X> {
     dispatch_width<X>(Dh, {d_y.raw(), out.o.raw(), in.q_gate.raw(), d_q_gate.raw()}, [&]<class V> {
@@ -127,6 +129,7 @@ DocumentTables make_document_tables(Context& ctx, Scratch& scratch, const Attent
   Tensor begin = scratch.tensor({bound + 1}, DType::kI32);
   DocumentTables tables = {scratch.tensor({bound}, DType::kI32), scratch.tensor({bound + 1}, DType::kI32),
                            scratch.tensor({bound + 1}, DType::kI32), scratch.tensor({bound + 1}, DType::kI32)};
+  if (ctx.counts_only()) return tables;
   document_tables_kernel<<<1, kTableThreads, 0, stream_of(ctx)>>>(
       pointer<int32_t>(begin), pointer<int32_t>(tables.lengths), pointer<int32_t>(tables.q_offset),
       pointer<int32_t>(tables.kv_offset), pointer<int32_t>(tables.lse_offset),
@@ -143,6 +146,7 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
       return gate_forward(ctx, out, in);
     }
   }
+  if (ctx.counts_only()) return;  // the own kernels take none
   if (mma_attention_supports(ctx, in)) return mma_attention_forward(ctx, out, in, segments);
   fma_attention_forward(ctx, out, in, segments);
   gate_forward(ctx, out, in);
@@ -166,6 +170,7 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
     }
   }
   gate_backward(ctx, d_out, lse_by_head, d_in.q_gate, d_y, in, out, segments.row_tokens);
+  if (ctx.counts_only()) return;
   if (mma_attention_supports(ctx, in)) return mma_attention_backward(ctx, d_in, d_out, in, out, segments);
   fma_attention_backward(ctx, d_in, d_out, in, out, segments);
 }

@@ -278,7 +278,7 @@ Rotations make_rotations(Context& ctx, Scratch& scratch, const Segments& segment
   const int pairs = static_cast<int>(dims.rotary_dim / 2);
   const int64_t count = segments.row_tokens * pairs;
   auto* cos_sin = reinterpret_cast<float2*>(scratch.array<float>(2 * count));
-  if (count > 0) {
+  if (count > 0 && !ctx.counts_only()) {
     rotations_kernel<<<ceil_div(count, 128), 128, 0, stream_of(ctx)>>>(
         cos_sin, count, pairs, static_cast<float>(dims.rope_theta), static_cast<float>(dims.rotary_dim));
     check_launch("attention_inputs rotations");
@@ -306,6 +306,7 @@ void attention_inputs_forward(Context& ctx, AttentionInputs out, const Attention
   const float eps = static_cast<float>(dims.eps);
   Scratch scratch(ctx);
   const Rotations rotations = make_rotations(ctx, scratch, segments, dims);
+  if (ctx.counts_only()) return;
   dispatch_activation("x.q_gate", x.q_gate, [&]<class X> {
     const ForwardSide<X> q = {{pointer<X>(out.q), Hq, Dh},
                               {pointer<X>(x.q_gate), Hq, 2 * Dh},
@@ -345,12 +346,14 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
     if (slots == 0) {
       add_column_sums<float>(ctx, d_q_norm, N * Hq, Dh, WeightGradientTerm<X>{q, rotations});
       add_column_sums<float>(ctx, d_k_norm, N * Hkv, Dh, WeightGradientTerm<X>{k, rotations});
+      if (ctx.counts_only()) return;
       backward_any_kernel<X><<<N, dim3(kWarpSize, kWarps), 0, stream_of(ctx)>>>(q, k, rotations, static_cast<int>(Dh));
       check_launch("attention_inputs_backward");
       return;
     }
     q.partial = scratch.array<float>(num_tiles * Dh);
     k.partial = scratch.array<float>(num_tiles * Dh);
+    if (ctx.counts_only()) return;
     const dim3 block(kWarpSize, kBackwardWarps);
     const auto kernel = slots == 1 ? backward_kernel<X, 1> : backward_kernel<X, 2>;
     kernel<<<num_tiles, block, 0, stream_of(ctx)>>>(q, k, rotations, N);

@@ -737,6 +737,7 @@ void wgmma_attention_backward(Context& ctx, AttentionGradients& d_in, const Atte
                max_slots};
   const int64_t carried = num_stripes == 1 ? 0 : width * Hkv * 2 * kWarpgroup * (kDh / 2);
   float* const carry[2] = {scratch.array<float>(carried), scratch.array<float>(carried)};
+  if (ctx.counts_only()) return;
 
   tables_kernel<<<1, kTableThreads, 0, stream_of(ctx)>>>(p.tables, pointer<int32_t>(segments.on_gpu.document_begin),
                                                          pointer<int32_t>(segments.on_gpu.first_chunk),

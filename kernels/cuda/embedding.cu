@@ -96,13 +96,17 @@ void embedding_backward(Context& ctx, Tensor d_table, const Tensor& d_y, const T
   Scratch scratch(ctx);
   int32_t *key = scratch.array<int32_t>(N), *sorted_key = scratch.array<int32_t>(N);
   int32_t *token = scratch.array<int32_t>(N), *sorted_token = scratch.array<int32_t>(N);
-  keys_kernel<<<ceil_div(N, kThreads), kThreads, 0, stream>>>(key, token, pointer<int64_t>(ids), N, V);
-  check_launch("embedding keys");
-  size_t sort_bytes = 0;
-  check_cuda(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, key, sorted_key, token, sorted_token, num_tokens, 0,
-                                             key_bits, stream),
-             "cub::DeviceRadixSort");
+  const bool counts = ctx.counts_only();
+  if (!counts)
+    keys_kernel<<<ceil_div(N, kThreads), kThreads, 0, stream>>>(key, token, pointer<int64_t>(ids), N, V);
+  if (!counts) check_launch("embedding keys");
+  size_t sort_bytes = static_cast<size_t>(8 * N + (int64_t{1} << 20));  // a second copy, and counts: of a GPU to come
+  if (ctx.gpu().is_there())
+    check_cuda(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, key, sorted_key, token, sorted_token, num_tokens, 0,
+                                               key_bits, stream),
+               "cub::DeviceRadixSort");
   uint8_t* sort_memory = scratch.array<uint8_t>(static_cast<int64_t>(sort_bytes));
+  if (counts) return;
   check_cuda(cub::DeviceRadixSort::SortPairs(sort_memory, sort_bytes, key, sorted_key, token, sorted_token, num_tokens,
                                              0, key_bits, stream),
              "cub::DeviceRadixSort");

@@ -76,6 +76,7 @@ Groups make_groups(Context& ctx, Scratch& scratch, const Tensor& rows_per_expert
   check<ShapeError>(El <= kMaxExperts, "rows_per_expert: ", El, " experts, but at most ", kMaxExperts, " on the GPU");
   auto* row_begin = scratch.array<int32_t>(El + 1);
   auto* tiles = reinterpret_cast<RowTile*>(scratch.array<int32_t>(max_tiles * 3));
+  if (ctx.counts_only()) return {row_begin, tiles, max_tiles};
   group_kernel<<<1, kGroupThreads, 2 * (El + 1) * sizeof(int32_t), stream_of(ctx)>>>(
       row_begin, tiles, pointer<int64_t>(rows_per_expert), El, max_tiles);
   check_launch("experts groups");
@@ -243,6 +244,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
   Scratch scratch(ctx);
   const Groups groups = make_groups(ctx, scratch, rows_per_expert, R);
   Tensor h = scratch.tensor({R, F}, x.dtype());
+  if (ctx.counts_only()) return;
   if (on_tensor_cores(x.dtype(), C, F,
                       {out.raw(), gate_up_out.raw(), x.raw(), weights.gate_up.raw(), weights.down.raw()})) {
     if (has_hopper_kernels(ctx)) return wgmma_experts_forward(ctx, groups, out, gate_up_out, h, x, row_gate, weights);
@@ -254,6 +256,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
         pointer<T>(h), static_cast<const T*>(gate_up_out.raw()), pointer<float>(row_gate),
         groups.row_begin + rows_per_expert.dim(0), F);
     check_launch("experts swiglu");
+    if (!out.defined()) return;
     fma_rows<Major::kK>(ctx, pointer<T>(out), static_cast<const T*>(h.raw()), pointer<T>(weights.down), groups, C, F);
   });
 }
@@ -279,6 +282,7 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
   if (tensor_cores)
     return mma_experts_backward(ctx, groups, d_x, d_row_gate, d_weights, h, d_gate_up_out, d_out, x, row_gate,
                                 gate_up_out, weights);
+  if (ctx.counts_only()) return;
   dispatch_activation("x", x, [&]<class T> {
     auto *h_data = pointer<T>(h), *d_ab = pointer<T>(d_gate_up_out);
     fma_rows<Major::kMn>(ctx, h_data, pointer<T>(d_out), pointer<T>(weights.down), groups, F, C);

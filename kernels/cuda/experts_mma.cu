@@ -381,6 +381,7 @@ void mma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out, T
                         static_cast<int>(F),
                         static_cast<int>(C)};
   launch_mma(ctx, up, up.grid.size(), "experts up");
+  if (!out.defined()) return;
   const RowProduct<Major::kK> down = {{groups, static_cast<int>(ceil_div(C, kTile))},
                                       pointer<bf16>(out),
                                       pointer<bf16>(h),
@@ -397,6 +398,7 @@ void mma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, 
   Scratch scratch(ctx);
   const auto f = static_cast<int>(F), c = static_cast<int>(C), parts = static_cast<int>(ceil_div(F, kTile));
   auto* gate_part = scratch.array<float>(R * parts);
+  if (ctx.counts_only()) return;
   auto *h_data = pointer<bf16>(h), *d_ab = pointer<bf16>(d_gate_up_out);
   const DownGradient down = {{groups, parts},
                              h_data,

@@ -438,6 +438,7 @@ void wgmma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out,
   const UpProduct up = {row_tiles<Major::kK>(groups, F, kPairColumns, C), pointer<bf16>(gate_up_out), pointer<bf16>(h),
                         pointer<float>(row_gate), static_cast<int>(F)};
   launch(ctx, map_of_rows(x), map_of_pairs(weights.gate_up), up, "experts up");
+  if (!out.defined()) return;
   const RowProduct<Major::kK> down = {row_tiles<Major::kK>(groups, C, kColumns, F), pointer<bf16>(out),
                                       static_cast<int>(C)};
   launch(ctx, map_of_rows(h), map_of_weight(weights.down, Major::kK), down, "experts down");
@@ -451,6 +452,7 @@ void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x
   Scratch scratch(ctx);
   const auto h_tiles = row_tiles<Major::kMn>(groups, F, kColumns, C);
   auto* gate_part = scratch.array<float>(R * h_tiles.column_tiles);
+  if (ctx.counts_only()) return;
   const DownGradient down = {h_tiles,
                              pointer<bf16>(h),
                              pointer<bf16>(d_gate_up_out),

@@ -45,6 +45,7 @@ Inputs inputs_of(const DeltaRuleInputs& in, const Segments& segments) {
 template <class Shared, class... Parameters, class... Arguments>
 void launch(Context& ctx, const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
             Arguments... arguments) {
+  if (ctx.counts_only()) return;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)),
              "cudaFuncSetAttribute");
   kernel<<<static_cast<unsigned>(blocks), threads, sizeof(Shared), stream_of(ctx)>>>(arguments...);
@@ -88,6 +89,7 @@ void forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segmen
   const int num_documents = static_cast<int>(segments.num_documents());
   Scratch scratch(ctx);
   const Prepared prepared = prepare(ctx, scratch, in, inputs.q.dim(0));
+  if (ctx.counts_only()) return;
   if (has_hopper_kernels(ctx)) {
     const ScanMaps maps = {map_of_heads(inputs.q), map_of_heads(inputs.k), map_of_heads(inputs.v), map_of_heads(o)};
     with_scan_blocks(ctx, num_documents * in.Hv, [&]<int kHalves>(int64_t blocks) {
@@ -111,6 +113,7 @@ void backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const Delta
   bf16 *delta = take({N, in.Hv, kDim}), *y = take({N, in.Hv, kDim});
   const BorderStates states{take({BorderStates::slots(N), in.Hv, kDim, kDim})};
   const BorderStates d_states{take({BorderStates::slots(N), in.Hv, kDim, kDim})};
+  if (ctx.counts_only()) return;
   const Gradients d = {pointer<bf16>(d_in.q), pointer<bf16>(d_in.k), pointer<float>(d_in.beta),
                        pointer<float>(d_in.log_decay)};
   if (has_hopper_kernels(ctx)) {
@@ -184,6 +187,7 @@ void forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segmen
   const Inputs<X> in = inputs_of<X>(inputs, segments);
   Scratch scratch(ctx);
   const Crew crew(ctx, scratch, in, segments.num_documents() * in.Hv);
+  if (ctx.counts_only()) return;
   forward_kernel<X, true>
       <<<crew.blocks, kThreads, 0, stream_of(ctx)>>>(pointer<X>(o), BorderStates{}, in, crew.work, crew.floats);
   check_launch("gated_delta_rule forward");
@@ -197,6 +201,7 @@ void backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const Delta
   Scratch scratch(ctx);
   const Crew crew(ctx, scratch, in, segments.num_documents() * in.Hv);
   const BorderStates states{scratch.array<float>(slots * in.Hv * in.Dk * in.Dv)};
+  if (ctx.counts_only()) return;
   forward_kernel<X, false><<<crew.blocks, kThreads, 0, stream_of(ctx)>>>(nullptr, states, in, crew.work, crew.floats);
   check_launch("gated_delta_rule states");
   const Gradients<X> d = {pointer<X>(d_in.q), pointer<X>(d_in.k), pointer<X>(d_in.v), pointer<float>(d_in.beta),

@@ -259,6 +259,7 @@ void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_w
       const int64_t num_tiles = ceil_div(N, kTileTokens);
       Scratch scratch(ctx);
       float* partial = scratch.array<float>(num_tiles * Dv);
+      if (ctx.counts_only()) return;
       backward_kernel<X><<<num_tiles, dim3(Fast<X>::kLanes, Fast<X>::kRows), 0, stream_of(ctx)>>>(
           pointer<X>(d_o), pointer<X>(d_qkvz), partial, pointer<X>(d_y), pointer<X>(o), pointer<float>(rstd),
           pointer<X>(qkvz), z, pointer<float>(weight), N, Hv);
@@ -268,6 +269,7 @@ void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_w
       add_column_sums(
           ctx, pointer<float>(d_weight), N * Hv, Dv,
           WeightGradientTerm<X>{pointer<X>(d_y), pointer<X>(o), pointer<X>(qkvz), pointer<float>(rstd), z, Hv, Dv});
+      if (ctx.counts_only()) return;
       backward_any_kernel<X><<<ceil_div(N * Hv, kWarps), dim3(kWarpSize, kWarps), 0, stream_of(ctx)>>>(
           pointer<X>(d_o), pointer<X>(d_qkvz), pointer<X>(d_y), pointer<X>(o), pointer<float>(rstd), pointer<X>(qkvz),
           z, pointer<float>(weight), N, Hv, Dv);

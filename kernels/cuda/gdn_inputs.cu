@@ -455,6 +455,7 @@ void backward_convolution(Context& ctx, Tensor& d_qkvz, Tensor& d_conv, const De
   if (fast_path_applies(dims)) {
     const int64_t num_tiles = ceil_div(N, kBackwardTile);
     float* partial = scratch.array<float>(num_tiles * channels * taps);
+    if (ctx.counts_only()) return;
     backward_kernel<X><<<tile_grid<BackwardVec<X>>(dims, N, kBackwardTile), kThreads, 0, stream_of(ctx)>>>(
         pointer<X>(d_qkvz), partial, d_out, rstds, x, pointer<float>(conv), document_begin, N, dims);
     check_launch("gdn_inputs backward");
@@ -462,12 +463,14 @@ void backward_convolution(Context& ctx, Tensor& d_qkvz, Tensor& d_conv, const De
     return;
   }
   float* d_u = scratch.array<float>(N * channels);
-  d_u_any_kernel<X><<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(d_u, d_out, rstds, x, pointer<float>(conv),
-                                                                           document_begin, N, dims);
-  check_launch("gdn_inputs d_u");
-  d_x_any_kernel<X><<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(
-      pointer<X>(d_qkvz), d_u, pointer<float>(conv), document_begin, N, dims);
-  check_launch("gdn_inputs d_x");
+  if (!ctx.counts_only()) {
+    d_u_any_kernel<X><<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(
+        d_u, d_out, rstds, x, pointer<float>(conv), document_begin, N, dims);
+    check_launch("gdn_inputs d_u");
+    d_x_any_kernel<X><<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(
+        pointer<X>(d_qkvz), d_u, pointer<float>(conv), document_begin, N, dims);
+    check_launch("gdn_inputs d_x");
+  }
   const int64_t columns = dims.qkvz_columns();
   add_column_sums(ctx, pointer<float>(d_conv), N, channels * taps, [=] __device__(int64_t t, int64_t weight) {
     const int64_t channel = weight / taps, token = t - taps + 1 + weight % taps;
@@ -485,6 +488,7 @@ void backward_convolution(Context& ctx, Tensor& d_qkvz, Tensor& d_conv, const De
 
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
                         const Segments& segments, const GdnDims& dims) {
+  if (ctx.counts_only()) return;
   const int64_t N = x.qkvz.dim(0);
   const Parts<float> rstds = {pointer<float>(out.q_rstd), pointer<float>(out.k_rstd), nullptr};
   const float* conv = pointer<float>(weights.conv);
@@ -517,6 +521,7 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
     const int64_t num_tiles = ceil_div(N, kGateTile);
     Scratch scratch(ctx);
     float *d_dt_bias = scratch.array<float>(num_tiles * Hv), *d_a_log = scratch.array<float>(num_tiles * Hv);
+    if (ctx.counts_only()) return;
     const Gates<const float> d = {pointer<float>(d_out.beta), pointer<float>(d_out.log_decay)};
     const Gates<const float> y = {pointer<float>(out.rule.beta), pointer<float>(out.rule.log_decay)};
     gates_backward_kernel<X><<<gates_grid(dims, N), kGatesBlock, 0, stream_of(ctx)>>>(

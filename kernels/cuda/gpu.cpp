@@ -76,10 +76,13 @@ Gpu::Gpu(int index) : device_index(index) {
   check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   check_cuda(cudaEventCreateWithFlags(&reached, cudaEventDisableTiming), "cudaEventCreate");
   check_cublas(cublasLtCreate(&cublas), "cublasLtCreate");
-  cublas_workspace_bytes = int64_t{32} << 20;
+  cublas_workspace_bytes = kCublasWorkspaceBytes;
   cublas_workspace = allocate_memory(Device::kCuda, cublas_workspace_bytes);
   check<OutOfMemoryError>(cublas_workspace != nullptr, "GPU ", index, ": no memory left for cuBLAS");
 }
+
+Gpu::Gpu(const GpuModel& model)
+    : num_sms(model.num_sms), compute_capability(model.compute_capability), most_shared_bytes(model.most_shared_bytes) {}
 
 Gpu::~Gpu() {
   if (cublas) cublasLtDestroy(cublas);
@@ -88,6 +91,8 @@ Gpu::~Gpu() {
 }
 
 std::shared_ptr<Gpu> open_gpu(int device_index) { return std::make_shared<Gpu>(device_index); }
+
+std::shared_ptr<Gpu> describe_gpu(const GpuModel& model) { return std::make_shared<Gpu>(model); }
 
 int index_of(const Gpu& gpu) { return gpu.device_index; }
 

@@ -7,6 +7,7 @@
 #include <list>
 
 #include "kernels/core/context.h"
+#include "kernels/core/device_info.h"
 
 namespace braid::cuda {
 
@@ -19,11 +20,14 @@ void check_launch(const char* kernel);
 // What a context on a GPU holds.
 struct Gpu {
   explicit Gpu(int device_index);
+  explicit Gpu(const GpuModel& model);  // of one that need not be there, to count with
   ~Gpu();
   Gpu(const Gpu&) = delete;
   Gpu& operator=(const Gpu&) = delete;
 
-  int device_index = 0;
+  bool is_there() const { return device_index >= 0; }
+
+  int device_index = -1;
   int num_sms = 0;
   int compute_capability = 0;  // 90 = 9.0
   int most_shared_bytes = 0;   // shared memory that a block may ask for

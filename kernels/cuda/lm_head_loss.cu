@@ -154,6 +154,7 @@ void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, con
   Scratch scratch(ctx);
   auto* losses = scratch.array<double>(N);
   Tensor logits = scratch.tensor({chunk_tokens, vocab}, hidden.dtype());
+  if (ctx.counts_only()) return;  // products take none
   for (int64_t begin = 0; begin < N; begin += chunk_tokens) {
     const int64_t end = std::min(N, begin + chunk_tokens);
     const Tensor chunk = hidden.rows(begin, end), chunk_targets = targets.rows(begin, end);

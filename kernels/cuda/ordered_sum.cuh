@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kColumns* kRowsApart)
 template <class T>
 void add_partials(Context& ctx, T* total, const T* partial, int64_t num_partials, int64_t width) {
   using namespace ordered_sum;
-  if (num_partials == 0 || width == 0) return;
+  if (num_partials == 0 || width == 0 || ctx.counts_only()) return;
   add_partials_kernel<<<ceil_div(width, kColumns), dim3(kColumns, kRowsApart), 0, stream_of(ctx)>>>(
       total, partial, num_partials, width);
   check_launch("add_partials");
@@ -84,6 +84,7 @@ void add_column_sums(Context& ctx, T* total, int64_t num_rows, int64_t width, Va
   const int64_t num_tiles = ceil_div(num_rows, kTileRows);
   Scratch scratch(ctx);
   T* partial = scratch.array<T>(num_tiles * width);
+  if (ctx.counts_only()) return;
   const dim3 grid(ceil_div(width, kColumns), num_tiles), block(kColumns, kRowsApart);
   tile_sums_kernel<<<grid, block, 0, stream_of(ctx)>>>(partial, num_rows, width, value);
   check_launch("column sums");

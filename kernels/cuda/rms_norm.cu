@@ -209,6 +209,7 @@ struct WeightGradientTerm {
 template <class X, bool kAdd>
 void launch_forward(Context& ctx, X* y, int64_t y_stride, X* sum, float* rstd, const X* x, const X* delta,
                     const float* weight, int64_t N, int64_t C, double eps) {
+  if (ctx.counts_only()) return;
   dispatch_width<X>(C, {y, y + y_stride, sum, x, delta, weight}, [&]<class V> {
     const dim3 block(kWarpSize, kWarps);
     const int64_t grid = ceil_div(N, kWarps);
@@ -230,6 +231,7 @@ void launch_backward(Context& ctx, X* d_x, float* d_weight, const X* d_y, int64_
       const int64_t num_tiles = ceil_div(N, kTileRows);
       Scratch scratch(ctx);
       float* partial = scratch.array<float>(num_tiles * C);
+      if (ctx.counts_only()) return;
       const int64_t threads = round_up(ceil_div(C, V::kSize), kWarpSize);
       backward_kernel<X, kAdd><<<num_tiles, threads, 0, stream_of(ctx)>>>(d_x, partial, d_y, d_y_stride, x, weight,
                                                                           rstd, N, static_cast<int>(C));
@@ -237,6 +239,7 @@ void launch_backward(Context& ctx, X* d_x, float* d_weight, const X* d_y, int64_
       add_partials(ctx, d_weight, partial, num_tiles, C);
     } else {
       add_column_sums(ctx, d_weight, N, C, WeightGradientTerm<X>{d_y, d_y_stride, x, rstd, C});
+      if (ctx.counts_only()) return;
       backward_any_kernel<V, X, kAdd><<<ceil_div(N, kWarps), dim3(kWarpSize, kWarps), 0, stream_of(ctx)>>>(
           d_x, d_y, d_y_stride, x, weight, rstd, N, C);
       check_launch("rms_norm_backward");

@@ -251,6 +251,7 @@ void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const
   auto* tile_prob = scratch.array<double>(tiles * E);
   auto* tile_count = scratch.array<int32_t>(tiles * E);
   auto* tile_z = scratch.array<double>(tiles);
+  if (ctx.counts_only()) return;
   const RouterArrays arrays = {pointer<int32_t>(out.expert_id), pointer<float>(out.gate), pointer<float>(out.prob),
                                pointer<float>(out.lse)};
   const int shared_bytes = static_cast<int>(E * (sizeof(double) + sizeof(int32_t)) + kWarps * sizeof(double));
@@ -277,10 +278,12 @@ void router_entropy(Context& ctx, Tensor out, const Tensor& logits, const Router
   if (N == 0) return;
   Scratch scratch(ctx);
   double* entropy = scratch.array<double>(N);
-  entropy_kernel<<<ceil_div(N, kWarps), kThreads, 0, stream_of(ctx)>>>(
-      entropy, pointer<float>(logits), pointer<float>(router.prob), pointer<float>(router.lse),
-      pointer<uint8_t>(segments.on_gpu.valid), N, static_cast<int>(E));
-  check_launch("router_entropy");
+  if (!ctx.counts_only()) {
+    entropy_kernel<<<ceil_div(N, kWarps), kThreads, 0, stream_of(ctx)>>>(
+        entropy, pointer<float>(logits), pointer<float>(router.prob), pointer<float>(router.lse),
+        pointer<uint8_t>(segments.on_gpu.valid), N, static_cast<int>(E));
+    check_launch("router_entropy");
+  }
   add_column_sums(ctx, pointer<double>(out), N, 1, [=] __device__(int64_t row, int64_t) { return entropy[row]; });
 }
 

@@ -147,6 +147,14 @@ TEST_P(Cases, SameBitsForEveryThreadCount) {
   });
 }
 
+TEST_P(Cases, TakeTheScratchThatIsCounted) {
+  Context cpu = Context::cpu();
+  for_each_hard([&](const Variant& variant) {
+    Trial t = declared(cpu, DType::kF32, variant);
+    expect_counted_scratch(t, Context::cpu);
+  });
+}
+
 // The table is whole: every header of the catalogue has a case, and its steps are in what is timed.
 TEST(Cases, TimesEveryStepThatItKnows) {
   Sizes sizes;

@@ -32,4 +32,20 @@ void expect_agreement(const cases::Variant& variant, cases::Trial& reference, ca
     expect_same_bits(tried.on_host(tried.slot(a).tensor), tried.on_host(tried.slot(b).tensor), tried.slot(a).name);
 }
 
+void expect_counted_scratch(cases::Trial& trial, const std::function<Context()>& fresh) {
+  for (const cases::Trial::Step& step : trial.steps()) {
+    trial.run(step);  // also gives the tensors of later steps their numbers
+    std::vector<Tensor> before;
+    for (const cases::Trial::Var& var : step.writes) before.push_back(copy_of(trial.on_host(trial.slot(var).tensor)));
+    Context counted = trial.ctx().counter();
+    step.body(counted);
+    for (size_t i = 0; i < before.size(); ++i)
+      expect_same_bits(trial.on_host(trial.slot(step.writes[i]).tensor), before[i], step.op);
+    Context measured = fresh();
+    step.body(measured);
+    measured.synchronize();
+    EXPECT_EQ(counted.scratch_peak_bytes(), measured.scratch_peak_bytes()) << step.op;
+  }
+}
+
 }  // namespace braid::testing

@@ -24,4 +24,8 @@ cases::Variants hard_variants(const cases::OperatorCase& c, int64_t most_bytes);
 void expect_agreement(const cases::Variant& variant, cases::Trial& reference, cases::Trial& tried,
                       const cases::Allowed& allowed);
 
+// What a step takes of scratch when it is only counted is what it then takes, and counting leaves every tensor alone.
+// `fresh` makes a context of the trial's device.
+void expect_counted_scratch(cases::Trial& trial, const std::function<Context()>& fresh);
+
 }  // namespace braid::testing

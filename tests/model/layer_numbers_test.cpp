@@ -83,7 +83,8 @@ TEST(LayerNumbers, EqualADirectComputation) {
   Planner planner;
   {
     Planner::Scope scope(planner, "layers.0.");
-    layer.plan(planner, saved, B, N, DType::kF64);
+    SavedPlan plan(planner, Recompute::kNone);
+    layer.plan(plan, saved, B, N, DType::kF64);
   }
   LayerNumbers numbers({"attention/logit_max", "hidden/rms", "moe/router_entropy"});
   numbers.plan(planner);

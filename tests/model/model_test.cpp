@@ -153,6 +153,34 @@ TEST(ModelGradient, OfExpertsNeedNotBeZeroBefore) {
   }
 }
 
+// What backward makes again has the bits of what it would have found, and takes less memory the more of it there is.
+TEST(ModelGradient, HasTheSameBitsWhateverIsMadeAgain) {
+  const BalanceConfig b = balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep);
+  const Batch batch = random_batch({{3, 5}, {7, 1}}, tiny_model_config().vocab_size, 3, /*padding=*/2);
+  TinyModel kept(tiny_model_config(), {}, b, 2, 10);
+  int64_t bytes = kept.memory.bytes();
+  set_previous_counts(kept);
+  kept.zero_gradients();
+  for (int micro = 0; micro < 2; ++micro) backward(kept, batch, batch.counts);
+  for (Recompute recompute : {Recompute::kElementwise, Recompute::kMoe, Recompute::kLayer}) {
+    TinyModel again(tiny_model_config(), {}, b, 2, 10, 5, recompute);
+    EXPECT_LT(again.memory.bytes(), bytes) << name_of_enum(recompute);
+    bytes = again.memory.bytes();
+    set_previous_counts(again);
+    again.zero_gradients();
+    for (int micro = 0; micro < 2; ++micro) backward(again, batch, batch.counts);
+    for (size_t group = 0; group < kept.gradients.size(); ++group)
+      expect_same_bits(again.gradients[group], kept.gradients[group], name_of_enum(recompute));
+    // A second backward without a forward finds memory of other layers: nothing of it may be read.
+    kept.zero_gradients(), again.zero_gradients();
+    for (auto* t : {&kept, &again}) t->model.losses_and_backward(t->ctx, t->scales(batch.counts), t->balance);
+    for (size_t group = 0; group < kept.gradients.size(); ++group)
+      expect_same_bits(again.gradients[group], kept.gradients[group], name_of_enum(recompute));
+    kept.zero_gradients();
+    for (int micro = 0; micro < 2; ++micro) backward(kept, batch, batch.counts);
+  }
+}
+
 // Nothing about padding may reach a loss, a gradient or a count.
 TEST(Model, PaddingChangesNothing) {
   const BalanceConfig b = balance_with(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep);

@@ -60,12 +60,12 @@ struct TinyModel {
   Context ctx = Context::cpu();
 
   TinyModel(const ModelConfig& c, const MtpConfig& mtp_config, const BalanceConfig& b, int64_t num_rows,
-            int64_t row_tokens, uint64_t seed = 5)
+            int64_t row_tokens, uint64_t seed = 5, Recompute recompute = Recompute::kNone)
       : config(c),
         mtp(mtp_config),
         balance_config(b),
         layout(c, mtp, 1, 0, 1, 1),
-        model(c, mtp, num_rows, row_tokens, DType::kF64, *world, 0),
+        model(c, mtp, num_rows, row_tokens, DType::kF64, *world, 0, recompute),
         balance(b, model.num_moe_layers(), c.num_experts, *world) {
     Planner plan;
     layout.plan_weights(plan, weights, DType::kF64);

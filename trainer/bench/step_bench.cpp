@@ -7,7 +7,7 @@
 
 #include "kernels/core/memory.h"
 #include "kernels/core/philox.h"
-#include "trainer/bench/model_flop.h"
+#include "model/model_flop.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -70,7 +70,8 @@ StepBenchResult bench_step(Context& ctx, const ProcessMesh& mesh, const RunConfi
   state.allocate(ctx);
   state.initialize(ctx);
   StepBenchResult result;
-  result.planned_bytes = state.memory().total_bytes();
+  result.planned_bytes = state.needs().total();
+  result.planned_scratch_bytes = state.needs().scratch.value_or(0);
   result.model_flop_per_token = training_flop_per_token(config.model, config.mtp, config.train.seq_length);
   int64_t step = 0;
   auto timed_step_ms = [&] {
@@ -122,11 +123,13 @@ std::string format_step_bench(const StepBenchResult& r, int num_ranks) {
   std::snprintf(text, sizeof text,
                 "step %.1f ms (median of %zu; %.1f to %.1f), %.0f tokens/s, %.0f per rank\n"
                 "%.3f model GFLOP per token, %.1f model TFLOP/s per rank\n"
-                "memory per rank: planned %.2f GiB, scratch %.2f GiB%s\n"
+                "memory per rank: planned %.3f GiB, of it scratch %.3f GiB; used %.3f GiB, of it scratch %.3f GiB%s\n"
                 "loss %.4f in the first step, %.4f in the last\n",
                 r.median_ms(), r.step_ms.size(), *least, *most, r.tokens_per_s(), r.tokens_per_s() / num_ranks,
                 r.model_flop_per_token * 1e-9, r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12,
-                double(r.planned_bytes) / kGiB, double(r.scratch_bytes) / kGiB, in_use.c_str(), r.first_loss,
+                double(r.planned_bytes) / kGiB, double(r.planned_scratch_bytes) / kGiB,
+                double(r.planned_bytes - r.planned_scratch_bytes + r.scratch_bytes) / kGiB,
+                double(r.scratch_bytes) / kGiB, in_use.c_str(), r.first_loss,
                 r.last_loss);
   std::string products;
   if (r.products.stored + r.products.proposed > 0)
@@ -143,6 +146,7 @@ std::string step_bench_json(const StepBenchResult& r, int num_ranks) {
       {"model_gflop_per_token", r.model_flop_per_token * 1e-9},
       {"model_tflops_per_rank", r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12},
       {"planned_bytes", r.planned_bytes},
+      {"planned_scratch_bytes", r.planned_scratch_bytes},
       {"scratch_bytes", r.scratch_bytes},
       {"device_used_bytes", r.device_used_bytes},
       {"first_loss", r.first_loss},

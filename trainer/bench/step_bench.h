@@ -23,7 +23,8 @@ struct StepBenchResult {
   std::vector<double> step_ms;  // of every measured step: the slowest rank's
   double tokens_per_step = 0;   // of all ranks
   double model_flop_per_token = 0;
-  int64_t planned_bytes = 0, scratch_bytes = 0;  // of this rank
+  // Of this rank: what was planned and, of it, for scratch; the scratch that was in use at one time.
+  int64_t planned_bytes = 0, planned_scratch_bytes = 0, scratch_bytes = 0;
   int64_t device_used_bytes = 0;  // of the GPU's memory after the last step, with all that libraries took; 0 on a CPU
   double first_loss = 0, last_loss = 0;
   AlgorithmCounts products;  // that this rank computed

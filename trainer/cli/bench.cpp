@@ -10,6 +10,7 @@
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/device/start.h"
+#include "trainer/step_memory.h"
 
 namespace braid {
 namespace {
@@ -102,6 +103,9 @@ void add_bench_command(CLI::App& app, Action& action) {
       check<ConfigError>(options->tune.empty() || (machine->ctx.on_cuda() && machine->world->size() == 1),
                          "--tune chooses algorithms for one GPU, and one process does it");
       const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
+      std::string chosen;
+      config = with_recompute_that_fits(config, mesh, machine->ctx, available_memory(machine->ctx, mesh), chosen);
+      if (mesh.rank() == 0 && !chosen.empty()) std::fprintf(stderr, "%s\n", chosen.c_str());
       start_on_device(machine->ctx, mesh, config, options->skip_self_check ? SelfCheck::kNo : SelfCheck::kYes, stderr);
       auto time_steps = [&] {
         const StepBenchResult result = bench_step(machine->ctx, mesh, config, options->step);

@@ -53,6 +53,10 @@ void add_parity_command(CLI::App& app, Action& action) {
   command->add_option("--precision", options->parity.precision, "default fp32; fp64 on the CPU, bf16 on a GPU")
       ->transform(CLI::CheckedTransformer(choices({Precision::kFp32, Precision::kFp64, Precision::kBf16})))
       ->option_text("fp32|fp64|bf16");
+  command->add_option("--recompute", options->parity.recompute, "what backward makes again; default none")
+      ->transform(CLI::CheckedTransformer(
+          choices({Recompute::kNone, Recompute::kElementwise, Recompute::kMoe, Recompute::kLayer})))
+      ->option_text("none|elementwise|moe|layer");
   command->add_option("--rtol", options->parity.rtol, "relative RMS error allowed per tensor; default 1e-4");
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([options, &action] {

@@ -1,10 +1,12 @@
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <memory>
 
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/run/agreement.h"
+#include "trainer/step_memory.h"
 #include "trainer/training.h"
 
 namespace braid {
@@ -69,11 +71,15 @@ void add_train_command(CLI::App& app, Action& action) {
       use_default_threads();
       const std::unique_ptr<Machine> machine = open_machine(config, std::move(world));
       const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
+      std::string chosen;
+      const RunConfig fitting =
+          with_recompute_that_fits(config, mesh, machine->ctx, available_memory(machine->ctx, mesh), chosen);
+      if (mesh.rank() == 0 && !chosen.empty()) std::fprintf(stderr, "%s\n", chosen.c_str());
       const SelfCheck self_check = options->skip_self_check ? SelfCheck::kNo : SelfCheck::kYes;
       const ConsoleStyle style = options->quiet  ? ConsoleStyle::kQuiet
                                  : options->json ? ConsoleStyle::kJson
                                                  : ConsoleStyle::kText;
-      return static_cast<int>(run_training(machine->ctx, mesh, config, resume, self_check, style));
+      return static_cast<int>(run_training(machine->ctx, mesh, fitting, resume, self_check, style));
     };
   });
 }

@@ -10,6 +10,7 @@
 #include "kernels/core/enum_names.h"
 #include "kernels/core/tensor.h"
 #include "model/config.h"
+#include "model/recompute.h"
 #include "parallel/process_mesh.h"
 #include "trainer/optimizer/optimizer_config.h"
 #include "trainer/optimizer/schedule.h"
@@ -107,6 +108,17 @@ struct LogSection {
   }
 };
 
+struct MemorySection {
+  Recompute recompute = Recompute::kNone;
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("recompute", recompute,
+        "what backward makes again instead of keeping it, with the same bits: none, elementwise (norms, gates, "
+        "convolutions, gathered rows), moe (that and everything of the experts), layer (everything but the residual "
+        "stream), auto (the first of these with which the run fits)");
+  }
+};
+
 // Everything a run is made of. The YAML keys are the names below; see `braid config print`.
 struct RunConfig {
   RunSection run;
@@ -114,6 +126,7 @@ struct RunConfig {
   Precision precision = Precision::kFp32;
   std::vector<std::string> allow_slow;
   ParallelConfig parallel;
+  MemorySection memory;
   TrainSection train;
   ModelConfig model;
   MtpConfig mtp;
@@ -135,6 +148,7 @@ struct RunConfig {
         "operators that may run slower than the GPU allows, as in [attention]; a bf16 run with others that would is "
         "refused");
     key("parallel", parallel, "how ranks share the work");
+    key("memory", memory, "what a rank keeps of a step");
     key("train", train, "batches");
     key("model", model, "the model's shape, in the keys of transformers' config.json");
     key("mtp", mtp, "multi-token prediction");

@@ -579,11 +579,15 @@ void apply_override(RunConfig& config, const std::string& text) {
 
 }  // namespace
 
+void apply_overrides(RunConfig& config, const std::vector<std::string>& overrides) {
+  for (const std::string& text : overrides) apply_override(config, text);
+}
+
 RunConfig read_config(const std::string& path, const std::vector<std::string>& overrides) {
   RunConfig config;
   try {
     FileReader(config).read(path, path, "");
-    for (const std::string& text : overrides) apply_override(config, text);
+    apply_overrides(config, overrides);
   } catch (const fs::filesystem_error& e) {  // a circle of symbolic links, a working folder that is gone
     throw ConfigError(concat(path, ": ", e.what()));
   }

@@ -20,6 +20,9 @@ namespace braid {
 // Errors: ConfigError.
 RunConfig read_config(const std::string& path, const std::vector<std::string>& overrides);
 
+// Overrides alone, on a config that comes from elsewhere.
+void apply_overrides(RunConfig& config, const std::vector<std::string>& overrides);
+
 // The same for YAML text without `base`, such as the config stored in a checkpoint; `name` is how messages call it.
 RunConfig read_config_text(const std::string& yaml, const std::string& name);
 

@@ -1,7 +1,5 @@
 #include "trainer/optimizer/muon_rule.h"
 
-#include <algorithm>
-
 #include "kernels/muon.h"
 
 namespace braid {
@@ -14,15 +12,6 @@ bool MuonRule::takes(const Parameter& p) {
 
 DType MuonRule::moment_dtype(DType weight) const {
   return config_.moment_dtype == MomentDType::kBf16 ? DType::kBF16 : weight;
-}
-
-// Two matrices like the largest map and two squares of its smaller side, and what sums of squares take.
-int64_t MuonRule::scratch_bytes(const Parameter& p, DType weight) const {
-  const int64_t rows = p.shape[p.shape.rank() - 2], C = p.shape[p.shape.rank() - 1];
-  const std::vector<int64_t>& sections = p.packed.sections;
-  const int64_t M = sections.empty() ? rows : p.packed.groups * *std::max_element(sections.begin(), sections.end());
-  const int64_t small = std::min(M, C);
-  return 2 * (M * C + small * small) * size_of(weight) + (int64_t{1} << 20);
 }
 
 void MuonRule::update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const {

@@ -1,7 +1,5 @@
 #include "trainer/optimizer/optimizer.h"
 
-#include <algorithm>
-
 #include "trainer/checkpoint/device_slices.h"
 
 namespace braid {
@@ -23,14 +21,6 @@ void Optimizer::plan(Planner& moments) {
     for (size_t m = 0; m < names.size(); ++m)
       moments.add(names[m], moments_[i][m], {group.shard_numel}, rule(i).moment_dtype(parameters_.dtype()));
   }
-}
-
-int64_t Optimizer::scratch_bytes() const {
-  int64_t most = 0;
-  for (size_t i = 0; i < moments_.size(); ++i)
-    for (const FlatParameter& p : parameters_.group(i).parameters)
-      most = std::max(most, rule(i).scratch_bytes(p.parameter, parameters_.stored_dtype(i)));
-  return most;
 }
 
 void Optimizer::update(Context& ctx, const UpdateStep& step) {

@@ -18,8 +18,6 @@ class Optimizer {
   Optimizer(const OptimizerConfig& config, ShardedParameters& parameters);
   void plan(Planner& moments);
 
-  int64_t scratch_bytes() const;  // a bound, of an update
-
   // One update of all parameters; then every rank has the new weights.
   void update(Context& ctx, const UpdateStep& step);
 

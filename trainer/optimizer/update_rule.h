@@ -32,8 +32,6 @@ class UpdateRule {
   virtual ~UpdateRule() = default;
   virtual std::vector<std::string> moments() const = 0;  // their names, also in checkpoints: "<moment>/<parameter>"
   virtual DType moment_dtype(DType weight) const = 0;    // beside weights of this dtype
-  // A bound on the scratch of an update of a parameter whose weights are stored in `weight`.
-  virtual int64_t scratch_bytes(const Parameter&, DType /*weight*/) const { return 0; }
   virtual void update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const = 0;
 };
 

@@ -20,6 +20,7 @@ RunConfig config_of(const ParityOptions& options, const ModelConfig& model, bool
   RunConfig config;
   config.device = options.device;
   config.precision = options.precision;
+  config.memory.recompute = options.recompute;
   config.model = model;
   config.mtp = {.depth = with_mtp ? 1 : 0, .loss_weight = 1};  // which turns the block on; no loss scale follows it
   config.balance.loss_weight = 0;

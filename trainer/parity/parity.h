@@ -16,6 +16,7 @@ struct ParityOptions {
   DeviceChoice device = DeviceChoice::kCpu;
   Precision precision = Precision::kFp32;
   std::optional<double> rtol;
+  Recompute recompute = Recompute::kNone;
 };
 
 struct ParityReport {

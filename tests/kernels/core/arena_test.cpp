@@ -40,6 +40,27 @@ TEST(Planner, PrefixesNamesWithItsScopes) {
   EXPECT_EQ(plan.entries()[2].name, "head");
 }
 
+// One turn's tensors lie side by side, over those of the other turns and over nothing else.
+TEST(Arena, LetsTurnsShareMemoryBehindWhatIsKept) {
+  Planner plan;
+  Tensor kept, a, b, c, later;
+  plan.add("kept", kept, {256}, DType::kU8);
+  plan.begin_shared();
+  plan.add_shared("a", a, {100}, DType::kU8);
+  plan.add_shared("b", b, {300}, DType::kU8);
+  plan.begin_shared();
+  plan.add_shared("c", c, {600}, DType::kU8);
+  plan.add("later", later, {256}, DType::kU8);
+  EXPECT_EQ(plan.shared_bytes(), 3 * kMemoryAlignBytes);
+  EXPECT_EQ(plan.total_bytes(), 5 * kMemoryAlignBytes);
+  Arena arena("turns", plan);
+  const auto* begin = static_cast<std::byte*>(kept.raw());
+  EXPECT_EQ(later.raw(), begin + kMemoryAlignBytes);
+  EXPECT_EQ(a.raw(), begin + 2 * kMemoryAlignBytes);
+  EXPECT_EQ(b.raw(), begin + 3 * kMemoryAlignBytes);
+  EXPECT_EQ(c.raw(), a.raw());
+}
+
 TEST(Arena, BacksEveryTensorWithItsOwnAlignedZeroedMemory) {
   Planner plan;
   std::vector<Tensor> tensors(20);

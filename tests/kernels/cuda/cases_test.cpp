@@ -51,5 +51,14 @@ TEST_P(CasesCuda, AgreesWithTheCpuInPortableKernels) {
   expect_agreement_with_the_cpu();
 }
 
+TEST_P(CasesCuda, TakeTheScratchThatIsCounted) {
+  for (const Variant& variant : hard_variants(*GetParam().c, std::numeric_limits<int64_t>::max())) {
+    SCOPED_TRACE(concat(GetParam().c->name, ": ", variant.label));
+    Trial t = Trial::of(*gpu_context(), GetParam().activation);
+    variant.declare(t);
+    expect_counted_scratch(t, [] { return Context::gpu(0); });
+  }
+}
+
 }  // namespace
 }  // namespace braid::cases

@@ -1,4 +1,4 @@
-#include "trainer/bench/model_flop.h"
+#include "model/model_flop.h"
 
 #include "model/mtp_block.h"
 
@@ -11,6 +11,16 @@ double training_flop_per_token(const ModelConfig& m, const MtpConfig& mtp, int64
     forward += DecoderLayer::multiply_adds(m, m.layer_type(layer), document_tokens);
   if (mtp.on()) forward += MtpBlock::multiply_adds(m, document_tokens) + head;
   return 6 * forward;
+}
+
+double repeated_flop_per_token(const ModelConfig& m, const MtpConfig& mtp, int64_t document_tokens,
+                               Recompute recompute) {
+  double again = 0;
+  for (int64_t layer = 0; layer < m.num_hidden_layers; ++layer)
+    again += DecoderLayer::multiply_adds_again(m, m.layer_type(layer), document_tokens, recompute);
+  if (mtp.on())
+    again += DecoderLayer::multiply_adds_again(m, MtpBlockParams::kLayerType, document_tokens, recompute);
+  return 2 * again;
 }
 
 }  // namespace braid

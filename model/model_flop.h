@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "model/config.h"
+#include "model/recompute.h"
 
 namespace braid {
 
@@ -12,5 +13,9 @@ namespace braid {
 //   delta rule 4 Dk Dv per value head; causal attention Hq Dh T.
 // Convention as in Megatron-LM (num_floating_point_operations), with the router and with the MTP layer as what it is.
 double training_flop_per_token(const ModelConfig& model, const MtpConfig& mtp, int64_t document_tokens);
+
+// What backward does again, beside those.
+double repeated_flop_per_token(const ModelConfig& model, const MtpConfig& mtp, int64_t document_tokens,
+                               Recompute recompute);
 
 }  // namespace braid

@@ -1,4 +1,4 @@
-#include "trainer/bench/model_flop.h"
+#include "model/model_flop.h"
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,87 @@
+#include "trainer/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/build_config.h"
+#include "tests/file_testing.h"
+
+namespace braid {
+namespace {
+
+using testing::message_of;
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+// The released model on 64 GPUs, eight of which share the experts.
+RunConfig released_model() {
+  RunConfig config;
+  config.precision = Precision::kBf16;
+  config.parallel.expert = 8;
+  config.train.seq_length = 4096;
+  config.train.global_batch_size = 512;
+  return config;
+}
+
+int64_t activations(RunConfig config, Recompute recompute) {
+  config.memory.recompute = recompute;
+  return estimate_memory(config, 64).activations;
+}
+
+TEST(Plan, NeedsLessTheMoreIsMadeAgain) {
+  RunConfig config = released_model();
+  config.parallel.max_rows_factor = 1.25;
+  const double none = double(activations(config, Recompute::kNone));
+  const double elementwise = double(activations(config, Recompute::kElementwise));
+  const double moe = double(activations(config, Recompute::kMoe)), layer = double(activations(config, Recompute::kLayer));
+  EXPECT_LT(elementwise, 0.85 * none);  // rows come from other ranks and stay
+  EXPECT_LT(moe, 0.55 * none);
+  EXPECT_LT(layer, 0.12 * none);
+  config.parallel.expert = 1;
+  EXPECT_LT(double(activations(config, Recompute::kElementwise)), 0.55 * double(activations(config, Recompute::kNone)));
+}
+
+TEST(Plan, SaysWhatMakesARunFit) {
+  RunConfig config = released_model();
+  const GpuModel gpu = gpu_model("h100");
+  const std::string text = format_plan(config, 64, &gpu);
+  EXPECT_NE(text.find("does not fit h100, 79.100 GiB: "), std::string::npos) << text;
+  EXPECT_NE(text.find("one change alone:\n  parallel.max_rows_factor=2 "), std::string::npos) << text;
+  EXPECT_NE(text.find("  memory.recompute=layer "), std::string::npos) << text;
+  EXPECT_NE(text.find("one after the other:\n"), std::string::npos) << text;
+  EXPECT_EQ(recompute_that_fits(config, 64, &gpu), Recompute::kLayer) << "nothing fits, so the last";
+  config.parallel.max_rows_factor = 2;
+  config.parallel.expert = 16;
+  config.optimizer.moment_dtype = MomentDType::kBf16;
+  config.memory.recompute = Recompute::kLayer;
+  EXPECT_NE(format_plan(config, 64, &gpu).find("fits h100, 79.100 GiB: "), std::string::npos) << format_plan(config, 64, &gpu);
+}
+
+// A GPU's scratch is counted by its own operators, with no GPU there; without them it is said not to be counted.
+TEST(Plan, CountsForAGpuThatIsNotThere) {
+  RunConfig config = released_model();
+  config.model.num_hidden_layers = 4;
+  config.parallel.max_rows_factor = 1.25;
+  const GpuModel gpu = gpu_model("h200");
+  const MemoryEstimate memory = estimate_memory(config, 64, &gpu);
+  EXPECT_EQ(memory.scratch.has_value(), kWithCuda);
+  if constexpr (kWithCuda) {
+    const int64_t rows = int64_t(1.25 * 4096 * 10);  // of a rank: those of dispatched gradients, sent on and back
+    EXPECT_GT(*memory.scratch, 2 * rows * config.model.hidden_size * 2);
+    EXPECT_LT(*memory.scratch, 8 * rows * config.model.hidden_size * 2);
+    EXPECT_GE(memory.windows, 2 * 8 * 4096 * config.model.hidden_size * 2);
+    config.parallel.expert = 16;  // on two hosts, where rows do not travel by windows
+    EXPECT_EQ(estimate_memory(config, 64, &gpu).windows, 0);
+  }
+}
+
+TEST(GpuModel, HasANameOrASize) {
+  EXPECT_EQ(gpu_model("h200").compute_capability, 90);
+  EXPECT_EQ(gpu_model("80GB").memory_bytes, 80'000'000'000);
+  EXPECT_EQ(gpu_model("141GiB").memory_bytes, 141 * kGiB);
+  for (const char* wrong : {"", "h300", "80", "80MB", "-3GB", "GB"})
+    EXPECT_EQ(message_of<ConfigError>([&] { gpu_model(wrong); }),
+              std::string("--device ") + wrong + ": is none of a100, h100, h200, nor a size like 80GB or 141GiB");
+}
+
+}  // namespace
+}  // namespace braid

@@ -1,0 +1,103 @@
+#include "trainer/step_memory.h"
+
+#include <cstdio>
+#include <fstream>
+
+#include "kernels/core/memory.h"
+#include "model/model_flop.h"
+#include "trainer/train_step.h"
+
+namespace braid {
+namespace {
+
+// Rows without padding, of documents of that many tokens. Two micro-batches stand for any number of them.
+StepBatches batches_of_documents(const RunConfig& config, int64_t tokens) {
+  const int64_t B = config.train.micro_batch_size, T = config.train.seq_length;
+  const auto N = static_cast<size_t>(B * T);
+  Segments segments = Segments::whole_rows(B, T);
+  segments.offsets.clear();
+  for (int64_t n = 0; n <= B * T; n += tokens) segments.offsets.push_back(n);
+  StepBatches batches;
+  for (int i = 0; i < 2; ++i) batches.add({B, T, std::vector<int64_t>(N, 0), std::vector<int64_t>(N, 0), segments});
+  return batches;
+}
+
+// MemAvailable of /proc/meminfo; 0 where there is none.
+int64_t available_host_bytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string name, unit; file >> name;) {
+    int64_t kib = 0;
+    if (name == "MemAvailable:" && file >> kib) return kib << 10;
+    std::getline(file, unit);
+  }
+  return 0;
+}
+
+}  // namespace
+
+MemoryEstimate memory_without_scratch(const RunConfig& config, const ProcessMesh& mesh) {
+  const TrainingState state(config, mesh);
+  const MemoryPlan& plan = state.memory();
+  return {plan.weights.total_bytes(), plan.gradients.total_bytes(), plan.optimizer.total_bytes(),
+          plan.activations.total_bytes()};
+}
+
+MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, const Context& where) {
+  MemoryEstimate memory = memory_without_scratch(config, mesh);
+  if (!where.on_cuda() && config.precision == Precision::kBf16) return memory;  // no CPU computes in it
+  TrainingState counted(config, mesh);  // what counting leaves behind is no state of a run
+  counted.parameters.bind(counted.model.weights(), counted.model.gradients());
+  Context counter = where.counter();
+  for (const int64_t tokens : {config.train.seq_length, int64_t{1}}) {
+    const StepBatches batches = batches_of_documents(config, tokens);
+    train_step(counter, counted, batches, mesh, config, 1);
+    counted.model.forward(counter, batches.micro_batches.front());
+    counted.model.losses(counter);
+  }
+  memory.scratch = counter.scratch_peak_bytes();
+  memory.windows = counted.model.window_bytes();
+  if (where.on_cuda()) memory.libraries = library_bytes(mesh.size());
+  return memory;
+}
+
+int64_t available_memory(const Context& ctx, const ProcessMesh& mesh) {
+  if (ctx.on_cuda()) return gpu_memory().free_bytes;
+  return available_host_bytes() / mesh.size();  // as if all ranks were on this machine
+}
+
+std::string describe_recompute(const RunConfig& config, Recompute recompute, int64_t total_bytes) {
+  const int64_t T = config.train.seq_length;
+  char share[64];
+  std::snprintf(share, sizeof share, "%.1f",
+                100 * repeated_flop_per_token(config.model, config.mtp, T, recompute) /
+                    training_flop_per_token(config.model, config.mtp, T));
+  return concat(name_of_enum(recompute), ": ", gib_text(total_bytes), ", repeats ", share,
+                " % of a step's products");
+}
+
+RunConfig with_recompute_that_fits(const RunConfig& config, const ProcessMesh& mesh, Context& ctx,
+                                   int64_t available_bytes, std::string& said) {
+  said.clear();
+  RunConfig chosen = config;
+  if (config.memory.recompute != Recompute::kAuto) return chosen;
+  int64_t index = -1;
+  std::vector<int64_t> totals;
+  do {
+    chosen.memory.recompute = kRecomputePolicies[++index];
+    totals.push_back(count_memory(chosen, mesh, ctx).total());
+  } while (totals.back() > available_bytes && index + 1 < std::ssize(kRecomputePolicies));
+  mesh.world().all_reduce(ctx, Tensor::of(&index, {1}), ReduceOp::kMax);
+  chosen.memory.recompute = kRecomputePolicies[index];
+  while (std::ssize(totals) <= index) {
+    RunConfig other = config;
+    other.memory.recompute = kRecomputePolicies[totals.size()];
+    totals.push_back(count_memory(other, mesh, ctx).total());
+  }
+  said = concat("memory.recompute auto, ", gib_text(available_bytes), " free; takes ",
+                describe_recompute(chosen, chosen.memory.recompute, totals[index]));
+  for (int64_t i = 0; i < index; ++i)
+    said += concat("; ", name_of_enum(kRecomputePolicies[i]), " would need ", gib_text(totals[i]));
+  return chosen;
+}
+
+}  // namespace braid

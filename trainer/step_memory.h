@@ -1,0 +1,30 @@
+#pragma once
+
+#include <string>
+
+#include "kernels/core/context.h"
+#include "parallel/process_mesh.h"
+#include "trainer/config/config.h"
+#include "trainer/device/device_memory.h"
+
+namespace braid {
+
+// By running a step, and an evaluation, in a context that counts only: no memory is taken and nothing is computed.
+// where: the device, or a counter for one. Counted is what takes most: documents of a whole row and, for what an operator
+// keeps per document or chunk, of one token, and as many expert rows as may arrive. `mesh` may be a planned one.
+MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, const Context& where);
+
+// The same without scratch, windows and libraries: where the device's operators are not part of this build.
+MemoryEstimate memory_without_scratch(const RunConfig& config, const ProcessMesh& mesh);
+
+// The config with memory.recompute, if it is auto, replaced by the first policy that fits `available_bytes`, or by the
+// last. The same on every rank. `said`: what was chosen and what it costs; empty if it was not auto.
+RunConfig with_recompute_that_fits(const RunConfig& config, const ProcessMesh& mesh, Context& ctx,
+                                   int64_t available_bytes, std::string& said);
+// What the rank can have of its device: what is free on a GPU, its share of what is free in the machine's memory else.
+int64_t available_memory(const Context& ctx, const ProcessMesh& mesh);
+
+// "elementwise: 41.234 GiB, repeats 0.0 % of a step's products"
+std::string describe_recompute(const RunConfig& config, Recompute recompute, int64_t total_bytes);
+
+}  // namespace braid
