@@ -60,7 +60,7 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
     model.numbers().collect(ctx);
   }
 
-  double loss_sums[] = {with_fault("loss", sums.lm), sums.mtp};
+  double loss_sums[] = {ctx.counts_only() ? sums.lm : with_fault("loss", sums.lm), sums.mtp};  // the count is no step
   mesh.world().all_reduce(ctx, Tensor::of(loss_sums, {2}), ReduceOp::kSum);
   StepResult result;
   result.loss_lm = ratio(loss_sums[0], counts.lm_targets);

@@ -15,7 +15,7 @@ for change in optimizer.lr=1e-2 train.seed=7 optimizer.weight_decay=0.3 model.nu
   expect_error 2 "the ranks do not agree: ${change%%=*} is .* on rank 0 \(.*\) and .* on rank 1 \(" differ "$change"
   [ ! -e "$D/metrics.jsonl" ] || fail "$change: steps were computed"
 done
-expect_error 2 'do not agree: --resume is not given on rank 0 .* and given on rank 1' differ --resume
+expect_error 2 'do not agree: --resume is no on rank 0 .* and newest on rank 1' differ --resume
 expect_error 2 'environment variable NCCL_ALGO is \(not set\) on rank 0 .* and Ring on ranks 1, 2' \
   mpirun $(one) : -n 2 -x NCCL_ALGO=Ring "$BRAID" train "$TINY" "run.dir=$D"
 cp "$BRAID" "$WORK/other-braid"

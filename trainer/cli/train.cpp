@@ -44,7 +44,7 @@ void add_train_command(CLI::App& app, Action& action) {
                    "with --resume: this key may differ from the checkpoint's: optimizer.lr, schedule.*, "
                    "train.global_batch_size, balance.*")
       ->type_name("KEY")
-      ->expected(1);
+      ->allow_extra_args(false);
   command->add_flag("--skip-selfcheck", options->skip_self_check, "do not hold the GPU's kernels to the CPU's first");
   command->add_flag("--quiet", options->quiet, "say nothing but warnings and errors; the files of the run folder tell");
   command->add_flag("--json", options->json, "one JSON object per line instead of text");

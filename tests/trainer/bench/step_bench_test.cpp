@@ -51,12 +51,9 @@ TEST(StepMemory, IsWhatWasPlanned) {
                         {"runs/laptop.yaml", {}},
                         {"runs/laptop.yaml", {"memory.recompute=elementwise"}},
                         {"runs/laptop.yaml", {"memory.recompute=layer", "optimizer.kind=muon"}},
-                        {"ablations/base.yaml", {}},
-                        {"ablations/all_attention.yaml", {}},
-                        {"ablations/balance_micro.yaml", {}},
-                        {"ablations/hybrid.yaml", {}},
-                        {"ablations/mtp_on.yaml", {}},
-                        {"ablations/mtp_off.yaml", {}}};
+                        {"runs/laptop.yaml", {"model.full_attention_interval=1"}},
+                        {"runs/laptop.yaml", {"balance.scope=micro_batch"}},
+                        {"runs/laptop.yaml", {"mtp.depth=0"}}};
   for (const Case& c : cases) {
     SCOPED_TRACE(c.config);
     RunConfig config = shipped(c.config, c.overrides);

@@ -727,7 +727,7 @@ TEST_F(ConfigReader, WritesNumbersShortAndTextPlainWherePossible) {
   c.optimizer.lr = 3e-4;
   c.data.sources = {{"a", {"/d/a.h5", "../b c.h5"}, {}, 0.1}};
   const std::string text = to_yaml(c);
-  EXPECT_TRUE(text.starts_with("run:\n  dir: runs/tiny\n  steps: 0\ndevice: auto\n")) << text;
+  EXPECT_TRUE(text.starts_with("run:\n  dir: runs/tiny\n  steps: 0\n")) << text;
   EXPECT_NE(text.find("\n  lr: 3.0e-4\n"), std::string::npos) << text;
   EXPECT_NE(text.find("\n  eps: 1.0e-8\n"), std::string::npos) << text;
   EXPECT_NE(
