@@ -47,18 +47,21 @@ cpu::GemmMatrix<float> factor(const std::vector<float>& x, int64_t rows, int64_t
   return {x.data(), transposed ? rows : columns, transposed};
 }
 
-// OpenMP ends the program if it cannot start a thread. What most often keeps it from that is looked at first.
-void check_threads_can_start() {
+// OpenMP ends the program if it cannot start a thread, and oneDNN 2.6 writes to address 0 if it has no memory for the
+// code that it makes. So whether there is enough for both is looked at first.
+void check_room_for_libraries() {
+  constexpr size_t kCodeBytes = size_t{64} << 20, kBuffersPerThread = size_t{16} << 20;
   pthread_attr_t attributes;
   size_t stack_bytes = 0;
-  if (pthread_getattr_default_np(&attributes) != 0) return;
-  pthread_attr_getstacksize(&attributes, &stack_bytes);
-  pthread_attr_destroy(&attributes);
-  const size_t bytes = (omp_get_max_threads() - 1) * stack_bytes;
-  if (bytes == 0) return;
-  void* stacks = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  check<OutOfMemoryError>(stacks != MAP_FAILED, "no memory left for ", omp_get_max_threads(), " threads");
-  munmap(stacks, bytes);
+  if (pthread_getattr_default_np(&attributes) == 0) {
+    pthread_attr_getstacksize(&attributes, &stack_bytes);
+    pthread_attr_destroy(&attributes);
+  }
+  const size_t threads = static_cast<size_t>(omp_get_max_threads());
+  const size_t bytes = (threads - 1) * stack_bytes + kCodeBytes + threads * kBuffersPerThread;
+  void* room = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  check<OutOfMemoryError>(room != MAP_FAILED, "no memory left for the products of matrices, threads: ", threads);
+  munmap(room, bytes);
 }
 
 }  // namespace
@@ -91,7 +94,7 @@ CpuProductRate measure_cpu_products() {
 void reserve_cpu_product_memory() {
   // At least as large as any tile that operators form; the library cuts what is longer.
   constexpr int64_t kM = 256, kN = 512, kK = 2048;
-  check_threads_can_start();
+  check_room_for_libraries();
   std::exception_ptr failure;
 #pragma omp parallel
   {
@@ -102,8 +105,8 @@ void reserve_cpu_product_memory() {
       for (int turn = 0; turn < 2; ++turn)
         for (bool transpose_a : {false, true})
           for (bool transpose_b : {false, true})
-            cpu::gemm({kM, kN, kK}, 1.0f, factor(a, kM, kK, transpose_a), factor(b, kK, kN, transpose_b), 0.0f, c.data(),
-                      kN);
+            cpu::gemm({kM, kN, kK}, 1.0f, factor(a, kM, kK, transpose_a), factor(b, kK, kN, transpose_b), 0.0f,
+                      c.data(), kN);
     } catch (...) {
 #pragma omp critical
       failure = std::current_exception();
