@@ -2,23 +2,15 @@
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/sha256.h"
 
 namespace braid {
-namespace {
 
 namespace fs = std::filesystem;
-
-std::string read_if_there(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-}  // namespace
 
 void store_run_tokenizer(const std::vector<TokenDataset>& data, const std::string& run_dir) {
   const ShardInfo& info = data.front().shards().front().info();
@@ -26,7 +18,7 @@ void store_run_tokenizer(const std::vector<TokenDataset>& data, const std::strin
                         concat(info.tokenizer, ' ', info.tokenizer_digest, ' ', info.end_of_document, '\n'));
   for (const TokenDataset& source : data)
     for (const TokenShard& shard : source.shards()) {
-      const std::string text = read_if_there(fs::path(shard.info().path).parent_path() / "tokenizer.json");
+      const std::string text = file_text((fs::path(shard.info().path).parent_path() / "tokenizer.json").string());
       if (text.empty() || sha256(text) != info.tokenizer_digest) continue;
       write_file_atomically((fs::path(run_dir) / "tokenizer.json").string(), text);
       return;

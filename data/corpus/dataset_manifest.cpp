@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -11,6 +9,7 @@
 #include "kernels/core/crc32c.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/raw_file.h"
 #include "kernels/core/sha256.h"
 
@@ -209,8 +208,7 @@ std::vector<std::string> verify_dataset(const std::string& folder) {
   }
   if (!manifest.tokenizer_file.empty()) {
     const std::string path = (fs::path(folder) / manifest.tokenizer_file).string();
-    std::ifstream file(path, std::ios::binary);
-    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    const std::string text = file_text(path);
     if (sha256(text) != manifest.tokenizer_digest)
       wrong.push_back(concat(path, ": is not the tokenizer that the dataset was made with"));
   }

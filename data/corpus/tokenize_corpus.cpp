@@ -10,8 +10,6 @@
 #include <deque>
 #include <exception>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -23,6 +21,7 @@
 #include "data/token_shard.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/sha256.h"
 
 namespace braid {
@@ -260,8 +259,7 @@ struct Start {
 std::optional<Start> read_progress(const std::string& folder) {
   const std::string path = progress_path(folder);
   if (!fs::exists(path)) return {};
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  const std::string text = file_text(path);
   try {
     const Json json = Json::parse(text);
     return Start{parse_manifest(json.at("manifest").get<std::string>(), path), {json.at("file"), json.at("record")}};

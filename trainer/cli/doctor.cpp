@@ -17,6 +17,7 @@
 #include "kernels/build_config.h"
 #include "kernels/build_info.h"
 #include "kernels/core/error.h"
+#include "kernels/core/process_info.h"
 #include "parallel/mpi_session.h"
 #include "parallel/rank_text.h"
 #include "trainer/cli/commands.h"
@@ -61,12 +62,10 @@ int usable_cores() {
 
 // What a rank knows of itself, as the others get it.
 Json this_rank(const std::string& dir_token) {
-  char host[256] = "unknown";
-  gethostname(host, sizeof host - 1);
   const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   std::string local = variable("OMPI_COMM_WORLD_LOCAL_RANK");
   if (local.empty()) local = variable("SLURM_LOCALID");
-  return {{"host", host},
+  return {{"host", host_name()},
           {"build", kBuildId},
           {"clock", now},
           {"cores", usable_cores()},

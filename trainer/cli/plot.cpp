@@ -10,6 +10,7 @@
 
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/nearest_words.h"
 #include "trainer/cli/commands.h"
 #include "trainer/metrics/loss_curve.h"
 
@@ -32,12 +33,6 @@ std::vector<std::string> loss_fields(const std::string& metrics) {
   return fields;
 }
 
-std::string join(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
-
 int terminal_width() {
   winsize size = {};
   const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
@@ -53,7 +48,7 @@ std::vector<CurveSeries> curves_of(const Options& options, const std::string& ru
   std::vector<CurveSeries> series = read_curves(metrics, fields);
   for (CurveSeries& s : series) {
     check<DataError>(!s.points.empty(), metrics, ": no line has a value of ", s.name,
-                     "; it has: ", join(field_names(metrics)));
+                     "; it has: ", joined(field_names(metrics), ", "));
     if (several) s.name = fields.size() > 1 ? run_dir + " " + s.name : run_dir;
   }
   return series;
@@ -72,7 +67,7 @@ int plot(const Options& options) {
   const bool several = options.run_dirs.size() > 1;
   const std::string name = several ? "overlay.svg" : "loss.svg";
   const std::string svg = options.svg.empty() ? (fs::path(options.run_dirs[0]) / name).string() : options.svg;
-  const std::string field = options.fields.empty() ? "train/loss_lm" : join(options.fields);
+  const std::string field = options.fields.empty() ? "train/loss_lm" : joined(options.fields, ", ");
   write_file_atomically(svg, plot_as_svg(series, several ? field : options.run_dirs[0]));
   std::printf("wrote %s\n", svg.c_str());
   return 0;

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "kernels/core/nearest_words.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
@@ -10,16 +11,6 @@
 #include "trainer/training.h"
 
 namespace braid {
-namespace {
-
-std::string join(const std::vector<std::string>& words) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : " ") + word;
-  return text;
-}
-
-}  // namespace
-
 void add_train_command(CLI::App& app, Action& action) {
   struct Options {
     std::string config;
@@ -60,7 +51,7 @@ void add_train_command(CLI::App& app, Action& action) {
       check_agreement(cpu, *world,
                       {{"--resume", name_of_enum(resume.mode)},
                        {"--resume-from", resume.checkpoint},
-                       {"--override", join(resume.overrides)},
+                       {"--override", joined(resume.overrides, " ")},
                        {"--skip-selfcheck", options->skip_self_check ? "given" : "not given"}});
       const RunConfig config = agree_on_config(cpu, *world, [&] {
         RunConfig read = read_config(options->config, options->overrides);

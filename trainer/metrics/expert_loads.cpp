@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
+#include "trainer/metrics/step_lines.h"
 
 namespace braid {
 namespace {
@@ -40,26 +40,18 @@ std::vector<ExpertLoads> read_expert_loads(const std::string& run_dir) {
   const std::string path = path_in(run_dir);
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return all;
-  std::ifstream in(path);
-  std::string text;
-  for (int64_t number = 1; std::getline(in, text); ++number) {
-    const Json line = Json::parse(text, nullptr, false);
-    if (line.is_discarded() && in.eof()) break;  // torn by a kill, or still being written
-    try {
-      ExpertLoads loads;
-      for (const auto& [name, value] : line.items()) {
-        if (name == "step") {
-          loads.step = value.get<int64_t>();
-          continue;
-        }
-        loads.layers.push_back(name);
-        loads.counts.push_back(value.get<std::vector<int64_t>>());
+  for_each_step_line<Json>(path, "a line of expert loads", [&](const Json& line) {
+    ExpertLoads loads;
+    for (const auto& [name, value] : line.items()) {
+      if (name == "step") {
+        loads.step = value.get<int64_t>();
+        continue;
       }
-      all.push_back(std::move(loads));
-    } catch (const Json::exception&) {
-      throw DataError(concat(path, ":", number, ": is not a line of expert loads"));
+      loads.layers.push_back(name);
+      loads.counts.push_back(value.get<std::vector<int64_t>>());
     }
-  }
+    all.push_back(std::move(loads));
+  });
   return all;
 }
 

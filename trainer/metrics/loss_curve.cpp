@@ -5,33 +5,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 
 #include "kernels/core/error.h"
 #include "trainer/metrics/axis.h"
+#include "trainer/metrics/markup.h"
+#include "trainer/metrics/step_lines.h"
 
 namespace braid {
 namespace {
 
 using Point = std::pair<double, double>;
-
-template <class OnLine>
-void for_each_line(const std::string& path, OnLine&& on_line) {
-  std::ifstream in(path);
-  check<IoError>(in.is_open(), path, ": cannot be opened");
-  std::string line;
-  for (int64_t number = 1; std::getline(in, line); ++number) {
-    const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (json.is_discarded() && in.eof()) break;  // torn by a kill, or still being written
-    check<DataError>(json.is_object() && json.contains("step") && json["step"].is_number(), path, ":", number,
-                     ": is not a line of metrics");
-    on_line(json);
-  }
-  check<IoError>(!in.bad(), path, ": cannot be read");
-}
 
 // Without what cannot be drawn.
 std::vector<CurveSeries> drawable(std::vector<CurveSeries> series) {
@@ -177,24 +163,12 @@ class ColoredText {
   std::string text_;
 };
 
-std::string escape_xml(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&') out += "&amp;";
-    else if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '"') out += "&quot;";
-    else out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;  // XML has no way to write control characters
-  }
-  return out;
-}
-
 }  // namespace
 
 std::vector<CurveSeries> read_curves(const std::string& metrics_path, const std::vector<std::string>& fields) {
   std::vector<CurveSeries> series;
   for (const std::string& field : fields) series.push_back({field, {}});
-  for_each_line(metrics_path, [&](const nlohmann::json& line) {
+  for_each_step_line(metrics_path, "a line of metrics", [&](const nlohmann::json& line) {
     for (CurveSeries& s : series)
       if (const auto value = line.find(s.name); value != line.end() && value->is_number())
         s.points.emplace_back(line["step"].get<double>(), value->get<double>());
@@ -204,7 +178,7 @@ std::vector<CurveSeries> read_curves(const std::string& metrics_path, const std:
 
 std::vector<std::string> field_names(const std::string& metrics_path) {
   std::set<std::string> names;
-  for_each_line(metrics_path, [&](const nlohmann::json& line) {
+  for_each_step_line(metrics_path, "a line of metrics", [&](const nlohmann::json& line) {
     for (const auto& [name, value] : line.items()) names.insert(name);
   });
   return {names.begin(), names.end()};
@@ -306,7 +280,7 @@ std::string plot_as_svg(const std::vector<CurveSeries>& all_series, const std::s
         "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"20\" height=\"4\" rx=\"2\" fill=\"{}\"/>"
         "<text x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n",
         legend_x, legend_y - 6, kSvgColors[s % kNumStyles], legend_x + 27, legend_y,
-        escape_xml(legend_text(series[s])));
+        escape_markup(legend_text(series[s])));
     legend_x += entry;
   }
 
@@ -319,7 +293,7 @@ std::string plot_as_svg(const std::vector<CurveSeries>& all_series, const std::s
       "font-family=\"system-ui, 'Helvetica Neue', Arial, sans-serif\" font-size=\"13\" fill=\"#333\">\n"
       "<title>{2}</title>\n<rect width=\"{0}\" height=\"{1}\" fill=\"#fff\"/>\n"
       "<text x=\"{3}\" y=\"32\" font-size=\"18\" font-weight=\"600\">{2}</text>\n{4}",
-      kWidth, kHeight, escape_xml(title), kLegendLeft, legend);
+      kWidth, kHeight, escape_markup(title), kLegendLeft, legend);
 
   out += "<g stroke=\"#e6e6e6\">\n";
   for (double tick : y.ticks)

@@ -10,6 +10,7 @@
 #include "kernels/core/crc32c.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/process_info.h"
 
 namespace braid {
 namespace {
@@ -87,9 +88,7 @@ double seconds_since_1970() {
 }
 
 std::string new_file_name() {
-  char host[256] = "localhost";
-  gethostname(host, sizeof host - 1);
-  return concat("events.out.tfevents.", static_cast<int64_t>(seconds_since_1970()), ".", host, ".", getpid());
+  return concat("events.out.tfevents.", static_cast<int64_t>(seconds_since_1970()), ".", host_name(), ".", getpid());
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "trainer/metrics/axis.h"
+#include "trainer/metrics/markup.h"
 
 namespace braid {
 namespace {
@@ -40,18 +41,6 @@ std::string style_letter(int style) {
   return style < 26 ? letter : letter + std::to_string(style / 26);
 }
 
-std::string escape_html(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&') out += "&amp;";
-    else if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '"') out += "&quot;";
-    else out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-  }
-  return out;
-}
-
 std::string draw_chart(const ChartSpec& spec, ChartShape shape, int most_points) {
   const bool narrow = shape == ChartShape::kNarrow;
   const double width = narrow ? 380 : 980, height = narrow ? 300 : 380, right = 30, top = 14, bottom = 46;
@@ -84,7 +73,7 @@ std::string draw_chart(const ChartSpec& spec, ChartShape shape, int most_points)
 
   std::string out = fmt::format(
       "<svg class=\"{}\" viewBox=\"0 0 {} {}\" font-size=\"{}\" role=\"img\" aria-label=\"{}\"><g class=grid>",
-      narrow ? "narrow" : "wide", width, height, font, escape_html(spec.title));
+      narrow ? "narrow" : "wide", width, height, font, escape_markup(spec.title));
   for (const double tick : y.ticks)
     out += fmt::format("<path d=\"M{:.1f} {:.1f}h{:.1f}\"/>", left, at_y(tick), plot_width);
   for (const double tick : x.ticks)
@@ -100,7 +89,7 @@ std::string draw_chart(const ChartSpec& spec, ChartShape shape, int most_points)
     out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", at_x(x.ticks[i]), top + plot_height + font + 5,
                        x.labels[i]);
   out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\">{}</text></g>", left + plot_width / 2, height - 8,
-                     escape_html(spec.x_label));
+                     escape_markup(spec.x_label));
 
   const auto polyline = [&](const std::vector<Point>& points, const char* kind, int style) {
     out += fmt::format("<polyline class=\"{} k{}\" points=\"", kind, style % kNumChartStyles);

@@ -30,6 +30,4 @@ inline constexpr int kNumChartStyles = 8;
 // "A", …, "Z", "A1", …
 std::string style_letter(int style);
 
-std::string escape_html(const std::string& text);
-
 }  // namespace braid

@@ -8,6 +8,7 @@
 
 #include "kernels/core/error.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/metrics/markup.h"
 #include "trainer/report/chart.h"
 #include "trainer/report/heat_map.h"
 #include "trainer/report/statistics.h"
@@ -86,7 +87,7 @@ class Report {
     out_ =
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width,"
         "initial-scale=1\"><title>" +
-        escape_html(title) + "</title><style>" + kStyle + "</style><main><h1>" + escape_html(title) + "</h1>" +
+        escape_markup(title) + "</title><style>" + kStyle + "</style><main><h1>" + escape_markup(title) + "</h1>" +
         introduction;
     runs_table();
     losses();
@@ -101,7 +102,7 @@ class Report {
     out_ +=
         "<footer>Losses are means over the valid tokens of the global batch, in nats. Time counts the steps, not "
         "evaluation and saving.";
-    for (const std::string& build : builds) out_ += "<br>braid " + escape_html(build);
+    for (const std::string& build : builds) out_ += "<br>braid " + escape_markup(build);
     return out_ + "</footer></main></html>\n";
   }
 
@@ -109,7 +110,7 @@ class Report {
   static std::string cell(const std::string& text) { return "<td>" + text + "</td>"; }
   std::string run_name(size_t i) const {
     return "<b>" + style_letter(static_cast<int>(i)) + "</b> " + line_sample(static_cast<int>(i)) + " " +
-           escape_html(runs_[i].name);
+           escape_markup(runs_[i].name);
   }
 
   void runs_table() {
@@ -117,7 +118,7 @@ class Report {
     for (const RunData& run : runs_)
       for (const auto& [name, points] : run.held_out) sets.insert(name);
     out_ += "<h2>Runs</h2><div class=scroll><table><tr><th>run<th>steps<th>tokens<th>training loss<th>";
-    for (const std::string& set : sets) out_ += "held out: " + escape_html(set) + "<th>";
+    for (const std::string& set : sets) out_ += "held out: " + escape_markup(set) + "<th>";
     out_ += "tokens/s<th>time<th>state</tr>";
     for (size_t i = 0; i < runs_.size(); ++i) {
       const RunData& run = runs_[i];
@@ -138,7 +139,7 @@ class Report {
   }
 
   void chart(const ChartSpec& spec) {
-    out_ += "<h3>" + escape_html(spec.title) + "</h3>" + draw_chart(spec, ChartShape::kWide, most_points_) +
+    out_ += "<h3>" + escape_markup(spec.title) + "</h3>" + draw_chart(spec, ChartShape::kWide, most_points_) +
             draw_chart(spec, ChartShape::kNarrow, std::max(20, most_points_ / 3));
   }
 
@@ -249,11 +250,11 @@ class Report {
     for (size_t i = 0; i < runs_.size(); ++i) out_ += "<th>" + style_letter(static_cast<int>(i));
     out_ += "</tr>";
     for (const std::string& key : keys) {
-      out_ += "<tr>" + cell("<code>" + escape_html(key) + "</code>");
+      out_ += "<tr>" + cell("<code>" + escape_markup(key) + "</code>");
       for (size_t i = 0; i < runs_.size(); ++i) {
         const auto found = values[i].find(key);
         out_ +=
-            cell(found != values[i].end() ? (i > 0 ? "<b>" : "") + escape_html(found->second) + (i > 0 ? "</b>" : "")
+            cell(found != values[i].end() ? (i > 0 ? "<b>" : "") + escape_markup(found->second) + (i > 0 ? "</b>" : "")
                                           : (runs_[i].config ? "=" : "?"));
       }
       out_ += "</tr>";
@@ -291,7 +292,7 @@ class Report {
                             last.layers[layer]);
     }
     if (!dead.empty())
-      out_ += fmt::format("<p class=alarm>Experts without a token at step {}: {}.</p>", last.step, escape_html(dead));
+      out_ += fmt::format("<p class=alarm>Experts without a token at step {}: {}.</p>", last.step, escape_markup(dead));
     const auto per_layer = std::max<int>(64, map_pixels_ / static_cast<int>(last.layers.size()));
     const int width = std::clamp(per_layer / 24, 8, 100), height = std::clamp(per_layer / width, 8, 64);
     out_ += "<div class=maps>";
@@ -300,7 +301,7 @@ class Report {
       out_ += fmt::format(
           "<figure><img alt=\"expert load of {0}\" src=\"data:image/png;base64,{1}\"><figcaption>{0}"
           "</figcaption></figure>",
-          escape_html(last.layers[layer]), base64(map.png));
+          escape_markup(last.layers[layer]), base64(map.png));
     }
     out_ += fmt::format("</div><p class=soft>Steps {} to {}, {} experts a layer.</p>", run.loads.front().step,
                         last.step, last.counts.front().size());
@@ -314,7 +315,7 @@ class Report {
       const auto& all = runs_[i].events;
       for (size_t e = all.size() > kMostEvents ? all.size() - kMostEvents : 0; e < all.size(); ++e, ++rows)
         out_ += "<tr>" + cell(style_letter(static_cast<int>(i))) + cell(std::to_string(all[e].step)) +
-                cell(escape_html(all[e].time)) + cell(escape_html(all[e].event)) + cell(escape_html(all[e].text)) +
+                cell(escape_markup(all[e].time)) + cell(escape_markup(all[e].event)) + cell(escape_markup(all[e].text)) +
                 "</tr>";
     }
     out_ += "</table></div>";

@@ -3,14 +3,15 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/metrics/step_lines.h"
+#include "trainer/report/statistics.h"
 
 namespace braid {
 namespace {
@@ -19,13 +20,6 @@ namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-std::string text_of(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
@@ -77,9 +71,7 @@ double RunData::median_tokens_per_s() const {
   std::vector<double> values;
   for (const TrainPoint& p : train)
     if (std::isfinite(p.tokens_per_s)) values.push_back(p.tokens_per_s);
-  if (values.empty()) return kNaN;
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
+  return median(std::move(values));
 }
 
 RunData read_run(const std::string& run_dir) {
@@ -90,22 +82,13 @@ RunData read_run(const std::string& run_dir) {
   if (run.name.empty() || run.name == ".") run.name = fs::absolute(folder).parent_path().filename().string();
 
   const std::string path = (folder / "metrics.jsonl").string();
-  std::ifstream in(path);
-  check<IoError>(in.is_open(), path, ": cannot be opened; a run folder holds what braid train wrote");
-  std::string text;
-  for (int64_t line_number = 1; std::getline(in, text); ++line_number) {
-    const Json line = Json::parse(text, nullptr, false);
-    if (line.is_discarded() && in.eof()) break;  // torn by a kill, or still being written
-    check<DataError>(line.is_object() && line.contains("step") && line["step"].is_number_integer(), path, ":",
-                     line_number, ": is not a line of metrics");
-    add_line(run, line);
-  }
-  check<IoError>(!in.bad(), path, ": cannot be read");
+  check<IoError>(fs::exists(path), path, ": cannot be opened; a run folder holds what braid train wrote");
+  for_each_step_line(path, "a line of metrics", [&](const Json& line) { add_line(run, line); });
 
   const fs::path config = folder / "config.resolved.yaml";
-  if (fs::exists(config)) run.config = read_config_text(text_of(config), config.string());
-  run.build = first_line(text_of(folder / "build.txt"));
-  run.data_order = first_line(text_of(folder / "data_order.txt"));
+  if (fs::exists(config)) run.config = read_config_text(file_text(config.string()), config.string());
+  run.build = first_line(file_text((folder / "build.txt").string()));
+  run.data_order = first_line(file_text((folder / "data_order.txt").string()));
   run.loads = read_expert_loads(folder.string());
   run.events = read_run_events(folder.string());
   return run;

@@ -37,6 +37,12 @@ Estimate estimate(const std::vector<double>& values) {
   return e;
 }
 
+double median(std::vector<double> values) {
+  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
 bool same_data_order(const RunData& a, const RunData& b) {
   return !a.data_order.empty() && a.data_order == b.data_order;
 }

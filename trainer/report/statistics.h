@@ -17,6 +17,9 @@ struct Estimate {
 };
 Estimate estimate(const std::vector<double>& values);
 
+// The upper one of the two in the middle; NaN for none.
+double median(std::vector<double> values);
+
 // How far the training loss of `other` lies above that of `base`, over the last quarter of the steps that both have.
 // Runs that saw the same rows in the same order are compared step by step, so what a batch makes hard for both cancels;
 // as neighbouring steps are alike, the means of kBlocks blocks of steps are the values of the estimate.

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kernels/core/error.h"
+#include "trainer/metrics/markup.h"
 #include "trainer/report/chart.h"
 #include "trainer/report/statistics.h"
 
@@ -42,12 +43,6 @@ double tokens_to(const RunData& run, double loss) {
     last_tokens = tokens, last_loss = mean;
   }
   return kNaN;
-}
-
-double median(std::vector<double> values) {
-  if (values.empty()) return kNaN;
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
 }
 
 double mean_of_finite(const std::vector<double>& values) {
@@ -175,14 +170,14 @@ std::string study_table(const std::vector<VariantResult>& results) {
 
 std::string study_table_as_html(const StudyConfig& study, const std::vector<VariantResult>& results) {
   std::string out;
-  if (!study.question.empty()) out += "<p>" + escape_html(study.question) + "</p>";
-  if (!study.claim.empty()) out += "<p class=soft>" + escape_html(study.claim) + "</p>";
+  if (!study.question.empty()) out += "<p>" + escape_markup(study.question) + "</p>";
+  if (!study.claim.empty()) out += "<p class=soft>" + escape_markup(study.claim) + "</p>";
   out += "<h2>Result</h2><div class=scroll><table><tr>";
   for (const char* column : kColumns) out += std::string("<th>") + column;
   out += "</tr>";
   for (const Row& row : rows_of(results)) {
     out += "<tr>";
-    for (const std::string& cell : row.cells) out += "<td>" + escape_html(cell) + "</td>";
+    for (const std::string& cell : row.cells) out += "<td>" + escape_markup(cell) + "</td>";
     out += "</tr>";
   }
   return out +

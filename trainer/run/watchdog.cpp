@@ -8,11 +8,11 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/process_info.h"
 #include "parallel/rank_text.h"
 
@@ -22,13 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kThreadName = "braid-watchdog";  // 15 characters at most
-
-std::string text_of(const std::string& path) {
-  std::ifstream in(path);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
 
 std::string seconds(int64_t ms) { return concat((ms + 500) / 1000, " s"); }
 
@@ -77,7 +70,7 @@ ProcessActivity activity_of(int pid) {
   for (fs::directory_iterator thread(concat("/proc/", pid, "/task"), error), end; !error && thread != end;
        thread.increment(error)) {
     const std::string folder = thread->path().string();
-    const std::string stat = text_of(folder + "/stat");
+    const std::string stat = file_text(folder + "/stat");
     const size_t name_end = stat.rfind(')');
     if (name_end == stat.npos || stat.find(concat('(', kThreadName, ')')) != stat.npos) continue;
     std::istringstream fields(stat.substr(name_end + 1));
@@ -89,8 +82,8 @@ ProcessActivity activity_of(int pid) {
     if (thread->path().filename() == std::to_string(pid)) activity.state = state;
     activity.work += user + system;
     if (thread->path().filename() == std::to_string(pid))
-      std::istringstream(text_of(folder + "/schedstat")) >> activity.main_ns;
-    std::istringstream io(text_of(folder + "/io"));
+      std::istringstream(file_text(folder + "/schedstat")) >> activity.main_ns;
+    std::istringstream io(file_text(folder + "/io"));
     std::string name;
     for (int64_t bytes = 0; io >> name >> bytes;)
       if (name == "rchar:" || name == "wchar:") activity.work += bytes;

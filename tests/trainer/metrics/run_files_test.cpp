@@ -59,6 +59,19 @@ TEST_F(RunFiles, WhatIsNoExpertLoadIsRefused) {
                            "expert_loads.jsonl:2:");
 }
 
+// What is no JSON may only be the last line, which is still being written.
+TEST_F(RunFiles, ADamagedLineBeforeTheLastIsRefused) {
+  append("expert_loads.jsonl", "{\"step\": 1, \"layer_00\n{\"step\": 2, \"layer_00\": [1, 2]}\n");
+  testing::expect_contains(testing::message_of<DataError>([&] { read_expert_loads(folder_); }),
+                           "expert_loads.jsonl:1: is not a line of expert loads");
+}
+
+TEST_F(RunFiles, ALineWithoutAStepIsRefused) {
+  append("expert_loads.jsonl", "{\"step\": 1, \"layer_00\": [1, 2]}\n{\"layer_00\": [1, 2]}\n");
+  testing::expect_contains(testing::message_of<DataError>([&] { read_expert_loads(folder_); }),
+                           "expert_loads.jsonl:2: is not a line of expert loads");
+}
+
 TEST_F(RunFiles, EventsReadBack) {
   EXPECT_TRUE(read_run_events(folder_).empty());
   ASSERT_TRUE(append_run_event(folder_, {0, "started", "on 2 ranks", ""}));
