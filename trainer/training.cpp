@@ -37,6 +37,7 @@
 #include "trainer/run/stop_signal.h"
 #include "trainer/run/watchdog.h"
 #include "trainer/run_tokenizer.h"
+#include "trainer/starting_weights.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -499,11 +500,12 @@ class TrainingRun {
   // Nothing but the weights of that checkpoint is used. Where its model computed otherwise with weights of the same
   // shapes, that may be a mistake, so it is said.
   void load_initial_weights() {
-    const CheckpointReader source = open_checkpoint(ctx_, mesh_.world(), config_.init.from);
-    state_.load_weights(ctx_, source);
-    say(concat("weights from ", source.path(), ", after step ", source.info().step));
-    const RunConfig stored = read_config_text(source.info().config_yaml, source.path());
-    for (const ConfigDifference& d : compare_configs(stored, config_))
+    const StoredModel stored = open_stored_model(ctx_, mesh_.world(), config_.init.from);
+    const StartingWeights weights(*stored.weights, config_);
+    state_.load_weights(ctx_, weights);
+    say("weights from " + stored.name);
+    for (const std::string& note : weights.notes()) say("note: " + note);
+    for (const ConfigDifference& d : compare_configs(stored.config, config_))
       if (d.key.starts_with("model.")) say(concat("note: ", d.key, " was ", d.before, " there and is ", d.after));
   }
 
@@ -610,7 +612,7 @@ void check_resume_config(const RunConfig& stored, const RunConfig& config, const
   static const std::vector<std::string> kFree = {
       "run.",        "device", "allow_slow",  "parallel.",           "memory.", "train.micro_batch_size",
       "eval.",       "log.",   "checkpoint.", "data.prefetch_steps",
-      "init.from",      // the weights that came from there are in the checkpoint
+      "init.from", "init.fresh_mtp", "init.resize_vocabulary",  // what came from there is in the checkpoint
       "data.sources"};  // the data itself is compared by its digest
   static const std::vector<std::string> kOnPurpose = {"optimizer.lr", "schedule.", "train.global_batch_size",
                                                       "balance.", "train.micro_batch_size"};

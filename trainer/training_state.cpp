@@ -11,7 +11,6 @@ namespace braid {
 namespace {
 
 constexpr const char* kBalanceTensor = "balance/previous_counts";
-constexpr const char* kMtpTensor = "weights/mtp.fc.weight";  // every MTP block has it
 
 }  // namespace
 
@@ -69,18 +68,16 @@ void TrainingState::load(Context& ctx, const CheckpointReader& reader) {
 }
 
 // What the ranks read of a checkpoint, each its part. An error of one is the error of all.
-void TrainingState::read_together(Context& ctx, const CheckpointReader& reader, const std::function<void()>& read) {
+void TrainingState::read_together(Context& ctx, const WeightSource& source, const std::function<void()>& read) {
   all_or_none(ctx, mesh_.world(), [&] {
     read();
     return std::string();
   });
-  reader.settle(ctx, mesh_.world());
+  source.settle(ctx, mesh_.world());
   parameters.gather_all_weights(ctx);
 }
 
-void TrainingState::load_weights(Context& ctx, const CheckpointReader& source) {
-  check<CheckpointError>(!config_.mtp.on() || source.contains(kMtpTensor), source.path(),
-                         ": holds no MTP block (mtp.*), but this run trains one: set mtp.depth=0");
+void TrainingState::load_weights(Context& ctx, const WeightSource& source) {
   read_together(ctx, source, [&] { parameters.load_shards(ctx, source); });
 }
 

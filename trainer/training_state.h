@@ -40,7 +40,7 @@ class TrainingState {
   void load(Context& ctx, const CheckpointReader& reader);
   // The weights alone, in any floating-point dtype; the rest starts at 0.   Errors: CheckpointError if one is missing
   // or has another shape.
-  void load_weights(Context& ctx, const CheckpointReader& source);
+  void load_weights(Context& ctx, const WeightSource& source);
   std::vector<CheckpointSlice> slices();  // what this rank stores
 
   Model model;
@@ -50,7 +50,7 @@ class TrainingState {
 
  private:
   CheckpointSlice balance_slice();
-  void read_together(Context& ctx, const CheckpointReader& reader, const std::function<void()>& read);
+  void read_together(Context& ctx, const WeightSource& source, const std::function<void()>& read);
 
   const RunConfig& config_;
   const ProcessMesh& mesh_;

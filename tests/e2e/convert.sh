@@ -48,13 +48,27 @@ train 0 "$WORK/stopped" "${run[@]}" run.steps=4 "init.from=$WORK/imported-bf16" 
 same_numbers "$WORK/straight" "$WORK/stopped" "resumed without the folder of init.from"
 pass "resumed without the folder that init.from names: the same bits"
 
+# straight from a Hugging Face folder, also with what it lacks
+train 0 "$WORK/from-hf" "${run[@]}" "init.from=hf:$WORK/hf"
+train 2 "$WORK/from-hf-2" "${run[@]}" "init.from=hf:$WORK/hf" parallel.expert=2
+same_numbers "$WORK/from-1" "$WORK/from-hf" "started from an import and from the folder itself"
+same_numbers "$WORK/from-2" "$WORK/from-hf-2" "the same on two ranks"
+train 0 "$WORK/without-mtp" "${run[@]}" mtp.depth=0
+quiet "$BRAID" ckpt export --from "$WORK/without-mtp" --to "$WORK/hf-without-mtp"
+train 0 "$WORK/new-mtp" "${run[@]}" "init.from=hf:$WORK/hf-without-mtp" init.fresh_mtp=true
+grep -q '^note: the MTP block is new' "$WORK/new-mtp.log" || fail "a new MTP block is not mentioned"
+train 0 "$WORK/more-tokens" "${run[@]}" "init.from=hf:$WORK/hf" init.resize_vocabulary=true model.vocab_size=300
+grep -q '^note: tokens 258 to 299 of the vocabulary are new' "$WORK/more-tokens.log" || fail "new tokens are not mentioned"
+pass "init.from=hf:DIR trains like its import, with a new MTP block and more tokens where asked for"
+
 # what cannot be done is said in one sentence
 start() { "$BRAID" train "$TINY" "run.dir=$WORK/refused" "$@"; }
 expect_error 4 'neither a checkpoint nor a run folder' start "init.from=$WORK/absent"
-expect_error 4 'is F32 \(.*\), expected F32 \(' start "init.from=$WORK/imported" model.vocab_size=300
+expect_error 4 'config.json' start "init.from=hf:$WORK/absent"
+expect_error 4 'its vocabulary has 258 tokens, .* 300: set init.resize_vocabulary=true' start "init.from=$WORK/imported" model.vocab_size=300
 expect_error 4 'holds no tensor weights/model.layers' start "init.from=$WORK/imported" model.num_hidden_layers=8
 train 0 "$WORK/no-mtp" "${run[@]}" mtp.depth=0
-expect_error 4 'holds no MTP block' start "init.from=$WORK/no-mtp"
+expect_error 4 'holds no MTP block .* init.fresh_mtp=true' start "init.from=$WORK/no-mtp"
 expect_error 4 'holds weights alone' start "--resume-from" "$WORK/imported"
 expect_error 9 'is there already and is not empty' "$BRAID" ckpt import --from "$WORK/hf" --to "$WORK/imported"
 expect_error 9 'is there already and is not empty' "$BRAID" ckpt export --from "$WORK/imported" --to "$WORK/hf"

@@ -33,7 +33,7 @@ room(trainer/huggingface KNOWS kernels/core model trainer/checkpoint trainer/con
 room(trainer/run        KNOWS kernels/core kernels parallel trainer/checkpoint trainer/config)
 # The step, the loop around it and what they are made of.
 room(trainer            KNOWS kernels/core kernels parallel data model trainer/checkpoint trainer/config
-                              trainer/device trainer/metrics trainer/optimizer trainer/run)
+                              trainer/device trainer/huggingface trainer/metrics trainer/optimizer trainer/run)
 room(trainer/bench      KNOWS kernels/core kernels parallel data model trainer/config trainer/device trainer)
 room(trainer/parity     KNOWS kernels/core kernels parallel data model trainer/checkpoint trainer/config
                               trainer/huggingface trainer/optimizer trainer)

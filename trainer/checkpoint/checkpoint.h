@@ -85,9 +85,10 @@ class CheckpointReader : public WeightSource {
   void read(CheckpointSlice& slice) const;
   // From "weights/<name>", stored in any floating-point dtype.
   void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const override;
-  // Called by every rank that opened it together with others, before what was read since the last call is used: puts
-  // together what the ranks have digested of each block. Throws on all of them if a block is damaged.
-  void settle(Context& ctx, Communicator& world) const;
+  std::optional<Shape> stored_shape(const Parameter& parameter) const override;
+  // Puts together what the ranks that opened it together have digested of each block. Throws on all of them if a block is
+  // damaged.
+  void settle(Context& ctx, Communicator& world) const override;
 
   // Every byte of every file, in the order of the files: body(tensor, begin, block) for elements [begin, begin + n) of
   // a tensor, block (n) in its dtype, at most kDigestBlockBytes long, digests checked. Then the SHA-256 of the file.

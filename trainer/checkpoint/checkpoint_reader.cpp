@@ -368,6 +368,11 @@ void CheckpointReader::read(CheckpointSlice& slice) const {
   }
 }
 
+std::optional<Shape> CheckpointReader::stored_shape(const Parameter& parameter) const {
+  const LogicalTensor* found = find(weights_name(parameter));
+  return found ? std::optional(found->shape) : std::nullopt;
+}
+
 void CheckpointReader::read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const {
   const std::string name = weights_name(parameter);
   const LogicalTensor* found = find(name);

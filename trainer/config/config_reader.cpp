@@ -492,7 +492,13 @@ void resolve_input_paths(RunConfig& config, const fs::path& folder) {
   const auto resolve = [&](std::string& path) {
     if (!path.empty()) path = (folder / with_home(path)).lexically_normal().string();
   };
-  resolve(config.init.from);
+  if (config.init.from.starts_with(kHuggingFacePrefix)) {
+    std::string from = config.init.from.substr(kHuggingFacePrefix.size());
+    resolve(from);
+    config.init.from = std::string(kHuggingFacePrefix) + from;
+  } else {
+    resolve(config.init.from);
+  }
   for (SourceConfig& source : config.data.sources) {
     resolve(source.dataset);
     for (std::vector<std::string>* paths : {&source.shards, &source.text})

@@ -49,7 +49,7 @@ inline constexpr ForeignKey kForeignKeys[] = {
     {"pretrained_checkpoint", "init.from"},
     {"initial_load_path", "init.from"},
     {"load_path", "init.from"},
-    {"model_name_or_path", "init.from", "a checkpoint that braid ckpt import made of a Hugging Face folder"},
+    {"model_name_or_path", "init.from", "hf:DIR for a Hugging Face folder"},
     {"resume_from_checkpoint", "", "braid train --resume goes on with a run"},
     {"resume_checkpoint_path", "", "braid train --resume goes on with a run"},
     {"ckpt_path", "", "braid train --resume goes on with a run"},

@@ -217,6 +217,11 @@ DType HuggingFaceReader::stored_dtype(const Parameter& parameter) const {
   return state_->by_name.at(parameter.name).dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
 }
 
+std::optional<Shape> HuggingFaceReader::stored_shape(const Parameter& parameter) const {
+  const auto found = state_->by_name.find(parameter.name);
+  return found == state_->by_name.end() ? std::nullopt : std::optional(found->second.shape);
+}
+
 void HuggingFaceReader::read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const {
   const auto found = state_->by_name.find(parameter.name);
   const bool is_held = found != state_->by_name.end() && found->second.shape == parameter.shape;

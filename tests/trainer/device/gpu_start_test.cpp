@@ -81,7 +81,8 @@ TEST_F(GpuStart, StopsARunThatDoesNotFitBeforeItTakesMemory) {
   EXPECT_TRUE(message.starts_with("not enough GPU memory: ")) << message;
   for (const char* line : {"\n  weights ", "\n  gradients ", "\n  optimizer state ", "\n  scratch "})
     EXPECT_NE(message.find(line), std::string::npos) << message;
-  EXPECT_EQ(gpu_memory().free_bytes, free_before);
+  // Others may use the same GPU meanwhile; the weights alone, which a run takes first, are 150 GiB here.
+  EXPECT_GT(gpu_memory().free_bytes, free_before - (int64_t{4} << 30));
 }
 
 TEST_F(GpuStart, SaysWhichGpuAndWhichImplementations) {
