@@ -64,9 +64,10 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
                 {"d_out", d_out, {R, C}},
                 {"gate_up_out", gate_up_out, {R, 2 * F}}});
   check_dtype(x.dtype(), {{"d_x", d_x}, {"d_out", d_out}, {"gate_up_out", gate_up_out}});
-  check_dtype(
-      wide_dtype(x.dtype()),
-      {{"d_row_gate", d_row_gate}, {"d_weights.gate_up", d_weights.gate_up}, {"d_weights.down", d_weights.down}});
+  const DType wide = wide_dtype(x.dtype());
+  check_dtype(wide, {{"d_row_gate", d_row_gate}});
+  check_dtype(d_weights.down.dtype() == x.dtype() ? x.dtype() : wide,
+              {{"d_weights.gate_up", d_weights.gate_up}, {"d_weights.down", d_weights.down}});
   if (R == 0) {
     if (accumulate == Accumulate::kYes) return;
     fill_zero(ctx, d_weights.gate_up);

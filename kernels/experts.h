@@ -15,8 +15,9 @@ struct ExpertWeights {  // also holds their gradients
 // SwiGLU experts over rows grouped by expert; expert e owns the next rows_per_expert[e] rows (0 is normal):
 //   [a | b] = x gate_up_e^T;   out = (row_gate * silu(a) * b) down_e^T
 //   out, x (R, C);  gate_up_out (R, 2F) is [a | b], saved for backward;  row_gate (R)
-//   rows_per_expert (El) I64, sums to R.   out may be left undefined, if gate_up_out alone is wanted.   Activations and weights fp32, bf16 (GPU) or fp64 (CPU); row_gate, its
-//   gradient and those of the weights in the wide dtype.
+//   rows_per_expert (El) I64, sums to R.   out may be left undefined, if gate_up_out alone is wanted.   Activations and
+//   weights fp32, bf16 (GPU) or fp64 (CPU); row_gate and its gradient in the wide dtype, and so are the gradients of
+//   the weights, or bf16 beside bf16 activations.
 // On the GPU, where the host does not know the sum, R may be larger; rows from the sum on are neither read nor written,
 // and El <= 4096.
 // The routing weight is applied here, to the narrow rows, so combining is a plain sum and expert outputs need not be
@@ -26,6 +27,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
                      const Tensor& rows_per_expert, const ExpertWeights& weights);
 
 //   d_x (R, C) and d_row_gate (R) overwritten;  d_weights [+]= , rows in order, zero for an expert without rows
+// A product is summed in fp32; a bf16 gradient gets it rounded, and where it adds, their sum is rounded once more.
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
                       const ExpertWeights& weights, Accumulate accumulate = Accumulate::kYes);

@@ -7,6 +7,7 @@
 #include "kernels/core/copy.h"
 #include "kernels/matmul.h"
 #include "kernels/muon_passes.h"
+#include "kernels/split_weights.h"
 #include "kernels/sum_squares.h"
 
 namespace braid {
@@ -62,15 +63,15 @@ void newton_schulz(Context& ctx, Tensor x) {
   if (result.raw() != x.raw()) copy(ctx, x, result);
 }
 
-void muon_update(Context& ctx, MuonState state, Tensor rounded, const Tensor& gradient, MuonRows rows,
-                 const MuonStep& step) {
-  const auto& [weight, momentum] = state;
+void muon_update(Context& ctx, MuonState state, const Tensor& gradient, MuonRows rows, const MuonStep& step) {
+  const auto& [weight, momentum, low] = state;
   const Shape& whole = weight.shape();
   check_shapes({{"weight", weight, {whole[0], whole[1], whole[2]}}});
   check_shapes({{"momentum", momentum, whole}, {"gradient", gradient, whole}});
-  if (rounded.defined()) check_shapes({{"rounded", rounded, whole}});
-  check_dtype(weight.dtype(), {{"gradient", gradient}});
-  if (!ctx.on_cuda() || momentum.dtype() != DType::kBF16) check_dtype(weight.dtype(), {{"momentum", momentum}});
+  check_low_bits(weight, low);
+  const DType wide = wide_dtype(weight.dtype());
+  if (!ctx.on_cuda() || gradient.dtype() != weight.dtype()) check_dtype(wide, {{"gradient", gradient}});
+  if (!ctx.on_cuda() || momentum.dtype() != DType::kBF16) check_dtype(wide, {{"momentum", momentum}});
   assert(0 <= rows.begin && rows.begin <= rows.end && rows.end <= whole[1]);
   const int64_t M = whole[0] * (rows.end - rows.begin), C = whole[2];
   if (M == 0 || C == 0) return;
@@ -80,7 +81,7 @@ void muon_update(Context& ctx, MuonState state, Tensor rounded, const Tensor& gr
   Tensor direction = scratch.tensor({M, C}, step.products), other = scratch.tensor({M, C}, step.products);
   pass.direction(ctx, direction, momentum, gradient, rows, step.momentum, step.gradient_scale);
   const double rate = step.lr * step.update_rms * std::sqrt(static_cast<double>(std::max(M, C)));
-  pass.apply(ctx, weight, rounded, iterate(ctx, direction, other), rows, rate, step.lr * step.weight_decay);
+  pass.apply(ctx, weight, low, iterate(ctx, direction, other), rows, rate, step.lr * step.weight_decay);
 }
 
 }  // namespace braid

@@ -13,8 +13,9 @@ namespace braid {
 void newton_schulz(Context& ctx, Tensor x);
 
 struct MuonState {
-  Tensor weight;    // (G, P, C)
-  Tensor momentum;  // (G, P, C)  in the dtype of the weight, on the GPU also bf16
+  Tensor weight;    // (G, P, C)  fp32, fp64 (CPU), or bf16 beside `low`
+  Tensor momentum;  // (G, P, C)  in the dtype of the master, on the GPU also bf16
+  Tensor low = {};  // (G, P, C, 2)  U8: the rest of the masters of bf16 weights; see split_weights.h
 };
 
 // Rows [begin, end) of each of the G groups: together one matrix (G (end - begin), C).
@@ -27,16 +28,14 @@ struct MuonStep {
   double update_rms;      // of an update at lr 1 whose singular values are all 1
   double weight_decay;    // decoupled
   double gradient_scale;  // multiplies every gradient first (clipping)
-  DType products;         // of the Newton-Schulz steps: that of the weight, on the GPU also bf16
+  DType products;         // of the Newton-Schulz steps: that of the master, on the GPU also bf16
 };
 
 // One Muon update of the matrix (M, C) that the rows are; all other rows stay what they are:
 //   g = gradient_scale * gradient;   momentum <- mu momentum + g;   x = newton_schulz(g + mu momentum)
 //   weight <- weight - lr (update_rms sqrt(max(M, C)) x + weight_decay * weight)
-//   weight, gradient (G, P, C) of one dtype, fp32 or fp64 (CPU)
-// The new weight is also written, rounded, to `rounded` (G, P, C), where that is defined: see adamw_update.
+// of the masters that weight and low hold;   gradient (G, P, C) in their dtype, or bf16 beside bf16 weights (GPU)
 // Source: Jordan et al. 2024; Moonlight, arXiv 2502.16982 (scale and decay).   Errors: ShapeError, DTypeError.
-void muon_update(Context& ctx, MuonState state, Tensor rounded, const Tensor& gradient, MuonRows rows,
-                 const MuonStep& step);
+void muon_update(Context& ctx, MuonState state, const Tensor& gradient, MuonRows rows, const MuonStep& step);
 
 }  // namespace braid

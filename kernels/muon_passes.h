@@ -18,9 +18,8 @@ using MuonDirection = void(Context& ctx, Tensor direction, Tensor momentum, cons
 using MuonNormalize = void(Context& ctx, Tensor x, const Tensor& sum);
 // square = kA + kB gram + kC square, kA on the diagonal;   (m, m)
 using MuonPolynomial = void(Context& ctx, Tensor square, const Tensor& gram);
-// weight <- weight - rate * direction - decay * weight, also to `rounded`;   weight, rounded (G, P, C), of which the
-// rows
-using MuonApply = void(Context& ctx, Tensor weight, Tensor rounded, const Tensor& direction, MuonRows rows, double rate,
+// master <- master - rate * direction - decay * master;   weight, low (G, P, C), of which the rows
+using MuonApply = void(Context& ctx, Tensor weight, Tensor low, const Tensor& direction, MuonRows rows, double rate,
                        double decay);
 
 namespace cpu {

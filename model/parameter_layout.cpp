@@ -172,10 +172,13 @@ void ParameterLayout::plan_weights(Planner& planner, std::vector<Tensor>& flat, 
     planner.add(groups_[i].name + ".weights", flat[i], {groups_[i].numel}, groups_[i].weight_dtype(activation));
 }
 
-void ParameterLayout::plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation) const {
+void ParameterLayout::plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation,
+                                     std::optional<DType> of_experts) const {
   flat.resize(groups_.size());
+  const DType wide = wide_dtype(activation);
   for (size_t i = 0; i < groups_.size(); ++i)
-    planner.add(groups_[i].name + ".gradients", flat[i], {groups_[i].numel}, wide_dtype(activation));
+    planner.add(groups_[i].name + ".gradients", flat[i], {groups_[i].numel},
+                groups_[i].owner == Owner::kExpertRank ? of_experts.value_or(wide) : wide);
 }
 
 }  // namespace braid

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -91,9 +92,11 @@ class ParameterLayout {
   const std::vector<FlatGroup>& groups() const { return groups_; }
   // Points every tensor of `params` into the flat buffers, one per group.
   void bind(ModelParams& params, const std::vector<Tensor>& flat) const;
-  // Names a buffer per group: weights in their dtypes beside `activation`, or gradients, which are all wide.
+  // Names a buffer per group: weights in their dtypes beside `activation`, or gradients, which are wide, or those of
+  // experts in the dtype given.
   void plan_weights(Planner& planner, std::vector<Tensor>& flat, DType activation) const;
-  void plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation) const;
+  void plan_gradients(Planner& planner, std::vector<Tensor>& flat, DType activation,
+                      std::optional<DType> of_experts = {}) const;
 
  private:
   FlatGroup& group_for(const Parameter& parameter, Cut cut, int64_t bucket_elements);

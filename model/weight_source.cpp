@@ -3,17 +3,30 @@
 #include <algorithm>
 
 #include "kernels/core/copy.h"
+#include "kernels/split_weights.h"
 
 namespace braid {
 namespace {
 
 constexpr int64_t kStagedElements = int64_t{1} << 24;  // on their way to a GPU at a time
+constexpr int64_t kSplitElements = int64_t{1} << 22;   // whose masters exist whole at a time
 
 }  // namespace
 
 void load_elements(Context& ctx, const WeightSource& source, const FlatParameter& p, int64_t begin, int64_t end,
-                   Tensor out) {
+                   Tensor out, Tensor low) {
   const int64_t first = p.global_first + begin - p.offset, count = end - begin;
+  if (out.dtype() == DType::kBF16) {
+    Scratch scratch(ctx);
+    const Tensor masters = scratch.tensor({std::min(kSplitElements, count)}, DType::kF32);
+    for (int64_t at = 0; at < count; at += kSplitElements) {
+      const int64_t to = std::min(count, at + kSplitElements);
+      const Tensor master = masters.rows(0, to - at);
+      load_elements(ctx, source, p, begin + at, begin + to, master);
+      split_weights(ctx, out.rows(at, to), low.defined() ? low.rows(at, to) : Tensor(), master);
+    }
+    return;
+  }
   if (out.device() == Device::kCpu) return source.read_weights(p.parameter, first, first + count, out);
   if (source.make_on_gpu(ctx, p.parameter, first, out)) return;
   std::vector<std::byte> staging(std::min(kStagedElements, count) * size_of(out.dtype()));

@@ -29,9 +29,11 @@ class WeightSource {
   virtual void settle(Context&, Communicator& /*world*/) const {}
 };
 
-// Fills elements [begin, end) of a flat buffer that lie in parameter p, on any device; `out` has as many.
+// Fills elements [begin, end) of a flat buffer that lie in parameter p, on any device; `out` has as many, and so has
+// `low`, where bf16 weights keep the low bits of their masters (see kernels/split_weights.h). bf16 weights alone are
+// the same bits.
 void load_elements(Context& ctx, const WeightSource& source, const FlatParameter& p, int64_t begin, int64_t end,
-                   Tensor out);
+                   Tensor out, Tensor low = {});
 
 // Fills the flat weight buffers of a layout, padding aside.
 void load_weights(Context& ctx, const WeightSource& source, const ParameterLayout& layout, std::vector<Tensor>& flat);

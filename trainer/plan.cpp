@@ -98,6 +98,15 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
             c.price = "moments are rounded";
             return true;
           },
+          [](Change& c) {
+            RunConfig& config = c.config;
+            if (config.precision != Precision::kBf16 || config.optimizer.gradient_dtype == GradientDType::kBf16)
+              return false;
+            config.optimizer.gradient_dtype = GradientDType::kBf16;
+            c.setting = "optimizer.gradient_dtype=bf16";
+            c.price = "gradients of experts are rounded, once for each micro-batch and their sum";
+            return true;
+          },
           recompute(Recompute::kMoe),
           recompute(Recompute::kLayer),
           [](Change& c) {
@@ -127,8 +136,8 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
 
 // Whether a run fits, and what would make it.
 std::string verdict(const RunConfig& config, int64_t num_ranks, const GpuModel& gpu, const MemoryEstimate& memory) {
-  const std::string known = memory.scratch ? "" : " (without scratch)", card = concat(gpu.name, ", ",
-                                                                                    gib_text(gpu.memory_bytes));
+  const std::string known = memory.scratch ? "" : " (without scratch)",
+                    card = concat(gpu.name, ", ", gib_text(gpu.memory_bytes));
   const int64_t left = gpu.memory_bytes - memory.total();
   if (left >= 0) return concat("fits ", card, ": ", gib_text(left), " to spare", known, '\n');
   std::string out = concat("does not fit ", card, ": ", gib_text(-left), " too much", known, "\none change alone:\n");

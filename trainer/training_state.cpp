@@ -20,7 +20,7 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
             config.memory.recompute),
       parameters(ParameterLayout(config.model, config.mtp, mesh, config.parallel.bucket_elements,
                                  Optimizer::whole_matrices(config.optimizer)),
-                 mesh, dtype_of_precision(config.precision)),
+                 mesh, dtype_of_precision(config.precision), config.optimizer.gradient_dtype),
       optimizer(config.optimizer, parameters),
       balance(config.balance, model.num_moe_layers(), config.model.num_experts, mesh.world()),
       config_(config),

@@ -1,60 +1,77 @@
 #include "kernels/adamw.h"
 
 #include "kernels/cases/operator_case.h"
-#include "kernels/core/copy.h"
+#include "kernels/split_weights.h"
 
 namespace braid::cases {
 namespace {
 
 using enum Storage;
 
-// Weights and gradients are wide; the activation dtype is that of the weights that the model computes with, which are a
-// copy where it is another one.
+// The activation dtype is that of the weights that the model computes with; masters are wide.
 constexpr Closeness kWideUpdate = {.bf16 = kUsual.f32, .cpu = {1e-6, 1e-4}};
 
-void declare(Trial& t, int64_t n, Storage moments, int64_t num_steps) {
-  const Closeness of_moments = moments == kBf16 ? Closeness{.f32 = kUsual.bf16, .cpu = {1e-6, 1e-4}} : kWideUpdate;
-  const Var gradient = t.input("gradient", {n}, normal(1e-3, 1e-3), kWide);
-  const Var weight = t.in_out("weight", {n}, normal(), kWide, kWideUpdate);
-  const Var m = t.in_out("m", {n}, normal(1e-3), moments, of_moments);
-  const Var v = t.in_out("v", {n}, uniform(1e-6, 1e-5), moments, of_moments);
-  const Var rounded = t.output("rounded", {n});
-  t.forward("adamw_update", {weight, m, v, rounded},
-            [=](Context& ctx) {
-              for (int64_t step = 1; step <= num_steps; ++step)
-                adamw_update(ctx, {weight, m, v}, rounded, gradient,
-                             {.lr = 1e-2,
-                              .beta1 = 0.9,
-                              .beta2 = 0.95,
-                              .eps = 1e-8,
-                              .weight_decay = 0.1,
-                              .gradient_scale = step % 2 ? 0.7 : 1,
-                              .step = step});
-            },
-            {.bytes = bytes_of(weight, weight, m, m, v, v, gradient, rounded)});
-  const Var converted = t.output("the weight, rounded", {n});
-  t.forward("convert", {converted}, [=](Context& ctx) { convert(ctx, converted, weight); });
-  t.same_bits(rounded, converted);
+struct Stored {
+  Storage moments, gradient;
+};
+
+// Each step from masters with low bits of their own; or, to be timed, the update alone.
+enum class Masters { kSplitFirst, kAsTheyStart };
+
+void declare(Trial& t, int64_t n, Stored stored, int64_t num_steps, Masters masters) {
+  const Closeness of_moments =
+      stored.moments == kBf16 ? Closeness{.f32 = kUsual.bf16, .cpu = {1e-6, 1e-4}} : kWideUpdate;
+  const Var gradient =
+      t.input("gradient", {n}, normal(1e-3, 1e-3), t.activation() == DType::kBF16 ? stored.gradient : kWide);
+  const Var weight = t.in_out("weight", {n}, normal()), low = t.low_bits("low", weight);
+  const Var m = t.in_out("m", {n}, normal(1e-3), stored.moments, of_moments);
+  const Var v = t.in_out("v", {n}, uniform(1e-6, 1e-5), stored.moments, of_moments);
+  const auto update = [=](Context& ctx) {
+    for (int64_t step = 1; step <= num_steps; ++step)
+      adamw_update(ctx, {weight, m, v, low}, gradient,
+                   {.lr = 1e-2,
+                    .beta1 = 0.9,
+                    .beta2 = 0.95,
+                    .eps = 1e-8,
+                    .weight_decay = 0.1,
+                    .gradient_scale = step % 2 ? 0.7 : 1,
+                    .step = step});
+  };
+  const Work work = {.bytes = bytes_of(weight, weight, low, low, m, m, v, v, gradient)};
+  if (masters == Masters::kAsTheyStart) return t.forward("adamw_update", {weight, low, m, v}, update, work);
+  const Var start = t.input("start", {n}, normal(), kWide);
+  const Var master = t.output("master", {n}, kWide, kWideUpdate);
+  t.forward("adamw_update", {weight, low, m, v, master}, [=](Context& ctx) {
+    split_weights(ctx, weight, low, start);
+    update(ctx);
+    join_weights(ctx, master, weight, low);
+  });
 }
 
-Variant of(const std::string& label, int64_t n, Storage moments, int64_t num_steps) {
-  return {label, [=](Trial& t) { declare(t, n, moments, num_steps); }};
+Variant of(const std::string& label, int64_t n, Stored stored, int64_t num_steps,
+           Masters masters = Masters::kSplitFirst) {
+  return {label, [=](Trial& t) { declare(t, n, stored, num_steps, masters); }};
 }
 
 Variants hard() {
   Variants variants;
   for (int64_t n : {1, 3, 63, 64, 65, 130, 1024, 5003, 0}) {
-    variants.push_back(of(concat(n, " numbers, 30 steps"), n, kWide, 30));
-    variants.push_back(of(concat(n, " numbers, bf16 moments"), n, kBf16, 1));
+    variants.push_back(of(concat(n, " numbers, 30 steps"), n, {kWide, kWide}, 30));
+    variants.push_back(of(concat(n, " numbers, bf16 moments"), n, {kBf16, kWide}, 1));
+    variants.push_back(of(concat(n, " numbers, bf16 gradient"), n, {kWide, kBf16}, 30));
+    variants.push_back(of(concat(n, " numbers, bf16 moments and gradient"), n, {kBf16, kBf16}, 1));
   }
   return variants;
 }
 
-Variants checked(const Sizes&) { return {of("5003 numbers", 5003, kWide, 2)}; }
+Variants checked(const Sizes&) { return {of("5003 numbers", 5003, {kWide, kWide}, 2)}; }
 
 Variants timed(const Sizes& s) {
-  return {of(concat(s.shard_elements, ", moments wide"), s.shard_elements, kWide, 1),
-          of(concat(s.shard_elements, ", moments BF16"), s.shard_elements, kBf16, 1)};
+  const auto timed = [&](const char* what, Stored stored) {
+    return of(concat(s.shard_elements, what), s.shard_elements, stored, 1, Masters::kAsTheyStart);
+  };
+  return {timed(", moments wide", {kWide, kWide}), timed(", moments BF16", {kBf16, kWide}),
+          timed(", moments and gradient BF16", {kBf16, kBf16})};
 }
 
 }  // namespace

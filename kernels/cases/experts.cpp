@@ -69,6 +69,30 @@ void declare(Trial& t, const Rows& rows, int64_t C, int64_t F, int64_t spare, co
              {.bytes = bytes_of(gate_up, down, d_gate_up, d_down, d_out, x, d_x, gate_up_out),
               .flop = 2 * product,
               .by = "gradients written"});
+  // Rounded once where they are written, and where they are added before and after.
+  const Storage narrow = t.activation() == DType::kBF16 ? kBf16 : kWide;
+  const Var narrow_gate_up = t.output("d_gate_up, bf16", gate_up.shape(), narrow);
+  const Var narrow_down = t.output("d_down, bf16", down.shape(), narrow);
+  const ExpertWeights narrow_weights = {narrow_gate_up, narrow_down};
+  t.backward("experts_backward", {d_x, d_row_gate, narrow_gate_up, narrow_down},
+             [=](Context& ctx) {
+               experts_backward(ctx, d_x, d_row_gate, narrow_weights, d_out, x, row_gate, gate_up_out, rows_per_expert,
+                                weights, Accumulate::kNo);
+             },
+             {.bytes = bytes_of(gate_up, down, narrow_gate_up, narrow_down, d_out, x, d_x, gate_up_out),
+              .flop = 2 * product,
+              .by = "bf16 gradients written"});
+  const Var sum_gate_up = t.sum("d_gate_up, added in bf16", gate_up.shape(), narrow);
+  const Var sum_down = t.sum("d_down, added in bf16", down.shape(), narrow);
+  const ExpertWeights sum_weights = {sum_gate_up, sum_down};
+  t.backward(
+      "experts_backward", {d_x, d_row_gate, sum_gate_up, sum_down},
+      [=](Context& ctx) {
+        experts_backward(ctx, d_x, d_row_gate, sum_weights, d_out, x, row_gate, gate_up_out, rows_per_expert, weights);
+      },
+      {.bytes = bytes_of(gate_up, down, sum_gate_up, sum_gate_up, sum_down, sum_down, d_out, x, d_x, gate_up_out),
+       .flop = 2 * product,
+       .by = "bf16 gradients added"});
   t.loss(out, d_out);
   t.gradient(x, d_x);
   t.gradient(row_gate, d_row_gate);

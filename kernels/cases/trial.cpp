@@ -10,6 +10,7 @@
 #include "kernels/core/float_types.h"
 #include "kernels/core/memory.h"
 #include "kernels/random.h"
+#include "kernels/split_weights.h"
 
 namespace braid::cases {
 namespace {
@@ -194,6 +195,13 @@ Var Trial::in_out(const char* name, const Var& source, const Closeness& close) {
   Tensor start = take(ctx_->device(), source.shape(), source.dtype());
   if (kind_ != Kind::kListed) copy(*ctx_, start, source);
   return add_written(name, Role::kInOut, close, start);
+}
+
+Var Trial::low_bits(const char* name, const Var& weight) {
+  if (weight.dtype() != DType::kBF16) return add(name, Role::kInOut, kExact, {}, {});
+  Tensor start = take(ctx_->device(), shape_of_low_bits(weight.shape()), DType::kU8);
+  if (kind_ != Kind::kListed) fill_zero(*ctx_, start);
+  return add_written(name, Role::kInOut, kExact, start);
 }
 
 void Trial::forward(const char* op, std::vector<Var> writes, Body body, Work work) {

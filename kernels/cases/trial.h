@@ -101,6 +101,9 @@ class Trial {
   // Added to; `start` is about as large as what is added.
   Var sum(const char* name, Shape shape, Storage storage = Storage::kWide, const Closeness& close = kUsual,
           const Values& start = normal());
+  // The low bits of the masters of weights: two bytes each beside bf16 ones, else not defined. Read, then overwritten;
+  // starts as 0. Not compared: master weights are.
+  Var low_bits(const char* name, const Var& weight);
   // Overwritten where the operator writes, and left as it is elsewhere.
   Var part(const char* name, Shape shape, Storage storage = Storage::kActivation, const Closeness& close = kUsual);
   // Read, then overwritten. Starts with values, or with the numbers of another tensor.

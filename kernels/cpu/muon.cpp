@@ -1,7 +1,7 @@
 #include <cmath>
 
-#include "kernels/core/copy.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/split_weights.h"
 #include "kernels/muon_passes.h"
 
 namespace braid::cpu {
@@ -61,26 +61,19 @@ void muon_polynomial(Context&, Tensor square, const Tensor& gram) {
   });
 }
 
-void muon_apply(Context& ctx, Tensor weight, Tensor rounded, const Tensor& direction, MuonRows rows, double rate,
+void muon_apply(Context&, Tensor weight, Tensor low, const Tensor& direction, MuonRows rows, double rate,
                 double decay) {
   const int64_t C = weight.dim(2);
-  dispatch_float("weight", weight, [&]<class T> {
-    T* weights = weight.data<T>();
+  dispatch_float("direction", direction, [&]<class T> {
     const T *x = direction.data<T>(), step = static_cast<T>(rate), shrink = static_cast<T>(decay);
     for_each_row(weight.shape(), rows, [=](int64_t m, int64_t first) {
-      T* w = weights + first;
-      const T* from = x + m * C;
+      update_masters<T>(weight, low, first, first + C, [=](T* w, int64_t begin, int64_t end) {
+        const T* from = x + m * C + begin - first;
 #pragma omp simd
-      for (int64_t c = 0; c < C; ++c) w[c] -= step * from[c] + shrink * w[c];
+        for (int64_t c = 0; c < end - begin; ++c) w[c] -= step * from[c] + shrink * w[c];
+      });
     });
   });
-  if (!rounded.defined()) return;
-  const Shape flat = {weight.dim(0) * weight.dim(1), C};
-  for (int64_t group = 0; group < weight.dim(0); ++group) {
-    const int64_t first = group * weight.dim(1);
-    convert(ctx, rounded.view(flat).rows(first + rows.begin, first + rows.end),
-            weight.view(flat).rows(first + rows.begin, first + rows.end));
-  }
 }
 
 }  // namespace braid::cpu

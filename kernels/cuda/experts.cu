@@ -159,17 +159,20 @@ __global__ void __launch_bounds__(kFmaThreads)
 }
 
 // d_weight_e (M, N) += d_y^T x over the rows of expert e. Grid (tiles, El).
-template <class T>
+template <class T, class G>
 __global__ void __launch_bounds__(kFmaThreads)
-    fma_weight_kernel(float* d_weight, const T* d_y, const T* x, const int32_t* row_begin, int M, int N) {
+    fma_weight_kernel(G* d_weight, const T* d_y, const T* x, const int32_t* row_begin, int M, int N) {
   const int begin = row_begin[blockIdx.y], rows = row_begin[blockIdx.y + 1] - begin;
   if (rows == 0) return;
   const int column_tiles = (N + kFmaColumns - 1) / kFmaColumns;
   const int m = blockIdx.x / column_tiles * kTile, n = blockIdx.x % column_tiles * kFmaColumns;
   const StridedOperand<T> a = {d_y + int64_t(begin) * M + m, 1, M, M - m},
                           b = {x + int64_t(begin) * N + n, 1, N, N - n};
-  float* to = d_weight + (int64_t(blockIdx.y) * M + m) * N + n;
-  fma_tile(a, b, rows, [=](int row, int column, float value) { to[int64_t(row) * N + column] += value; });
+  G* to = d_weight + (int64_t(blockIdx.y) * M + m) * N + n;
+  fma_tile(a, b, rows, [=](int row, int column, float value) {
+    G& sum = to[int64_t(row) * N + column];
+    sum = static_cast<G>(static_cast<float>(sum) + value);
+  });
 }
 
 // One warp per row.
@@ -216,11 +219,13 @@ void fma_rows(Context& ctx, T* out, const T* x, const T* weight, const Groups& g
 }
 
 template <class T>
-void fma_weight(Context& ctx, float* d_weight, const T* d_y, const T* x, const Groups& groups, int64_t El, int64_t M,
-                int64_t N) {
+void fma_weight(Context& ctx, Tensor d_weight, const T* d_y, const T* x, const Groups& groups) {
+  const int64_t El = d_weight.dim(0), M = d_weight.dim(1), N = d_weight.dim(2);
   const dim3 grid(ceil_div(M, kTile) * ceil_div(N, kFmaColumns), El);
-  fma_weight_kernel<<<grid, kFmaThreads, 0, stream_of(ctx)>>>(d_weight, d_y, x, groups.row_begin, M, N);
-  check_launch("experts weight gradient");
+  dispatch_activation("d_weight", d_weight, [&]<class G> {
+    fma_weight_kernel<<<grid, kFmaThreads, 0, stream_of(ctx)>>>(pointer<G>(d_weight), d_y, x, groups.row_begin, M, N);
+    check_launch("experts weight gradient");
+  });
 }
 
 bool on_tensor_cores(DType dtype, int64_t C, int64_t F, std::initializer_list<const void*> addresses) {
@@ -291,8 +296,8 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
         groups.row_begin + El, F);
     check_launch("experts swiglu gradient");
     fma_rows<Major::kMn, T>(ctx, pointer<T>(d_x), d_ab, pointer<T>(weights.gate_up), groups, C, 2 * F);
-    fma_weight<T>(ctx, pointer<float>(d_weights.gate_up), d_ab, pointer<T>(x), groups, El, 2 * F, C);
-    fma_weight<T>(ctx, pointer<float>(d_weights.down), pointer<T>(d_out), h_data, groups, El, C, F);
+    fma_weight<T>(ctx, d_weights.gate_up, d_ab, pointer<T>(x), groups);
+    fma_weight<T>(ctx, d_weights.down, pointer<T>(d_out), h_data, groups);
   });
 }
 

@@ -324,12 +324,22 @@ struct DownGradient {
   }
 };
 
+__device__ __forceinline__ float2 load_pair(const float* from) { return *reinterpret_cast<const float2*>(from); }
+__device__ __forceinline__ float2 load_pair(const bf16* from) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(from));
+}
+__device__ __forceinline__ void store_pair(float* to, float2 pair) { *reinterpret_cast<float2*>(to) = pair; }
+__device__ __forceinline__ void store_pair(bf16* to, float2 pair) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __float22bfloat162_rn(pair);
+}
+
 // d_weight_e (M, N) += d_y^T x over the rows of expert e;  d_y (R, M), x (R, N). Grid (tiles, El).
+template <class G>
 struct WeightProduct {
   static constexpr Major kMajorA = Major::kMn, kMajorB = Major::kMn;
   static constexpr bool kPairedB = false;
   const int32_t* row_begin;
-  float* d_weight;
+  G* d_weight;
   const bf16 *d_y, *x;
   int M, N;
 
@@ -345,7 +355,7 @@ struct WeightProduct {
     return end > begin;
   }
   __device__ void finish(const Accumulators& sum, const TileOperands& t, unsigned char*) const {
-    float* to = d_weight + (int64_t(blockIdx.y) * M + first_row()) * N + first_column();
+    G* to = d_weight + (int64_t(blockIdx.y) * M + first_row()) * N + first_column();
     const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
     const int first_m = warp % 2 * 64 + lane / 4, first_n = warp / 2 * 32 + lane % 4 * 2;
 #pragma unroll
@@ -354,18 +364,31 @@ struct WeightProduct {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const int m = first_m + i * 16 + j % 2 * 8, n = first_n + j / 2 * 8;
-        if (m < t.m_extent && n < t.n_extent) old[j] = *reinterpret_cast<const float2*>(to + int64_t(m) * N + n);
+        if (m < t.m_extent && n < t.n_extent) old[j] = load_pair(to + int64_t(m) * N + n);
       }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const int m = first_m + i * 16 + j % 2 * 8, n = first_n + j / 2 * 8;
         const float* c = sum.c[i][j / 2] + j % 2 * 2;
         if (m < t.m_extent && n < t.n_extent)
-          *reinterpret_cast<float2*>(to + int64_t(m) * N + n) = make_float2(old[j].x + c[0], old[j].y + c[1]);
+          store_pair(to + int64_t(m) * N + n, make_float2(old[j].x + c[0], old[j].y + c[1]));
       }
     }
   }
 };
+
+void weight_product(Context& ctx, const ExpertGroups& groups, Tensor d_weight, const bf16* d_y, const bf16* x,
+                    const char* name) {
+  dispatch_activation("d_weight", d_weight, [&]<class G> {
+    const WeightProduct<G> product = {groups.row_begin,
+                                      pointer<G>(d_weight),
+                                      d_y,
+                                      x,
+                                      static_cast<int>(d_weight.dim(1)),
+                                      static_cast<int>(d_weight.dim(2))};
+    launch_mma(ctx, product, product.grid(d_weight.dim(0)), name);
+  });
+}
 
 }  // namespace
 
@@ -419,11 +442,8 @@ void mma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, 
                                      c,
                                      2 * f};
   launch_mma(ctx, up, up.grid.size(), "experts gradient of x");
-  const WeightProduct gate_up = {groups.row_begin, pointer<float>(d_weights.gate_up), d_ab, pointer<bf16>(x), 2 * f, c};
-  launch_mma(ctx, gate_up, gate_up.grid(El), "experts gradient of gate_up");
-  const WeightProduct down_weight = {
-      groups.row_begin, pointer<float>(d_weights.down), pointer<bf16>(d_out), h_data, c, f};
-  launch_mma(ctx, down_weight, down_weight.grid(El), "experts gradient of down");
+  weight_product(ctx, groups, d_weights.gate_up, d_ab, pointer<bf16>(x), "experts gradient of gate_up");
+  weight_product(ctx, groups, d_weights.down, pointer<bf16>(d_out), h_data, "experts gradient of down");
 }
 
 }  // namespace braid::cuda

@@ -15,8 +15,8 @@ constexpr int kRows = kExpertTileRows, kColumns = 256, kDepth = kLine;
 constexpr int kPairColumns = kColumns / 2;  // of each half, where b's tile takes columns from two places
 constexpr int kStages = 4;
 constexpr int kABytes = kRows * kDepth * 2, kBBytes = kColumns * kDepth * 2, kStageBytes = kABytes + kBBytes;
-constexpr int kBlockBytes = kLine * kDepth * 2;                    // 64 rows or columns
-constexpr int kSumColumns = 32, kSumBytes = 64 * kSumColumns * 4;  // of a warpgroup's sums on their way to be added
+constexpr int kBlockBytes = kLine * kDepth * 2;  // 64 rows or columns
+constexpr int kSumBytes = 64 * 128;              // 64 rows of a warpgroup's sums, a line wide, on their way to be added
 constexpr int kSharedBytes = kStages * kStageBytes + 2 * 2 * kSumBytes + kSwizzleBytes;
 static_assert(kSharedBytes <= 227 * 1024);
 constexpr int kConsumers = 2, kConsumerWarps = kConsumers * 4, kThreads = (1 + kConsumers) * kWarpgroup;
@@ -358,11 +358,12 @@ struct DownGradient : RowTiles<Major::kMn> {
 
 // ---- Gradients of the weights ---------------------------------------------------------------------------------------
 
-// d_weight_e (M, N) [+]= d_y^T x over the rows of expert e;  d_y (R, M), x (R, N). Sums go through shared memory, 32
-// columns of 64 rows at a time, and are stored, or added where the gradient is, so that no thread waits for what it
-// adds to.
-template <Accumulate kAccumulate>
+// d_weight_e (M, N) [+]= d_y^T x over the rows of expert e;  d_y (R, M), x (R, N). Sums go through shared memory, 64
+// rows of 32 floats or 64 bf16 at a time, and are stored, or added where the gradient is, so that no thread waits for
+// what it adds to. To a bf16 gradient a rounded product is added, and the sum rounded again.
+template <Accumulate kAccumulate, class G>
 struct WeightProduct {
+  static constexpr int kSumColumns = 128 / sizeof(G);
   static constexpr Major kMajorA = Major::kMn, kMajorB = Major::kMn;
   static constexpr bool kRowsAlongK = true, kWritesEmpty = kAccumulate == Accumulate::kNo;
   CUtensorMap d_weight;
@@ -401,9 +402,11 @@ struct WeightProduct {
 #pragma unroll
         for (int i = 0; i < kSumColumns / 8; ++i) {
           const float* c = sum.pair(half, first / 32, i);
-          const int chunk = (i * 8 + column) / 4 ^ row % 8;
-          *reinterpret_cast<float2*>(box + (row + half * 8) * 128 + chunk * 16 + column % 4 * 4) =
-              make_float2(c[0], c[1]);
+          constexpr int kOfChunk = 16 / sizeof(G);
+          const int chunk = (i * 8 + column) / kOfChunk ^ row % 8;
+          unsigned char* const to = box + (row + half * 8) * 128 + chunk * 16 + column % kOfChunk * sizeof(G);
+          if constexpr (sizeof(G) == 4) *reinterpret_cast<float2*>(to) = make_float2(c[0], c[1]);
+          else *reinterpret_cast<uint32_t*>(to) = pack_bf16(c[0], c[1]);
         }
       }
       fence_shared_writes();
@@ -419,15 +422,17 @@ struct WeightProduct {
 void weight_product(Context& ctx, const ExpertGroups& groups, Tensor d_weight, const Tensor& d_y, const Tensor& x,
                     Accumulate accumulate, const char* name) {
   const int64_t El = d_weight.dim(0), M = d_weight.dim(1), N = d_weight.dim(2);
-  const CUtensorMap sums =
-      make_tensor_map<float, 3>({pointer<float>(d_weight), {N, M, El}, {N, M * N}, {kSumColumns, 64, 1}});
-  auto run = [&]<Accumulate kAccumulate> {
-    const WeightProduct<kAccumulate> product = {sums, groups.row_begin, static_cast<int>(El), static_cast<int>(M),
-                                                static_cast<int>(N)};
+  auto run = [&]<Accumulate kAccumulate, class G> {
+    using Product = WeightProduct<kAccumulate, G>;
+    const CUtensorMap sums =
+        make_tensor_map<G, 3>({pointer<G>(d_weight), {N, M, El}, {N, M * N}, {Product::kSumColumns, 64, 1}});
+    const Product product = {sums, groups.row_begin, static_cast<int>(El), static_cast<int>(M), static_cast<int>(N)};
     launch(ctx, map_along_rows(d_y), map_along_rows(x), product, name);
   };
-  if (accumulate == Accumulate::kYes) run.template operator()<Accumulate::kYes>();
-  else run.template operator()<Accumulate::kNo>();
+  dispatch_activation("d_weight", d_weight, [&]<class G> {
+    if (accumulate == Accumulate::kYes) run.template operator()<Accumulate::kYes, G>();
+    else run.template operator()<Accumulate::kNo, G>();
+  });
 }
 
 }  // namespace

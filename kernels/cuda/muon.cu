@@ -1,20 +1,10 @@
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/split_weights.cuh"
 #include "kernels/muon_passes.h"
 
 namespace braid::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// kCount consecutive elements in one access, or two where they are longer than 16 bytes.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
-  T element[kCount];
-  __device__ __forceinline__ static Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
-  __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<Pack*>(to) = *this; }
-  __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(element[i]); }
-  __device__ __forceinline__ void set(int i, float value) { element[i] = static_cast<T>(value); }
-};
 
 // The elements of rows [begin, end) of a group, which lie one behind the other: of one group in the matrix, and where
 // they are in (G, P, C). A block works in one group, blockIdx.y.
@@ -28,25 +18,15 @@ Chunk chunk_of(const Tensor& whole, MuonRows rows) {
   return {(rows.end - rows.begin) * C, rows.begin * C, P * C};
 }
 
-// Calls body.template operator()<4>() if rows of C elements of these tensors can be read four elements at a time, or
-// else <1>.
-template <class Body>
-void dispatch_count(int64_t C, std::initializer_list<const Tensor*> tensors, Body&& body) {
-  bool aligned = C % 4 == 0;
-  for (const Tensor* t : tensors) aligned &= reinterpret_cast<uintptr_t>(t->raw()) % (4 * size_of(t->dtype())) == 0;
-  if (aligned) return body.template operator()<4>();
-  body.template operator()<1>();
-}
-
 // A thread owns kCount consecutive elements. Reads gradient and momentum, writes momentum and direction: 14 bytes per
-// element with an fp32 momentum and a bf16 direction.
-template <int kCount, class X, class Moment>
+// element with an fp32 momentum and gradient and a bf16 direction.
+template <int kCount, class X, class Moment, class Gradient>
 __global__ void __launch_bounds__(kThreads)
-    direction_kernel(X* direction, Moment* momentum, const float* gradient, Chunk chunk, float mu, float scale) {
+    direction_kernel(X* direction, Moment* momentum, const Gradient* gradient, Chunk chunk, float mu, float scale) {
   const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kCount;
   if (i >= chunk.elements) return;
   const int64_t at = chunk.in_whole(i);
-  const auto d = Pack<float, kCount>::load(gradient + at);
+  const auto d = Pack<Gradient, kCount>::load(gradient + at);
   auto m = Pack<Moment, kCount>::load(momentum + at);
   Pack<X, kCount> out;
 #pragma unroll
@@ -86,24 +66,19 @@ __global__ void __launch_bounds__(kThreads) polynomial_kernel(X* square, const X
   out.store(square + row * m + column);
 }
 
-// A thread owns kCount consecutive elements. Reads direction and weight, writes weight and the rounded one: 12 bytes
-// per element with a bf16 direction and rounded weight.
-template <int kCount, class X, class Rounded>
+// A thread owns kCount consecutive elements. Reads direction and masters, writes masters: 10 bytes per element with a
+// bf16 direction.
+template <int kCount, class X, class Weight>
 __global__ void __launch_bounds__(kThreads)
-    apply_kernel(float* weight, Rounded* rounded, const X* direction, Chunk chunk, float rate, float decay) {
+    apply_kernel(Weight* weight, int16_t* low, const X* direction, Chunk chunk, float rate, float decay) {
   const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kCount;
   if (i >= chunk.elements) return;
   const int64_t at = chunk.in_whole(i);
   const auto x = Pack<X, kCount>::load(direction + chunk.in_matrix(i));
-  auto w = Pack<float, kCount>::load(weight + at);
-  Pack<Rounded, kCount> r;
+  Masters<Weight, kCount> w(weight, low, at);
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) {
-    w.set(k, w[k] - (rate * x[k] + decay * w[k]));
-    r.set(k, w[k]);
-  }
-  w.store(weight + at);
-  if (rounded) r.store(rounded + at);
+  for (int k = 0; k < kCount; ++k) w.master[k] -= rate * x[k] + decay * w.master[k];
+  w.store(weight, low, at);
 }
 
 dim3 blocks(int64_t elements, int count, int64_t groups) {
@@ -114,16 +89,17 @@ dim3 blocks(int64_t elements, int count, int64_t groups) {
 
 void muon_direction(Context& ctx, Tensor direction, Tensor momentum, const Tensor& gradient, MuonRows rows, double mu,
                     double scale) {
-  check_dtype(DType::kF32, {{"gradient", gradient}});
   const Chunk chunk = chunk_of(gradient, rows);
   dispatch_activation("direction", direction, [&]<class X> {
     dispatch_activation("momentum", momentum, [&]<class Moment> {
-      dispatch_count(gradient.dim(2), {&direction, &momentum, &gradient}, [&]<int kCount> {
-        direction_kernel<kCount, X, Moment>
-            <<<blocks(chunk.elements, kCount, gradient.dim(0)), kThreads, 0, stream_of(ctx)>>>(
-                pointer<X>(direction), pointer<Moment>(momentum), pointer<float>(gradient), chunk,
-                static_cast<float>(mu), static_cast<float>(scale));
-        check_launch("muon_direction");
+      dispatch_activation("gradient", gradient, [&]<class Gradient> {
+        dispatch_count(gradient.dim(2), {&direction, &momentum, &gradient}, [&]<int kCount> {
+          direction_kernel<kCount, X, Moment, Gradient>
+              <<<blocks(chunk.elements, kCount, gradient.dim(0)), kThreads, 0, stream_of(ctx)>>>(
+                  pointer<X>(direction), pointer<Moment>(momentum), pointer<Gradient>(gradient), chunk,
+                  static_cast<float>(mu), static_cast<float>(scale));
+          check_launch("muon_direction");
+        });
       });
     });
   });
@@ -150,17 +126,15 @@ void muon_polynomial(Context& ctx, Tensor square, const Tensor& gram) {
   });
 }
 
-void muon_apply(Context& ctx, Tensor weight, Tensor rounded, const Tensor& direction, MuonRows rows, double rate,
+void muon_apply(Context& ctx, Tensor weight, Tensor low, const Tensor& direction, MuonRows rows, double rate,
                 double decay) {
-  check_dtype(DType::kF32, {{"weight", weight}});
   const Chunk chunk = chunk_of(weight, rows);
   dispatch_activation("direction", direction, [&]<class X> {
-    dispatch_activation("rounded", rounded, [&]<class Rounded> {  // an undefined one counts as F32
-      dispatch_count(weight.dim(2), {&weight, &rounded, &direction}, [&]<int kCount> {
-        apply_kernel<kCount, X, Rounded>
-            <<<blocks(chunk.elements, kCount, weight.dim(0)), kThreads, 0, stream_of(ctx)>>>(
-                pointer<float>(weight), pointer<Rounded>(rounded), pointer<X>(direction), chunk,
-                static_cast<float>(rate), static_cast<float>(decay));
+    dispatch_activation("weight", weight, [&]<class Weight> {
+      dispatch_count(weight.dim(2), {&weight, &low, &direction}, [&]<int kCount> {
+        apply_kernel<kCount, X, Weight><<<blocks(chunk.elements, kCount, weight.dim(0)), kThreads, 0, stream_of(ctx)>>>(
+            pointer<Weight>(weight), pointer<int16_t>(low), pointer<X>(direction), chunk, static_cast<float>(rate),
+            static_cast<float>(decay));
         check_launch("muon_apply");
       });
     });

@@ -1,6 +1,6 @@
 #include "kernels/adamw.h"
 
-#include "kernels/core/float_types.h"
+#include "kernels/split_weights.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -11,12 +11,12 @@ using namespace braid::testing;
 using State = AdamWState;
 
 State zero_moments(const Tensor& weight) {
-  return {copy_of(weight), zeros(weight.shape(), weight.dtype()), zeros(weight.shape(), weight.dtype())};
+  return {copy_of(weight), zeros(weight.shape(), weight.dtype()), zeros(weight.shape(), weight.dtype()), {}};
 }
 
 void update(const State& s, const Tensor& gradient, const AdamWStep& step) {
   Context ctx = Context::cpu();
-  adamw_update(ctx, s, {}, gradient, step);
+  adamw_update(ctx, s, gradient, step);
 }
 
 TEST(AdamW, MatchesTwoStepsByHand) {
@@ -127,7 +127,7 @@ TEST(AdamW, ShardsGiveTheBitsOfTheWhole) {
         .lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .gradient_scale = 0.7, .step = t};
     update(whole, gradient, step);
     for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 338}, {338, kCount}})
-      update({parts.weight.rows(begin, end), parts.m.rows(begin, end), parts.v.rows(begin, end)},
+      update({parts.weight.rows(begin, end), parts.m.rows(begin, end), parts.v.rows(begin, end), {}},
              gradient.rows(begin, end), step);
   }
   expect_same_bits(parts.weight, whole.weight);
@@ -135,16 +135,35 @@ TEST(AdamW, ShardsGiveTheBitsOfTheWhole) {
   expect_same_bits(parts.v, whole.v);
 }
 
-TEST(AdamW, AlsoWritesTheNewWeightRounded) {
+// A bf16 weight beside its low bits is an fp32 master, to the last bit of every moment and step.
+TEST(AdamW, SplitMastersAreThoseInFp32) {
   Context ctx = Context::cpu();
-  Tensor start = random_normal({37}, DType::kF32, 1), gradient = random_normal({37}, DType::kF32, 2);
-  State s = zero_moments(start);
-  Tensor rounded = poisoned({37}, DType::kBF16), expected = poisoned({37}, DType::kBF16);
-  adamw_update(ctx, s, rounded, gradient,
-               {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .gradient_scale = 1, .step = 1});
-  convert(expected, s.weight);
-  expect_same_bits(rounded, expected);
-  EXPECT_THROW(adamw_update(ctx, s, zeros({36}, DType::kBF16), gradient, {}), ShapeError);
+  constexpr int64_t kCount = 20003;
+  const Tensor start = random_normal({kCount}, DType::kF32, 1, 0.02);
+  const State plain = zero_moments(start);
+  State split = zero_moments(start);
+  split.weight = poisoned({kCount}, DType::kBF16);
+  split.low = zeros({kCount, 2}, DType::kU8);
+  split_weights(ctx, split.weight, split.low, start);
+  Tensor joined = poisoned({kCount}, DType::kF32), weight = zeros({kCount}, DType::kBF16);
+  for (int64_t t = 1; t <= 300; ++t) {
+    const AdamWStep step{.lr = 1e-3 / double(t),
+                         .beta1 = 0.9,
+                         .beta2 = 0.95,
+                         .eps = 1e-8,
+                         .weight_decay = 0.1,
+                         .gradient_scale = t % 3 ? 1.0 : 0.25,
+                         .step = t};
+    const Tensor gradient = random_normal({kCount}, DType::kF32, 100 + t, 1e-3);
+    update(plain, gradient, step);
+    update(split, gradient, step);
+  }
+  join_weights(ctx, joined, split.weight, split.low);
+  expect_same_bits(joined, plain.weight, "master");
+  expect_same_bits(split.m, plain.m, "m");
+  expect_same_bits(split.v, plain.v, "v");
+  split_weights(ctx, weight, {}, plain.weight);
+  expect_same_bits(split.weight, weight, "weight");
 }
 
 TEST(AdamW, NamesTheTensorOfAWrongShapeOrDtype) {
@@ -163,6 +182,21 @@ TEST(AdamW, NamesTheTensorOfAWrongShapeOrDtype) {
   } catch (const DTypeError& e) {
     EXPECT_STREQ(e.what(), "v: expected dtype F64, got F32");
   }
+  State split = zero_moments(zeros({4}, DType::kF32));
+  split.low = zeros({4, 2}, DType::kU8);
+  const auto message = [&] {
+    try {
+      update(split, zeros({4}, DType::kF32), step);
+    } catch (const DTypeError& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(message(), "low: none beside a weight in F32");
+  split.weight = zeros({4}, DType::kBF16);
+  EXPECT_EQ(message(), "");
+  split.low = {};
+  EXPECT_EQ(message(), "low: missing beside a weight in BF16");
   State empty = zero_moments(zeros_f64({0}));
   EXPECT_NO_THROW(update(empty, zeros_f64({0}), step));
 }

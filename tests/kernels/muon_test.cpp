@@ -1,6 +1,6 @@
 #include "kernels/muon.h"
 
-#include "kernels/core/copy.h"
+#include "kernels/split_weights.h"
 #include "tests/kernels/muon_reference.h"
 #include "tests/testing.h"
 
@@ -117,7 +117,7 @@ TEST(Muon, FollowsTheDefinitionAndLeavesOtherRows) {
         Matrix momentum = rows_of(c, expected_momentum);
         set_rows(c, expected_weight, reference.update(rows_of(c, expected_weight), momentum, rows_of(c, gradient)));
         set_rows(c, expected_momentum, momentum);
-        muon_update(ctx, state, {}, converted(gradient, dtype), c.rows,
+        muon_update(ctx, state, converted(gradient, dtype), c.rows,
                     {.lr = 0.1 / step,
                      .momentum = 0.9,
                      .update_rms = 0.3,
@@ -137,7 +137,7 @@ TEST(Muon, TheSizeOfTheGradientDoesNotMatter) {
   const Tensor start = random_f64({1, 6, 9}, 1), gradient = random_f64({1, 6, 9}, 2);
   auto updated = [&](double scale) {
     Tensor weight = copy_of(start);
-    muon_update(ctx, {weight, zeros_f64({1, 6, 9})}, {}, gradient, {0, 6}, {0.1, 0.95, 0.2, 0, scale, DType::kF64});
+    muon_update(ctx, {weight, zeros_f64({1, 6, 9})}, gradient, {0, 6}, {0.1, 0.95, 0.2, 0, scale, DType::kF64});
     return weight;
   };
   expect_close(updated(1e3), updated(1), 1e-6);
@@ -147,23 +147,29 @@ TEST(Muon, WithoutGradientsOnlyDecays) {
   Context ctx = Context::cpu();
   Tensor weight = random_f64({2, 3, 4}, 1);
   const Tensor start = copy_of(weight);
-  muon_update(ctx, {weight, zeros_f64({2, 3, 4})}, {}, zeros_f64({2, 3, 4}), {0, 3},
-              {0.1, 0.95, 0.2, 0.5, 1, DType::kF64});
+  muon_update(ctx, {weight, zeros_f64({2, 3, 4})}, zeros_f64({2, 3, 4}), {0, 3}, {0.1, 0.95, 0.2, 0.5, 1, DType::kF64});
   for (int64_t i = 0; i < weight.numel(); ++i)
     EXPECT_NEAR(value_at(weight, i), value_at(start, i) * (1 - 0.1 * 0.5), 1e-15);
 }
 
-TEST(Muon, AlsoWritesTheNewWeightRounded) {
+// A bf16 weight beside its low bits is an fp32 master, to the last bit.
+TEST(Muon, SplitMastersAreThoseInFp32) {
   Context ctx = Context::cpu();
-  const Shape shape = {2, 5, 4};
-  Tensor weight = random_normal(shape, DType::kF32, 1), rounded = zeros(shape, DType::kBF16);
-  Tensor expected = zeros(shape, DType::kBF16);
-  const Tensor gradient = random_normal(shape, DType::kF32, 2);
-  muon_update(ctx, {weight, zeros(shape, DType::kF32)}, rounded, gradient, {1, 4},
-              {0.1, 0.95, 0.2, 0.1, 1, DType::kF32});
-  for (int64_t row : {1, 2, 3, 6, 7, 8})
-    convert(ctx, expected.view({10, 4}).rows(row, row + 1), weight.view({10, 4}).rows(row, row + 1));
-  expect_same_bits(rounded, expected);
+  const Shape shape = {2, 5, 4100};
+  const Tensor start = random_normal(shape, DType::kF32, 1), gradient = random_normal(shape, DType::kF32, 2);
+  const MuonStep step = {0.1, 0.95, 0.2, 0.1, 1, DType::kF32};
+  const MuonState plain = {copy_of(start), zeros(shape, DType::kF32)};
+  const MuonState split = {zeros(shape, DType::kBF16), zeros(shape, DType::kF32),
+                           zeros(shape_of_low_bits(shape), DType::kU8)};
+  split_weights(ctx, split.weight, split.low, start);
+  for (int number = 0; number < 3; ++number) {
+    muon_update(ctx, plain, gradient, {1, 4}, step);
+    muon_update(ctx, split, gradient, {1, 4}, step);
+  }
+  Tensor joined = zeros(shape, DType::kF32);
+  join_weights(ctx, joined, split.weight, split.low);
+  expect_same_bits(joined, plain.weight, "master");
+  expect_same_bits(split.momentum, plain.momentum, "momentum");
 }
 
 TEST(Muon, SameBitsForEveryThreadCount) {
@@ -171,7 +177,7 @@ TEST(Muon, SameBitsForEveryThreadCount) {
     Context ctx = Context::cpu();
     const Shape shape = {2, 140, 300};
     const MuonState state = {random_normal(shape, DType::kF32, 1), random_normal(shape, DType::kF32, 2)};
-    muon_update(ctx, state, {}, random_normal(shape, DType::kF32, 3), {10, 140}, {0.1, 0.95, 0.2, 0.1, 1, DType::kF32});
+    muon_update(ctx, state, random_normal(shape, DType::kF32, 3), {10, 140}, {0.1, 0.95, 0.2, 0.1, 1, DType::kF32});
     return std::vector<Tensor>{state.weight, state.momentum};
   });
 }
@@ -180,20 +186,20 @@ TEST(Muon, NamesTheTensorOfAWrongShapeOrDtype) {
   Context ctx = Context::cpu();
   const Tensor right = zeros_f64({2, 3, 4}), shape = zeros_f64({2, 3, 5}), dtype = zeros({2, 3, 4}, DType::kF32);
   const MuonStep step = {0.1, 0.95, 0.2, 0.1, 1, DType::kF64};
-  auto message = [&](MuonState state, Tensor rounded, const Tensor& gradient) -> std::string {
+  auto message = [&](MuonState state, const Tensor& gradient) -> std::string {
     try {
-      muon_update(ctx, state, rounded, gradient, {0, 3}, step);
+      muon_update(ctx, state, gradient, {0, 3}, step);
     } catch (const Error& e) {
       return e.what();
     }
     return "";
   };
-  EXPECT_EQ(message({right, shape}, {}, right).substr(0, 8), "momentum");
-  EXPECT_EQ(message({right, right}, {}, shape).substr(0, 8), "gradient");
-  EXPECT_EQ(message({right, right}, shape, right).substr(0, 7), "rounded");
-  EXPECT_EQ(message({right, dtype}, {}, right).substr(0, 8), "momentum");
-  EXPECT_EQ(message({right, right}, {}, dtype).substr(0, 8), "gradient");
-  EXPECT_EQ(message({right, right}, {}, right), "");
+  EXPECT_EQ(message({right, shape}, right).substr(0, 8), "momentum");
+  EXPECT_EQ(message({right, right}, shape).substr(0, 8), "gradient");
+  EXPECT_EQ(message({right, right, shape}, right).substr(0, 3), "low");
+  EXPECT_EQ(message({right, dtype}, right).substr(0, 8), "momentum");
+  EXPECT_EQ(message({right, right}, dtype).substr(0, 8), "gradient");
+  EXPECT_EQ(message({right, right}, right), "");
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ TEST(Plan, NeedsLessTheMoreIsMadeAgain) {
   config.parallel.max_rows_factor = 1.25;
   const double none = double(activations(config, Recompute::kNone));
   const double elementwise = double(activations(config, Recompute::kElementwise));
-  const double moe = double(activations(config, Recompute::kMoe)), layer = double(activations(config, Recompute::kLayer));
+  const double moe = double(activations(config, Recompute::kMoe)),
+               layer = double(activations(config, Recompute::kLayer));
   EXPECT_LT(elementwise, 0.85 * none);  // rows come from other ranks and stay
   EXPECT_LT(moe, 0.55 * none);
   EXPECT_LT(layer, 0.12 * none);
@@ -53,7 +54,25 @@ TEST(Plan, SaysWhatMakesARunFit) {
   config.parallel.expert = 16;
   config.optimizer.moment_dtype = MomentDType::kBf16;
   config.memory.recompute = Recompute::kLayer;
-  EXPECT_NE(format_plan(config, 64, &gpu).find("fits h100, 79.100 GiB: "), std::string::npos) << format_plan(config, 64, &gpu);
+  EXPECT_NE(format_plan(config, 64, &gpu).find("fits h100, 79.100 GiB: "), std::string::npos)
+      << format_plan(config, 64, &gpu);
+}
+
+// The whole model in one host of eight GPUs: masters in two halves, and the experts' gradients in bf16.
+TEST(Plan, TheReleasedModelFitsOneHost) {
+  RunConfig config = released_model();
+  config.mtp.depth = 1;
+  config.parallel.expert = 8;
+  config.parallel.max_rows_factor = 2;
+  config.optimizer.moment_dtype = MomentDType::kBf16;
+  config.memory.recompute = Recompute::kLayer;
+  const MemoryEstimate wide = estimate_memory(config, 8, nullptr);
+  config.optimizer.gradient_dtype = GradientDType::kBf16;
+  const MemoryEstimate memory = estimate_memory(config, 8, nullptr);
+  const int64_t experts = int64_t{49} * 512 / 8 * 3 * 2048 * 512;  // of a rank
+  EXPECT_EQ(wide.gradients - memory.gradients, 2 * experts);
+  // Of an expert's weight, all on this rank: 2 bytes, 2 of gradient, 2 low bits, 2 of each moment.
+  EXPECT_LT(memory.weights + memory.gradients + memory.optimizer, int64_t{10} * experts + 20'000'000'000);
 }
 
 // A GPU's scratch is counted by its own operators, with no GPU there; without them it is said not to be counted.

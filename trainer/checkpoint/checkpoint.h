@@ -20,6 +20,9 @@ struct CheckpointSlice {
   Shape shape;       // of the whole
   int64_t begin = 0, end = 0;
   Tensor data;  // (end - begin), any shape with as many elements
+  // fp32 masters that exist only as bf16 weights and low bits (kernels/split_weights.h): `data` says their dtype, shape
+  // and device, but has no memory.
+  Tensor split_weight = {}, split_low = {};
 };
 
 // What the weights of a parameter are called in a checkpoint.

@@ -128,7 +128,10 @@ void check_allow_slow(const std::vector<std::string>& operators) {
                 "is no operator; there are ", known);
 }
 
-void check_optimizer(const OptimizerConfig& optimizer) {
+void check_optimizer(const OptimizerConfig& optimizer, Precision precision) {
+  check_value(optimizer.gradient_dtype != GradientDType::kBf16 || precision == Precision::kBf16,
+              "optimizer.gradient_dtype", std::string(name_of_enum(optimizer.gradient_dtype)),
+              "needs precision: bf16; gradients of products in ", name_of_enum(precision), " are as wide");
   check_not_negative("optimizer.lr", optimizer.lr);
   check_share_below_one("optimizer.beta1", optimizer.beta1);
   check_share_below_one("optimizer.beta2", optimizer.beta2);
@@ -209,7 +212,7 @@ void check_config(const RunConfig& config) {
               "must be 0 or at least 1, as a rank receives the mean or more in some steps");
   check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
   check_batches(config);
-  check_optimizer(config.optimizer);
+  check_optimizer(config.optimizer, config.precision);
   check_schedule(config.schedule);
   check_data(config.data);
   check_count("eval.interval_steps", config.eval.interval_steps, 0);
@@ -225,8 +228,8 @@ void check_config_for_ranks(const RunConfig& config, int64_t num_ranks) {
   const int64_t expert = config.parallel.expert, num_experts = config.model.num_experts;
   const std::vector<int64_t> legal = divisors(std::gcd(num_ranks, num_experts));
   check_value(num_ranks > 1 || expert == 1 || num_experts % expert != 0, "parallel.expert", expert,
-              "there is only one rank; was mpirun forgotten? (mpirun -n ", expert, " braid ...) It must divide both the ",
-              num_ranks, " ranks and the ", num_experts, " experts");
+              "there is only one rank; was mpirun forgotten? (mpirun -n ", expert,
+              " braid ...) It must divide both the ", num_ranks, " ranks and the ", num_experts, " experts");
   check_value(std::find(legal.begin(), legal.end(), expert) != legal.end(), "parallel.expert", expert,
               "must divide both the ", num_ranks, " ranks and the ", num_experts,
               " experts; valid here: ", list_text(legal));

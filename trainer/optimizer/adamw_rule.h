@@ -10,7 +10,7 @@ class AdamWRule final : public UpdateRule {
  public:
   explicit AdamWRule(const OptimizerConfig& config) : config_(config) {}
   std::vector<std::string> moments() const override { return {"exp_avg", "exp_avg_sq"}; }
-  DType moment_dtype(DType weight) const override;
+  DType moment_dtype(DType master) const override;
   void update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const override;
 
  private:

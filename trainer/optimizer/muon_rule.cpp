@@ -10,8 +10,8 @@ bool MuonRule::takes(const Parameter& p) {
   return p.name != "model.embed_tokens.weight" && p.name != "lm_head.weight";
 }
 
-DType MuonRule::moment_dtype(DType weight) const {
-  return config_.moment_dtype == MomentDType::kBf16 ? DType::kBF16 : weight;
+DType MuonRule::moment_dtype(DType master) const {
+  return config_.moment_dtype == MomentDType::kBf16 ? DType::kBF16 : master;
 }
 
 void MuonRule::update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const {
@@ -23,17 +23,17 @@ void MuonRule::update(Context& ctx, const UpdatedPiece& piece, const UpdateStep&
   assert(piece.weight.numel() % (rows * C) == 0);
   for (int64_t first = 0; first < piece.weight.numel(); first += rows * C) {
     auto matrix = [&](const Tensor& flat) { return flat.rows(first, first + rows * C).view({G, rows / G, C}); };
+    const Tensor low =
+        piece.low.defined() ? piece.low.rows(first, first + rows * C).view({G, rows / G, C, 2}) : Tensor();
     int64_t begin = 0;
     for (const int64_t section : sections) {
-      muon_update(ctx, {matrix(piece.weight), matrix(momentum)},
-                  piece.rounded.defined() ? matrix(piece.rounded) : Tensor(), matrix(piece.gradient),
-                  {begin, begin + section},
+      muon_update(ctx, {matrix(piece.weight), matrix(momentum), low}, matrix(piece.gradient), {begin, begin + section},
                   {.lr = step.lr,
                    .momentum = config_.muon_momentum,
                    .update_rms = config_.muon_update_rms,
                    .weight_decay = weight_decay_of(p, config_),
                    .gradient_scale = step.gradient_scale,
-                   .products = piece.rounded.defined() ? piece.rounded.dtype() : piece.weight.dtype()});
+                   .products = piece.weight.dtype()});
       begin += section;
     }
   }

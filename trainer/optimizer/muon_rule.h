@@ -16,7 +16,7 @@ class MuonRule final : public UpdateRule {
 
   explicit MuonRule(const OptimizerConfig& config) : config_(config) {}
   std::vector<std::string> moments() const override { return {"momentum"}; }
-  DType moment_dtype(DType weight) const override;
+  DType moment_dtype(DType master) const override;
   // Every linear map that a matrix packs is updated for itself: query and gate of all heads, the gate and up half of an
   // expert, q, k, v and z, b and a of a delta rule.
   void update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const override;

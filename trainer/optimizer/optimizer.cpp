@@ -30,8 +30,8 @@ void Optimizer::update(Context& ctx, const UpdateStep& step) {
       std::vector<Tensor> moments;
       for (const Tensor& moment : moments_[i]) moments.push_back(piece.of(moment));
       rule(i).update(ctx,
-                     {piece.parameter(), piece.of(shard.weights),
-                      shard.rounded.defined() ? piece.of(shard.rounded) : Tensor(), piece.of(shard.gradients), moments},
+                     {piece.parameter(), piece.of(shard.weights), shard.low.defined() ? piece.of(shard.low) : Tensor(),
+                      piece.of(shard.gradients), moments},
                      step);
     }
     parameters_.gather_weights(ctx, i);

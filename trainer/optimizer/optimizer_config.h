@@ -28,6 +28,13 @@ struct EnumNames<MomentDType> {
   static constexpr std::array kNames = {"fp32", "bf16"};
 };
 
+// How the gradients of the routed experts' weights are stored; those of all others are as wide as masters.
+enum class GradientDType { kFp32, kBf16 };
+template <>
+struct EnumNames<GradientDType> {
+  static constexpr std::array kNames = {"fp32", "bf16"};
+};
+
 struct OptimizerConfig {
   OptimizerKind kind = OptimizerKind::kAdamW;
   double lr = 3e-4;
@@ -36,6 +43,7 @@ struct OptimizerConfig {
   double weight_decay = 0.1;
   NormWeightDecay norm_weight_decay = NormWeightDecay::kAllZeroCentred;
   MomentDType moment_dtype = MomentDType::kFp32;
+  GradientDType gradient_dtype = GradientDType::kFp32;
   double max_grad_norm = 1.0;
 
   template <class Visit>
@@ -50,6 +58,7 @@ struct OptimizerConfig {
     key("weight_decay", weight_decay, "decoupled weight decay");
     key("norm_weight_decay", norm_weight_decay, "which zero-centred norm weights decay");
     key("moment_dtype", moment_dtype, "of the moments; bf16 needs a GPU and beta2 of at most 0.99");
+    key("gradient_dtype", gradient_dtype, "of the routed experts' gradients; bf16 needs precision bf16");
     key("max_grad_norm", max_grad_norm, "clip the global gradient norm to this; 0 = off");
   }
 };

@@ -6,6 +6,7 @@
 #include "kernels/core/copy.h"
 #include "kernels/core/profile.h"
 #include "kernels/sum_squares.h"
+#include "parallel/rounded_reduction.h"
 
 namespace braid {
 namespace {
@@ -36,8 +37,17 @@ CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor 
   return {concat(kind, '/', parameter().name), parameter().shape, first, first + end - begin, of(shard)};
 }
 
-ShardedParameters::ShardedParameters(ParameterLayout layout, const ProcessMesh& mesh, DType activation)
-    : layout_(std::move(layout)), world_(mesh.world()), activation_(activation) {
+CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor weights, Tensor low) const {
+  if (!low.defined()) return slice(kind, weights);
+  CheckpointSlice slice = this->slice(kind, Tensor(nullptr, DType::kF32, weights.shape(), weights.device()));
+  slice.split_weight = of(weights);
+  slice.split_low = of(low);
+  return slice;
+}
+
+ShardedParameters::ShardedParameters(ParameterLayout layout, const ProcessMesh& mesh, DType activation,
+                                     GradientDType gradients)
+    : layout_(std::move(layout)), world_(mesh.world()), activation_(activation), gradient_dtype_(gradients) {
   for (const FlatGroup& flat : layout_.groups()) {
     Communicator& ranks = flat.owner == Owner::kExpertRank ? mesh.expert_data() : mesh.world();
     const int64_t first = ranks.rank() * flat.shard_numel;
@@ -45,12 +55,13 @@ ShardedParameters::ShardedParameters(ParameterLayout layout, const ProcessMesh& 
   }
 }
 
-void ShardedParameters::plan(Planner& weights, Planner& gradients, Planner& masters) {
+void ShardedParameters::plan(Planner& weights, Planner& gradients, Planner& low_bits) {
   layout_.plan_weights(weights, weights_, activation_);
-  layout_.plan_gradients(gradients, gradients_, activation_);
+  layout_.plan_gradients(gradients, gradients_, activation_,
+                         gradient_dtype_ == GradientDType::kBf16 ? DType::kBF16 : dtype());
   for (Group& g : groups_)
     if (g.flat->weight_dtype(activation_) != dtype())
-      masters.add(g.flat->name + ".master", g.master, {g.flat->shard_numel}, dtype());
+      low_bits.add(g.flat->name + ".low_bits", g.low, {g.flat->shard_numel, 2}, DType::kU8);
 }
 
 void ShardedParameters::bind(ModelParams& weights, ModelParams& gradients) {
@@ -70,7 +81,7 @@ void ShardedParameters::reduce_complete_gradients(Context& ctx, int64_t layer) {
   for (size_t i = groups_.size(); i-- > 0;) {
     Group& g = groups_[i];
     if (g.reduced || g.flat->complete_after < layer) continue;
-    g.ranks->reduce_scatter(ctx.side(), g.own(gradients_[i]), gradients_[i], ReduceOp::kSum);
+    reduce_scatter_rounded(ctx.side(), *g.ranks, g.own(gradients_[i]), gradients_[i]);
     g.reduced = true;
   }
 }
@@ -136,15 +147,15 @@ void ShardedParameters::gather_weights(Context& ctx, size_t group) {
 
 ShardedParameters::Shard ShardedParameters::shard(size_t group) {
   Group& g = groups_[group];
-  Tensor stored = g.own(weights_[group]), gradients = g.own(gradients_[group]);
-  if (g.master.defined()) return {g.master, stored, gradients};
-  return {stored, Tensor(), gradients};
+  return {g.own(weights_[group]), g.low, g.own(gradients_[group])};
 }
 
 std::vector<CheckpointSlice> ShardedParameters::slices() {
   std::vector<CheckpointSlice> slices;
-  for (size_t i = 0; i < groups_.size(); ++i)
-    for (const Piece& piece : groups_[i].pieces) slices.push_back(piece.slice("weights", shard(i).weights));
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const Shard own = shard(i);
+    for (const Piece& piece : groups_[i].pieces) slices.push_back(piece.slice("weights", own.weights, own.low));
+  }
   return slices;
 }
 
@@ -153,8 +164,7 @@ void ShardedParameters::load_shards(Context& ctx, const WeightSource& source) {
     const Shard own = shard(i);
     for (const Piece& piece : groups_[i].pieces) {
       load_elements(ctx, source, *piece.in, groups_[i].first + piece.begin, groups_[i].first + piece.end,
-                    piece.of(own.weights));
-      if (own.rounded.defined()) convert(ctx, piece.of(own.rounded), piece.of(own.weights));
+                    piece.of(own.weights), own.low.defined() ? piece.of(own.low) : Tensor());
     }
   }
 }

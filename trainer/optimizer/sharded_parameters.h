@@ -9,22 +9,24 @@
 #include "model/weight_source.h"
 #include "parallel/process_mesh.h"
 #include "trainer/checkpoint/checkpoint.h"
+#include "trainer/optimizer/optimizer_config.h"
 
 namespace braid {
 
 // Weights and gradients of this rank as flat buffers, one per group of the layout, of which it owns a shard: the ranks
 // that hold copies of a parameter share its update between them (ZeRO stage 1), dense parameters over the world,
-// experts over the expert-data group. Weights stored in bf16 have an fp32 master of the own shard, from which they are
-// rounded after every update. A step is
+// experts over the expert-data group. Beside weights stored in bf16 it keeps the low bits of the own shard, with which
+// they are fp32 masters (kernels/split_weights.h). A step is
 //   zero_gradients -> backward (behind each layer reduce_complete_gradients) -> reduce_gradients -> global_norm ->
 //   an update of the own shards -> gather_weights
 // Gradients are sums over the global batch already scaled by the loss, so reduction adds and never divides.
 class ShardedParameters {
  public:
-  ShardedParameters(ParameterLayout layout, const ProcessMesh& mesh, DType activation);
+  ShardedParameters(ParameterLayout layout, const ProcessMesh& mesh, DType activation,
+                    GradientDType gradients = GradientDType::kFp32);
   ShardedParameters(const ShardedParameters&) = delete;
   ShardedParameters& operator=(const ShardedParameters&) = delete;
-  void plan(Planner& weights, Planner& gradients, Planner& masters);
+  void plan(Planner& weights, Planner& gradients, Planner& low_bits);
   void bind(ModelParams& weights, ModelParams& gradients);
 
   // With `experts` kNo those of the experts stay as they are, for a backward that overwrites them.
@@ -49,25 +51,27 @@ class ShardedParameters {
     Tensor of(Tensor shard) const { return shard.rows(begin, end); }
     // Of a tensor like the weights, called "<kind>/<name>" in a checkpoint; `shard` as it lies on this rank.
     CheckpointSlice slice(const std::string& kind, Tensor shard) const;
+    // Of masters in two tensors.
+    CheckpointSlice slice(const std::string& kind, Tensor weights, Tensor low) const;
   };
   // The own shard of a group.
   struct Shard {
-    Tensor weights;    // (shard_numel)  masters, or the weights themselves where they are as wide
-    Tensor rounded;    // (shard_numel)  bf16 weights; not defined where there are no masters
+    Tensor weights;    // (shard_numel)
+    Tensor low;        // (shard_numel, 2)  of their masters; not defined beside weights that are their own
     Tensor gradients;  // (shard_numel)
   };
   size_t num_groups() const { return groups_.size(); }
   const FlatGroup& group(size_t i) const { return *groups_[i].flat; }
   const std::vector<Piece>& pieces(size_t group) const { return groups_[group].pieces; }  // the rest is padding
   Shard shard(size_t group);
-  DType dtype() const { return wide_dtype(activation_); }  // of the weights that are updated
+  DType dtype() const { return wide_dtype(activation_); }  // of the masters
   DType stored_dtype(size_t group) const {
     return groups_[group].flat->weight_dtype(activation_);
   }  // and computed with
 
   // What this rank stores of the weights in a checkpoint.
   std::vector<CheckpointSlice> slices();
-  // The own shards, masters and what is rounded from them: no other rank takes part.
+  // The own shards, low bits included: no other rank takes part.
   // Errors: CheckpointError of the source.
   void load_shards(Context& ctx, const WeightSource& source);
   void gather_all_weights(Context& ctx);
@@ -82,7 +86,7 @@ class ShardedParameters {
     Communicator* ranks;        // that share the buffer
     int64_t first;              // element of the buffer where the own shard begins
     std::vector<Piece> pieces;  // of the own shard
-    Tensor master;              // (shard_numel)  not defined where the weights themselves are as wide
+    Tensor low;                 // (shard_numel, 2)  see Shard
     bool reduced = false;       // the gradients of this step
     Tensor own(Tensor& flat_tensor) const { return flat_tensor.rows(first, first + flat->shard_numel); }
   };
@@ -90,6 +94,7 @@ class ShardedParameters {
   ParameterLayout layout_;
   Communicator& world_;
   DType activation_;
+  GradientDType gradient_dtype_;
   std::vector<Group> groups_;
   std::vector<Tensor> weights_, gradients_;  // per group (numel)
 };

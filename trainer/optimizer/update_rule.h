@@ -19,9 +19,9 @@ struct UpdateStep {
 // What this rank updates of a parameter; every tensor is flat (n).
 struct UpdatedPiece {
   const Parameter& parameter;
-  Tensor weight;                    // fp32, or fp64 in an fp64 run
-  Tensor rounded;                   // bf16: gets the new weight too; not defined beside weights that are not rounded
-  Tensor gradient;                  // in the dtype of the weight; may be overwritten
+  Tensor weight;                    // bf16, fp32, or fp64 in an fp64 run
+  Tensor low;                       // of the masters of bf16 weights: see kernels/split_weights.h
+  Tensor gradient;                  // in the dtype of the master, or bf16; may be overwritten
   std::span<const Tensor> moments;  // as the rule names them
 };
 
@@ -31,7 +31,7 @@ class UpdateRule {
  public:
   virtual ~UpdateRule() = default;
   virtual std::vector<std::string> moments() const = 0;  // their names, also in checkpoints: "<moment>/<parameter>"
-  virtual DType moment_dtype(DType weight) const = 0;    // beside weights of this dtype
+  virtual DType moment_dtype(DType master) const = 0;    // beside masters of this dtype
   virtual void update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "kernels/adamw.h"
 
+#include "kernels/split_weights.h"
 #include "tests/kernels/cuda/cuda_testing.h"
 
 namespace braid {
@@ -7,11 +8,24 @@ namespace {
 
 using namespace braid::testing;
 
-// The activation dtype is that of the rounded weights; weights and gradients are fp32.
+// The activation dtype is that of the weights that the model computes with; masters and gradients are fp32.
 class AdamWCuda : public CudaTest {
  protected:
   static Tensor floats(int64_t n, uint64_t seed, double stddev, double mean = 0) {
     return converted(random_normal({n}, DType::kF32, seed, stddev, mean), DType::kF64);
+  }
+  // Zero moments beside these masters.
+  AdamWState fresh(const Tensor& start, DType moment) {
+    const Tensor zero = zeros_f64(start.shape());
+    AdamWState state = {on_gpu(start.shape(), activation()), to_gpu(zero, moment), to_gpu(zero, moment), {}};
+    if (activation() == DType::kBF16) state.low = on_gpu(shape_of_low_bits(start.shape()), DType::kU8);
+    split_weights(gpu, state.weight, state.low, to_gpu(start, DType::kF32));
+    return state;
+  }
+  Tensor master(const AdamWState& state) {
+    const Tensor joined = on_gpu(state.weight.shape(), DType::kF32);
+    join_weights(gpu, joined, state.weight, state.low);
+    return joined;
   }
   static AdamWStep step(int64_t number) {
     return {.lr = 1e-2,
@@ -27,20 +41,37 @@ BRAID_FOR_EACH_ACTIVATION(AdamWCuda);
 
 TEST_P(AdamWCuda, ShardsGiveTheBitsOfTheWhole) {
   const int64_t n = 1003;
-  const Tensor start = floats(n, 1, 1), gradient = to_gpu(floats(n, 2, 1), DType::kF32), zero = zeros_f64({n});
-  auto fresh = [&] { return AdamWState{to_gpu(start, wide()), to_gpu(zero, DType::kF32), to_gpu(zero, DType::kF32)}; };
-  const AdamWState whole = fresh(), parts = fresh();
-  Tensor rounded_whole = on_gpu({n}, activation()), rounded_parts = on_gpu({n}, activation());
-  for (int64_t t = 1; t <= 3; ++t) {
-    adamw_update(gpu, whole, rounded_whole, gradient, step(t));
-    for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 340}, {340, n}})
-      adamw_update(gpu, {parts.weight.rows(begin, end), parts.m.rows(begin, end), parts.v.rows(begin, end)},
-                   rounded_parts.rows(begin, end), gradient.rows(begin, end), step(t));
+  const Tensor start = floats(n, 1, 1), gradient = to_gpu(floats(n, 2, 1), DType::kF32);
+  for (const DType moment : {DType::kF32, DType::kBF16}) {
+    const AdamWState whole = fresh(start, moment), parts = fresh(start, moment);
+    for (int64_t t = 1; t <= 3; ++t) {
+      adamw_update(gpu, whole, gradient, step(t));
+      for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 340}, {340, n}})
+        adamw_update(gpu,
+                     {parts.weight.rows(begin, end), parts.m.rows(begin, end), parts.v.rows(begin, end),
+                      parts.low.defined() ? parts.low.rows(begin, end) : Tensor()},
+                     gradient.rows(begin, end), step(t));
+    }
+    expect_same_bits(to_cpu(master(parts)), to_cpu(master(whole)), "master");
+    expect_same_bits(to_cpu(parts.m), to_cpu(whole.m), "m");
+    expect_same_bits(to_cpu(parts.v), to_cpu(whole.v), "v");
   }
-  expect_same_bits(to_cpu(parts.weight), to_cpu(whole.weight), "weight");
-  expect_same_bits(to_cpu(parts.m), to_cpu(whole.m), "m");
-  expect_same_bits(to_cpu(parts.v), to_cpu(whole.v), "v");
-  expect_same_bits(to_cpu(rounded_parts), to_cpu(rounded_whole), "rounded");
+}
+
+// Masters in fp32, or in bf16 beside their low bits: the same to the last bit.
+TEST_P(AdamWCuda, SplitMastersAreThoseInFp32) {
+  const int64_t n = 20003;
+  const Tensor start = floats(n, 1, 0.02), zero = zeros_f64({n});
+  const AdamWState split = fresh(start, DType::kF32);
+  const AdamWState plain = {to_gpu(start, DType::kF32), to_gpu(zero, DType::kF32), to_gpu(zero, DType::kF32), {}};
+  for (int64_t t = 1; t <= 300; ++t) {
+    const Tensor gradient = to_gpu(floats(n, 100 + t, 1e-3), DType::kF32);
+    adamw_update(gpu, plain, gradient, step(t));
+    adamw_update(gpu, split, gradient, step(t));
+  }
+  expect_same_bits(to_cpu(master(split)), to_cpu(plain.weight), "master");
+  expect_same_bits(to_cpu(split.m), to_cpu(plain.m), "m");
+  expect_same_bits(to_cpu(split.v), to_cpu(plain.v), "v");
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "parallel/rank_text.h"
 #include "tests/model/tiny_config.h"
 #include "tests/parallel/mpi_testing.h"
+#include "trainer/checkpoint/device_slices.h"
 #include "trainer/training_state.h"
 
 namespace braid {
@@ -122,6 +123,33 @@ TEST_P(LayoutsTest, EachLoadsWhatEveryOtherWrote) {
         expect_filled(c, mesh, state);
       });
     }
+  }
+}
+
+// Beside bf16 weights masters exist in two halves; a checkpoint has them whole.
+TEST_P(LayoutsTest, SplitMastersAreThoseThatWereWritten) {
+  const std::string saved = saved_by({2, 2}, config(2), "whole");
+  for (const Layout& to : kLayouts) {
+    SCOPED_TRACE(concat(to.ranks, '-', to.expert));
+    RunConfig c = config(to.expert);
+    c.precision = Precision::kBf16;
+    const std::string name = concat("split-", to.ranks, '-', to.expert);
+    run(to, c, [&](const ProcessMesh& mesh, TrainingState& state) {
+      state.load(ctx_, CheckpointReader(ctx_, mesh.world(), saved));
+      int64_t wrong = 0;
+      const HostSlices host(ctx_, state.slices());
+      for (const CheckpointSlice& s : host.slices())
+        for (int64_t i = 0; i < s.data.numel(); ++i) wrong += get(s.data, i) != element(s.name, s.begin + i);
+      EXPECT_EQ(wrong, 0) << "of what the rank stores";
+      CheckpointInfo info;
+      info.step = 1;
+      save_checkpoint(ctx_, mesh.world(), folder_ + "/" + name, info, host.slices());
+    });
+    const RunConfig plain = config(2);
+    run({2, 2}, plain, [&](const ProcessMesh& mesh, TrainingState& state) {
+      state.load(ctx_, CheckpointReader(ctx_, mesh.world(), folder_ + "/" + name + "/step-000000001"));
+      expect_filled(plain, mesh, state);
+    });
   }
 }
 

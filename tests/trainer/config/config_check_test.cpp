@@ -154,6 +154,8 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
              c.optimizer.moment_dtype = MomentDType::kBf16;
            },
            "optimizer.beta2 is 0.995, but must be at most 0.99"},
+          {[](RunConfig& c) { c.optimizer.gradient_dtype = GradientDType::kBf16; },
+           "optimizer.gradient_dtype is bf16, but needs precision: bf16; gradients of products in fp32 are as wide"},
           {[](RunConfig& c) {
              c.optimizer.muon_momentum = 0.995;
              c.optimizer.moment_dtype = MomentDType::kBf16;

@@ -123,7 +123,7 @@ TEST(Optimizer, MuonUpdatesEveryLinearMapAndAdamWTheRest) {
       Expected& e = expected.at(name);
       const double decay = weight_decay_of(p, config.optimizer), lr = 1e-2 / double(step), scale = 0.7;
       if (!MuonRule::takes(p)) {
-        adamw_update(ctx, {e.weight, e.first, e.second}, {}, gradient.view(e.weight.shape()),
+        adamw_update(ctx, {e.weight, e.first, e.second}, gradient.view(e.weight.shape()),
                      {lr, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.eps, decay, scale, step});
         return;
       }
