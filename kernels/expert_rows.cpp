@@ -9,6 +9,8 @@ namespace cpu {
 decltype(braid::expert_order) expert_order;
 decltype(braid::gather_rows) gather_rows;
 decltype(braid::combine_rows) combine_rows;
+decltype(braid::add_rows) add_rows;
+decltype(braid::window_of_order) window_of_order;
 decltype(braid::token_places) token_places;
 decltype(braid::local_expert_ids) local_expert_ids;
 decltype(braid::limit_rows) limit_rows;
@@ -17,6 +19,8 @@ namespace cuda {
 decltype(braid::expert_order) expert_order;
 decltype(braid::gather_rows) gather_rows;
 decltype(braid::combine_rows) combine_rows;
+decltype(braid::add_rows) add_rows;
+decltype(braid::window_of_order) window_of_order;
 decltype(braid::token_places) token_places;
 decltype(braid::local_expert_ids) local_expert_ids;
 decltype(braid::limit_rows) limit_rows;
@@ -64,13 +68,39 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
   const OperatorScope scope(ctx, "combine_rows");
   const int64_t R = rows.dim(0), N = y.dim(0), C = y.dim(1);
   check_shapes({{"y", y, {N, C}}, {"rows", rows, {R, C}}});
-  check_dtype(y.dtype(), {{"rows", rows}});
+  if (rows.dtype() != wide_dtype(y.dtype())) check_dtype(y.dtype(), {{"rows", rows}});
   check_order(order, N);
   if (N == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::combine_rows(ctx, y, rows, order, accumulate);
   }
   cpu::combine_rows(ctx, y, rows, order, accumulate);
+}
+
+void add_rows(Context& ctx, Tensor sums, const Tensor& rows, const ExpertOrder& order) {
+  const OperatorScope scope(ctx, "add_rows");
+  const int64_t R = rows.dim(0), N = sums.dim(0), C = sums.dim(1);
+  check_shapes({{"sums", sums, {N, C}}, {"rows", rows, {R, C}}});
+  check_dtype(wide_dtype(rows.dtype()), {{"sums", sums}});
+  check_order(order, N);
+  if (N == 0 || R == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::add_rows(ctx, sums, rows, order);
+  }
+  cpu::add_rows(ctx, sums, rows, order);
+}
+
+void window_of_order(Context& ctx, ExpertOrder window, const ExpertOrder& order, int64_t first_row, int64_t num_rows) {
+  const OperatorScope scope(ctx, "window_of_order");
+  const int64_t N = order.row_of_slot.dim(0);
+  check_order(order, N);
+  check_order(window, N);
+  check_shapes({{"window.row_of_slot", window.row_of_slot, order.row_of_slot.shape()},
+                {"window.rows_per_expert", window.rows_per_expert, order.rows_per_expert.shape()}});
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::window_of_order(ctx, window, order, first_row, num_rows);
+  }
+  cpu::window_of_order(ctx, window, order, first_row, num_rows);
 }
 
 void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,

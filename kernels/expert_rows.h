@@ -23,9 +23,17 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id);
 void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& order);
 
 // y[n] [+]= sum over slots k = 0, 1, ... of rows[row_of_slot[n, k]]; dropped pairs add nothing.    y (N, C)
-// On the GPU neither do rows that `rows` does not have. What y holds comes first in the sum.
+// On the GPU neither do rows that `rows` does not have. What y holds is added to the sum. rows may also be of y's wide
+// dtype.
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order,
                   Accumulate accumulate = Accumulate::kNo);
+
+// The same where rows come in parts, one call for each: what sums (N, C), of the wide dtype, holds comes first in its
+// sum. Where slots ascend as their rows do, the parts of an order from sums of 0 on make the sums of combine_rows.
+void add_rows(Context& ctx, Tensor sums, const Tensor& rows, const ExpertOrder& order);
+
+// Of an order the num_rows rows from first_row on, as an order of the same tokens that drops all other pairs.
+void window_of_order(Context& ctx, ExpertOrder window, const ExpertOrder& order, int64_t first_row, int64_t num_rows);
 
 // Where a token goes: once to every rank that holds one of its experts, in the order of the ranks.
 //   place[n, i] = rank * rank_stride + n * token_stride    of the i-th such rank, -1 behind the last

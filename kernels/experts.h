@@ -26,7 +26,11 @@ struct ExpertWeights {  // also holds their gradients
 void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor& x, const Tensor& row_gate,
                      const Tensor& rows_per_expert, const ExpertWeights& weights);
 
-//   d_x (R, C) and d_row_gate (R) overwritten;  d_weights [+]= , rows in order, zero for an expert without rows
+// Where the rows of an expert may be cut so that calls on the parts, one after the other, give the bits of one call.
+inline constexpr int64_t kExpertBlockRows = 4096;
+
+//   d_x (R, C) and d_row_gate (R) overwritten;  d_weights [+]= , zero for an expert without rows: the sums over blocks
+//   of kExpertBlockRows rows of an expert, added one after the other
 // A product is summed in fp32; a bf16 gradient gets it rounded, and where it adds, their sum is rounded once more.
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,

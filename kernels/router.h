@@ -7,7 +7,7 @@
 namespace braid {
 
 struct RouterOutputs {
-  Tensor expert_id;  // (N, K) I32   by falling probability, ties to the lower id; -1 where a token is not valid
+  Tensor expert_id;  // (N, K) I32   ascending; -1 where a token is not valid
   Tensor gate;       // (N, K)       weight of each chosen expert; 0 where a token is not valid
   Tensor prob;       // (N, E)       softmax over all experts
   Tensor lse;        // (N)          log-sum-exp of the logits
@@ -19,7 +19,8 @@ struct RouterOutputs {
 // What the chosen probabilities are divided by.
 enum class GateNorm { kNone, kTopK };  // nothing; their own sum (norm_topk_prob)
 
-// Token-choice routing from logits (N, E): softmax over all experts, the K most probable, gates renormalised.
+// Token-choice routing from logits (N, E): softmax over all experts, the K most probable (ties to the lower id), gates
+// renormalised. A token's slots ascend by expert, as its rows do where they are grouped by expert.
 // logits, gate, prob, lse: one dtype, fp32 or fp64 (CPU). On the GPU E <= 4096 and K <= 32.
 // Source: Qwen3NextTopKRouter in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void router_forward(Context& ctx, RouterOutputs out, const Tensor& logits, const Segments& segments, GateNorm norm);

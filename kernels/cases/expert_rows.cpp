@@ -49,6 +49,47 @@ void declare_rows(Trial& t, const Ids& ids, int64_t K, int64_t E, int64_t C) {
   t.backward("combine_rows", {added}, [=](Context& ctx) { combine_rows(ctx, added, d_rows, order, Accumulate::kYes); });
 }
 
+// Rows in two parts, of orders that are windows of the whole: their sums are those of all rows at once, bit for bit.
+void declare_parts(Trial& t, Ids ids, int64_t K, int64_t E, int64_t C) {
+  const int64_t N = std::ssize(ids) / K, R = rows_in_use(ids), cut = R * 2 / 5;
+  for (int64_t n = 0; n < N; ++n) std::sort(ids.begin() + n * K, ids.begin() + (n + 1) * K);
+  const Order order = declare_order(t, ids, K, E);
+  auto window = [&](int64_t first, int64_t num) {
+    const Var row_of_slot = t.output("window.row_of_slot", {N, K}, kI32),
+              slot_of_row = t.output("window.slot_of_row", {N * K}, kI32);
+    const Var rows_per_expert = t.output("window.rows_per_expert", {E}, kI64);
+    const Order part = {row_of_slot, slot_of_row, rows_per_expert};
+    t.forward("window_of_order", {row_of_slot, slot_of_row, rows_per_expert},
+              [=](Context& ctx) { window_of_order(ctx, part, order, first, num); }, {.bytes = 16.0 * double(N * K)});
+    return part;
+  };
+  const Order first = window(0, cut), second = window(cut, R - cut);
+  const Var rows = t.input("rows", {R, C}, normal());
+  const Var sums = t.in_out("sums", {N, C}, constant(0), kWide);
+  t.forward("add_rows", {sums},
+            [=](Context& ctx) {
+              add_rows(ctx, sums, rows.rows(0, cut), first);
+              add_rows(ctx, sums, rows.rows(cut, R), second);
+            },
+            {.bytes = bytes_of(rows, sums, sums, sums, sums)});
+  const Var at_once = t.in_out("sums of all rows", {N, C}, constant(0), kWide);
+  t.forward("add_rows", {at_once}, [=](Context& ctx) { add_rows(ctx, at_once, rows, order); });
+  t.same_bits(sums, at_once);
+
+  // As sums come back: rows of the wide dtype, one for each token.
+  const Var all = t.input("a place for every token", {N, 1}, [&] {
+    Ids place(static_cast<size_t>(N));
+    for (int64_t n = 0; n < N; ++n) place[n] = static_cast<int32_t>(n);
+    return place;
+  }());
+  const Var no_slots = t.input("slot_of_row of places", {N}, Ids(static_cast<size_t>(N), -1));
+  const Var of_all = t.input("rows_per_expert of places", {1}, std::vector<int64_t>{N});
+  const ExpertOrder places = {all, no_slots, of_all};
+  const Var wide = t.input("wide rows", {N, C}, normal(), kWide);
+  const Var y = t.sum("y of wide rows", {N, C}, kActivation);
+  t.forward("combine_rows", {y}, [=](Context& ctx) { combine_rows(ctx, y, wide, places, Accumulate::kYes); });
+}
+
 // What only a test asks: a number per pair, as the gates travel; fewer rows than pairs; rows whose addresses do not
 // allow vectors.
 void declare_odd_rows(Trial& t, const Ids& ids, int64_t K, int64_t E, int64_t C) {
@@ -131,6 +172,7 @@ Variants hard() {
     const std::string label = concat(N, " x ", K, " rows of ", C);
     variants.push_back({label, [=](Trial& t) { declare_rows(t, ids, K, 16, C); }});
     if (N > 1) variants.push_back({label + ", oddly", [=](Trial& t) { declare_odd_rows(t, ids, K, 16, C); }});
+    variants.push_back({label + ", in parts", [=](Trial& t) { declare_parts(t, ids, K, 16, C); }});
   }
   for (const auto& [N, K, E, ranks] :
        {std::array<int64_t, 4>{1, 1, 1, 1}, {700, 3, 8, 2}, {3000, 10, 512, 4}, {90, 4, 64, 64}, {65, 2, 9, 3}}) {
@@ -155,6 +197,7 @@ Variants checked(const Sizes& s) {
   return {
       {label, [=](Trial& t) { declare_rows(t, ids, K, E, C); }},
       {label + ", a number per pair", [=](Trial& t) { declare_odd_rows(t, ids, K, E, C); }},
+      {label + ", in parts", [=](Trial& t) { declare_parts(t, ids, K, E, C); }},
       {concat("places on two ranks of ", E, " experts"), [=](Trial& t) { declare_places(t, ids, K, E, (E + 1) / 2); }},
       {concat("room for rows of ", E, " experts"), [=](Trial& t) { declare_limit(t, E, 3 * E); }}};
 }
@@ -165,6 +208,7 @@ Variants timed(const Sizes& s) {
   const std::string label = concat(s.tokens(), " x ", K, ", E ", E);
   return {{concat(label, ", rows of ", C), [=](Trial& t) { declare_rows(t, ids, K, E, C); }},
           {label + ", rows of 1", [=](Trial& t) { declare_odd_rows(t, ids, K, E, 8); }},
+          {concat(label, ", rows of ", C, " in parts"), [=](Trial& t) { declare_parts(t, ids, K, E, C); }},
           {label + ", four ranks", [=](Trial& t) { declare_places(t, ids, K, E, std::max<int64_t>(1, E / 4)); }},
           {concat("room for rows of ", E, " experts"), [=](Trial& t) { declare_limit(t, E, 3 * E); }}};
 }

@@ -135,6 +135,9 @@ Variants hard() {
     add(rows, 264, 200, 130);
   }
   add({200, 0, 31, 129}, 150, 70, 0);
+  // More than a block, and two.
+  add({3, kExpertBlockRows + 1, 0}, 8, 8, 5);
+  add({2 * kExpertBlockRows + 130, 4}, 16, 8, 0);
   add({150, 0, 1, 64, 257}, 2048, 512, 40);
   Rows many(1500);
   for (size_t e = 0; e < many.size(); ++e) many[e] = e % 9 == 4 ? 130 : int64_t(e % 3);

@@ -1,5 +1,7 @@
 #include "kernels/expert_rows.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -29,10 +31,22 @@ int64_t next_rank(const int32_t* id, int64_t K, int64_t experts_per_rank, int64_
   return next;
 }
 
+void check_rows(const Tensor& rows, const ExpertOrder& order) {
+  const int64_t used = used_rows(order);
+  check<ShapeError>(rows.dim(0) >= used, "rows: has ", rows.dim(0), " rows, but rows_per_expert sums to ", used);
+}
+
 template <class T>
 void add_row(T* sum, const T* term, int64_t C) {
 #pragma omp simd
   for (int64_t c = 0; c < C; ++c) sum[c] += term[c];
+}
+
+// The rows of a token's slots, in order.
+template <class T>
+void add_token(T* sum, const T* rows, const int32_t* row_of_slot, int64_t K, int64_t C) {
+  for (int64_t k = 0; k < K; ++k)
+    if (const int64_t row = row_of_slot[k]; row >= 0) add_row(sum, rows + row * C, C);
 }
 
 }  // namespace
@@ -87,24 +101,50 @@ void gather_rows(Context&, Tensor rows, const Tensor& x, const ExpertOrder& orde
   for (int64_t r = 0; r < R; ++r) std::memcpy(to + r * row_bytes, from + slot_of_row[r] / K * row_bytes, row_bytes);
 }
 
-void combine_rows(Context&, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
+void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
   const int64_t N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
-  const int64_t used = used_rows(order);
-  check<ShapeError>(rows.dim(0) >= used, "rows: has ", rows.dim(0), " rows, but rows_per_expert sums to ", used);
+  check_rows(rows, order);
   const int32_t* row_of_slot = order.row_of_slot.data<int32_t>();
+  const bool added = accumulate == Accumulate::kYes;
   dispatch_float("y", y, [&]<class T> {
-    T* y_data = y.data<T>();
-    const T* rows_data = rows.data<T>();
+    Scratch scratch(ctx);
+    T* sums = added ? scratch.array<T>(omp_get_max_threads() * C) : nullptr;
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; ++n) {
-      T* sum = y_data + n * C;
-      if (accumulate == Accumulate::kNo) std::fill_n(sum, C, T(0));
-      for (int64_t k = 0; k < K; ++k) {
-        const int64_t row = row_of_slot[n * K + k];
-        if (row >= 0) add_row(sum, rows_data + row * C, C);
-      }
+      T *y_row = y.data<T>() + n * C, *sum = added ? sums + omp_get_thread_num() * C : y_row;
+      std::fill_n(sum, C, T(0));
+      add_token(sum, rows.data<T>(), row_of_slot + n * K, K, C);
+      if (added) add_row(y_row, sum, C);
     }
   });
+}
+
+void add_rows(Context&, Tensor sums, const Tensor& rows, const ExpertOrder& order) {
+  const int64_t N = sums.dim(0), C = sums.dim(1), K = order.row_of_slot.dim(1);
+  check_rows(rows, order);
+  const int32_t* row_of_slot = order.row_of_slot.data<int32_t>();
+  dispatch_float("sums", sums, [&]<class T> {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; ++n) add_token(sums.data<T>() + n * C, rows.data<T>(), row_of_slot + n * K, K, C);
+  });
+}
+
+void window_of_order(Context&, ExpertOrder window, const ExpertOrder& order, int64_t first_row, int64_t num_rows) {
+  const int32_t *row_of_slot = order.row_of_slot.data<int32_t>(), *slot_of_row = order.slot_of_row.data<int32_t>();
+  const int64_t num_slots = order.row_of_slot.numel();
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < num_slots; ++i) {
+    const int64_t row = row_of_slot[i] - first_row;
+    const bool inside = row_of_slot[i] >= 0 && 0 <= row && row < num_rows;
+    window.row_of_slot.data<int32_t>()[i] = inside ? static_cast<int32_t>(row) : -1;
+    window.slot_of_row.data<int32_t>()[i] = i < num_rows && first_row + i < num_slots ? slot_of_row[first_row + i] : -1;
+  }
+  const int64_t* rows = order.rows_per_expert.data<int64_t>();
+  int64_t begin = 0;
+  for (int64_t e = 0; e < order.rows_per_expert.numel(); begin += rows[e], ++e) {
+    const int64_t from = std::max(begin, first_row), to = std::min(begin + rows[e], first_row + num_rows);
+    window.rows_per_expert.data<int64_t>()[e] = std::max<int64_t>(0, to - from);
+  }
 }
 
 void token_places(Context&, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,

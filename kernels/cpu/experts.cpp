@@ -32,7 +32,7 @@ std::vector<Tile> row_tiles(const Tensor& rows_per_expert, int64_t R) {
   return tiles;
 }
 
-// Rows of a weight gradient (M, N): d_weight [+]= d_y^T x over all rows of one expert in one product, so in order.
+// Rows of a weight gradient (M, N): d_weight [+]= d_y^T x over all rows of one expert, a product per block.
 template <class T>
 struct WeightTile {
   T* d_weight;
@@ -110,7 +110,9 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
     for (size_t i = 0; i < weight_tiles.size(); ++i) {
       const WeightTile<T>& t = weight_tiles[i];
       if (t.rows == 0) std::fill_n(t.d_weight, t.tile_rows * t.N, T(0));
-      else gemm({t.tile_rows, t.N, t.rows}, T(1), {t.d_y, t.M, true}, {t.x, t.N}, beta, t.d_weight, t.N);
+      for (int64_t row = 0; row < t.rows; row += kExpertBlockRows)
+        gemm({t.tile_rows, t.N, std::min(kExpertBlockRows, t.rows - row)}, T(1), {t.d_y + row * t.M, t.M, true},
+             {t.x + row * t.N, t.N}, row > 0 ? T(1) : beta, t.d_weight, t.N);
     }
   });
 }

@@ -54,9 +54,9 @@ void route_token(int32_t* id, T* gate, const T* prob, int64_t E, int64_t K, bool
   }
   choose(id, prob, E, K);
   T sum = 0;
-  for (int64_t k = 0; k < K; ++k) sum += gate[k] = prob[id[k]];
-  if (norm == GateNorm::kTopK)
-    for (int64_t k = 0; k < K; ++k) gate[k] /= sum;
+  for (int64_t k = 0; k < K; ++k) sum += prob[id[k]];
+  std::sort(id, id + K);
+  for (int64_t k = 0; k < K; ++k) gate[k] = norm == GateNorm::kTopK ? prob[id[k]] / sum : prob[id[k]];
 }
 
 // The sums over the valid tokens of each row of the batch, every one in token order.

@@ -134,17 +134,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// What becomes of what y holds.
+enum class Before { kOverwritten, kFirstInSum, kAddedToSum };
+
 // One thread per token and V of its row; kBatch rows are in flight at a time. Reads R C and writes N C elements.
-template <Accumulate kAccumulate, class V, class T>
+template <Before kBefore, class W, class V, class Y, class T>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(T* y, const T* rows, const int32_t* row_of_slot, int64_t R, int64_t N, int64_t C, int64_t K) {
+    combine_kernel(Y* y, const T* rows, const int32_t* row_of_slot, int64_t R, int64_t N, int64_t C, int64_t K) {
+  static_assert(W::kSize == V::kSize);
   constexpr int kBatch = 5;
   const int64_t vectors = C / V::kSize, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t n = i / vectors, c = i % vectors * V::kSize;
   if (n >= N) return;
   float sum[V::kSize] = {};
-  if constexpr (kAccumulate == Accumulate::kYes) {
-    const V before = V::load(y + n * C + c);
+  W before;
+  if constexpr (kBefore != Before::kOverwritten) before = W::load(y + n * C + c);
+  if constexpr (kBefore == Before::kFirstInSum) {
 #pragma unroll
     for (int j = 0; j < V::kSize; ++j) sum[j] = before[j];
   }
@@ -166,10 +171,37 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < V::kSize; ++j) sum[j] += term[k][j];
     }
   }
-  V v;
+  W w;
 #pragma unroll
-  for (int j = 0; j < V::kSize; ++j) v.set(j, sum[j]);
-  v.store(y + n * C + c);
+  for (int j = 0; j < V::kSize; ++j) w.set(j, kBefore == Before::kAddedToSum ? before[j] + sum[j] : sum[j]);
+  w.store(y + n * C + c);
+}
+
+// One thread per pair.
+__global__ void __launch_bounds__(kThreads)
+    window_kernel(int32_t* window_row, int32_t* window_slot, const int32_t* row_of_slot, const int32_t* slot_of_row,
+                  int64_t num_slots, int64_t first_row, int64_t num_rows) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= num_slots) return;
+  const int64_t row = row_of_slot[i] - first_row;
+  window_row[i] = row_of_slot[i] >= 0 && 0 <= row && row < num_rows ? static_cast<int32_t>(row) : -1;
+  window_slot[i] = i < num_rows && first_row + i < num_slots ? slot_of_row[first_row + i] : -1;
+}
+
+// One warp.
+__global__ void window_counts_kernel(int64_t* window, const int64_t* rows_per_expert, int num_experts,
+                                     int64_t first_row, int64_t num_rows) {
+  const int lane = threadIdx.x;
+  int64_t total = 0;
+  for (int first = 0; first < num_experts; first += kWarpSize) {
+    const int e = first + lane;
+    const int64_t rows = e < num_experts ? rows_per_expert[e] : 0;
+    const int32_t sum = inclusive_scan(static_cast<int32_t>(rows));
+    const int64_t begin = total + sum - rows;
+    const int64_t from = max(begin, first_row), to = min(begin + rows, first_row + num_rows);
+    if (e < num_experts) window[e] = max(int64_t{0}, to - from);
+    total += __shfl_sync(kAllLanes, sum, kWarpSize - 1);
+  }
 }
 
 // One thread per token.
@@ -213,6 +245,31 @@ __global__ void limit_kernel(int64_t* rows_per_expert, int64_t* needed, int64_t 
   if (lane == 0) *needed = max(*needed, total);
 }
 
+template <Before kBefore>
+void combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, const char* name) {
+  const int64_t R = rows.dim(0), N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
+  auto launch = [&]<class W, class V, class Y, class T>(const Y*, const T*) {
+    combine_kernel<kBefore, W, V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
+        pointer<Y>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), R, N, C, K);
+    check_launch(name);
+  };
+  if (y.dtype() == rows.dtype()) {
+    dispatch_activation("y", y, [&]<class T> {
+      dispatch_width<T>(C, {y.raw(), rows.raw()}, [&]<class V> {
+        launch.template operator()<V, V>(static_cast<const T*>(nullptr), static_cast<const T*>(nullptr));
+      });
+    });
+    return;
+  }
+  // bf16 on one side, fp32 on the other.
+  dispatch_width<bf16>(C, {y.raw(), rows.raw()}, [&]<class V> {
+    using Wide = Floats<V::kSize>;
+    if constexpr (kBefore == Before::kFirstInSum)
+      launch.template operator()<Wide, V>(static_cast<const float*>(nullptr), static_cast<const bf16*>(nullptr));
+    else launch.template operator()<V, Wide>(static_cast<const bf16*>(nullptr), static_cast<const float*>(nullptr));
+  });
+}
+
 }  // namespace
 
 void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
@@ -252,16 +309,26 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
 }
 
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
-  const int64_t R = rows.dim(0), N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
-  dispatch_activation("y", y, [&]<class T> {
-    dispatch_width<T>(C, {y.raw(), rows.raw()}, [&]<class V> {
-      const auto kernel = accumulate == Accumulate::kYes ? combine_kernel<Accumulate::kYes, V, T>
-                                                         : combine_kernel<Accumulate::kNo, V, T>;
-      kernel<<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
-          pointer<T>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), R, N, C, K);
-      check_launch("combine_rows");
-    });
-  });
+  if (accumulate == Accumulate::kYes) combine<Before::kAddedToSum>(ctx, y, rows, order, "combine_rows");
+  else combine<Before::kOverwritten>(ctx, y, rows, order, "combine_rows");
+}
+
+void add_rows(Context& ctx, Tensor sums, const Tensor& rows, const ExpertOrder& order) {
+  combine<Before::kFirstInSum>(ctx, sums, rows, order, "add_rows");
+}
+
+void window_of_order(Context& ctx, ExpertOrder window, const ExpertOrder& order, int64_t first_row, int64_t num_rows) {
+  const int64_t num_slots = order.row_of_slot.numel();
+  if (num_slots > 0) {
+    window_kernel<<<ceil_div(num_slots, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        pointer<int32_t>(window.row_of_slot), pointer<int32_t>(window.slot_of_row), pointer<int32_t>(order.row_of_slot),
+        pointer<int32_t>(order.slot_of_row), num_slots, first_row, num_rows);
+    check_launch("window_of_order");
+  }
+  window_counts_kernel<<<1, kWarpSize, 0, stream_of(ctx)>>>(pointer<int64_t>(window.rows_per_expert),
+                                                            pointer<int64_t>(order.rows_per_expert),
+                                                            order.rows_per_expert.numel(), first_row, num_rows);
+  check_launch("window_of_order counts");
 }
 
 void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,

@@ -166,13 +166,15 @@ __global__ void __launch_bounds__(kFmaThreads)
   if (rows == 0) return;
   const int column_tiles = (N + kFmaColumns - 1) / kFmaColumns;
   const int m = blockIdx.x / column_tiles * kTile, n = blockIdx.x % column_tiles * kFmaColumns;
-  const StridedOperand<T> a = {d_y + int64_t(begin) * M + m, 1, M, M - m},
-                          b = {x + int64_t(begin) * N + n, 1, N, N - n};
   G* to = d_weight + (int64_t(blockIdx.y) * M + m) * N + n;
-  fma_tile(a, b, rows, [=](int row, int column, float value) {
-    G& sum = to[int64_t(row) * N + column];
-    sum = static_cast<G>(static_cast<float>(sum) + value);
-  });
+  for (int first = 0; first < rows; first += kExpertBlockRows) {
+    const StridedOperand<T> a = {d_y + int64_t(begin + first) * M + m, 1, M, M - m},
+                            b = {x + int64_t(begin + first) * N + n, 1, N, N - n};
+    fma_tile(a, b, min(rows - first, static_cast<int>(kExpertBlockRows)), [=](int row, int column, float value) {
+      G& sum = to[int64_t(row) * N + column];
+      sum = static_cast<G>(static_cast<float>(sum) + value);
+    });
+  }
 }
 
 // One warp per row.

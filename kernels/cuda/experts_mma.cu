@@ -118,7 +118,8 @@ struct Accumulators {
   }
 };
 
-// One block per tile of the product; `Product` says which and what happens to it.
+// One block per tile of the product; `Product` says which and what happens to it. What adds up rows of an expert does
+// so a block of rows at a time, so that they may come in several calls.
 template <class Product>
 __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(const Product product) {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -162,10 +163,19 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(const Product produ
 #pragma unroll
         for (int j = 0; j < 4; ++j) multiply_add(sum.c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
     }
+    if constexpr (Product::kRowsAlongK) {
+      constexpr int kBlockSteps = kExpertBlockRows / kDepth;
+      if (step % kBlockSteps == kBlockSteps - 1 || step + 1 == num_steps) {
+        product.finish(sum, t, shared);
+        sum = {};
+      }
+    }
   }
-  wait_for_copies<0>();
-  __syncthreads();  // the stages are free for the epilogue
-  product.finish(sum, t, shared);
+  if constexpr (!Product::kRowsAlongK) {
+    wait_for_copies<0>();
+    __syncthreads();  // the stages are free for the epilogue
+    product.finish(sum, t, shared);
+  }
 }
 
 template <class Product>
@@ -192,7 +202,7 @@ __device__ __forceinline__ bf16* stage_tile(const Accumulators& sum, unsigned ch
 template <Major kWeightMajor>
 struct RowProduct {
   static constexpr Major kMajorA = Major::kK, kMajorB = kWeightMajor;
-  static constexpr bool kPairedB = false;
+  static constexpr bool kPairedB = false, kRowsAlongK = false;
   RowGrid grid;
   bf16* out;
   const bf16 *x, *weight;
@@ -226,7 +236,7 @@ struct RowProduct {
 // [a | b] = x gate_up_e^T and h = row_gate * silu(a) * b. A tile has 64 columns of a and the same ones of b.
 struct UpProduct {
   static constexpr Major kMajorA = Major::kK, kMajorB = Major::kK;
-  static constexpr bool kPairedB = true;
+  static constexpr bool kPairedB = true, kRowsAlongK = false;
   RowGrid grid;
   bf16 *gate_up_out, *h;
   const bf16 *x, *gate_up;
@@ -272,7 +282,7 @@ struct UpProduct {
 // of each row's d_row_gate per column tile.
 struct DownGradient {
   static constexpr Major kMajorA = Major::kK, kMajorB = Major::kMn;
-  static constexpr bool kPairedB = false;
+  static constexpr bool kPairedB = false, kRowsAlongK = false;
   static constexpr int kStride = kTile + 8;  // of the tile in shared memory, in floats
   static_assert(kTile * kStride * 4 <= kMmaSharedBytes);
   RowGrid grid;
@@ -337,7 +347,7 @@ __device__ __forceinline__ void store_pair(bf16* to, float2 pair) {
 template <class G>
 struct WeightProduct {
   static constexpr Major kMajorA = Major::kMn, kMajorB = Major::kMn;
-  static constexpr bool kPairedB = false;
+  static constexpr bool kPairedB = false, kRowsAlongK = true;
   const int32_t* row_begin;
   G* d_weight;
   const bf16 *d_y, *x;

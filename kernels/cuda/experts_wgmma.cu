@@ -69,6 +69,10 @@ __device__ __forceinline__ void clear_lines(unsigned char* stage, int k_left) {
   sync_threads(1, kConsumers * kWarpgroup);
 }
 
+// Rows of an expert that are added up at a time, so that they may come in several calls.
+constexpr int kBlockRows = static_cast<int>(kExpertBlockRows);
+static_assert(kBlockRows % kDepth == 0);
+
 // `Product` says which tiles there are, what of both operands a step reads, and what becomes of a tile.
 template <class Product>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -126,29 +130,35 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (float& c : sum.c) c = 0;
       }
       typename Product::Early early = product.early(t);
-      int previous = -1;
-      for (int k = 0; k < t.k_extent; k += kDepth) {
-        wait(&filled[stage], parity);
-        unsigned char* const here = stages + stage * kStageBytes;
-        if constexpr (Product::kRowsAlongK) {
-          if (t.k_extent - k < kDepth) clear_lines(here, t.k_extent - k);
-        }
-        const uint32_t a_tile = shared_address(here) + warpgroup * kBlockBytes, b_tile = shared_address(here) + kABytes;
-        begin_products();
+      int k = 0;
+      do {
+        const int block_begin = k, block_end = Product::kRowsAlongK ? min(t.k_extent, k + kBlockRows) : t.k_extent;
+        int previous = -1;
+        for (; k < block_end; k += kDepth) {
+          wait(&filled[stage], parity);
+          unsigned char* const here = stages + stage * kStageBytes;
+          if constexpr (Product::kRowsAlongK) {
+            if (t.k_extent - k < kDepth) clear_lines(here, t.k_extent - k);
+          }
+          const uint32_t a_tile = shared_address(here) + warpgroup * kBlockBytes,
+                         b_tile = shared_address(here) + kABytes;
+          begin_products();
 #pragma unroll
-        for (int step = 0; step < kDepth / 16; ++step)
-          multiply_add_256<kMajorA, kMajorB>(sum.c, factor<kMajorA>(a_tile + step * kFactorStep<kMajorA>, kBlockBytes),
-                                             factor<kMajorB>(b_tile + step * kFactorStep<kMajorB>, kBlockBytes),
-                                             k > 0 || step > 0);
-        commit_products();
-        wait_for_products<1>();
+          for (int step = 0; step < kDepth / 16; ++step)
+            multiply_add_256<kMajorA, kMajorB>(
+                sum.c, factor<kMajorA>(a_tile + step * kFactorStep<kMajorA>, kBlockBytes),
+                factor<kMajorB>(b_tile + step * kFactorStep<kMajorB>, kBlockBytes), k > block_begin || step > 0);
+          commit_products();
+          wait_for_products<1>();
+          if (previous >= 0) release(previous);
+          previous = stage;
+          next_stage();
+        }
+        wait_for_products<0>();
         if (previous >= 0) release(previous);
-        previous = stage;
-        next_stage();
-      }
-      wait_for_products<0>();
-      if (previous >= 0) release(previous);
-      product.finish(sum, t, early, stages + kStages * kStageBytes);
+        if constexpr (Product::kRowsAlongK) product.finish(sum, t, block_begin > 0, stages + kStages * kStageBytes);
+        else product.finish(sum, t, early, stages + kStages * kStageBytes);
+      } while (Product::kRowsAlongK && k < t.k_extent);
     }
     if constexpr (Product::kRowsAlongK) wait_for_added<0>();
   }
@@ -389,8 +399,10 @@ struct WeightProduct {
     for (int n = 0; n < kColumns; n += kLine)
       copy_box(b_to + n / kLine * kBlockBytes, b, barrier, t.column + n, t.k_begin + k);
   }
-  __device__ void finish(const Accumulators& sum, const Tile& t, const Early&, unsigned char* sums) const {
+  // Of a block of rows; those behind the first are added to what that one left.
+  __device__ void finish(const Accumulators& sum, const Tile& t, bool adds, unsigned char* sums) const {
     const int warpgroup = threadIdx.x / kWarpgroup - 1, thread = threadIdx.x % kWarpgroup;
+    if (adds && thread == 0) wait_for_results();
     const int row = sum.row(0) - warpgroup * 64, column = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int first = 0; first < kColumns; first += kSumColumns) {
@@ -412,8 +424,9 @@ struct WeightProduct {
       fence_shared_writes();
       sync_threads(2 + warpgroup, kWarpgroup);
       if (thread == 0) {
-        constexpr auto write = kAccumulate == Accumulate::kYes ? add_box : store_box;
-        write(d_weight, shared_address(box), t.column + first, t.row + warpgroup * 64, t.expert);
+        const int x = t.column + first, y = t.row + warpgroup * 64;
+        if (kAccumulate == Accumulate::kYes || adds) add_box(d_weight, shared_address(box), x, y, t.expert);
+        else store_box(d_weight, shared_address(box), x, y, t.expert);
       }
     }
   }

@@ -150,6 +150,8 @@ __device__ __forceinline__ void add_box(const CUtensorMap& map, uint32_t from, i
       : "memory");
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
+// Until all boxes that this thread has added or stored are where they go.
+__device__ __forceinline__ void wait_for_results() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // Until of the boxes that this thread has added or stored, all but the last so many have been read.
 template <int kPending>
 __device__ __forceinline__ void wait_for_added() {

@@ -124,9 +124,11 @@ __global__ void __launch_bounds__(kThreads, kPerLane <= 16 ? 4 : 1)
         my_prob = prob;
       }
     }
+    int slot = 0;  // how many of the chosen ones have a lower id
+    for (int k = 0; k < K; ++k) slot += __shfl_sync(kAllLanes, my_id, k) < my_id;
     if (lane < K) {
-      out.expert_id[n * K + lane] = my_id;
-      out.gate[n * K + lane] = norm_top_k ? my_prob / chosen_sum : my_prob;
+      out.expert_id[n * K + slot] = my_id;
+      out.gate[n * K + slot] = norm_top_k ? my_prob / chosen_sum : my_prob;
       atomicAdd(&count[my_id], 1);  // of integers: any order gives the same
     }
   }

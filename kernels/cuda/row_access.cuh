@@ -22,6 +22,7 @@ struct One {
 // kCount consecutive floats beside the elements of a V: weights, sums. From a multiple of kCount in aligned memory.
 template <int kCount>
 struct Floats {
+  static constexpr int kSize = kCount;
   float element[kCount];
 
   __device__ __forceinline__ static Floats load(const float* from) {
@@ -50,6 +51,7 @@ struct Floats {
   }
   __device__ __forceinline__ float operator[](int i) const { return element[i]; }
   __device__ __forceinline__ float& operator[](int i) { return element[i]; }
+  __device__ __forceinline__ void set(int i, float value) { element[i] = value; }
 };
 
 // Calls body.template operator()<Vec<T>>() if rows that begin at these addresses and multiples of `row_elements` from
