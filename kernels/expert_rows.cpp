@@ -70,7 +70,7 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
   check_shapes({{"y", y, {N, C}}, {"rows", rows, {R, C}}});
   if (rows.dtype() != wide_dtype(y.dtype())) check_dtype(y.dtype(), {{"rows", rows}});
   check_order(order, N);
-  if (N == 0 || ctx.counts_only()) return;
+  if (N == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::combine_rows(ctx, y, rows, order, accumulate);
   }
@@ -83,7 +83,7 @@ void add_rows(Context& ctx, Tensor sums, const Tensor& rows, const ExpertOrder& 
   check_shapes({{"sums", sums, {N, C}}, {"rows", rows, {R, C}}});
   check_dtype(wide_dtype(rows.dtype()), {{"sums", sums}});
   check_order(order, N);
-  if (N == 0 || R == 0) return;
+  if (N == 0 || R == 0 || ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::add_rows(ctx, sums, rows, order);
   }
@@ -97,6 +97,7 @@ void window_of_order(Context& ctx, ExpertOrder window, const ExpertOrder& order,
   check_order(window, N);
   check_shapes({{"window.row_of_slot", window.row_of_slot, order.row_of_slot.shape()},
                 {"window.rows_per_expert", window.rows_per_expert, order.rows_per_expert.shape()}});
+  if (ctx.counts_only()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::window_of_order(ctx, window, order, first_row, num_rows);
   }

@@ -1,5 +1,7 @@
 #include "model/model.h"
 
+#include <algorithm>
+
 #include "kernels/core/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/lm_head_loss.h"
@@ -77,19 +79,23 @@ void Model::forward_layers(Context& ctx, ModelCache* cache) {
 
 void Model::forward(Context& ctx, const Batch& batch) {
   set_inputs(ctx, batch);
-  forward_layers(ctx, nullptr);
-  if (mtp_)
-    mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
-                  {mtp_segments_});
+  do {
+    forward_layers(ctx, nullptr);
+    if (mtp_)
+      mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
+                    {mtp_segments_});
+  } while (exchange_.rows_were_cut(ctx));
 }
 
 void Model::forward(Context& ctx, const Batch& batch, ModelCache& cache) {
   check<ShapeError>(batch.num_rows == 1 && batch.segments.num_documents() == 1,
                     "the next tokens of a text: expected one row with one document, got ", batch.num_rows, " with ",
                     batch.segments.num_documents());
-  check<ShapeError>(cache.num_tokens + num_tokens() <= cache.max_tokens, "the next tokens of a text: ",
-                    cache.num_tokens, " and ", num_tokens(), " more do not fit a cache for ", cache.max_tokens);
+  check<ShapeError>(cache.num_tokens + num_tokens() <= cache.max_tokens,
+                    "the next tokens of a text: ", cache.num_tokens, " and ", num_tokens(),
+                    " more do not fit a cache for ", cache.max_tokens);
   set_inputs(ctx, batch);
+  exchange_.wait_for_counts();  // what the cache holds cannot be done again
   forward_layers(ctx, &cache);
   cache.num_tokens += num_tokens();
 }
@@ -105,7 +111,6 @@ void Model::plan_cache(Planner& planner, ModelCache& cache, int64_t max_tokens) 
 LossSums Model::read_loss_sums(Context& ctx) {
   double sums[2] = {};
   copy(ctx, Tensor::of(sums, {2}), loss_sums_);
-  exchange_.check_room(ctx);
   return {sums[0], mtp_ ? sums[1] : 0};
 }
 
@@ -143,6 +148,13 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
   embedding_backward(ctx, gradients_.embed_tokens, d_stream, tokens_);
   if (left) left(-1);
   return read_loss_sums(ctx);
+}
+
+int64_t Model::overflow_rounds() const {
+  auto beyond_first = [](const MoeSaved& moe) { return std::max<int64_t>(0, std::ssize(moe.route.rounds) - 1); };
+  int64_t rounds = mtp_ ? beyond_first(mtp_saved_.layer.moe) : 0;
+  for (const auto& saved : saved_) rounds += beyond_first(saved.moe);
+  return rounds;
 }
 
 std::vector<const RouterOutputs*> Model::routers() const {

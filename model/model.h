@@ -78,6 +78,8 @@ class Model {
 
   // Router outputs of the last forward, one per MoE layer, the MTP block's last.
   std::vector<const RouterOutputs*> routers() const;
+  // Rounds beyond the first that the experts of this rank took in the last forward, of all layers.
+  int64_t overflow_rounds() const;
   // (N, C) behind the final norm of the last forward.
   const Tensor& hidden() const { return hidden_; }
   // (N, C) behind the MTP block's norm of the last forward.

@@ -1,5 +1,8 @@
 #include "model/moe_layer.h"
 
+#include <algorithm>
+#include <optional>
+
 #include "kernels/matmul.h"
 #include "kernels/swiglu.h"
 
@@ -46,6 +49,16 @@ void MoeLayer::plan(SavedPlan& saved, MoeSaved& s, int64_t num_rows, int64_t N, 
   saved.by_products("shared_gate", s.shared_gate, {N, 1}, wide);
 }
 
+// body(route) with the route of all rows, or with that of every round.
+template <class Body>
+void MoeLayer::for_each_round(Context& ctx, const ExpertRoute& route, Body&& body) const {
+  if (!route.in_rounds()) return body(route);
+  for (const ExpertRoute::Round& round : route.rounds) {
+    Scratch scratch(ctx);
+    body(exchange_.round(ctx, scratch, route, round));
+  }
+}
+
 void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s,
                        const LayerPass& pass) const {
   const int64_t N = x.dim(0);
@@ -62,38 +75,50 @@ void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams&
   if (!exchange_.starts_before_plan()) travelling = exchange_.start_dispatch(ctx, scratch, x, s.route);
   const Tensor travelling_gates = exchange_.start_dispatch_gates(ctx, scratch, s.router.gate, s.route);
   linear_forward(ctx, s.shared_a, x, p.shared.gate_proj);
-  const int64_t R = s.route.num_rows;
-  Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R), rows_out = scratch.tensor({R, C_}, x.dtype());
-  exchange_.finish_dispatch_gates(ctx, row_gate, travelling_gates, s.route);
-  exchange_.finish_dispatch(ctx, rows, travelling, x, s.route);
-
-  experts_forward(ctx, rows_out, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert(), p.experts);
-
-  travelling = exchange_.start_combine(ctx, scratch, rows_out, s.route);
+  const bool in_rounds = s.route.in_rounds();
+  Tensor most_out = scratch.tensor({std::min(s.route.num_rows, exchange_.max_rows()), C_}, x.dtype());
+  Tensor sums, returning;
+  if (in_rounds) sums = exchange_.zero_sums(ctx, scratch, C_, x.dtype(), s.route);
+  for_each_round(ctx, s.route, [&](const ExpertRoute& route) {
+    const int64_t R = route.num_rows;
+    Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R), rows_out = most_out.rows(0, R);
+    exchange_.finish_dispatch_gates(ctx, row_gate, travelling_gates, route);
+    exchange_.finish_dispatch(ctx, rows, travelling, x, route);
+    experts_forward(ctx, rows_out, s.gate_up_out.rows(0, R), rows, row_gate, route.rows_per_expert(), p.experts);
+    if (in_rounds) add_rows(ctx, sums, rows_out, route.order);
+    else returning = exchange_.start_combine(ctx, scratch, rows_out, route);
+  });
+  if (in_rounds) returning = exchange_.start_combine_sums(ctx, scratch, sums, x.dtype(), s.route);
   Tensor h = scratch.tensor({N, Fs_}, x.dtype());
   linear_forward(ctx, s.shared_b, x, p.shared.up_proj);
   linear_forward(ctx, s.shared_gate, x, p.shared.gate);
   swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
   linear_forward(ctx, y, h, p.shared.down_proj);
-  exchange_.finish_combine(ctx, y, travelling, s.route, Accumulate::kYes);
+  exchange_.finish_combine(ctx, y, returning, s.route, Accumulate::kYes);
 }
 
 // What backward reads, made again from x, where tokens were routed, and what is kept.
 void MoeLayer::remake(Context& ctx, Remake what, const Tensor& x, const MoeParams& p, const MoeSaved& s,
                       const LayerPass& pass) const {
   if (what == Remake::kNothing || (what == Remake::kElementwise && !rows_are_near())) return;
-  const int64_t R = s.route.num_rows;
+  const bool in_rounds = s.route.in_rounds();  // which fetch and make their rows themselves
+  const int64_t R = in_rounds ? 0 : s.route.num_rows;
   const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
-  if (what == Remake::kElementwise) return exchange_.dispatch(ctx, rows, x, s.route);
+  if (what == Remake::kElementwise) {
+    if (!in_rounds) exchange_.dispatch(ctx, rows, x, s.route);
+    return;
+  }
 
   Scratch scratch(ctx);
-  const Tensor travelling = exchange_.start_dispatch(ctx, scratch, x, s.route);
+  Tensor travelling;
+  if (!in_rounds) travelling = exchange_.start_dispatch(ctx, scratch, x, s.route);
   Tensor logits = scratch.tensor({x.dim(0), E_}, wide_dtype(x.dtype()));
   linear_forward(ctx, logits, x, p.router);
   router_forward(ctx, s.router, logits, pass.segments, norm_);
   linear_forward(ctx, s.shared_a, x, p.shared.gate_proj);
   linear_forward(ctx, s.shared_b, x, p.shared.up_proj);
   linear_forward(ctx, s.shared_gate, x, p.shared.gate);
+  if (in_rounds) return;
   exchange_.finish_dispatch(ctx, rows, travelling, x, s.route);
   experts_forward(ctx, {}, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert(), p.experts);
 }
@@ -101,35 +126,63 @@ void MoeLayer::remake(Context& ctx, Remake what, const Tensor& x, const MoeParam
 void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
                         const MoeSaved& s, const LayerPass& pass) const {
   remake(ctx, remake_of(LayerPart::kMoe, pass.recompute), x, p, s, pass);
-  const int64_t N = x.dim(0), R = s.route.num_rows;
+  const int64_t N = x.dim(0), Rmax = std::min(s.route.num_rows, exchange_.max_rows());
   const DType dtype = x.dtype(), wide = wide_dtype(dtype);
+  const bool in_rounds = s.route.in_rounds();
   Scratch scratch(ctx);
 
-  Tensor d_rows_out = scratch.tensor({R, C_}, dtype), d_rows = scratch.tensor({R, C_}, dtype);
-  Tensor d_row_gate = scratch.tensor({R}, wide), d_gate = scratch.tensor({N, K_}, wide);
+  Tensor most_d_out = scratch.tensor({Rmax, C_}, dtype), most_d_rows = scratch.tensor({Rmax, C_}, dtype);
+  Tensor most_d_gate = scratch.tensor({Rmax}, wide), d_gate = scratch.tensor({N, K_}, wide);
+  Tensor sums, gate_sums;
+  if (in_rounds) {
+    sums = exchange_.zero_sums(ctx, scratch, C_, dtype, s.route);
+    gate_sums = exchange_.zero_gate_sums(ctx, scratch, wide, s.route);
+  }
   Tensor d_logits = scratch.tensor({N, E_}, dtype);
   Tensor h = scratch.tensor({N, Fs_}, dtype), d_h = scratch.tensor({N, Fs_}, dtype);
   Tensor d_b = scratch.tensor({N, Fs_}, dtype), d_shared_gate = scratch.tensor({N, 1}, dtype);
   Tensor d_a = d_h;
 
-  // The transpose of combine brings d_y to the experts; meanwhile part of the shared expert.
+  // The transpose of combine brings d_y to the experts; meanwhile part of the shared expert. Rounds need x once more.
   {
-    Scratch transfer(ctx);
-    const Tensor travelling = exchange_.start_dispatch(ctx, transfer, d_y, s.route);
+    std::optional<Scratch> transfer(std::in_place, ctx);
+    Tensor x_again, gates_again;
+    if (in_rounds) {
+      gates_again = exchange_.start_dispatch_gates(ctx, *transfer, s.router.gate, s.route);
+      x_again = exchange_.keep(ctx, *transfer, exchange_.start_dispatch(ctx, *transfer, x, s.route));
+    }
+    const Tensor travelling = exchange_.start_dispatch(ctx, *transfer, d_y, s.route);
     swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
     linear_backward_weight(ctx, g.shared.down_proj, d_y, h);
     linear_backward_input(ctx, d_h, d_y, p.shared.down_proj);
     swiglu_backward(ctx, d_a, d_b, d_shared_gate, d_h, s.shared_a, s.shared_b, s.shared_gate);
     linear_backward_weight(ctx, g.shared.gate, d_shared_gate, x);
-    exchange_.finish_dispatch(ctx, d_rows_out, travelling, d_y, s.route);
+    Accumulate accumulate = pass.expert_gradients;
+    for_each_round(ctx, s.route, [&](const ExpertRoute& route) {
+      const int64_t R = route.num_rows;
+      Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R), gate_up_out = s.gate_up_out.rows(0, R);
+      Tensor d_out = most_d_out.rows(0, R), d_rows = most_d_rows.rows(0, R), d_row_gate = most_d_gate.rows(0, R);
+      if (in_rounds) {
+        exchange_.finish_dispatch_gates(ctx, row_gate, gates_again, route);
+        exchange_.finish_dispatch(ctx, rows, x_again, x, route);
+        experts_forward(ctx, d_rows, gate_up_out, rows, row_gate, route.rows_per_expert(), p.experts);
+      }
+      exchange_.finish_dispatch(ctx, d_out, travelling, d_y, route);
+      if (!in_rounds) transfer.reset();
+      experts_backward(ctx, d_rows, d_row_gate, g.experts, d_out, rows, row_gate, gate_up_out, route.rows_per_expert(),
+                       p.experts, accumulate);
+      accumulate = Accumulate::kYes;
+      if (!in_rounds) return;
+      add_rows(ctx, sums, d_rows, route.order);
+      exchange_.add_gates(ctx, gate_sums, d_row_gate, route);
+    });
   }
-  const Tensor rows = s.rows.rows(0, R), row_gate = s.row_gate.rows(0, R);
-  experts_backward(ctx, d_rows, d_row_gate, g.experts, d_rows_out, rows, row_gate, s.gate_up_out.rows(0, R),
-                   s.route.rows_per_expert(), p.experts, pass.expert_gradients);
 
-  // The transpose of dispatch brings d_x back; meanwhile the rest, which is also first in the sum.
-  const Tensor travelling_gates = exchange_.start_return_gates(ctx, scratch, d_row_gate, s.route);
-  const Tensor travelling = exchange_.start_combine(ctx, scratch, d_rows, s.route);
+  // The transpose of dispatch brings d_x back; meanwhile the rest.
+  const Tensor travelling_gates = in_rounds ? exchange_.start_return_gate_sums(ctx, scratch, gate_sums, s.route)
+                                            : exchange_.start_return_gates(ctx, scratch, most_d_gate, s.route);
+  const Tensor travelling = in_rounds ? exchange_.start_combine_sums(ctx, scratch, sums, dtype, s.route)
+                                      : exchange_.start_combine(ctx, scratch, most_d_rows, s.route);
   linear_backward_weight(ctx, g.shared.gate_proj, d_a, x);
   linear_backward_weight(ctx, g.shared.up_proj, d_b, x);
   linear_backward_input(ctx, d_x, d_a, p.shared.gate_proj);

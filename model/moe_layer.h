@@ -45,6 +45,7 @@ struct MoeSaved {
   RouterOutputs router;
   Tensor router_entropy;  // (1) F64  sum over the valid tokens; a number for metrics
   ExpertRoute route;
+  // Of all rows, or of the last round of several: backward then makes each round's again.
   Tensor rows;                // (Rmax, C)   received rows, the first R are used
   Tensor row_gate;            // (Rmax)
   Tensor gate_up_out;         // (Rmax, 2F)
@@ -72,6 +73,8 @@ class MoeLayer {
   bool rows_are_near() const { return !exchange_.moves_rows(); }
   void remake(Context& ctx, Remake what, const Tensor& x, const MoeParams& p, const MoeSaved& s,
               const LayerPass& pass) const;
+  template <class Body>
+  void for_each_round(Context& ctx, const ExpertRoute& route, Body&& body) const;
 
   int64_t C_, E_, K_, F_, Fs_;
   GateNorm norm_;

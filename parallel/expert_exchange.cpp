@@ -7,6 +7,7 @@
 #include "kernels/core/copy.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/profile.h"
+#include "kernels/experts.h"
 
 namespace braid {
 namespace {
@@ -46,6 +47,20 @@ Tensor as_float(Tensor ids) { return Tensor(ids.raw(), DType::kF32, ids.shape(),
 
 }  // namespace
 
+std::vector<ExpertRoute::Round> rounds_of(std::span<const int64_t> rows_per_expert, int64_t max_rows) {
+  std::vector<ExpertRoute::Round> rounds = {{0, 0}};
+  for (int64_t rows : rows_per_expert) {
+    while (rows > 0) {
+      const int64_t room = max_rows - rounds.back().num_rows;
+      const int64_t taken = rows <= room ? rows : room / kExpertBlockRows * kExpertBlockRows;
+      rounds.back().num_rows += taken;
+      rows -= taken;
+      if (rows > 0) rounds.push_back({rounds.back().first_row + rounds.back().num_rows, 0});
+    }
+  }
+  return rounds;
+}
+
 ExpertExchange::ExpertExchange(Communicator& group, int64_t num_experts, int64_t experts_per_token, int64_t max_tokens,
                                double max_rows_factor, std::optional<CopyPlaces> places)
     : group_(group),
@@ -62,9 +77,8 @@ ExpertExchange::ExpertExchange(Communicator& group, int64_t num_experts, int64_t
   // Compared as numbers before the conversion, which is undefined for a factor that is too large.
   if (const double bound = std::ceil(max_rows_factor * static_cast<double>(mean));
       max_rows_factor > 0 && bound < static_cast<double>(worst))
-    max_rows_ = static_cast<int64_t>(bound);
+    max_rows_ = std::min(worst, std::max(static_cast<int64_t>(bound), kExpertBlockRows));
   max_copies_ = max_tokens * group.size();
-  if (places_ == CopyPlaces::kPacked) max_copies_ = std::min(max_copies_, max_rows_);  // a copy has a row at least
 }
 
 int64_t ExpertExchange::most_ranks_of_a_token() const { return std::min<int64_t>(experts_per_token_, group_.size()); }
@@ -80,10 +94,16 @@ int64_t ExpertExchange::window_bytes() const {
   return sum;
 }
 
+// What a token's sums are the sums of: its rows where they all are on this rank, its copies elsewhere. Rounds leave
+// copies, of which a token of a group of one has one.
+const ExpertOrder& ExpertExchange::order_of_tokens(const ExpertRoute& route) const {
+  return group_.size() == 1 && !route.in_rounds() ? route.order : route.copies;
+}
+
 void ExpertExchange::plan_memory(Planner& planner, ExpertRoute& route) const {
   Planner::Scope scope(planner, "route.");
   const int64_t K = experts_per_token_, S = most_ranks_of_a_token();
-  if (group_.size() > 1) {
+  if (group_.size() > 1 || !fits_always()) {
     planner.add("place_of_copy", route.copies.row_of_slot, {max_tokens_, S}, DType::kI32);
     planner.add("copy_at_place", route.copies.slot_of_row, {max_tokens_ * S}, DType::kI32);
     planner.add("copies_per_rank", route.copies.rows_per_expert, {group_.size()}, DType::kI64);
@@ -121,18 +141,37 @@ void ExpertExchange::plan(Context& ctx, ExpertRoute& route, const Tensor& expert
   resize(route.order, U, K);
   expert_order(ctx, route.order, ids);
 
+  route.rounds.clear();
+  route.num_rows = std::min(max_rows_, U * K);
   if (ctx.counts_only()) {
-    route.num_rows = std::min(max_rows_, U * K);
-    return;
+    if (waits_for_counts_) begin_rounds(ctx, route, expert_id, {{0, route.num_rows}});
+  } else if (!ctx.on_cuda() || waits_for_counts_) {
+    plan_rounds(ctx, route, expert_id);
+  } else if (!fits_always()) {
+    limit_rows(ctx, route.order.rows_per_expert, needed_rows(ctx), max_rows_);
   }
-  const bool fits = max_rows_ == max_tokens_ * K * size;
-  if (!fits) limit_rows(ctx, route.order.rows_per_expert, needed_rows(ctx), max_rows_);
-  if (ctx.on_cuda()) {
-    route.num_rows = std::min(max_rows_, U * K);
-  } else {
-    check_room(ctx);
-    route.num_rows = sum_of({route.order.rows_per_expert.data<int64_t>(), size_t(El)});
-  }
+}
+
+// Where the host knows the counts, or waits for them.
+void ExpertExchange::plan_rounds(Context& ctx, ExpertRoute& route, const Tensor& expert_id) {
+  std::vector<int64_t> rows(static_cast<size_t>(num_local_experts()));
+  copy(ctx, Tensor::of(rows.data(), {num_local_experts()}), route.order.rows_per_expert);
+  route.num_rows = sum_of(rows);
+  if (fits_always()) return;
+  int64_t most = route.num_rows;
+  group_.all_reduce(ctx, Tensor::of(&most, {1}), ReduceOp::kMax);
+  if (most <= max_rows_) return;
+  had_rounds_ = true;
+  begin_rounds(ctx, route, expert_id, rounds_of(rows, max_rows_));
+}
+
+void ExpertExchange::begin_rounds(Context& ctx, ExpertRoute& route, const Tensor& expert_id,
+                                  std::vector<ExpertRoute::Round> rounds) {
+  route.rounds = std::move(rounds);
+  if (group_.size() > 1) return;
+  resize(route.copies, expert_id.dim(0), 1);
+  token_places(ctx, route.copies.row_of_slot, expert_id, num_experts_, 0, 1);
+  fill_zero(ctx, route.copies.rows_per_expert);  // nothing is sorted
 }
 
 void ExpertExchange::plan_copies(Context& ctx, ExpertRoute& route, const Tensor& expert_id) {
@@ -169,19 +208,11 @@ void ExpertExchange::exchange_counts(Context& ctx, ExpertRoute& route) {
   for (int r = 0; r < size; ++r) std::fill_n(counts(rank, r), 2, copies[r]);
   Tensor matrix = Tensor::of(numbers.data(), {size, 2 * size});
   group_.all_gather(ctx, matrix, matrix.rows(rank, rank + 1));
-  for (int r = 0; r < size; ++r) {
-    int64_t received = 0;
-    for (int s = 0; s < size; ++s) {
+  for (int r = 0; r < size; ++r)
+    for (int s = 0; s < size; ++s)
       check<CommunicationError>(counts(s, r)[0] == counts(s, r)[1], "expert exchange: rank ", s, " announces ",
                                 counts(s, r)[0], " rows for rank ", r, " of the expert group, but repeats ",
                                 counts(s, r)[1]);
-      received += counts(s, r)[0];
-    }
-    check<CommunicationError>(received <= max_copies_, "expert exchange: rank ", r,
-                              " of the expert group would receive ", received,
-                              " copies of tokens, more than its room for ", max_copies_,
-                              " rows; raise parallel.max_rows_factor, or set it to 0");
-  }
   route.send_rows.resize(size);
   route.recv_rows.resize(size);
   for (int r = 0; r < size; ++r) {
@@ -199,17 +230,79 @@ Tensor ExpertExchange::needed_rows(Context& ctx) {
   return Tensor(needed_rows_.get(), DType::kI64, {1}, ctx.device());
 }
 
-void ExpertExchange::check_room(Context& ctx) {
-  if (!needed_rows_) return;
-  std::vector<int64_t> needed(static_cast<size_t>(group_.size()));
-  Tensor all = Tensor::of(needed.data(), {group_.size()});
-  copy(ctx, all.rows(group_.rank(), group_.rank() + 1), needed_rows(ctx));
+bool ExpertExchange::rows_were_cut(Context& ctx) {
+  if (ctx.counts_only()) {  // every other pass is counted in rounds
+    waits_for_counts_ = !waits_for_counts_ && !fits_always();
+    return false;
+  }
+  if (waits_for_counts_) {
+    waits_for_counts_ = had_rounds_;
+    had_rounds_ = false;
+    return false;
+  }
+  if (!needed_rows_) return false;
+  int64_t needed = 0;
+  copy(ctx, Tensor::of(&needed, {1}), needed_rows(ctx));
   fill_zero(ctx, needed_rows(ctx));
-  group_.all_gather(ctx, all, all.rows(group_.rank(), group_.rank() + 1));
-  for (int r = 0; r < group_.size(); ++r)
-    check<CommunicationError>(needed[r] <= max_rows_, "expert exchange: rank ", r,
-                              " of the expert group would receive ", needed[r], " rows, more than its room for ",
-                              max_rows_, "; raise parallel.max_rows_factor, or set it to 0");
+  group_.all_reduce(ctx, Tensor::of(&needed, {1}), ReduceOp::kMax);
+  had_rounds_ = false;
+  return waits_for_counts_ = needed > max_rows_;
+}
+
+ExpertRoute ExpertExchange::round(Context& ctx, Scratch& scratch, const ExpertRoute& route,
+                                  const ExpertRoute::Round& round) const {
+  ExpertRoute part = route;
+  part.order = {scratch.tensor(route.order.row_of_slot.shape(), DType::kI32),
+                scratch.tensor(route.order.slot_of_row.shape(), DType::kI32),
+                scratch.tensor(route.order.rows_per_expert.shape(), DType::kI64)};
+  window_of_order(ctx, part.order, route.order, round.first_row, round.num_rows);
+  part.num_rows = round.num_rows;
+  return part;
+}
+
+Tensor ExpertExchange::keep(Context& ctx, Scratch& scratch, const Tensor& travelling) const {
+  wait_for(ctx, rows_);
+  if (!rows_.windows) return travelling;
+  Tensor kept = scratch.tensor(travelling.shape(), travelling.dtype());
+  for (const auto& [begin, end] : other_places()) copy(ctx, kept.rows(begin, end), travelling.rows(begin, end));
+  return kept;
+}
+
+Tensor ExpertExchange::zero_sums(Context& ctx, Scratch& scratch, int64_t C, DType activation,
+                                 const ExpertRoute& route) const {
+  Tensor sums = scratch.tensor({route.order.row_of_slot.dim(0), C}, wide_dtype(activation));
+  fill_zero(ctx, sums);
+  return sums;
+}
+
+Tensor ExpertExchange::start_combine_sums(Context& ctx, Scratch& scratch, const Tensor& sums, DType activation,
+                                          const ExpertRoute& route) {
+  if (group_.size() == 1) return sums;
+  Tensor copies = sums;
+  if (activation != sums.dtype()) {
+    copies = scratch.tensor(sums.shape(), activation);
+    convert(ctx, copies, sums);
+  }
+  const Tensor returned = send_to_tokens(ctx, scratch, rows_, copies, route);
+  if (rows_.windows) copy(ctx, own_places(returned), own_places(copies));
+  return returned;
+}
+
+Tensor ExpertExchange::zero_gate_sums(Context& ctx, Scratch& scratch, DType wide, const ExpertRoute& route) const {
+  Tensor sums = scratch.tensor(route.order.row_of_slot.shape(), wide);
+  fill_zero(ctx, sums);
+  return sums;
+}
+
+void ExpertExchange::add_gates(Context& ctx, Tensor sums, const Tensor& row_gate, const ExpertRoute& round) const {
+  add_rows(ctx, as_column(sums), as_column(row_gate), per_pair(round.order));
+}
+
+Tensor ExpertExchange::start_return_gate_sums(Context& ctx, Scratch& scratch, const Tensor& sums,
+                                              const ExpertRoute& route) {
+  if (group_.size() == 1) return sums;
+  const Tensor returned = send_to_tokens(ctx, scratch, numbers_, sums, route);
+  return numbers_.windows ? with_own(ctx, returned, own_places(sums)) : returned;
 }
 
 // The places of this rank's own tokens on it, where places are fixed.
@@ -344,9 +437,9 @@ Tensor ExpertExchange::start_combine(Context& ctx, Scratch& scratch, const Tenso
 void ExpertExchange::finish_combine(Context& ctx, Tensor y, const Tensor& travelling, const ExpertRoute& route,
                                     Accumulate accumulate) {
   check_shapes({{"y", y, {num_tokens(route), travelling.dim(1)}}});
-  check_dtype(y.dtype(), {{"rows", travelling}});
+  if (!route.in_rounds()) check_dtype(y.dtype(), {{"rows", travelling}});
   wait_for(ctx, rows_);
-  combine_rows(ctx, y, travelling, group_.size() == 1 ? route.order : route.copies, accumulate);
+  combine_rows(ctx, y, travelling, order_of_tokens(route), accumulate);
 }
 
 void ExpertExchange::dispatch_gates(Context& ctx, Tensor row_gate, const Tensor& gate, const ExpertRoute& route) {
@@ -381,15 +474,15 @@ Tensor ExpertExchange::start_return_gates(Context& ctx, Scratch& scratch, const 
   if (group_.size() == 1) return row_gate;
   Tensor copies = scratch.tensor(route.order.row_of_slot.shape(), row_gate.dtype());
   combine_rows(ctx, as_column(copies), as_column(row_gate), per_pair(route.order));
-  const Tensor returned = send_to_tokens(ctx, scratch, numbers_, copies, route);
-  return numbers_.windows ? with_own(ctx, returned, own_places(copies)) : returned;
+  return start_return_gate_sums(ctx, scratch, copies, route);
 }
 
 void ExpertExchange::finish_return_gates(Context& ctx, Tensor gate, const Tensor& travelling,
                                          const ExpertRoute& route) {
   check_shapes({{"gate", gate, {num_tokens(route), experts_per_token_}}});
   check_dtype(gate.dtype(), {{"row_gate", travelling}});
-  if (group_.size() == 1) return combine_rows(ctx, as_column(gate), as_column(travelling), per_pair(route.order));
+  if (group_.size() == 1 && !route.in_rounds())
+    return combine_rows(ctx, as_column(gate), as_column(travelling), per_pair(route.order));
   wait_for(ctx, numbers_);
   combine_rows(ctx, gate, travelling, route.copies);
 }

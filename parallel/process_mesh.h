@@ -9,15 +9,15 @@
 namespace braid {
 
 struct ParallelConfig {
-  int64_t expert = 1;          // EP: ranks that share the experts of a layer between them
-  double max_rows_factor = 0;  // bound on received expert rows, as a multiple of the mean; 0: worst case always fits
+  int64_t expert = 1;            // EP: ranks that share the experts of a layer between them
+  double max_rows_factor = 1.5;  // expert rows that a rank holds at a time, by their mean; 0: all there can be
   int64_t bucket_elements = int64_t{32} << 20;  // gradients are reduced in parts of at least so many; 0: all at once
 
   template <class Visit>
   void visit(Visit&& key) {
     key("expert", expert, "ranks that share the experts of every layer (divides the ranks and num_experts)");
     key("max_rows_factor", max_rows_factor,
-        "room for expert rows a rank may receive, as a multiple of the mean; 0 = the worst case always fits");
+        "expert rows that a rank holds at a time, as a multiple of the mean; more take rounds; 0 = all there can be");
     key("bucket_elements", bucket_elements,
         "gradients are reduced in parts of at least so many elements, while backward goes on; 0 = all at once");
   }

@@ -84,10 +84,10 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
   };
   return {[](Change& c) {
             double& factor = c.config.parallel.max_rows_factor;
-            if (c.config.parallel.expert == 1 || (factor > 0 && factor <= 2)) return false;
-            factor = 2;
-            c.setting = "parallel.max_rows_factor=2";
-            c.price = "the run stops if a rank is sent more than twice the mean of rows";
+            if (c.config.parallel.expert == 1 || (factor > 0 && factor <= 1.25)) return false;
+            factor = 1.25;
+            c.setting = "parallel.max_rows_factor=1.25";
+            c.price = "a rank that is sent more than 1.25 times the mean of rows works through them in rounds";
             return true;
           },
           recompute(Recompute::kElementwise),
@@ -142,7 +142,7 @@ std::string verdict(const RunConfig& config, int64_t num_ranks, const GpuModel& 
   if (left >= 0) return concat("fits ", card, ": ", gib_text(left), " to spare", known, '\n');
   std::string out = concat("does not fit ", card, ": ", gib_text(-left), " too much", known, "\none change alone:\n");
   const auto line = [&](const Change& c, int64_t total) {
-    char text[200];
+    char text[240];
     std::snprintf(text, sizeof text, "  %-32s %14s  %-12s  %s\n", c.setting.c_str(), gib_text(total).c_str(),
                   total <= gpu.memory_bytes ? "fits" : "does not fit", c.price.c_str());
     out += text;

@@ -44,6 +44,7 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
   }
 
   LossSums sums;
+  int64_t overflow_rounds = 0;
   model.numbers().begin_step();
   for (const Batch& batch : batches.micro_batches) {
     model.forward(ctx, batch);
@@ -57,14 +58,17 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
         model.losses_and_backward(ctx, scales, balance, left, is_first ? Accumulate::kNo : Accumulate::kYes);
     sums.lm += micro.lm;
     sums.mtp += micro.mtp;
+    overflow_rounds += model.overflow_rounds();
     model.numbers().collect(ctx);
   }
 
-  double loss_sums[] = {ctx.counts_only() ? sums.lm : with_fault("loss", sums.lm), sums.mtp};  // the count is no step
-  mesh.world().all_reduce(ctx, Tensor::of(loss_sums, {2}), ReduceOp::kSum);
+  const double lm = ctx.counts_only() ? sums.lm : with_fault("loss", sums.lm);  // the count is no step
+  double all_sums[] = {lm, sums.mtp, double(overflow_rounds)};
+  mesh.world().all_reduce(ctx, Tensor::of(all_sums, {3}), ReduceOp::kSum);
   StepResult result;
-  result.loss_lm = ratio(loss_sums[0], counts.lm_targets);
-  result.loss_mtp = ratio(loss_sums[1], counts.mtp_targets);
+  result.loss_lm = ratio(all_sums[0], counts.lm_targets);
+  result.loss_mtp = ratio(all_sums[1], counts.mtp_targets);
+  result.overflow_rounds = static_cast<int64_t>(all_sums[2]);
   result.balance = balance.end_step(ctx);
   result.numbers = model.numbers().end_step(ctx, mesh.world(), tokens_per_layer(model, counts));
   result.tokens = counts.tokens;

@@ -11,8 +11,9 @@ struct StepResult {
   BalanceReport balance;
   std::vector<NamedNumber> numbers;  // those that log.metrics asks for
   double grad_norm = 0, lr = 0;
-  int64_t tokens = 0;   // valid tokens of the global batch
-  std::string problem;  // why no update was applied; empty if one was
+  int64_t tokens = 0;           // valid tokens of the global batch
+  int64_t overflow_rounds = 0;  // see Model::overflow_rounds; of all ranks and micro-batches
+  std::string problem;          // why no update was applied; empty if one was
 };
 
 // One optimizer update, number `step` (1 = first), on the micro-batches of this rank. Every loss is a mean over the

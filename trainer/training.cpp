@@ -105,6 +105,7 @@ MetricsLine training_line(int64_t step, int64_t tokens, const StepResult& r, con
     line.set(prefix + "load_max_over_mean", r.balance.loads[layer].max_over_mean);
     line.set(prefix + "dead_experts", r.balance.loads[layer].dead);
   }
+  line.set("moe/overflow_rounds", r.overflow_rounds);
   for (const NamedNumber& number : r.numbers) line.set(number.name, number.value);
   return line;
 }

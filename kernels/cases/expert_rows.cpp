@@ -54,16 +54,17 @@ void declare_parts(Trial& t, Ids ids, int64_t K, int64_t E, int64_t C) {
   const int64_t N = std::ssize(ids) / K, R = rows_in_use(ids), cut = R * 2 / 5;
   for (int64_t n = 0; n < N; ++n) std::sort(ids.begin() + n * K, ids.begin() + (n + 1) * K);
   const Order order = declare_order(t, ids, K, E);
-  auto window = [&](int64_t first, int64_t num) {
+  auto window = [&](int64_t first, int64_t num, const Work& work = {}) {
     const Var row_of_slot = t.output("window.row_of_slot", {N, K}, kI32),
               slot_of_row = t.output("window.slot_of_row", {N * K}, kI32);
     const Var rows_per_expert = t.output("window.rows_per_expert", {E}, kI64);
     const Order part = {row_of_slot, slot_of_row, rows_per_expert};
-    t.forward("window_of_order", {row_of_slot, slot_of_row, rows_per_expert},
-              [=](Context& ctx) { window_of_order(ctx, part, order, first, num); }, {.bytes = 16.0 * double(N * K)});
+    t.forward(
+        "window_of_order", {row_of_slot, slot_of_row, rows_per_expert},
+        [=](Context& ctx) { window_of_order(ctx, part, order, first, num); }, work);
     return part;
   };
-  const Order first = window(0, cut), second = window(cut, R - cut);
+  const Order first = window(0, cut, {.bytes = 16.0 * double(N * K)}), second = window(cut, R - cut);
   const Var rows = t.input("rows", {R, C}, normal());
   const Var sums = t.in_out("sums", {N, C}, constant(0), kWide);
   t.forward("add_rows", {sums},

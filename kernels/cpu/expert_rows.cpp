@@ -103,12 +103,13 @@ void gather_rows(Context&, Tensor rows, const Tensor& x, const ExpertOrder& orde
 
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
   const int64_t N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
-  check_rows(rows, order);
-  const int32_t* row_of_slot = order.row_of_slot.data<int32_t>();
   const bool added = accumulate == Accumulate::kYes;
   dispatch_float("y", y, [&]<class T> {
     Scratch scratch(ctx);
     T* sums = added ? scratch.array<T>(omp_get_max_threads() * C) : nullptr;
+    if (ctx.counts_only()) return;
+    check_rows(rows, order);
+    const int32_t* row_of_slot = order.row_of_slot.data<int32_t>();
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; ++n) {
       T *y_row = y.data<T>() + n * C, *sum = added ? sums + omp_get_thread_num() * C : y_row;

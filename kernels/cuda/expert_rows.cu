@@ -309,6 +309,7 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
 }
 
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
+  if (ctx.counts_only()) return;
   if (accumulate == Accumulate::kYes) combine<Before::kAddedToSum>(ctx, y, rows, order, "combine_rows");
   else combine<Before::kOverwritten>(ctx, y, rows, order, "combine_rows");
 }

@@ -71,6 +71,15 @@ on_one_gpu() {
   resumed "$WORK/bf16" "${fast[@]}"
   same_numbers "$(last_ten "$WORK/bf16")" "$run" "resumed in bf16"
   pass "bf16: two runs and a resumed one have the same bits"
+  local few=(run.steps=4 train.micro_batch_size=8 train.seq_length=512 eval.interval_steps=2 eval.sequences=8)
+  for precision in bf16 fp32; do  # room for 4096 of 8192 rows
+    train 0 "$WORK/$precision-at-once" "${fast[@]}" "${few[@]}" precision=$precision parallel.max_rows_factor=0 "${no_check[@]}"
+    train 0 "$WORK/$precision-rounds" "${fast[@]}" "${few[@]}" precision=$precision parallel.max_rows_factor=0.01 "${no_check[@]}"
+    same_numbers "$WORK/$precision-at-once" "$WORK/$precision-rounds" "at once and in rounds"
+    same_weights "$WORK/$precision-at-once" "$WORK/$precision-rounds" "at once and in rounds"
+    [ "$(grep -c '"moe/overflow_rounds": *[1-9]' "$WORK/$precision-rounds/metrics.jsonl")" = 4 ] || fail "no rounds"
+  done
+  pass "bf16 and fp32: experts in rounds have the bits of all rows at once"
   close_losses "$WORK/wide" "$WORK/bf16" 1e-2
   pass "bf16: 20 steps, losses within 1e-2 of fp32 on the CPU"
 }

@@ -116,10 +116,10 @@ TEST(CombineRows, AddsInSlotOrder) {
   EXPECT_EQ(y.data<float>()[0], 0);
   combine_rows(ctx, y, tensor_of<float>({1, 1e8f, -1e8f}, {3, 1}), order);
   EXPECT_EQ(y.data<float>()[0], 1);
-  // What is there comes first: ((1e8 + 1) - 1e8) + 3.
+  // What is there is added to the sum: 1e8 + ((1 - 1e8) + 3).
   y.data<float>()[0] = 1e8f;
   combine_rows(ctx, y, tensor_of<float>({3, -1e8f, 1}, {3, 1}), order, Accumulate::kYes);
-  EXPECT_EQ(y.data<float>()[0], 3);
+  EXPECT_EQ(y.data<float>()[0], 0);
 }
 
 TEST(CombineRows, OfATokenWithoutRowsIsZero) {

@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "kernels/experts.h"
 #include "tests/parallel/mpi_testing.h"
 
 namespace braid {
@@ -308,28 +309,103 @@ TEST(ExpertExchange, TheBoundOnRowsIsAMultipleOfTheMeanUpToTheWorstCase) {
     return ExpertExchange(*group, kNumExperts, kPerToken, kMaxTokens, factor).max_rows();
   };
   EXPECT_EQ(max_rows(0), worst);
-  EXPECT_EQ(max_rows(1), mean);
-  EXPECT_EQ(max_rows(0.51), 25);  // 24.48 rounded up
-  EXPECT_EQ(max_rows(1.25), std::min<int64_t>(worst, 60));
   EXPECT_EQ(max_rows(1e30), worst);
+  EXPECT_EQ(max_rows(0.5), std::min(worst, kExpertBlockRows));  // a block always fits
+  auto many = [&](double factor) {
+    return ExpertExchange(*group, kNumExperts, kPerToken, 1001, 100 * factor).max_rows();
+  };
+  EXPECT_EQ(many(0), 3003 * group->size());
+  const auto local = make_local_communicator();
+  EXPECT_EQ(ExpertExchange(*local, kNumExperts, kPerToken, 5001, 0.5).max_rows(), 7502);  // 7501.5 rounded up
 }
 
-TEST(ExpertExchange, TooManyRowsForOneRankAreReportedByEveryRank) {
+TEST(ExpertExchange, RoundsHoldWholeExpertsOrWholeBlocksOfOne) {
+  auto text = [](const std::vector<int64_t>& rows, int64_t max_rows) {
+    std::string text;
+    for (const auto& [first, num] : rounds_of(rows, max_rows)) text += concat(first, "+", num, " ");
+    return text;
+  };
+  EXPECT_EQ(text({}, 5000), "0+0 ");
+  EXPECT_EQ(text({0, 0}, 5000), "0+0 ");
+  EXPECT_EQ(text({3, 2, 0, 5}, 5), "0+5 5+5 ");
+  EXPECT_EQ(text({3, 4, 1}, 5), "0+3 3+5 ");
+  EXPECT_EQ(text({5000, 1}, 5000), "0+5000 5000+1 ");
+  EXPECT_EQ(text({5001, 1}, 5000), "0+4096 4096+906 ");
+  EXPECT_EQ(text({900, 9000, 7}, 5000), "0+4996 4996+4911 ");
+  EXPECT_EQ(text({10000, 0, 3}, 4096), "0+4096 4096+4096 8192+1811 ");
+}
+
+// More rows than buffers hold: those of the rounds are, one behind the other, those of one exchange, and what comes
+// back has the same bits.
+TEST(ExpertExchange, RowsInRoundsAreTheSameRows) {
   Context ctx = Context::cpu();
+  constexpr int64_t kTokens = 3001;
+  const Tokens all_to_the_last = {[](int) { return kTokens; }, kAllToTheLastExpert.expert};
+  const Tokens first_three = {[](int rank) { return kTokens - rank; },
+                              [](int, int64_t n, int64_t k) { return static_cast<int32_t>(n % 5 == 3 ? -1 : k); }};
   for_every_group([&](Communicator& group, CopyPlaces places) {
-    const int rank = world().rank(), EP = group.size();
-    Planned p(group, places, 1.0 / 3);
-    const int64_t needed = kMaxTokens * kPerToken * EP, copies = kMaxTokens * EP;
-    const bool room_for_copies = EP == 1 || places == CopyPlaces::kFixed || copies <= p.exchange.max_copies();
-    const std::string message =
-        message_of<CommunicationError>([&] { p.exchange.plan(ctx, p.route, kAllToTheLastExpert.expert_id(rank)); });
-    EXPECT_EQ(message, concat("expert exchange: rank ", EP - 1, " of the expert group would receive ",
-                              room_for_copies ? concat(needed, " rows, more than its room for 16")
-                                              : concat(copies, " copies of tokens, more than its room for 16 rows"),
-                              "; raise parallel.max_rows_factor, or set it to 0"));
-    // Everybody gave up at the same place, so the group is still in step.
-    p.exchange.plan(ctx, p.route, kNobodyRoutes.expert_id(rank));
-    EXPECT_EQ(p.route.num_rows, 0);
+    Planned whole(group, places, 0, kTokens), part(group, places, 0.1, kTokens);
+    EXPECT_EQ(part.exchange.max_rows(), kExpertBlockRows);
+    for (const Tokens* tokens : {&all_to_the_last, &first_three}) {
+      const int rank = world().rank();
+      const int64_t N = tokens->count(rank);
+      const Tensor id = tokens->expert_id(rank), x = random_normal({N, kWidth}, DType::kF32, 50 + rank);
+      const Tensor gate = random_normal({N, kPerToken}, DType::kF32, 60 + rank);
+      whole.exchange.plan(ctx, whole.route, id);
+      part.exchange.plan(ctx, part.route, id);
+      EXPECT_FALSE(whole.route.in_rounds());
+      ASSERT_TRUE(part.route.in_rounds());  // on every rank, though only one has many rows
+      const int64_t R = whole.route.num_rows;
+      ASSERT_EQ(part.route.num_rows, R);
+      if (R == 0) EXPECT_EQ(part.route.rounds.size(), 1u);
+      else EXPECT_GT(part.route.rounds.size(), 1u);
+
+      Tensor rows = poisoned({R, kWidth}, DType::kF32), row_gate = poisoned({R}, DType::kF32);
+      whole.exchange.dispatch(ctx, rows, x, whole.route);
+      whole.exchange.dispatch_gates(ctx, row_gate, gate, whole.route);
+      const Tensor before = random_normal(x.shape(), DType::kF32, 70 + rank);
+      Tensor y = copy_of(before), returned = poisoned(gate.shape(), DType::kF32);
+      {
+        Scratch scratch(ctx);
+        whole.exchange.finish_combine(ctx, y, whole.exchange.start_combine(ctx, scratch, rows, whole.route),
+                                      whole.route, Accumulate::kYes);
+      }
+      whole.exchange.return_gates(ctx, returned, row_gate, whole.route);
+
+      Scratch scratch(ctx);
+      ExpertExchange& e = part.exchange;
+      const Tensor travelling = e.start_dispatch(ctx, scratch, x, part.route);
+      const Tensor travelling_gates = e.start_dispatch_gates(ctx, scratch, gate, part.route);
+      Tensor sums = e.zero_sums(ctx, scratch, kWidth, DType::kF32, part.route);
+      Tensor gate_sums = e.zero_gate_sums(ctx, scratch, DType::kF32, part.route);
+      int64_t first = 0;
+      for (const ExpertRoute::Round& round : part.route.rounds) {
+        const ExpertRoute route = e.round(ctx, scratch, part.route, round);
+        Tensor some = poisoned({round.num_rows, kWidth}, DType::kF32),
+               some_gate = poisoned({round.num_rows}, DType::kF32);
+        e.finish_dispatch(ctx, some, travelling, x, route);
+        e.finish_dispatch_gates(ctx, some_gate, travelling_gates, route);
+        const int64_t* counts = route.rows_per_expert().data<int64_t>();
+        EXPECT_EQ(std::accumulate(counts, counts + e.num_local_experts(), int64_t{0}), round.num_rows);
+        EXPECT_EQ(round.first_row, first);
+        expect_same_bits(some, rows.rows(first, first + round.num_rows), "rows");
+        expect_same_bits(some_gate, row_gate.rows(first, first + round.num_rows), "gates");
+        first += round.num_rows;
+        add_rows(ctx, sums, some, route.order);
+        e.add_gates(ctx, gate_sums, some_gate, route);
+      }
+      EXPECT_EQ(first, R);
+      Tensor y_in_rounds = copy_of(before), returned_in_rounds = poisoned(gate.shape(), DType::kF32);
+      const Tensor returning = e.start_combine_sums(ctx, scratch, sums, DType::kF32, part.route);
+      e.finish_combine(ctx, y_in_rounds, returning, part.route, Accumulate::kYes);
+      const Tensor returning_gates = e.start_return_gate_sums(ctx, scratch, gate_sums, part.route);
+      e.finish_return_gates(ctx, returned_in_rounds, returning_gates, part.route);
+      expect_same_bits(y_in_rounds, y, "y");
+      expect_same_bits(returned_in_rounds, returned, "returned gates");
+    }
+    // Few rows again: none of it is left.
+    part.exchange.plan(ctx, part.route, kUneven.expert_id(world().rank()));
+    EXPECT_FALSE(part.route.in_rounds());
   });
 }
 

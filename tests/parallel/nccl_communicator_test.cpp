@@ -242,8 +242,9 @@ struct Exchange {
   ExpertExchange exchange;
   ExpertRoute route;
   Arena memory;
-  Exchange(Communicator& group, Device device, CopyPlaces places, double max_rows_factor = 0)
-      : exchange(group, kExperts, kPerToken, kTokens, max_rows_factor, places) {
+  Exchange(Communicator& group, Device device, CopyPlaces places, double max_rows_factor = 0,
+           int64_t max_tokens = kTokens)
+      : exchange(group, kExperts, kPerToken, max_tokens, max_rows_factor, places) {
     Planner planner;
     exchange.plan_memory(planner, route);
     memory = Arena("a route", planner, device);
@@ -314,12 +315,14 @@ TEST_F(NcclCommunicator, ExpertExchangeGivesTheRowsOfTheCpu) {
   }
 }
 
-// More rows than there is room for: those that fit are written, nothing behind them is, and every rank is told.
-TEST_F(NcclCommunicator, ExpertExchangeTellsThatThereWereTooManyRows) {
+// More rows than there is room for: those that fit are written, nothing behind them is, and every rank is told. Done
+// again in rounds, the rows are those of an exchange with room for all.
+TEST_F(NcclCommunicator, ExpertExchangeMakesRoundsOfTooManyRows) {
   const int rank = world().rank(), ranks = world().size();
   for (const CopyPlaces places : {CopyPlaces::kPacked, CopyPlaces::kFixed}) {
-    Exchange e(nccl(), Device::kCuda, places, 0.5);
-    const int64_t room = e.exchange.max_rows(), N = 200, needed = N * kPerToken * ranks;
+    constexpr int64_t N = 2500;
+    Exchange e(nccl(), Device::kCuda, places, 0.5, N), whole(nccl(), Device::kCuda, places, 0, N);
+    const int64_t room = e.exchange.max_rows();
     const Tensor ids = expert_ids(rank, N, Routing::kAllToTheLastExpert),
                  x = random_normal({N, kWidth}, DType::kF32, 1);
     e.exchange.plan(gpu(), e.route, to_gpu(ids));
@@ -330,11 +333,36 @@ TEST_F(NcclCommunicator, ExpertExchangeTellsThatThereWereTooManyRows) {
     e.exchange.dispatch(gpu(), rows, to_gpu(x), e.route);
     e.exchange.combine(gpu(), y, rows, e.route);
     expect_same_bits(to_cpu(memory.rows(R, R + 1)), poisoned({1, kWidth}, DType::kF32), "behind the rows");
-    EXPECT_EQ(message_of<CommunicationError>([&] { e.exchange.check_room(gpu()); }),
-              concat("expert exchange: rank ", ranks - 1, " of the expert group would receive ", needed,
-                     " rows, more than its room for ", room, "; raise parallel.max_rows_factor, or set it to 0"));
+    EXPECT_TRUE(e.exchange.rows_were_cut(gpu()));
+
+    whole.exchange.plan(gpu(), whole.route, to_gpu(ids));
+    Tensor all_rows = poisoned_on_gpu({whole.route.num_rows, kWidth}, DType::kF32);
+    Tensor all_y = poisoned_on_gpu({N, kWidth}, DType::kF32);
+    whole.exchange.dispatch(gpu(), all_rows, to_gpu(x), whole.route);
+    whole.exchange.combine(gpu(), all_y, all_rows, whole.route);
+    e.exchange.plan(gpu(), e.route, to_gpu(ids));
+    ASSERT_TRUE(e.route.in_rounds());
+    EXPECT_EQ(e.route.num_rows, rank == ranks - 1 ? N * kPerToken * ranks : 0);
+    {
+      Scratch scratch(gpu());
+      const Tensor sent = to_gpu(x), travelling = e.exchange.start_dispatch(gpu(), scratch, sent, e.route);
+      Tensor sums = e.exchange.zero_sums(gpu(), scratch, kWidth, DType::kF32, e.route);
+      for (const ExpertRoute::Round& round : e.route.rounds) {
+        const ExpertRoute route = e.exchange.round(gpu(), scratch, e.route, round);
+        Tensor some = poisoned_on_gpu({round.num_rows, kWidth}, DType::kF32);
+        e.exchange.finish_dispatch(gpu(), some, travelling, sent, route);
+        expect_same_bits(to_cpu(some), to_cpu(all_rows.rows(round.first_row, round.first_row + round.num_rows)),
+                         "rows");
+        add_rows(gpu(), sums, some, route.order);
+      }
+      const Tensor returning = e.exchange.start_combine_sums(gpu(), scratch, sums, DType::kF32, e.route);
+      e.exchange.finish_combine(gpu(), y, returning, e.route);
+      expect_same_bits(to_cpu(y), to_cpu(all_y), "y");
+    }
+    EXPECT_FALSE(e.exchange.rows_were_cut(gpu()));
     e.exchange.plan(gpu(), e.route, to_gpu(expert_ids(rank, N, Routing::kNone)));
-    e.exchange.check_room(gpu());  // the next one fits
+    EXPECT_FALSE(e.route.in_rounds());  // the next one fits
+    EXPECT_FALSE(e.exchange.rows_were_cut(gpu()));
   }
 }
 

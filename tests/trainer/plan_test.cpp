@@ -46,7 +46,7 @@ TEST(Plan, SaysWhatMakesARunFit) {
   const GpuModel gpu = gpu_model("h100");
   const std::string text = format_plan(config, 64, &gpu);
   EXPECT_NE(text.find("does not fit h100, 79.100 GiB: "), std::string::npos) << text;
-  EXPECT_NE(text.find("one change alone:\n  parallel.max_rows_factor=2 "), std::string::npos) << text;
+  EXPECT_NE(text.find("one change alone:\n  parallel.max_rows_factor=1.25 "), std::string::npos) << text;
   EXPECT_NE(text.find("  memory.recompute=layer "), std::string::npos) << text;
   EXPECT_NE(text.find("one after the other:\n"), std::string::npos) << text;
   EXPECT_EQ(recompute_that_fits(config, 64, &gpu), Recompute::kLayer) << "nothing fits, so the last";

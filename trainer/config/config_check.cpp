@@ -208,8 +208,8 @@ void check_config(const RunConfig& config) {
               config.precision, "a GPU computes in bf16 or fp32 only: choose one of them or device cpu");
   check_count("parallel.expert", config.parallel.expert, 1);
   const double room = config.parallel.max_rows_factor;
-  check_value(room == 0 || (room >= 1 && room <= std::numeric_limits<double>::max()), "parallel.max_rows_factor", room,
-              "must be 0 or at least 1, as a rank receives the mean or more in some steps");
+  check_value(room >= 0 && room <= std::numeric_limits<double>::max(), "parallel.max_rows_factor", room,
+              "must be 0 or a positive number");
   check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
   check_batches(config);
   check_optimizer(config.optimizer, config.precision);

@@ -53,7 +53,9 @@ TEST(StepMemory, IsWhatWasPlanned) {
                         {"runs/laptop.yaml", {"memory.recompute=layer", "optimizer.kind=muon"}},
                         {"runs/laptop.yaml", {"model.full_attention_interval=1"}},
                         {"runs/laptop.yaml", {"balance.scope=micro_batch"}},
-                        {"runs/laptop.yaml", {"mtp.depth=0"}}};
+                        {"runs/laptop.yaml", {"mtp.depth=0"}},
+                        // 8192 rows, room for 4096
+                        {"runs/laptop.yaml", {"parallel.max_rows_factor=0.1", "model.num_experts_per_tok=8", "train.seq_length=512"}}};
   for (const Case& c : cases) {
     SCOPED_TRACE(c.config);
     RunConfig config = shipped(c.config, c.overrides);
