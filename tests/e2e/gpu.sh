@@ -48,6 +48,10 @@ on_one_gpu() {
   same_weights "$WORK/gpu" "$WORK/again" "two runs on the GPU"
   pass "fp32: two runs on the GPU have the same bits"
 
+  train 1 "$WORK/launched" "${common[@]}" "${on_gpu[@]}" "${no_check[@]}"
+  same_numbers "$WORK/gpu" "$WORK/launched" "one rank that mpirun started"
+  pass "fp32: one rank that mpirun started: the same bits"
+
   resumed "$WORK/gpu" "${on_gpu[@]}"
   same_numbers "$(last_ten "$WORK/gpu")" "$run" "resumed on the GPU"
   same_weights "$WORK/gpu" "$run" "resumed on the GPU"

@@ -63,6 +63,7 @@ std::unique_ptr<Communicator> open_world() {
   std::unique_ptr<Communicator> world = with_progress(start_mpi().world());
   Context cpu = Context::cpu();
   check_agreement(cpu, *world, program_facts(MpiSession::library()));
+  if (world->size() == 1) return make_local_communicator();  // MPI would be handed a GPU's memory
   return world;
 }
 
