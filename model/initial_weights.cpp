@@ -9,13 +9,6 @@
 namespace braid {
 namespace {
 
-// FNV-1a: the random stream of a parameter, from its name.
-uint64_t stream_of(const std::string& name) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3;
-  return hash;
-}
-
 double output_projection_stddev(const ModelConfig& c, const InitConfig& init) {
   return c.initializer_range / (init.scale_output_projections ? std::sqrt(2.0 * double(c.num_hidden_layers)) : 1.0);
 }
@@ -40,7 +33,7 @@ template <class T>
 void fill_initial(Tensor t, const Parameter& p, int64_t begin, const ModelConfig& c, const InitConfig& init,
                   uint64_t seed) {
   Context ctx = Context::cpu();
-  const uint64_t stream = stream_of(p.name);
+  const uint64_t stream = random_stream(p);
   auto normal = [&](double stddev) { fill_normal(ctx, t, 0, stddev, seed, stream, begin); };
   switch (p.init) {
     case Init::kZero: std::fill_n(t.data<T>(), t.numel(), T(0)); break;
@@ -66,6 +59,12 @@ void fill_initial(Tensor t, const Parameter& p, int64_t begin, const ModelConfig
 }
 
 }  // namespace
+
+uint64_t random_stream(const Parameter& p) {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (unsigned char c : p.name) hash = (hash ^ c) * 0x100000001b3;
+  return hash;
+}
 
 const std::string& InitialWeights::path() const {
   static const std::string name = "initial weights";
@@ -93,7 +92,7 @@ void InitialWeights::read_weights(const Parameter& p, int64_t begin, int64_t end
 bool InitialWeights::make_on_gpu(Context& ctx, const Parameter& p, int64_t begin, Tensor out) const {
   if (p.init != Init::kNormal && p.init != Init::kOutputProjection) return false;
   const double stddev = p.init == Init::kNormal ? model_.initializer_range : output_projection_stddev(model_, init_);
-  fill_normal(ctx, out, 0, stddev, seed_, stream_of(p.name), begin);
+  fill_normal(ctx, out, 0, stddev, seed_, random_stream(p), begin);
   return true;
 }
 

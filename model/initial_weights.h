@@ -4,6 +4,9 @@
 
 namespace braid {
 
+// The random numbers of a parameter, by its name: a stream id of kernels/random.h.
+uint64_t random_stream(const Parameter& parameter);
+
 // The weights a new run starts from: a pure function of (seed, name, index in the whole tensor), so every layout and
 // every device starts from the same ones.
 class InitialWeights final : public WeightSource {

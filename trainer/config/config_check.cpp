@@ -143,9 +143,9 @@ void check_optimizer(const OptimizerConfig& optimizer, Precision precision) {
   check_positive("optimizer.muon_update_rms", optimizer.muon_update_rms);
   check_not_negative("optimizer.weight_decay", optimizer.weight_decay);
   check_not_negative("optimizer.max_grad_norm", optimizer.max_grad_norm);
-  check_value(optimizer.moment_dtype != MomentDType::kBf16 || optimizer.beta2 <= 0.99, "optimizer.beta2",
+  check_value(optimizer.moment_dtype != MomentDType::kBf16 || optimizer.beta2 <= 0.999, "optimizer.beta2",
               optimizer.beta2,
-              "must be at most 0.99 where moments are stored in bf16: smaller steps would be rounded away");
+              "must be at most 0.999 where moments are stored in bf16: what is rounded at random would add up");
 }
 
 // A run may be shorter than its warm-up or its decay: `run.steps` is what one cuts down to try something.

@@ -1,6 +1,7 @@
 #include "trainer/optimizer/adamw_rule.h"
 
 #include "kernels/adamw.h"
+#include "model/initial_weights.h"
 
 namespace braid {
 
@@ -11,7 +12,7 @@ DType AdamWRule::moment_dtype(DType master) const {
 void AdamWRule::update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const {
   adamw_update(ctx, {piece.weight, piece.moments[0], piece.moments[1], piece.low}, piece.gradient,
                {step.lr, config_.beta1, config_.beta2, config_.eps, weight_decay_of(piece.parameter, config_),
-                step.gradient_scale, step.number});
+                step.gradient_scale, step.number, random_stream(piece.parameter), piece.first});
 }
 
 }  // namespace braid

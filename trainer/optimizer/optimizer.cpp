@@ -31,7 +31,7 @@ void Optimizer::update(Context& ctx, const UpdateStep& step) {
       for (const Tensor& moment : moments_[i]) moments.push_back(piece.of(moment));
       rule(i).update(ctx,
                      {piece.parameter(), piece.of(shard.weights), shard.low.defined() ? piece.of(shard.low) : Tensor(),
-                      piece.of(shard.gradients), moments},
+                      piece.of(shard.gradients), moments, piece.first},
                      step);
     }
     parameters_.gather_weights(ctx, i);

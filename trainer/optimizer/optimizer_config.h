@@ -57,7 +57,7 @@ struct OptimizerConfig {
     key("muon_update_rms", muon_update_rms, "Muon: size of an update at lr 1; 0.2 is about that of AdamW");
     key("weight_decay", weight_decay, "decoupled weight decay");
     key("norm_weight_decay", norm_weight_decay, "which zero-centred norm weights decay");
-    key("moment_dtype", moment_dtype, "of the moments; bf16 needs a GPU and beta2 of at most 0.99");
+    key("moment_dtype", moment_dtype, "of the moments; bf16 needs a GPU and beta2 of at most 0.999");
     key("gradient_dtype", gradient_dtype, "of the routed experts' gradients; bf16 needs precision bf16");
     key("max_grad_norm", max_grad_norm, "clip the global gradient norm to this; 0 = off");
   }

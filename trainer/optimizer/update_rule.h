@@ -23,6 +23,7 @@ struct UpdatedPiece {
   Tensor low;                       // of the masters of bf16 weights: see kernels/split_weights.h
   Tensor gradient;                  // in the dtype of the master, or bf16; may be overwritten
   std::span<const Tensor> moments;  // as the rule names them
+  int64_t first;                    // index of its first element in the whole tensor
 };
 
 // How weights change by their gradients. A rule has no memory of its own: what it keeps from step to step lies in

@@ -43,14 +43,20 @@ TEST_P(AdamWCuda, ShardsGiveTheBitsOfTheWhole) {
   const int64_t n = 1003;
   const Tensor start = floats(n, 1, 1), gradient = to_gpu(floats(n, 2, 1), DType::kF32);
   for (const DType moment : {DType::kF32, DType::kBF16}) {
+    const int64_t first = 3;  // of the whole in its tensor
+    auto at = [&](int64_t t, int64_t begin) {
+      AdamWStep s = step(t);
+      s.stream = 77, s.first = first + begin;
+      return s;
+    };
     const AdamWState whole = fresh(start, moment), parts = fresh(start, moment);
     for (int64_t t = 1; t <= 3; ++t) {
-      adamw_update(gpu, whole, gradient, step(t));
-      for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 340}, {340, n}})
+      adamw_update(gpu, whole, gradient, at(t, 0));
+      for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 349}, {349, n}})
         adamw_update(gpu,
                      {parts.weight.rows(begin, end), parts.m.rows(begin, end), parts.v.rows(begin, end),
                       parts.low.defined() ? parts.low.rows(begin, end) : Tensor()},
-                     gradient.rows(begin, end), step(t));
+                     gradient.rows(begin, end), at(t, begin));
     }
     expect_same_bits(to_cpu(master(parts)), to_cpu(master(whole)), "master");
     expect_same_bits(to_cpu(parts.m), to_cpu(whole.m), "m");
@@ -72,6 +78,31 @@ TEST_P(AdamWCuda, SplitMastersAreThoseInFp32) {
   expect_same_bits(to_cpu(master(split)), to_cpu(plain.weight), "master");
   expect_same_bits(to_cpu(split.m), to_cpu(plain.m), "m");
   expect_same_bits(to_cpu(split.v), to_cpu(plain.v), "v");
+}
+
+// Gradients whose squares change v by less than half the spacing of bf16: rounded to nearest it would stay where it is.
+TEST_P(AdamWCuda, ABf16VFollowsInTheMean) {
+  const int64_t n = 40000;
+  const Tensor start = floats(n, 1, 1);
+  const AdamWState narrow = fresh(start, DType::kBF16), wide = fresh(start, DType::kF32);
+  for (const double size : {1e-3, 2e-3}) {  // v rises to the first square, then to the second
+    const Tensor gradient = to_gpu(floats(n, 2, size * 0.01, size), DType::kF32);
+    for (int64_t t = 1; t <= 3000; ++t) {
+      AdamWStep s = step(t);
+      s.beta2 = 0.999, s.lr = 1e-4, s.gradient_scale = 1, s.stream = 5;
+      adamw_update(gpu, narrow, gradient, s);
+      adamw_update(gpu, wide, gradient, s);
+    }
+    const Tensor actual = to_cpu(narrow.v), expected = to_cpu(wide.v);
+    double sum = 0, sum_expected = 0, sum_sq = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double relative = value_at(actual, i) / value_at(expected, i) - 1;
+      sum += value_at(actual, i), sum_expected += value_at(expected, i), sum_sq += relative * relative;
+    }
+    EXPECT_NEAR(sum / sum_expected, 1, 2e-3) << size;
+    EXPECT_LT(std::sqrt(sum_sq / double(n)), 0.08) << size;
+    std::printf("v off by %.4f RMS, %.5f in the mean\n", std::sqrt(sum_sq / double(n)), sum / sum_expected - 1);
+  }
 }
 
 }  // namespace

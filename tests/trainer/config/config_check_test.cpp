@@ -151,10 +151,10 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
           {[](RunConfig& c) { c.optimizer.beta1 = 1; }, "optimizer.beta1 is 1, but must be at least 0 and less than 1"},
           {[](RunConfig& c) { c.parallel.bucket_elements = -1; }, "parallel.bucket_elements is -1, but"},
           {[](RunConfig& c) {
-             c.optimizer.beta2 = 0.995;
+             c.optimizer.beta2 = 0.9995;
              c.optimizer.moment_dtype = MomentDType::kBf16;
            },
-           "optimizer.beta2 is 0.995, but must be at most 0.99"},
+           "optimizer.beta2 is 0.9995, but must be at most 0.999"},
           {[](RunConfig& c) { c.optimizer.gradient_dtype = GradientDType::kBf16; },
            "optimizer.gradient_dtype is bf16, but needs precision: bf16; gradients of products in fp32 are as wide"},
           {[](RunConfig& c) {
