@@ -19,7 +19,8 @@
 #include "parallel/progress.h"
 #include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint.h"
-#include "trainer/checkpoint/device_slices.h"
+#include "trainer/checkpoint/checkpoint_saver.h"
+#include "trainer/checkpoint/resume.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/config/config_visit.h"
 #include "trainer/datasets.h"
@@ -131,6 +132,16 @@ std::FILE* log_of(ConsoleStyle style) {
   return style == ConsoleStyle::kJson ? stderr : stdout;
 }
 
+MetricsLine save_line(int64_t step, const SaveReport& report) {
+  MetricsLine line;
+  line.set("step", step);
+  line.set("checkpoint/step", report.step);
+  line.set("checkpoint/stall_ms", report.stall_ms);
+  line.set("checkpoint/write_ms", report.write_ms);
+  line.set("checkpoint/bytes", report.bytes);
+  return line;
+}
+
 // What rank 0 does beside computing: run folder, files, console. The other ranks have none.
 struct Front {
   Front(const RunConfig& config, ConsoleStyle style)
@@ -212,7 +223,7 @@ class TrainingRun {
     say("ranks:\n" + ranks);
     state_.allocate(ctx);
     const std::string checkpoint = resume.resumes() ? checkpoint_to_resume(resume) : "";
-    if (!checkpoint.empty()) load(checkpoint);
+    if (!checkpoint.empty()) load(resume);
     else if (!config.init.from.empty()) load_initial_weights();
     else state_.initialize(ctx);
     if (front_) {
@@ -228,6 +239,11 @@ class TrainingRun {
     BatchStream stream(train_data_, batch_plan(config_, mesh_), step_);
     StopRequests stop(config_.run.dir, config_.run.time_limit, front_.has_value());
     stop_ = &stop;
+    const CheckpointSection& c = config_.checkpoint;
+    saver_.emplace(ctx_, mesh_.world(),
+                   CheckpointSaver::Options{checkpoint_folder(), c.keep, c.async, c.on_failure == OnFailedSave::kStop,
+                                            loaded_checkpoint_},
+                   state_.slices());
     double waited = 0;
     const int64_t first_step = step_;
     // One that was due when the run stopped.
@@ -257,7 +273,10 @@ class TrainingRun {
 
       bool stops = asked_to_stop();
       if (!stops && is_due(config_.eval.interval_steps)) stops = !evaluate_all();
+      saver_->poll();
       if (stops || is_due_or_last(config_.checkpoint.interval_steps)) save();
+      report_saves();
+      if (stops || step_ == config_.run.steps) finish_saves();
       if (stops && (step_ < config_.run.steps || config_.eval.interval_steps > 0)) return leave_on_request();
     }
     flush_metrics();
@@ -383,6 +402,7 @@ class TrainingRun {
   void open_run_folder(const ResumeFrom& resume, ConsoleStyle style) {
     from_first_rank(ctx_, mesh_.world(), [&] {
       front_.emplace(config_, style);
+      clear_left_overs(checkpoint_folder());
       check<RunFolderError>(resume.resumes() || !front_->folder.has_run(), config_.run.dir,
                             ": the folder already holds a run; go on with --resume or choose another run.dir");
       return std::string();
@@ -431,8 +451,8 @@ class TrainingRun {
     say(to_yaml(config_));
     say(concat("parameters: ", table.size(), " tensors, listed in ", front_->folder.path("parameters.txt")));
     say(concat("ranks ", mesh_.size(), ", expert parallel ", mesh_.expert().size(), ", ", parameters, " parameters, ",
-               state_.needs().total() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu",
-               ", ", name_of_enum(config_.precision)));
+               state_.needs().total() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu", ", ",
+               name_of_enum(config_.precision)));
     for (const TokenDataset& data : train_data_)
       say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows"));
     const std::string where =
@@ -473,13 +493,13 @@ class TrainingRun {
     });
   }
 
-  void load(const std::string& path) {
+  void load(const ResumeFrom& resume) {
     enter_phase(Phase::kLoad);
     fault_point("load");
-    const CheckpointReader reader(ctx_, mesh_.world(), path);
-    const CheckpointInfo& info = reader.info();
     RunConfig stored;
-    all_or_none(ctx_, mesh_.world(), [&] {
+    const auto accept = [&](const CheckpointReader& reader) {
+      const std::string& path = reader.path();
+      const CheckpointInfo& info = reader.info();
       check<CheckpointError>(info.step > 0, path,
                              ": holds weights alone, no state of a run to go on with: start a run with init.from");
       stored = read_config_text(info.config_yaml, path);
@@ -488,11 +508,14 @@ class TrainingRun {
                              ": the run was trained on other data (or other shards of it) than data.sources now names");
       check<CheckpointError>(info.step <= config_.run.steps, path, ": is after step ", info.step, ", run.steps is ",
                              config_.run.steps);
-      return std::string();
-    });
-    state_.load(ctx_, reader);
-    step_ = info.step;
-    tokens_ = info.tokens;
+    };
+    const Resumed resumed =
+        resume_from(ctx_, mesh_.world(), {checkpoint_folder(), resume.checkpoint, resume.mode == ResumeMode::kStrict},
+                    accept, [&](const CheckpointReader& reader) { state_.load(ctx_, reader); });
+    for (const std::string& note : resumed.notes) say(note);
+    loaded_checkpoint_ = resumed.path;
+    step_ = resumed.info.step;
+    tokens_ = resumed.info.tokens;
     for (const ConfigDifference& d : compare_configs(stored, config_))
       if (d.key != "run.dir") changed_.push_back(d);
     if (stored.run.steps != config_.run.steps) schedule_notes_ = what_steps_change(stored, config_, step_);
@@ -567,7 +590,6 @@ class TrainingRun {
   }
 
   void save() {
-    const auto start = Clock::now();
     enter_phase(Phase::kSave);
     fault_point("save");
     flush_metrics();
@@ -580,11 +602,33 @@ class TrainingRun {
     info.parameter_table = format_parameter_table(parameter_table(config_.model, config_.mtp));
     info.num_ranks = mesh_.size();
     info.expert_parallel = mesh_.expert().size();
-    const HostSlices host(ctx_, state_.slices());
-    const std::string path = save_checkpoint(ctx_, mesh_.world(), checkpoint_folder(), info, host.slices());
-    say("saved " + path);
-    if (front_) prune_checkpoints(checkpoint_folder(), config_.checkpoint.keep);
-    save_seconds_ = seconds_since(start);
+    saver_->start(info, state_.slices());
+  }
+
+  // The save that a run ends with must be there.
+  void finish_saves() {
+    saver_->finish();
+    const std::vector<SaveReport> reports = report_saves();
+    check<IoError>(
+        reports.empty() || reports.back().problem.empty(),
+        "the last checkpoint of the run could not be saved: ", reports.empty() ? "" : reports.back().problem);
+  }
+
+  std::vector<SaveReport> report_saves() {
+    const std::vector<SaveReport> reports = saver_->take_reports();
+    for (const SaveReport& report : reports) {
+      if (!report.problem.empty()) {
+        say(concat("WARNING: the checkpoint of step ", report.step,
+                   " could not be saved, the run goes on: ", report.problem));
+        continue;
+      }
+      say("saved " + report.path);
+      save_seconds_ = (report.stall_ms + report.write_ms) / 1e3;
+      if (front_)
+        front_->files.post(
+            [front = &*front_, line = save_line(step_, report)] { front->metrics->write_validation(line); });
+    }
+    return reports;
   }
 
   Context& ctx_;
@@ -598,6 +642,8 @@ class TrainingRun {
   std::vector<std::string> overrides_;
   std::vector<ConfigDifference> changed_;  // since the checkpoint that a resume goes on from
   std::vector<std::string> schedule_notes_;
+  std::string loaded_checkpoint_;  // empty: none
+  std::optional<CheckpointSaver> saver_;
   int64_t step_ = 0, tokens_ = 0;
   std::optional<Watchdog> watchdog_;
   std::vector<int64_t> skipped_;  // steps without an update, of the last kWindow

@@ -52,6 +52,8 @@ void StoredFile::read(void* out, int64_t bytes, int64_t position) const {
   }
 }
 
+void StoredFile::forget_cached() const { ::posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED); }
+
 std::string StoredFile::sha256() const {
   Sha256 digest;
   std::vector<char> block(std::min(kBlockBytes, size_));

@@ -22,6 +22,8 @@ class StoredFile {
 
   void read(void* out, int64_t bytes, int64_t position) const;
   std::string sha256() const;  // of all of it
+  // The next reads come from the disk, of what is on it and as far as the system allows.
+  void forget_cached() const;
 
  private:
   std::string path_;

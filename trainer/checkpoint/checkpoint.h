@@ -10,6 +10,7 @@
 #include "kernels/core/tensor.h"
 #include "model/weight_source.h"
 #include "parallel/communicator.h"
+#include "trainer/checkpoint/checkpoint_folder.h"
 
 namespace braid {
 
@@ -43,22 +44,36 @@ struct CheckpointInfo {
 // Commit protocol: every rank writes its file into <folder>/.tmp-step-…/ (part, fsync, rename); digests are gathered;
 // rank 0 checks that the slices cover every logical tensor exactly once, writes the manifest last (self-digest inside),
 // and renames the folder, with fsync of file and folder at each stage. A folder without a valid manifest is no
-// checkpoint. Called by every rank; on a failure of any rank nothing is committed, the temporary folder is removed and
-// every rank throws the same CheckpointError or IoError.   Returns the committed path.
+// checkpoint. LATEST names it just before the rename, as what it says decides what a run goes on from (see
+// branch_checkpoints). Called by every rank; on a failure of any rank nothing is committed, the temporary folder is
+// removed and every rank throws the same CheckpointError or IoError.   Returns the committed path.
 std::string save_checkpoint(Context& ctx, Communicator& world, const std::string& folder, const CheckpointInfo& info,
                             const std::vector<CheckpointSlice>& slices);
 
-// Committed checkpoints of a folder, oldest first (by step). Temporary and foreign entries are ignored; a damaged
-// checkpoint is not, so that opening it says what is wrong.
-struct CheckpointEntry {
-  int64_t step;
-  std::string path;
-};
-std::vector<CheckpointEntry> list_checkpoints(const std::string& folder);
+// A save in the stages of its protocol, for who wants to do something else between them; save_checkpoint() does them
+// one after the other. No stage communicates. Errors of each: CheckpointError, IoError; after one, rank 0 drops the
+// save.
+class CheckpointSave {
+ public:
+  CheckpointSave(const std::string& folder, const CheckpointInfo& info, int rank);
+  void prepare();  // rank 0: an empty temporary folder
+  std::string write(
+      const std::vector<CheckpointSlice>& slices);     // this rank's file.   Returns its part of the manifest
+  void commit(const std::vector<std::string>& parts);  // rank 0: every rank's, once all have written
+  // This rank's file, once more and from the disk as far as the system allows, against the digests of what was written.
+  void read_back() const;
+  // Rank 0: nothing of it stays. One that was committed already is set aside, as it is not what it should be.
+  void drop() noexcept;
 
-// Removes all but the newest `keep` (0 = keep all) and the one committed last, and left-over temporary folders. Rank 0
-// only.
-void prune_checkpoints(const std::string& folder, int64_t keep);
+  const std::string& path() const { return path_; }  // where it is once it is committed
+
+ private:
+  CheckpointInfo info_;
+  int rank_;
+  std::string path_, temporary_;
+  std::string part_;
+  bool is_committed_ = false;
+};
 
 // Opens a committed checkpoint: the manifest's own digest, and presence, size and header of every file, are checked at
 // once, data when it is read: a byte is handed out only with the digest of its block checked on that very copy of it.
@@ -106,7 +121,7 @@ class CheckpointReader : public WeightSource {
   std::unique_ptr<State> state_;
 };
 
-// The checkpoint in `path`: a checkpoint folder, or a run folder (the newest of its checkpoints).
+// The checkpoint in `path`: a checkpoint folder, or a run folder (the newest of its branch).
 CheckpointReader open_checkpoint(const std::string& path);
 // The same by ranks that read it together.
 CheckpointReader open_checkpoint(Context& ctx, Communicator& world, const std::string& path);

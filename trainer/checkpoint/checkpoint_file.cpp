@@ -1,8 +1,10 @@
 #include "trainer/checkpoint/checkpoint_file.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "kernels/core/crc32c.h"
+#include "kernels/core/stored_file.h"
 #include "trainer/checkpoint/safetensors.h"
 
 namespace braid {
@@ -75,6 +77,44 @@ Manifest CheckpointFile::finish() {
     offset += bytes_of(e);
   }
   return part;
+}
+
+std::string data_file_name(const char* kind, int64_t number) {
+  char name[60];
+  std::snprintf(name, sizeof name, "%s-%05lld.safetensors", kind, static_cast<long long>(number));
+  return name;
+}
+
+void check_data_file(const std::string& folder, const Manifest& part) {
+  const Manifest::File& listed = part.files.at(0);
+  const StoredFile file(folder + "/" + listed.name, Links::kRefuse);
+  file.forget_cached();
+  check<CheckpointError>(file.size() == listed.bytes, file.path(), ": is ", file.size(), " bytes long, ", listed.bytes,
+                         " were written");
+  std::vector<char> block(static_cast<size_t>(std::min(listed.bytes, kDigestBlockBytes)));
+  const auto digest = [&](int64_t begin, int64_t end) {
+    uint32_t crc = 0;
+    for (int64_t at = begin; at < end; at += std::ssize(block)) {
+      const int64_t bytes = std::min<int64_t>(std::ssize(block), end - at);
+      file.read(block.data(), bytes, at);
+      crc = crc32c(block.data(), static_cast<size_t>(bytes), crc);
+    }
+    return crc;
+  };
+  int64_t header_bytes = listed.bytes;
+  for (const auto& [name, tensor] : part.tensors) {
+    for (const Manifest::Extent& e : tensor.extents) {
+      header_bytes = std::min(header_bytes, e.offset);
+      const int64_t end = e.offset + (e.end - e.begin) * size_of(tensor.dtype);
+      for (size_t i = 0; i < e.crc32c.size(); ++i) {
+        const int64_t begin = e.offset + static_cast<int64_t>(i) * kDigestBlockBytes;
+        check<CheckpointError>(digest(begin, std::min(begin + kDigestBlockBytes, end)) == e.crc32c[i], file.path(),
+                               ": tensor ", name, ": what is read back is not what was written");
+      }
+    }
+  }
+  check<CheckpointError>(digest(0, header_bytes) == listed.header_crc32c, file.path(),
+                         ": the header that is read back is not what was written");
 }
 
 }  // namespace braid

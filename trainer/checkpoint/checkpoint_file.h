@@ -43,4 +43,11 @@ class CheckpointFile {
   int64_t done_ = 0;                           // and its bytes that are
 };
 
+// rank-00003.safetensors: kind is "rank" or "weights", the only ones that a manifest may name.
+std::string data_file_name(const char* kind, int64_t number);
+
+// Reads the data file of a part of a manifest again, from the disk as far as the system allows, and compares every
+// digest of a block and of the header.   Errors: CheckpointError naming file and tensor.
+void check_data_file(const std::string& folder, const Manifest& part);
+
 }  // namespace braid

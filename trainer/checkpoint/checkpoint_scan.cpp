@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <map>
 
@@ -50,6 +49,13 @@ class BlockReader {
   Tensor block_;
 };
 
+// The first element of other bits of two blocks that begin at element `begin`; -1 if there is none.
+int64_t first_difference(const Tensor& a, const Tensor& b, int64_t begin) {
+  const auto *x = static_cast<const char*>(a.raw()), *y = static_cast<const char*>(b.raw());
+  const auto at = std::mismatch(x, x + a.bytes(), y).first;
+  return at == x + a.bytes() ? -1 : begin + (at - x) / size_of(a.dtype());
+}
+
 // body(begin, end) for consecutive blocks of a tensor
 template <class Body>
 void for_each_block(const LogicalTensor& tensor, Body&& body) {
@@ -63,16 +69,16 @@ std::string description(const LogicalTensor& tensor) {
 
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
-// Of two tensors of the same dtype and shape; `same_bits` tells a zero of other bits from none at all.
+// Of two tensors of the same dtype and shape; `first_other` is the first element of other bits, -1 if there is none.
 double relative_rms(const CheckpointReader& a, const CheckpointReader& b, const LogicalTensor& tensor,
-                    bool& same_bits) {
+                    int64_t& first_other) {
   BlockReader x(a, tensor), y(b, tensor);
   double difference = 0, norm = 0;
-  same_bits = true;
+  first_other = -1;
   for_each_block(tensor, [&](int64_t begin, int64_t end) {
     x.load(begin, end);
     y.load(begin, end);
-    same_bits = same_bits && std::memcmp(x.block().raw(), y.block().raw(), x.block().bytes()) == 0;
+    if (first_other < 0) first_other = first_difference(x.block(), y.block(), begin);
     for (int64_t i = 0; i < end - begin; ++i) {
       const double d = x.at(i) - y.at(i);
       difference += d * d;
@@ -86,13 +92,23 @@ double relative_rms(const CheckpointReader& a, const CheckpointReader& b, const 
 
 }  // namespace
 
-void check_finite(const CheckpointReader& checkpoint) {
+std::vector<TensorNorm> check_finite(const CheckpointReader& checkpoint) {
+  std::map<std::string, double> squares;
   checkpoint.visit([&](const LogicalTensor& tensor, int64_t begin, const Tensor& block) {
     if (!is_float(tensor.dtype)) return;
-    for (int64_t i = 0; i < block.numel(); ++i)
-      check<CheckpointError>(std::isfinite(number_at(block, i)), checkpoint.path(), ": tensor ", tensor.name,
-                             " element ", begin + i, " is ", number_at(block, i));
+    double sum = 0;
+    for (int64_t i = 0; i < block.numel(); ++i) {
+      const double x = number_at(block, i);
+      check<CheckpointError>(std::isfinite(x), checkpoint.path(), ": tensor ", tensor.name, " element ", begin + i,
+                             " is ", x);
+      sum += x * x;
+    }
+    squares[tensor.name] += sum;
   });
+  std::vector<TensorNorm> norms;
+  for (const auto& [name, sum] : squares)
+    norms.push_back({name, std::sqrt(sum / double(checkpoint.find(name)->shape.numel()))});
+  return norms;
 }
 
 std::vector<TensorDifference> compare_checkpoints(const CheckpointReader& a, const CheckpointReader& b) {
@@ -107,9 +123,11 @@ std::vector<TensorDifference> compare_checkpoints(const CheckpointReader& a, con
     } else if (x->dtype != y->dtype || x->shape != y->shape) {
       differences.push_back({name, description(*x) + " against " + description(*y), kInfinite});
     } else {
-      bool same_bits = true;
-      const double relative = relative_rms(a, b, *x, same_bits);
-      if (!same_bits) differences.push_back({name, concat("relative RMS difference ", relative), relative});
+      int64_t first = -1;
+      const double relative = relative_rms(a, b, *x, first);
+      if (first >= 0)
+        differences.push_back(
+            {name, concat("relative RMS difference ", relative, ", first at element ", first), relative, first});
     }
   }
   return differences;

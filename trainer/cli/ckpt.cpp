@@ -2,20 +2,27 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "kernels/core/durable_file.h"
 #include "trainer/checkpoint/checkpoint.h"
+#include "trainer/checkpoint/checkpoint_folder.h"
 #include "trainer/checkpoint/checkpoint_scan.h"
+#include "trainer/checkpoint/reshard.h"
 #include "trainer/cli/commands.h"
 #include "trainer/huggingface/export.h"
 #include "trainer/huggingface/import.h"
+#include "trainer/run/run_folder.h"
 #include "trainer/run_tokenizer.h"
 
 namespace braid {
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr size_t kShownDifferences = 20;
 
@@ -34,27 +41,141 @@ int inspect(const std::string& path) {
   return 0;
 }
 
-int verify(const std::string& path) {
-  const CheckpointReader reader = open_checkpoint(path);
-  reader.verify();
-  check_finite(reader);
-  say(concat(reader.path(), ": ", reader.tensors().size(), " tensors, every digest matches, every number is finite"));
+using Json = nlohmann::json;
+
+void print(const Json& json) { say(json.dump(-1, ' ', false, Json::error_handler_t::replace)); }
+
+int64_t bytes_in(const fs::path& folder) {
+  int64_t bytes = 0;
+  std::error_code error;
+  for (fs::recursive_directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    if (it->is_regular_file(error)) bytes += static_cast<int64_t>(it->file_size(error));
+  return bytes;
+}
+
+std::string checkpoints_in(const std::string& path) {
+  const fs::path in_run = fs::path(path) / "checkpoints";
+  std::error_code ignored;
+  check<CheckpointError>(fs::is_directory(path, ignored), path, ": there is no folder of this name");
+  return fs::is_directory(in_run, ignored) ? in_run.string() : path;
+}
+
+// Every checkpoint of a run, and what lies beside them. A damaged manifest is a line like the others.
+int list(const std::string& path, bool as_json) {
+  const std::string folder = checkpoints_in(path);
+  const auto branch = branch_checkpoints(folder);
+  Json rows = Json::array();
+  for (const CheckpointEntry& entry : list_checkpoints(folder)) {
+    const bool on_branch =
+        std::any_of(branch.begin(), branch.end(), [&](const auto& e) { return e.path == entry.path; });
+    Json row = {
+        {"name", fs::path(entry.path).filename().string()}, {"step", entry.step}, {"bytes", bytes_in(entry.path)}};
+    row["state"] = !on_branch ? "abandoned" : entry.path == branch[0].path ? "newest" : "";
+    try {
+      const CheckpointReader reader(entry.path);
+      const CheckpointInfo& info = reader.info();
+      row["tokens"] = info.tokens;
+      row["ranks"] = info.num_ranks;
+      row["expert_parallel"] = info.expert_parallel;
+      row["build"] = info.build_id;
+    } catch (const CheckpointError& e) {
+      row["state"] = "damaged";
+      row["problem"] = e.what();
+    }
+    rows.push_back(std::move(row));
+  }
+  for (const std::string& left : set_aside_in(folder))
+    rows.push_back({{"name", fs::path(left).filename().string()}, {"bytes", bytes_in(left)}, {"state", "for gc"}});
+  if (as_json) return print({{"folder", folder}, {"checkpoints", rows}}), 0;
+  std::printf("%-32s %14s %16s %9s  %s\n", "checkpoint", "bytes", "tokens", "ranks", "state");
+  for (const Json& row : rows) {
+    const std::string tokens = row.contains("tokens") ? row["tokens"].dump() : "-";
+    const std::string ranks =
+        row.contains("ranks") ? concat(row["ranks"].get<int64_t>(), "/", row["expert_parallel"].get<int64_t>()) : "-";
+    std::printf("%-32s %14lld %16s %9s  %s\n", row["name"].get<std::string>().c_str(),
+                static_cast<long long>(row["bytes"].get<int64_t>()), tokens.c_str(), ranks.c_str(),
+                row.value("problem", row["state"].get<std::string>()).c_str());
+  }
   return 0;
 }
 
-int diff(const std::string& path_a, const std::string& path_b, double rtol) {
+int verify(const std::string& path, bool deep, bool as_json) {
+  const CheckpointReader reader = open_checkpoint(path);
+  Json norms = Json::object();
+  if (deep) {
+    for (const TensorNorm& norm : check_finite(reader)) norms[norm.name] = norm.rms;
+  } else {
+    reader.verify();
+  }
+  if (as_json) {
+    Json json = {{"checkpoint", reader.path()},
+                 {"step", reader.info().step},
+                 {"tensors", reader.tensors().size()},
+                 {"bytes_read", reader.bytes_read()},
+                 {"ok", true}};
+    if (deep) json["rms"] = std::move(norms);
+    return print(json), 0;
+  }
+  for (const auto& [name, rms] : norms.items()) std::printf("%-80s rms %.6g\n", name.c_str(), rms.get<double>());
+  say(concat(reader.path(), ": ", reader.tensors().size(), " tensors, every digest matches",
+             deep ? ", every number is finite" : ""));
+  return 0;
+}
+
+int diff(const std::string& path_a, const std::string& path_b, double rtol, bool as_json) {
   const CheckpointReader a = open_checkpoint(path_a), b = open_checkpoint(path_b);
   const auto differences = compare_checkpoints(a, b);
   double largest = 0;
   size_t beyond = 0;
+  Json listed = Json::array();
   for (const TensorDifference& d : differences) {
     largest = std::max(largest, d.relative_rms);
     if (rtol > 0 && d.relative_rms <= rtol) continue;
-    if (++beyond <= kShownDifferences) say(d.name + ": " + d.what);
+    ++beyond;
+    if (as_json) listed.push_back({{"tensor", d.name}, {"what", d.what}, {"first_element", d.first}});
+    else if (beyond <= kShownDifferences) say(d.name + ": " + d.what);
   }
-  std::printf("%zu and %zu tensors, %zu not bit-equal, largest relative RMS difference %.3g, %zu beyond the bound\n",
-              a.tensors().size(), b.tensors().size(), differences.size(), largest, beyond);
+  if (as_json) {
+    print({{"tensors", {a.tensors().size(), b.tensors().size()}},
+           {"not_bit_equal", differences.size()},
+           {"largest_relative_rms", largest},
+           {"beyond", beyond},
+           {"differences", std::move(listed)}});
+  } else {
+    std::printf("%zu and %zu tensors, %zu not bit-equal, largest relative RMS difference %.3g, %zu beyond the bound\n",
+                a.tensors().size(), b.tensors().size(), differences.size(), largest, beyond);
+  }
   return beyond == 0 ? 0 : 1;
+}
+
+int reshard(const std::string& from, const std::string& to, int64_t ranks, bool as_json) {
+  const CheckpointReader source = open_checkpoint(from);
+  reshard_checkpoint(source, to, ranks);
+  if (as_json)
+    return print({{"from", source.path()}, {"to", to}, {"ranks", ranks}, {"bytes_read", source.bytes_read()}}), 0;
+  say(concat(to, ": the state of ", source.path(), " in ", ranks, " files"));
+  return 0;
+}
+
+// Under the lock of the run, so never beside a training.
+int collect_garbage(const std::string& path, int64_t keep, bool dry_run, bool as_json) {
+  const std::string folder = checkpoints_in(path);
+  std::optional<RunFolder> lock;
+  if (folder != path) lock.emplace(path);
+  const auto branch = branch_checkpoints(folder);
+  std::vector<std::string> garbage = set_aside_in(folder);
+  for (const CheckpointEntry& entry : list_checkpoints(folder)) {
+    const auto at = std::find_if(branch.begin(), branch.end(), [&](const auto& e) { return e.path == entry.path; });
+    if (at == branch.end() || (keep > 0 && at - branch.begin() >= keep)) garbage.push_back(entry.path);
+  }
+  int64_t bytes = 0;
+  for (const std::string& name : garbage) bytes += bytes_in(name);
+  if (!dry_run)
+    for (const std::string& name : garbage) remove_checkpoint(name);
+  if (as_json) return print({{"removed", garbage}, {"bytes", bytes}, {"dry_run", dry_run}}), 0;
+  for (const std::string& name : garbage) say(concat(dry_run ? "would remove " : "removed ", name));
+  say(concat(garbage.size(), " entries, ", bytes, " bytes"));
+  return 0;
 }
 
 // The bound of import and export, said before they start; how fast they were, once they are done.
@@ -95,10 +216,12 @@ void add_ckpt_command(CLI::App& app, Action& action) {
   struct Options {
     std::string a, b, dtype;
     double rtol = 0;
-    bool allow_nonfinite = false;
+    int64_t ranks = 1, keep = 0;
+    bool allow_nonfinite = false, deep = false, dry_run = false, json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("ckpt", "Show, check, compare, import and export checkpoints");
+  CLI::App* command =
+      app.add_subcommand("ckpt", "Show, check, compare, cut anew, clear away, import and export checkpoints");
   command->require_subcommand(1);
   const std::string what = "checkpoint folder, or run folder (its newest checkpoint)";
 
@@ -106,9 +229,18 @@ void add_ckpt_command(CLI::App& app, Action& action) {
   inspect_command->add_option("checkpoint", options->a, what)->required();
   inspect_command->callback([options, &action] { action = [options] { return inspect(options->a); }; });
 
-  CLI::App* verify_command = command->add_subcommand("verify", "Check every digest and that every number is finite");
+  const auto with_json = [&](CLI::App* sub) { sub->add_flag("--json", options->json, "print one JSON object"); };
+  CLI::App* list_command = command->add_subcommand("ls", "Every checkpoint of a run and what lies beside them");
+  list_command->add_option("run", options->a, "run folder, or its folder of checkpoints")->required();
+  with_json(list_command);
+  list_command->callback([options, &action] { action = [options] { return list(options->a, options->json); }; });
+
+  CLI::App* verify_command = command->add_subcommand("verify", "Read every byte and check every digest");
   verify_command->add_option("checkpoint", options->a, what)->required();
-  verify_command->callback([options, &action] { action = [options] { return verify(options->a); }; });
+  verify_command->add_flag("--deep", options->deep, "also that every number is finite; prints the RMS of every tensor");
+  with_json(verify_command);
+  verify_command->callback(
+      [options, &action] { action = [options] { return verify(options->a, options->deep, options->json); }; });
 
   CLI::App* diff_command =
       command->add_subcommand("diff", "Compare two checkpoints tensor by tensor; exit 1 if they differ");
@@ -116,8 +248,31 @@ void add_ckpt_command(CLI::App& app, Action& action) {
   diff_command->add_option("b", options->b, what)->required();
   diff_command->add_option("--rtol", options->rtol, "relative RMS difference allowed per tensor; 0 = the same bits")
       ->check(CLI::NonNegativeNumber);
-  diff_command->callback(
-      [options, &action] { action = [options] { return diff(options->a, options->b, options->rtol); }; });
+  with_json(diff_command);
+  diff_command->callback([options, &action] {
+    action = [options] { return diff(options->a, options->b, options->rtol, options->json); };
+  });
+
+  CLI::App* reshard_command =
+      command->add_subcommand("reshard", "Write a checkpoint again, in equal files as of another number of ranks");
+  reshard_command->add_option("--from", options->a, what)->required();
+  reshard_command->add_option("--to", options->b, "checkpoint folder to make; may not hold anything yet")->required();
+  reshard_command->add_option("--ranks", options->ranks, "files to make")->required()->check(CLI::Range(1, 65536));
+  with_json(reshard_command);
+  reshard_command->callback([options, &action] {
+    action = [options] { return reshard(options->a, options->b, options->ranks, options->json); };
+  });
+
+  CLI::App* gc_command = command->add_subcommand(
+      "gc", "Remove what no run goes on from: left-overs, damaged and abandoned checkpoints, with --keep old ones");
+  gc_command->add_option("run", options->a, "run folder, or its folder of checkpoints")->required();
+  gc_command->add_option("--keep", options->keep, "newest checkpoints that stay; 0 = all")
+      ->check(CLI::NonNegativeNumber);
+  gc_command->add_flag("--dry-run", options->dry_run, "remove nothing, tell what would be");
+  with_json(gc_command);
+  gc_command->callback([options, &action] {
+    action = [options] { return collect_garbage(options->a, options->keep, options->dry_run, options->json); };
+  });
 
   CLI::App* import_command = command->add_subcommand(
       "import", "Make a checkpoint from a Hugging Face folder: its weights alone, to train from (init.from) or use");

@@ -26,8 +26,8 @@ void add_train_command(CLI::App& app, Action& action) {
   command
       ->add_flag(
           "--resume{newest}", options->resume_mode,
-          "go on from the newest checkpoint of run.dir; --resume=auto: start if there is nothing yet; --resume=strict: "
-          "from that checkpoint and no other")
+          "go on from the newest checkpoint of run.dir, or from the one before it if that is damaged; --resume=auto: start if "
+          "there is nothing yet; --resume=strict: from the newest and no other")
       ->check(CLI::IsMember({"newest", "auto", "strict"}));
   command->add_option("--resume-from", options->resume.checkpoint, "go on from this checkpoint folder");
   command

@@ -82,13 +82,26 @@ struct EvalSection {
   }
 };
 
+enum class OnFailedSave { kContinue, kStop };
+template <>
+struct EnumNames<OnFailedSave> {
+  static constexpr std::array kNames = {"continue", "stop"};
+};
+
 struct CheckpointSection {
   int64_t interval_steps = 0;
   int64_t keep = 3;
+  bool async = true;
+  OnFailedSave on_failure = OnFailedSave::kContinue;
   template <class Visit>
   void visit(Visit&& key) {
     key("interval_steps", interval_steps, "save every so many steps; 0 = only at the end and when stopped");
     key("keep", keep, "newest checkpoints that stay on disk; 0 = all");
+    key("async", async,
+        "write while the training goes on, from a copy in host memory (12 bytes a parameter, shared by the ranks)");
+    key("on_failure", on_failure,
+        "what a save that fails does to the run: continue (the third in a row and the last of the run stop it) or "
+        "stop");
   }
 };
 

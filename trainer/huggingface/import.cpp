@@ -1,7 +1,6 @@
 #include "trainer/huggingface/import.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <span>
 
 #include "kernels/build_info.h"
@@ -14,12 +13,6 @@ namespace braid {
 namespace {
 
 constexpr int64_t kContextTokens = 4096;  // that generation plans its memory for
-
-std::string data_file_name(size_t number) {
-  char name[40];
-  std::snprintf(name, sizeof name, "weights-%05zu.safetensors", number);
-  return name;
-}
 
 CheckpointInfo info_of(const HuggingFaceReader& source) {
   RunConfig config;
@@ -77,7 +70,7 @@ void import_model(const HuggingFaceReader& source, const std::string& checkpoint
   Manifest manifest;
   manifest.info = info_of(source);
   for (const auto& [first, last] : deal_to_files(bytes, max_file_bytes))
-    manifest.append(write_file(source, folder.temporary(), data_file_name(manifest.files.size()),
+    manifest.append(write_file(source, folder.temporary(), data_file_name("weights", std::ssize(manifest.files)),
                                std::span(parts).subspan(first, last - first)));
   manifest.check_coverage(checkpoint);
   write_file_atomically(folder.temporary() + "/" + kManifestName, manifest.to_text());

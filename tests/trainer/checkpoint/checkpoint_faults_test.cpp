@@ -71,8 +71,7 @@ class CheckpointFaultsTest : public FolderTest {
       EXPECT_EQ(left_overs(), std::vector<std::string>{}) << "call " << nth;
       if (HasFailure()) return;
       if (!was_hit) {
-        // All but the five that write LATEST: reserve, write, sync, name, sync the folder.
-        EXPECT_EQ(failures, nth - 1 - 5);
+        EXPECT_EQ(failures, nth - 1);
         EXPECT_GE(failures, 12);
         return;
       }

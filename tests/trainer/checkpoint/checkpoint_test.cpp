@@ -601,13 +601,13 @@ TEST_F(CheckpointTest, ASaveThatFailsLeavesTheSameStepAsItWas) {
   expect_content(CheckpointReader(path("step-000000005")));
 }
 
-// LATEST is written when the checkpoint is there already, so it cannot take it back.
-TEST_F(CheckpointTest, CommitsEvenIfTheHintCannotBeWritten) {
+// What LATEST does not name is not gone on from.
+TEST_F(CheckpointTest, CommitsNothingThatLatestCannotName) {
+  save(1);
+  fs::remove(path("LATEST"));
   fs::create_directory(path("LATEST"));
-  expect_content(CheckpointReader(save(1)));
-  save(2);
-  prune_checkpoints(folder_, 1);
-  EXPECT_EQ(steps(), (Steps{2}));
+  expect_contains(message_of<IoError>([&] { save(2); }), path("LATEST") + ": cannot be given its name");
+  EXPECT_EQ(steps(), Steps{1});
 }
 
 TEST_F(CheckpointTest, LeftOversOfAKilledSaveDoNotMatter) {

@@ -30,10 +30,10 @@ inline int64_t flipped_read = 0, reads = 0;
 
 inline bool call_fails() {
   if (fault.nth == 0) return false;
-  ++fault.calls;
-  if (fault.kills && fault.calls == fault.nth) ::kill(getpid(), SIGKILL);
+  const int64_t call = __atomic_add_fetch(&fault.calls, 1, __ATOMIC_RELAXED);  // of any thread
+  if (fault.kills && call == fault.nth) ::kill(getpid(), SIGKILL);
   errno = fault.error;
-  return fault.calls == fault.nth || (fault.forever && fault.calls > fault.nth);
+  return call == fault.nth || (fault.forever && call > fault.nth);
 }
 
 }  // namespace braid::testing

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# What a run does with its checkpoints when something is wrong with them, and the tools for them.
+source "$(dirname "$0")/common.sh" "$@"
+
+common=(schedule.kind=constant checkpoint.interval_steps=4 checkpoint.keep=0 eval.interval_steps=0 train.micro_batch_size=2)
+train 2 "$WORK/straight" run.steps=16 "${common[@]}"
+
+# A branch: gone on from an older checkpoint and started again, it goes on with itself, not with what was left.
+run=$WORK/branch
+train 2 "$run" run.steps=12 "${common[@]}"
+train 2 "$run" run.steps=8 "${common[@]}" --resume-from "$run/checkpoints/step-000000004"
+grep -q "set aside as .*/.abandoned-step-000000012" "$run.log" || fail "the branch that was left is not named"
+train 2 "$run" run.steps=12 "${common[@]}" --resume
+grep -q 'resumed after step 8 ' "$run.log" || fail "the branch was not gone on with"
+"$BRAID" ckpt diff "$WORK/straight/checkpoints/step-000000012" "$run" >/dev/null || fail "a branch: other weights"
+pass "a branch goes on with itself, and has the same bits"
+
+# Damage: the newest checkpoint is passed over loudly, or refused.
+damage() { printf '\x5a' | dd of="$1" bs=1 seek=$(($(stat -c %s "$1") - 3)) conv=notrunc status=none; }
+damage "$run/checkpoints/step-000000012/rank-00001.safetensors"
+expect_error 4 'step-000000012/rank-00001.safetensors: tensor .* do not match their digest' \
+  mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$run" run.steps=16 "${common[@]}" --resume=strict
+train 2 "$run" run.steps=16 "${common[@]}" --resume
+grep -q 'WARNING: the checkpoint .*step-000000012 is damaged and passed over' "$run.log" || fail "no warning"
+grep -q 'resumed after step 8 ' "$run.log" || fail "the checkpoint before the damaged one was not taken"
+same_numbers "$WORK/straight" "$run" "after a damaged checkpoint"
+"$BRAID" ckpt diff "$WORK/straight" "$run" >/dev/null || fail "after a damaged checkpoint: other weights"
+pass "a damaged checkpoint is passed over loudly for the one before it, with the same bits in the end"
+
+# A disk that takes no checkpoints: the run goes on until the third in a row, or ends at once if it is told to.
+full() {
+  local status=0
+  mpirun -n 2 bash -c 'trap "" XFSZ; ulimit -f 1200; exec "$@"' full "$BRAID" train "$TINY" "run.dir=$1" run.steps=16 \
+    "${common[@]}" "${@:2}" >"$1.log" 2>&1 || status=$?
+  [ $status = 9 ] || { cat "$1.log" >&2; fail "exit code $status instead of 9 on a full disk"; }
+}
+full "$WORK/full"
+[ "$(grep -c 'could not be saved, the run goes on' "$WORK/full.log")" = 2 ] || fail "not two warnings before the end"
+grep -q 'the checkpoint of step 12 could not be saved, the 3rd in a row: .*rank-0000.*bytes needed' "$WORK/full.log" ||
+  { cat "$WORK/full.log" >&2; fail "the third failure does not say what is wrong"; }
+pass "two failed saves are reported, the third ends the run with 9"
+full "$WORK/full-stop" checkpoint.on_failure=stop
+grep -q 'the checkpoint of step 4 could not be saved: ' "$WORK/full-stop.log" || fail "on_failure=stop goes on"
+pass "checkpoint.on_failure=stop ends the run at the first"
+
+# A kill while saving leaves something behind, which the next start clears away.
+mkdir -p "$run/checkpoints/.tmp-step-000000020" "$run/checkpoints/.trash-step-000000002"
+train 2 "$run" run.steps=16 "${common[@]}" --resume
+[ -z "$(find "$run/checkpoints" -name '.t*')" ] || fail "left-overs are still there after a start"
+pass "left-overs are cleared at the start"
+
+# The tools.
+"$BRAID" ckpt ls "$run" | grep -q '^step-000000016 .* newest$' || fail "ckpt ls does not show the newest"
+"$BRAID" ckpt ls "$run" --json | python3 -c '
+import json, sys
+rows = {row["name"]: row for row in json.load(sys.stdin)["checkpoints"]}
+assert rows["step-000000016"]["state"] == "newest" and rows["step-000000016"]["ranks"] == 2, rows
+assert rows[".corrupt-step-000000012"]["state"] == "for gc" and rows[".abandoned-step-000000012"]["state"] == "for gc", rows
+' || fail "ckpt ls --json"
+"$BRAID" ckpt verify "$run" --deep --json | python3 -c '
+import json, sys
+answer = json.load(sys.stdin)
+assert answer["ok"] and answer["step"] == 16 and answer["rms"]["weights/lm_head.weight"] > 0, answer
+' || fail "ckpt verify --json"
+expect_error 4 'tensor .* do not match their digest' "$BRAID" ckpt verify "$run/checkpoints/.corrupt-step-000000012"
+"$BRAID" ckpt reshard --from "$run" --to "$WORK/three" --ranks 3 >/dev/null
+"$BRAID" ckpt diff "$run" "$WORK/three" >/dev/null || fail "resharded: other state"
+[ "$(ls "$WORK/three" | wc -l)" = 4 ] || fail "resharded: not three files and a manifest"
+"$BRAID" ckpt diff "$WORK/straight/checkpoints/step-000000012" "$run" --json >"$WORK/diff.json" && fail "step 12 = step 16"
+python3 -c '
+import json, sys
+answer = json.load(open(sys.argv[1]))
+assert answer["beyond"] > 0 and answer["differences"][0]["first_element"] >= 0, answer
+' "$WORK/diff.json" || fail "ckpt diff --json"
+"$BRAID" ckpt gc "$run" --keep 1 --dry-run | grep -q 'would remove .*step-000000004$' || fail "ckpt gc --dry-run"
+"$BRAID" ckpt gc "$run" --keep 1 >/dev/null
+[ "$(ls -A "$run/checkpoints" | tr '\n' ' ')" = 'LATEST step-000000016 ' ] || fail "ckpt gc left $(ls -A "$run/checkpoints")"
+pass "ckpt ls, verify, diff, reshard and gc"
+echo "$checks passed, 0 failed"

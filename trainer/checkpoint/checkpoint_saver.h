@@ -1,0 +1,89 @@
+#pragma once
+
+#include <functional>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "trainer/checkpoint/checkpoint.h"
+#include "trainer/checkpoint/device_slices.h"
+
+namespace braid {
+
+// How a save went.
+struct SaveReport {
+  int64_t step = 0;
+  std::string path;     // where it is committed; empty: it failed,
+  std::string problem;  // because of this
+  int64_t bytes = 0;    // that this rank wrote
+  double write_ms = 0;  // until they were on this rank's disk
+  double stall_ms = 0;  // that the training of this rank waited for the save
+};
+
+// Saves a run's checkpoints while it goes on. start() copies what is to be saved into memory of its own; a thread of
+// each rank writes the copy, rank 0's commits, each reads back what it wrote, and only then rank 0's removes old
+// checkpoints. Threads never communicate: poll(), which every rank calls after every step, goes on to the next stage
+// once all ranks are through with the last. One save is under way at a time. A save that fails leaves nothing, is
+// reported, and the next one is tried as if nothing had been; after three in a row, or one if so told, the error is
+// thrown, on every rank.
+class CheckpointSaver {
+ public:
+  static constexpr int kMostFailures = 3;
+  struct Options {
+    std::string folder;
+    int64_t keep = 0;              // newest checkpoints that stay; 0: all
+    bool in_background = true;     // else start() returns when the save is done
+    bool stop_on_failure = false;  // at the first
+    std::string verified;          // a checkpoint that this run has loaded: it stays until a newer one was read back
+  };
+  // like: slices as start() will get them; in the background it takes as much memory as they have.
+  // Errors: OutOfMemoryError.
+  CheckpointSaver(Context& ctx, Communicator& world, Options options, const std::vector<CheckpointSlice>& like);
+  ~CheckpointSaver();  // waits until this rank's thread is done
+  CheckpointSaver(const CheckpointSaver&) = delete;
+  CheckpointSaver& operator=(const CheckpointSaver&) = delete;
+
+  // Called by every rank at the same time, as are the two below. The slices may change when it returns. Waits for the
+  // save before, and for this one if it is the run's first: a run that cannot save shows it in its first minutes.
+  void start(const CheckpointInfo& info, const std::vector<CheckpointSlice>& slices);
+  void poll();
+  void finish();  // until nothing is under way
+
+  std::vector<SaveReport> take_reports() { return std::exchange(reports_, {}); }
+  int64_t memory_bytes() const { return memory_bytes_; }  // of the copy
+
+ private:
+  // Preparing, committing and pruning are rank 0's, the others have nothing to do meanwhile.
+  enum class Stage { kPreparing, kWriting, kCommitting, kReadingBack, kPruning };
+  class Stall;
+
+  void take_copy(const std::vector<CheckpointSlice>& slices);
+  void run(Stage stage, std::function<std::string()> work);
+  void run_on_first(Stage stage, std::function<void()> work);
+  bool any_rank_works();
+  void advance();
+  void advance_to_the_end();
+  void end_save();
+  void fail(const Error& error);
+
+  Context& ctx_;
+  Communicator& world_;
+  Options options_;
+  bool is_first_;
+  int64_t memory_bytes_ = 0;
+  std::shared_ptr<std::byte> memory_;
+  std::optional<CheckpointSave> save_;  // under way
+  std::optional<HostSlices> host_;      // what it writes: the copy, or in the foreground what can be read in place
+  Stage stage_ = Stage::kPreparing;
+  std::future<std::string> work_;  // of this rank
+  SaveReport report_;              // of the save under way,
+  bool has_ended_ = false;         // or of the one that just was
+  std::vector<SaveReport> reports_;
+  int failures_ = 0;
+  bool has_saved_ = false;
+};
+
+}  // namespace braid

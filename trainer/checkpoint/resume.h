@@ -1,0 +1,33 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "trainer/checkpoint/checkpoint.h"
+
+namespace braid {
+
+// What a run goes on from.
+struct ResumeChoice {
+  std::string folder;      // of its checkpoints
+  std::string checkpoint;  // the one; empty: the newest of the branch that LATEST names
+  bool strict = false;     // a damaged one is an error, not passed over for the one before it
+};
+
+struct Resumed {
+  std::string path;
+  CheckpointInfo info;
+  std::vector<std::string> notes;  // what a user must know: what was damaged, what was set aside
+};
+
+// Opens a checkpoint, asks whether the run may go on from it (`accept`, which throws if not) and loads it. One that is
+// damaged is passed over, with a note, for the newest before it. Once one is loaded, those that are not before it on
+// its branch are set aside (see set_others_aside). Called by every rank; rank 0 chooses, all go on from the same.
+// Errors, on every rank: CheckpointError if there is none, none that is whole, or the one asked for is damaged;
+// IoError; what `accept` throws.
+Resumed resume_from(Context& ctx, Communicator& world, const ResumeChoice& choice,
+                    const std::function<void(const CheckpointReader&)>& accept,
+                    const std::function<void(const CheckpointReader&)>& load);
+
+}  // namespace braid
