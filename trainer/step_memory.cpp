@@ -5,6 +5,7 @@
 
 #include "kernels/core/memory.h"
 #include "model/model_flop.h"
+#include "trainer/checkpoint/checkpoint_saver.h"
 #include "trainer/train_step.h"
 
 namespace braid {
@@ -57,6 +58,7 @@ MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, co
   memory.scratch = counter.scratch_peak_bytes();
   memory.windows = counted.model.window_bytes();
   if (where.on_cuda()) memory.libraries = library_bytes(mesh.size());
+  else if (config.checkpoint.in_background()) memory.saving = CheckpointSaver::copy_bytes(counted.slices());
   return memory;
 }
 
@@ -71,8 +73,7 @@ std::string describe_recompute(const RunConfig& config, Recompute recompute, int
   std::snprintf(share, sizeof share, "%.1f",
                 100 * repeated_flop_per_token(config.model, config.mtp, T, recompute) /
                     training_flop_per_token(config.model, config.mtp, T));
-  return concat(name_of_enum(recompute), ": ", gib_text(total_bytes), ", repeats ", share,
-                " % of a step's products");
+  return concat(name_of_enum(recompute), ": ", gib_text(total_bytes), ", repeats ", share, " % of a step's products");
 }
 
 RunConfig with_recompute_that_fits(const RunConfig& config, const ProcessMesh& mesh, Context& ctx,

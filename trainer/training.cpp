@@ -241,8 +241,8 @@ class TrainingRun {
     stop_ = &stop;
     const CheckpointSection& c = config_.checkpoint;
     saver_.emplace(ctx_, mesh_.world(),
-                   CheckpointSaver::Options{checkpoint_folder(), c.keep, c.async, c.on_failure == OnFailedSave::kStop,
-                                            loaded_checkpoint_},
+                   CheckpointSaver::Options{checkpoint_folder(), c.keep, c.in_background(),
+                                            c.on_failure == OnFailedSave::kStop, loaded_checkpoint_},
                    state_.slices());
     double waited = 0;
     const int64_t first_step = step_;

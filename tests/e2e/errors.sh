@@ -61,8 +61,10 @@ kill -KILL $busy; wait $busy 2>/dev/null || true
 touch "$WORK/file"
 expect_error 9 'file' "$BRAID" train "$TINY" "run.dir=$WORK/file/run"
 
-# checkpoints: nothing may be loaded from a damaged one, and nothing is changed by trying
-resume() { "$BRAID" train "$TINY" "run.dir=$1" run.steps=6 checkpoint.interval_steps=2 eval.interval_steps=0 --resume "${@:2}"; }
+# checkpoints: nothing may be loaded from a damaged one, and nothing is changed by trying; without "strict" the one before it
+# is taken, loudly
+resume_as() { "$BRAID" train "$TINY" "run.dir=$2" run.steps=6 checkpoint.interval_steps=2 eval.interval_steps=0 "$1" "${@:3}"; }
+resume() { resume_as --resume "$@"; }
 newest() { ls -d "$1"/checkpoints/step-* | tail -1; }
 shard_of() { echo "$(newest "$1")/rank-00000.safetensors"; }
 flip_byte() {  # flip_byte FILE OFFSET: one bit of the byte from the end
@@ -70,17 +72,36 @@ flip_byte() {  # flip_byte FILE OFFSET: one bit of the byte from the end
   byte=$(od -An -tu1 -j "$at" -N 1 "$1")
   printf "$(printf '\\x%02x' $((byte ^ 4)))" | dd of="$1" bs=1 seek="$at" conv=notrunc status=none
 }
-damage() { rm -rf "$WORK/damaged"; cp -r "$WORK/good" "$WORK/damaged"; }
+files_of() { (cd "$1/checkpoints" && find . -type f -exec sha256sum {} + | sort); }
+# damaged FILE COMMAND...: the newest checkpoint of a copy of the good run, changed by the command, is refused, and passed over
+damaged() {
+  local file=$1
+  shift
+  rm -rf "$WORK/damaged"
+  cp -r "$WORK/good" "$WORK/damaged"
+  "$@"
+  files_of "$WORK/damaged" >"$WORK/before"
+  expect_error 4 "step-000000004/$file" resume_as --resume=strict "$WORK/damaged"
+  cmp -s "$WORK/before" <(files_of "$WORK/damaged") || fail "a refused resume changed checkpoints"
+  resume "$WORK/damaged" >"$WORK/out" 2>&1 || { cat "$WORK/out" >&2; fail "the checkpoint before the damaged one was not taken"; }
+  grep -q "WARNING: the checkpoint .*step-000000004 is damaged and passed over: .*/$file" "$WORK/out" ||
+    { cat "$WORK/out" >&2; fail "no warning"; }
+  grep -q 'resumed after step 2 ' "$WORK/out" || fail "the checkpoint before the damaged one was not taken"
+  [ -d "$WORK/damaged/checkpoints/.corrupt-step-000000004" ] || fail "the damaged checkpoint was not set aside"
+  "$BRAID" ckpt diff "$WORK/straight" "$WORK/damaged" >/dev/null || fail "after a damaged checkpoint: other state"
+  pass "passed over: $(grep -o 'passed over: .*' "$WORK/out" | sed "s|$WORK/||g" | cut -c14-110)"
+}
 mkdir "$WORK/empty"
 expect_error 4 'no checkpoint' resume "$WORK/empty"
-damage; truncate -s -1 "$(shard_of "$WORK/damaged")"
-expect_error 4 'safetensors' resume "$WORK/damaged"
-damage; flip_byte "$(shard_of "$WORK/damaged")" 5000
-expect_error 4 'safetensors' resume "$WORK/damaged"
-damage; sed -i 's/"step"/"stop"/' "$(newest "$WORK/damaged")/MANIFEST.json"
-expect_error 4 'MANIFEST.json' resume "$WORK/damaged"
-damage; rm "$(shard_of "$WORK/damaged")"
-expect_error 4 'safetensors' resume "$WORK/damaged"
+train 0 "$WORK/straight" run.steps=6 eval.interval_steps=0
+shard=rank-00000.safetensors manifest=MANIFEST.json
+in_damaged() { "$1" "${@:3}" "$WORK/damaged/checkpoints/step-000000004/$2"; }
+damaged $shard in_damaged truncate $shard -s -1
+damaged $shard eval 'flip_byte "$(shard_of "$WORK/damaged")" 5000'
+damaged $manifest in_damaged sed $manifest -i 's/"step"/"stop"/'
+damaged $shard in_damaged rm $shard
+damaged $manifest in_damaged truncate $manifest -s 0
+damaged $manifest in_damaged rm $manifest
 expect_error 4 'optimizer.lr' resume "$WORK/good" optimizer.lr=0.5
 expect_error 4 'optimizer.kind' resume "$WORK/good" optimizer.kind=muon
 expect_error 4 'num_experts' resume "$WORK/good" model.num_experts=4

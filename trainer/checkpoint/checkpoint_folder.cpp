@@ -10,7 +10,6 @@
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/stored_file.h"
-#include "trainer/checkpoint/manifest.h"
 
 namespace braid {
 
@@ -78,7 +77,7 @@ std::vector<CheckpointEntry> list_checkpoints(const std::string& folder) {
     int64_t step = 0;
     std::from_chars(name.data() + kStepPrefix.size(), name.data() + name.size(), step);
     std::error_code ignored;
-    if (step >= 0 && name == step_name(step) && fs::exists(path / kManifestName, ignored))
+    if (step >= 0 && name == step_name(step) && fs::is_directory(path, ignored))
       entries.push_back({step, path.string()});
   }
   std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.step < b.step; });

@@ -7,7 +7,7 @@
 namespace braid {
 
 // Committed checkpoints of a folder, oldest first (by step). Temporary and foreign entries are ignored; a damaged
-// checkpoint is not, so that opening it says what is wrong.
+// checkpoint, also one without a manifest, is not, so that opening it says what is wrong.
 struct CheckpointEntry {
   int64_t step;
   std::string path;

@@ -42,10 +42,16 @@ CheckpointSaver::CheckpointSaver(Context& ctx, Communicator& world, Options opti
                                  const std::vector<CheckpointSlice>& like)
     : ctx_(ctx), world_(world), options_(std::move(options)), is_first_(world.rank() == 0) {
   if (!options_.in_background) return;
-  for (const CheckpointSlice& slice : like) memory_bytes_ += round_up(slice.data.bytes(), kMemoryAlignBytes);
+  memory_bytes_ = copy_bytes(like);
   memory_ = allocate_memory(Device::kCpu, memory_bytes_);
   check<OutOfMemoryError>(memory_ != nullptr, "no host memory left for ", memory_bytes_,
                           " bytes that are saved while the training goes on; checkpoint.async=false needs none");
+}
+
+int64_t CheckpointSaver::copy_bytes(const std::vector<CheckpointSlice>& slices) {
+  int64_t bytes = 0;
+  for (const CheckpointSlice& slice : slices) bytes += round_up(slice.data.bytes(), kMemoryAlignBytes);
+  return bytes;
 }
 
 CheckpointSaver::~CheckpointSaver() {

@@ -53,7 +53,8 @@ class CheckpointSaver {
   void finish();  // until nothing is under way
 
   std::vector<SaveReport> take_reports() { return std::exchange(reports_, {}); }
-  int64_t memory_bytes() const { return memory_bytes_; }  // of the copy
+  int64_t memory_bytes() const { return memory_bytes_; }                  // of the copy
+  static int64_t copy_bytes(const std::vector<CheckpointSlice>& slices);  // what it takes for these
 
  private:
   // Preparing, committing and pruning are rank 0's, the others have nothing to do meanwhile.

@@ -93,6 +93,8 @@ struct CheckpointSection {
   int64_t keep = 3;
   bool async = true;
   OnFailedSave on_failure = OnFailedSave::kContinue;
+  // The last save of a run and the one of a stop are waited for.
+  bool in_background() const { return async && interval_steps > 0; }
   template <class Visit>
   void visit(Visit&& key) {
     key("interval_steps", interval_steps, "save every so many steps; 0 = only at the end and when stopped");

@@ -12,9 +12,10 @@ std::string gib_text(int64_t bytes) {
 
 std::vector<MemoryEstimate::Row> MemoryEstimate::rows() const {
   std::vector<Row> rows;
-  for (const Row& row : {Row{"weights", weights}, Row{"gradients", gradients}, Row{"optimizer state", optimizer},
-                         Row{"activations", activations}, Row{"scratch", scratch.value_or(0)},
-                         Row{"rows of other ranks", windows}, Row{"libraries", libraries}})
+  for (const Row& row :
+       {Row{"weights", weights}, Row{"gradients", gradients}, Row{"optimizer state", optimizer},
+        Row{"activations", activations}, Row{"scratch", scratch.value_or(0)}, Row{"rows of other ranks", windows},
+        Row{"copy to save from", saving}, Row{"libraries", libraries}})
     if (row.bytes > 0) rows.push_back(row);
   return rows;
 }
@@ -28,8 +29,8 @@ int64_t MemoryEstimate::total() const {
 void check_gpu_memory(const MemoryEstimate& needs, const GpuMemory& memory, const std::string& device) {
   if (needs.total() <= memory.free_bytes) return;
   std::string message = concat("not enough GPU memory: ", gib_text(needs.total()), " are needed and ",
-                               gib_text(memory.free_bytes), " of ", gib_text(memory.total_bytes),
-                               " are free on this ", device, "; braid plan CONFIG says which settings need less");
+                               gib_text(memory.free_bytes), " of ", gib_text(memory.total_bytes), " are free on this ",
+                               device, "; braid plan CONFIG says which settings need less");
   for (const MemoryEstimate::Row& need : needs.rows()) {
     char row[96];
     std::snprintf(row, sizeof row, "\n  %-20s %14s", need.what, gib_text(need.bytes).c_str());

@@ -66,6 +66,7 @@ std::vector<const RankView*> select(const std::vector<RankView>& ranks, Conditio
 
 ProcessActivity activity_of(int pid) {
   ProcessActivity activity;
+  bool waits_for_disk = false;
   std::error_code error;
   for (fs::directory_iterator thread(concat("/proc/", pid, "/task"), error), end; !error && thread != end;
        thread.increment(error)) {
@@ -80,6 +81,7 @@ ProcessActivity activity_of(int pid) {
     for (int i = 0; i < 10; ++i) fields >> skipped;
     fields >> user >> system;
     if (thread->path().filename() == std::to_string(pid)) activity.state = state;
+    waits_for_disk |= state == 'D';
     activity.work += user + system;
     if (thread->path().filename() == std::to_string(pid))
       std::istringstream(file_text(folder + "/schedstat")) >> activity.main_ns;
@@ -88,6 +90,7 @@ ProcessActivity activity_of(int pid) {
     for (int64_t bytes = 0; io >> name >> bytes;)
       if (name == "rchar:" || name == "wchar:") activity.work += bytes;
   }
+  if (waits_for_disk && activity.state == 'S') activity.state = 'D';
   return activity;
 }
 

@@ -14,7 +14,9 @@ namespace braid {
 
 // What the system says of a process: what tells a rank that works from one that sleeps for ever.
 struct ProcessActivity {
-  char state = '?';  // of its main thread, as in /proc/PID/stat: R, S, D (waits for a disk), T (stopped), Z
+  // Of its main thread, as in /proc/PID/stat: R, S, D (waits for a disk), T (stopped), Z. D also if it sleeps while
+  // another of its threads waits for a disk.
+  char state = '?';
   int64_t work = 0;  // grows while it computes, reads or writes; watchdogs do not count
   int64_t main_ns =
       0;  // for how long its main thread has run: a rank that waits in MPI looks for messages all the time

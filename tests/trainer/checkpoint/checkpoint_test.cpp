@@ -537,13 +537,15 @@ TEST_F(CheckpointTest, HeadersMustAgreeWithTheManifest) {
 TEST_F(CheckpointTest, ListsCommittedCheckpointsInOrder) {
   for (int64_t step : {10, 2, 1234567890}) save(step);
   fs::create_directories(path(".tmp-step-000000400"));
-  fs::create_directories(path("step-000000500"));  // a folder without a manifest is no checkpoint
+  fs::create_directories(path("step-000000500"));  // was one, as a folder gets this name with its manifest inside
+  write_bytes(path("step-000000600"), "a file");
   for (const char* foreign : {"step-7", "step-0000000010", "step-000000010x", "xstep-000000010", "step--00000001",
                               "step-", "step-99999999999999999999"}) {
     fs::create_directories(path(foreign));
     write_bytes(path(foreign) + "/MANIFEST.json", "{}");
   }
-  EXPECT_EQ(steps(), (Steps{2, 10, 1234567890}));
+  EXPECT_EQ(steps(), (Steps{2, 10, 500, 1234567890}));
+  expect_contains(refusal(path("step-000000500")), "step-000000500/MANIFEST.json: is missing");
   EXPECT_EQ(list_checkpoints(folder_)[0].path, path("step-000000002"));
   EXPECT_TRUE(list_checkpoints(path("absent")).empty());
   EXPECT_TRUE(list_checkpoints(path("LATEST")).empty());
