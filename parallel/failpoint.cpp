@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <csignal>
 #include <cstdlib>
 #include <limits>
@@ -135,9 +136,12 @@ Fault fault_point(const char* site) {
 }
 
 double with_fault(const char* site, double value) {
-  switch (fault_point(site).kind) {
+  const Fault fault = fault_point(site);
+  switch (fault.kind) {
     case FaultKind::kNan: return std::numeric_limits<double>::quiet_NaN();
     case FaultKind::kInf: return std::numeric_limits<double>::infinity();
+    case FaultKind::kFlip:
+      return std::bit_cast<double>(std::bit_cast<uint64_t>(value) ^ (uint64_t{1} << (fault.value & 63)));
     default: return value;
   }
 }

@@ -26,7 +26,7 @@ double ratio(double numerator, int64_t count) { return count > 0 ? numerator / d
 }  // namespace
 
 StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& batches, const ProcessMesh& mesh,
-                      const RunConfig& c, int64_t step) {
+                      const RunConfig& c, int64_t step, const SpikeRule* spikes) {
   Model& model = state.model;
   ShardedParameters& parameters = state.parameters;
   BalanceLoss& balance = state.balance;
@@ -84,7 +84,8 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
                             ", balance ", result.balance.loss, ")");
   else if (!std::isfinite(result.grad_norm))
     result.problem = concat("step ", step, ": the gradient norm is ", result.grad_norm);
-  if (!result.problem.empty()) return result;
+  else if (spikes) result.spike = spikes->judge(result.loss_lm, result.grad_norm);
+  if (!result.is_applied()) return result;
 
   result.lr = c.optimizer.lr * lr_factor(c.schedule, step, c.run.steps);
   const double max_norm = c.optimizer.max_grad_norm;

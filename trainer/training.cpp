@@ -313,30 +313,31 @@ class TrainingRun {
   }
 
   // A loss or gradient that is not finite is never applied. The step is computed once more: if it is finite then, a
-  // device or a memory failed, and the run goes on as if nothing had been; otherwise the step is left out. Every rank
-  // decides alike, as all have the same result.   Errors: NumericsError after kSkipsInARow such steps in a row, or more
-  // than kSkips of the last kWindow.
+  // device or a memory failed, and the run goes on as if nothing had been; otherwise the step is left out. One that
+  // stands out from the steps before is computed once more, too, and what comes out then is applied: the same, if it is
+  // the data's. So no bit of a run depends on how many steps the rule has seen. Every rank decides alike, as all have
+  // the same result.   Errors: NumericsError after kSkipsInARow steps in a row that are left out, or more than kSkips
+  // of the last kWindow.
   StepResult guarded_step(const StepBatches& batches) {
     constexpr int64_t kSkipsInARow = 3, kSkips = 10, kWindow = 1000;
     Tensor& counts = state_.balance.previous_counts();  // all that a step changes beside weights and moments
     std::vector<int64_t> before(static_cast<size_t>(counts.numel()));
     copy(ctx_, Tensor(before.data(), counts.dtype(), counts.shape()), counts);
     const int64_t step = step_ + 1;
+    std::optional<StepResult> first;
     for (const bool again : {false, true}) {
-      StepResult result = train_step(ctx_, state_, batches, mesh_, config_, step);
+      StepResult result = train_step(ctx_, state_, batches, mesh_, config_, step, again ? nullptr : &spikes_);
       if (fault_point("optim").kind == FaultKind::kFlip) flip_a_weight();
-      if (result.problem.empty()) {
-        if (again) {
-          say(concat(
-              "step ", step,
-              " is finite when it is computed again: a device or a memory failed, and the result was thrown away"));
-          note("transient_fault", "a result that was not finite was finite when it was computed again");
-        }
+      if (result.is_applied()) {
+        if (again) tell_what_again_showed(*first, result);
+        spikes_.add(result.loss_lm, result.grad_norm);
         return result;
       }
       copy(ctx_, counts, Tensor(before.data(), counts.dtype(), counts.shape()));
       if (!again) {
-        say(result.problem + "; it is computed again");
+        say((result.problem.empty() ? concat("step ", step, ": ", result.spike) : result.problem) +
+            "; it is computed again");
+        first = std::move(result);
         continue;
       }
       skipped_.push_back(step);
@@ -351,6 +352,22 @@ class TrainingRun {
       return result;
     }
     return {};
+  }
+
+  // A step was computed twice, and the second result applied.
+  void tell_what_again_showed(const StepResult& first, const StepResult& second) {
+    const bool is_same = first.loss_lm == second.loss_lm && first.grad_norm == second.grad_norm;
+    if (is_same) {
+      say("the same comes out again: it is the data or the state of the run, and the update is applied");
+      note("spike", first.spike);
+      return;
+    }
+    const std::string what = first.problem.empty() ? "other than the first time" : "finite";
+    say(concat("step ", step_ + 1, " is ", what,
+               " when it is computed again: a device or a memory failed, and the result was thrown away"));
+    note("transient_fault", first.problem.empty()
+                                ? first.spike + "; the second result was another one"
+                                : "a result that was not finite was finite when it was computed again");
   }
 
   // For tests of check_replicas.
@@ -646,6 +663,7 @@ class TrainingRun {
   std::optional<CheckpointSaver> saver_;
   int64_t step_ = 0, tokens_ = 0;
   std::optional<Watchdog> watchdog_;
+  SpikeRule spikes_;
   std::vector<int64_t> skipped_;  // steps without an update, of the last kWindow
   StopRequests* stop_ = nullptr;
   bool stop_said_ = false;
@@ -656,11 +674,20 @@ class TrainingRun {
 
 void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
                          const ResumeRules& rules) {
-  static const std::vector<std::string> kFree = {
-      "run.",        "device", "allow_slow",  "parallel.",           "memory.", "train.micro_batch_size",
-      "eval.",       "log.",   "checkpoint.", "data.prefetch_steps",
-      "init.from", "init.fresh_mtp", "init.resize_vocabulary",  // what came from there is in the checkpoint
-      "data.sources"};  // the data itself is compared by its digest
+  static const std::vector<std::string> kFree = {"run.",
+                                                 "device",
+                                                 "allow_slow",
+                                                 "parallel.",
+                                                 "memory.",
+                                                 "train.micro_batch_size",
+                                                 "eval.",
+                                                 "log.",
+                                                 "checkpoint.",
+                                                 "data.prefetch_steps",
+                                                 "init.from",
+                                                 "init.fresh_mtp",
+                                                 "init.resize_vocabulary",  // what came from there is in the checkpoint
+                                                 "data.sources"};           // the data itself is compared by its digest
   static const std::vector<std::string> kOnPurpose = {"optimizer.lr", "schedule.", "train.global_batch_size",
                                                       "balance.", "train.micro_batch_size"};
   const auto begins_with_one_of = [](const std::string& key, const std::vector<std::string>& prefixes) {

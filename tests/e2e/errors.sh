@@ -98,8 +98,11 @@ shard=rank-00000.safetensors manifest=MANIFEST.json
 in_damaged() { "$1" "${@:3}" "$WORK/damaged/checkpoints/step-000000004/$2"; }
 damaged $shard in_damaged truncate $shard -s -1
 damaged $shard eval 'flip_byte "$(shard_of "$WORK/damaged")" 5000'
+grep -qE '"file":"[^"]*/rank-00000.safetensors","tensor":"[a-z_]+/' "$WORK/damaged/errors.jsonl" || fail "errors.jsonl does not name the tensor"
 damaged $manifest in_damaged sed $manifest -i 's/"step"/"stop"/'
 damaged $shard in_damaged rm $shard
+damaged $shard eval 'rm "$(shard_of "$WORK/damaged")"; mkdir "$WORK/damaged/checkpoints/step-000000004/$shard"'
+grep -q '"expected":"a file","found":"a folder"' "$WORK/damaged/errors.jsonl" || fail "errors.jsonl does not say what was expected and found"
 damaged $manifest in_damaged truncate $manifest -s 0
 damaged $manifest in_damaged rm $manifest
 expect_error 4 'optimizer.lr' resume "$WORK/good" optimizer.lr=0.5

@@ -29,6 +29,22 @@ expect_error 6 'step 9: the loss is not finite .* also when computed again; no u
 "$BRAID" ckpt diff "$WORK/golden/checkpoints/step-000000005" "$WORK/always/checkpoints/step-000000005" >/dev/null || fail "step 5 changed"
 pass "G1: the third such step in a row ends the run, and nothing was applied"
 
+# G3: a flipped bit that makes a loss stand out from the last 128: computed again, and the run is the one without it
+long=(precision=fp32 run.steps=136 checkpoint.interval_steps=0 eval.interval_steps=0 schedule.kind=constant)
+train 2 "$WORK/long" "${long[@]}"
+with_fault 'site=loss,rank=1,nth=133,do=flip=55' train 2 "$WORK/bit" "${long[@]}"
+grep -q 'step 133: the loss .* is more than 6 standard deviations .*; it is computed again' "$WORK/bit.log" || fail "the flipped bit is not seen"
+grep -q '"event": *"transient_fault".*the second result was another one' "$WORK/bit/events.jsonl" || fail "the flipped bit is not recorded"
+same_numbers "$WORK/long" "$WORK/bit" "a flipped bit"
+"$BRAID" ckpt diff "$WORK/long" "$WORK/bit" >/dev/null || fail "a flipped bit: other weights"
+pass "G3: a loss that stands out once is computed again, and changes no bit"
+# G5: the same twice is the data's (here: of a fault that comes twice), and applied
+with_fault 'site=loss,rank=1,nth=133,do=flip=55;site=loss,rank=1,nth=134,do=flip=55' train 2 "$WORK/data" "${long[@]}"
+grep -q 'the same comes out again: .* the update is applied' "$WORK/data.log" || fail "a spike of the data is not told"
+grep -q '"event": *"spike".*"the loss ' "$WORK/data/events.jsonl" || fail "a spike is not recorded"
+diff <(numbers "$WORK/long" | sed 133d | head -135) <(numbers "$WORK/data" | sed 133d | head -135) >/dev/null || fail "a spike of the loss alone changes the weights"
+pass "G5: a loss that stands out twice is recorded, and the update applied"
+
 # B21: replicas
 train 2 "$WORK/compared" "${common[@]}" run.check_replicas_interval=1 parallel.expert=1
 with_fault 'site=optim,rank=1,nth=3,do=flip' \

@@ -50,6 +50,28 @@ std::string file_in(const std::string& message) {
   return first.size() < message.size() && first.find('/') != first.npos && first.find(' ') == first.npos ? first : "";
 }
 
+// What messages say in the same words everywhere: "tensor NAME: …", "expected X, found Y". Empty where it is not there.
+struct Details {
+  std::string tensor, expected, found;
+};
+
+Details details_in(const std::string& message) {
+  const auto between = [&](const std::string& before, const std::string& after, size_t from = 0) {
+    const size_t at = message.find(before, from);
+    if (at == message.npos) return std::string();
+    const size_t begin = at + before.size();
+    return message.substr(begin, message.find(after, begin) - begin);
+  };
+  Details details;
+  details.tensor = between("tensor ", ":");
+  if (details.tensor.find(' ') != details.tensor.npos) details.tensor.clear();  // a sentence about tensors
+  const size_t expected = message.find("expected "), found = message.find(", found ", expected);
+  if (expected == message.npos || found == message.npos) return details;
+  details.expected = between("expected ", ", found ");
+  details.found = between(", found ", " (on rank", expected);
+  return details;
+}
+
 }  // namespace
 
 void set_error_folder(const std::string& run_dir) { error_folder() = run_dir; }
@@ -68,6 +90,9 @@ void record_error(ExitCode code, const std::string& message) noexcept {
                                    {"phase", name_of(progress.current_phase())}};
     const std::string file = file_in(message);
     if (!file.empty()) line["file"] = file;
+    const Details details = details_in(message);
+    if (!details.tensor.empty()) line["tensor"] = details.tensor;
+    if (!details.found.empty()) line["expected"] = details.expected, line["found"] = details.found;
     line["message"] = message;
     line["do"] = meaning.remedy;
     const std::string text = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";

@@ -8,7 +8,8 @@
 namespace braid {
 
 // <run_dir>/errors.jsonl gets one line for every error of this process from now on: time, exit code and its meaning,
-// rank, host, step, phase, file (where the message begins with one), message, what to do.
+// rank, host, step, phase, file (where the message begins with one), tensor, expected and found (where it names
+// them), message, what to do.
 void set_error_folder(const std::string& run_dir);
 // Nothing where no folder is set; never throws.
 void record_error(ExitCode code, const std::string& message) noexcept;
