@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 
-#include "kernels/core/copy.h"
 #include "kernels/core/memory.h"
 #include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
@@ -63,11 +62,12 @@ void CheckpointSaver::take_copy(const std::vector<CheckpointSlice>& slices) {
   std::vector<CheckpointSlice> copies = slices;
   int64_t at = 0;
   for (CheckpointSlice& slice : copies) {
-    const Tensor original = slice.data;
-    slice.data = Tensor(memory_.get() + at, original.dtype(), original.shape());
-    at += round_up(original.bytes(), kMemoryAlignBytes);
+    const CheckpointSlice original = slice;
+    const Tensor data(memory_.get() + at, original.data.dtype(), original.data.shape());
+    slice = {original.name, original.shape, original.begin, original.end, data};
+    at += round_up(data.bytes(), kMemoryAlignBytes);
     check<ShapeError>(at <= memory_bytes_, "a save has more bytes than its memory was planned for");
-    copy(ctx_, slice.data, original);
+    copy_slice(ctx_, data, original);
   }
   host_.emplace(ctx_, std::move(copies));
 }

@@ -5,6 +5,8 @@
 #include <barrier>
 #include <filesystem>
 
+#include "kernels/core/copy.h"
+#include "kernels/split_weights.h"
 #include "tests/testing.h"
 #include "tests/trainer/checkpoint/checkpoint_testing.h"
 #include "tests/trainer/checkpoint/faulty_system.h"
@@ -74,6 +76,28 @@ class CheckpointSaverTest : public FolderTest {
 };
 
 using Steps = std::vector<int64_t>;
+
+// fp32 masters that lie as bf16 weights and low bits, which change as soon as start() has returned.
+TEST_F(CheckpointSaverTest, JoinsMastersThatAreSplit) {
+  for (const bool in_background : {true, false}) {
+    const Tensor master = random_normal({kNumel}, DType::kF32, 1);
+    Tensor weight = zeros({kNumel}, DType::kBF16), low = zeros({kNumel, 2}, DType::kU8);
+    split_weights(ctx_, weight, low, master);
+    CheckpointSlice split{"t", {kNumel}, 0, kNumel, Tensor(nullptr, DType::kF32, {kNumel}), weight, low};
+    const int64_t step = in_background ? 1 : 2;
+    CheckpointSaver saver(ctx_, *world_, options(in_background), {split});
+    saver.start(info(step), {split});
+    if (in_background) {
+      fill_zero(ctx_, weight);
+      fill_zero(ctx_, low);
+    }
+    saver.finish();
+    Tensor stored = zeros({kNumel}, DType::kF32);
+    CheckpointSlice slice{"t", {kNumel}, 0, kNumel, stored};
+    CheckpointReader(concat(path("checkpoints/"), step_name(step))).read(slice);
+    expect_same_bits(stored, master);
+  }
+}
 
 TEST_F(CheckpointSaverTest, SavesWhatTheSlicesHeldWhenItWasStarted) {
   for (const bool in_background : {true, false}) {
