@@ -31,7 +31,7 @@ inline constexpr int64_t kExpertBlockRows = 4096;
 
 //   d_x (R, C) and d_row_gate (R) overwritten;  d_weights [+]= , zero for an expert without rows: the sums over blocks
 //   of kExpertBlockRows rows of an expert, added one after the other
-// A product is summed in fp32; a bf16 gradient gets it rounded, and where it adds, their sum is rounded once more.
+// A block is summed in fp32; a bf16 gradient gets it rounded, and where it adds, their sum is rounded once more.
 void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
                       const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
                       const ExpertWeights& weights, Accumulate accumulate = Accumulate::kYes);

@@ -22,7 +22,7 @@ void declare(Trial& t, int64_t n, const Values& values) {
   t.forward("join_weights", {part, rest, joined}, [=](Context& ctx) {
     split_weights(ctx, part, rest, master);
     join_weights(ctx, joined, part, rest);
-  });
+  }, {.bytes = bytes_of(master, part, rest, part, rest, joined), .by = "split and joined"});
   t.same_bits(joined, master);
 }
 
