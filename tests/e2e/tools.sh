@@ -38,7 +38,7 @@ quiet=$("$BRAID" train "$TINY" "run.dir=$WORK/quiet" run.steps=2 checkpoint.inte
 "$BRAID" train "$TINY" "run.dir=$WORK/json" run.steps=2 checkpoint.interval_steps=0 --json >"$WORK/out" 2>/dev/null
 [ "$(grep -c '"train/loss_lm": ' "$WORK/out")" = 2 ] || { cat "$WORK/out" >&2; fail "--json has not one line per step"; }
 ! grep -qv '^{.*}$' "$WORK/out" || fail "--json writes lines that are no objects"
-[ "$(wc -l <"$WORK/quiet/metrics.jsonl")" = 3 ] || fail "a quiet run has not its metrics"
+[ "$(wc -l <"$WORK/quiet/metrics.jsonl")" = 4 ] || fail "a quiet run has not its metrics: two steps, an evaluation, a save"
 pass "--quiet is quiet, --json has an object per line"
 
 # mistyped words, in one sentence
