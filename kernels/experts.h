@@ -29,12 +29,23 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
 // Where the rows of an expert may be cut so that calls on the parts, one after the other, give the bits of one call.
 inline constexpr int64_t kExpertBlockRows = 4096;
 
-//   d_x (R, C) and d_row_gate (R) overwritten;  d_weights [+]= , zero for an expert without rows: the sums over blocks
-//   of kExpertBlockRows rows of an expert, added one after the other
+// Of the rows between the products: what the gradients of the weights need beside x and d_out.
+struct ExpertHidden {
+  Tensor h;              // (R, F)   row_gate * silu(a) * b
+  Tensor d_gate_up_out;  // (R, 2F)
+};
+
+// Backward in two parts, so that the rows' gradients can go their way while those of the weights are made.
+//   d_x (R, C), d_row_gate (R) and hidden overwritten
+void experts_backward_input(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertHidden hidden, const Tensor& d_out,
+                            const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
+                            const ExpertWeights& weights);
+//   d_weights [+]= , zero for an expert without rows: the sums over blocks of kExpertBlockRows rows of an expert, added
+//   one after the other
 // A block is summed in fp32; a bf16 gradient gets it rounded, and where it adds, their sum is rounded once more.
-void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
-                      const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
-                      const ExpertWeights& weights, Accumulate accumulate = Accumulate::kYes);
+void experts_backward_weight(Context& ctx, ExpertWeights d_weights, const ExpertHidden& hidden, const Tensor& d_out,
+                             const Tensor& x, const Tensor& rows_per_expert,
+                             Accumulate accumulate = Accumulate::kYes);
 
 Implementation experts_implementation(Context& ctx, const ExpertWeights& weights);
 

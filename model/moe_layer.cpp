@@ -142,8 +142,10 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
   Tensor h = scratch.tensor({N, Fs_}, dtype), d_h = scratch.tensor({N, Fs_}, dtype);
   Tensor d_b = scratch.tensor({N, Fs_}, dtype), d_shared_gate = scratch.tensor({N, 1}, dtype);
   Tensor d_a = d_h;
+  const ExpertHidden most_hidden = {scratch.tensor({Rmax, F_}, dtype), scratch.tensor({Rmax, 2 * F_}, dtype)};
 
-  // The transpose of combine brings d_y to the experts; meanwhile part of the shared expert. Rounds need x once more.
+  // The transpose of combine brings d_y to the experts; meanwhile the shared expert, which is first in the sum of d_x.
+  // Rounds need x once more.
   {
     std::optional<Scratch> transfer(std::in_place, ctx);
     Tensor x_again, gates_again;
@@ -157,6 +159,11 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
     linear_backward_input(ctx, d_h, d_y, p.shared.down_proj);
     swiglu_backward(ctx, d_a, d_b, d_shared_gate, d_h, s.shared_a, s.shared_b, s.shared_gate);
     linear_backward_weight(ctx, g.shared.gate, d_shared_gate, x);
+    linear_backward_weight(ctx, g.shared.gate_proj, d_a, x);
+    linear_backward_weight(ctx, g.shared.up_proj, d_b, x);
+    linear_backward_input(ctx, d_x, d_a, p.shared.gate_proj);
+    linear_backward_input(ctx, d_x, d_b, p.shared.up_proj, Accumulate::kYes);
+    linear_backward_input(ctx, d_x, d_shared_gate, p.shared.gate, Accumulate::kYes);
     Accumulate accumulate = pass.expert_gradients;
     for_each_round(ctx, s.route, [&](const ExpertRoute& route) {
       const int64_t R = route.num_rows;
@@ -169,25 +176,25 @@ void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_
       }
       exchange_.finish_dispatch(ctx, d_out, travelling, d_y, route);
       if (!in_rounds) transfer.reset();
-      experts_backward(ctx, d_rows, d_row_gate, g.experts, d_out, rows, row_gate, gate_up_out, route.rows_per_expert(),
-                       p.experts, accumulate);
-      accumulate = Accumulate::kYes;
+      const ExpertHidden hidden = {most_hidden.h.rows(0, R), most_hidden.d_gate_up_out.rows(0, R)};
+      experts_backward_input(ctx, d_rows, d_row_gate, hidden, d_out, row_gate, gate_up_out, route.rows_per_expert(),
+                             p.experts);
       if (!in_rounds) return;
+      experts_backward_weight(ctx, g.experts, hidden, d_out, rows, route.rows_per_expert(), accumulate);
+      accumulate = Accumulate::kYes;
       add_rows(ctx, sums, d_rows, route.order);
       exchange_.add_gates(ctx, gate_sums, d_row_gate, route);
     });
   }
 
-  // The transpose of dispatch brings d_x back; meanwhile the rest.
+  // The transpose of dispatch brings d_x back; meanwhile the gradients of the weights.
   const Tensor travelling_gates = in_rounds ? exchange_.start_return_gate_sums(ctx, scratch, gate_sums, s.route)
                                             : exchange_.start_return_gates(ctx, scratch, most_d_gate, s.route);
   const Tensor travelling = in_rounds ? exchange_.start_combine_sums(ctx, scratch, sums, dtype, s.route)
                                       : exchange_.start_combine(ctx, scratch, most_d_rows, s.route);
-  linear_backward_weight(ctx, g.shared.gate_proj, d_a, x);
-  linear_backward_weight(ctx, g.shared.up_proj, d_b, x);
-  linear_backward_input(ctx, d_x, d_a, p.shared.gate_proj);
-  linear_backward_input(ctx, d_x, d_b, p.shared.up_proj, Accumulate::kYes);
-  linear_backward_input(ctx, d_x, d_shared_gate, p.shared.gate, Accumulate::kYes);
+  if (!in_rounds)
+    experts_backward_weight(ctx, g.experts, most_hidden, most_d_out, s.rows.rows(0, Rmax), s.route.rows_per_expert(),
+                            pass.expert_gradients);
   exchange_.finish_return_gates(ctx, d_gate, travelling_gates, s.route);
   router_backward(ctx, d_logits, d_gate, pass.balance.d_prob, pass.balance.z_weight, s.router, pass.segments, norm_);
   linear_backward_weight(ctx, g.router, d_logits, x);

@@ -50,49 +50,47 @@ void declare(Trial& t, const Rows& rows, int64_t C, int64_t F, int64_t spare, co
   const Var d_row_gate = t.output("d_row_gate", {R}, kWide), d_gate_up = t.sum("d_gate_up", gate_up.shape());
   const Var d_down = t.sum("d_down", down.shape());
   const ExpertWeights d_weights = {d_gate_up, d_down};
-  t.backward("experts_backward", {d_x, d_row_gate, d_gate_up, d_down},
+  const Var h = t.output("h", {R, F}), d_gate_up_out = t.output("d_gate_up_out", {R, 2 * F});
+  const ExpertHidden hidden = {h, d_gate_up_out};
+  t.backward("experts_backward_input", {d_x, d_row_gate, h, d_gate_up_out},
              [=](Context& ctx) {
-               experts_backward(ctx, d_x, d_row_gate, d_weights, d_out, x, row_gate, gate_up_out, rows_per_expert,
-                                weights);
+               experts_backward_input(ctx, d_x, d_row_gate, hidden, d_out, row_gate, gate_up_out, rows_per_expert,
+                                      weights);
              },
-             {.bytes = bytes_of(gate_up, down, d_gate_up, d_gate_up, d_down, d_down, d_out, x, d_x, gate_up_out),
-              .flop = 2 * product,
-              .by = "gradients added"});
+             {.bytes = bytes_of(gate_up, down, d_out, gate_up_out, d_x, h, d_gate_up_out), .flop = product});
+  t.backward("experts_backward_weight", {d_gate_up, d_down},
+             [=](Context& ctx) { experts_backward_weight(ctx, d_weights, hidden, d_out, x, rows_per_expert); },
+             {.bytes = bytes_of(d_gate_up, d_gate_up, d_down, d_down, d_out, x, h, d_gate_up_out),
+              .flop = product,
+              .by = "added"});
   const Var new_gate_up = t.output("d_gate_up, written", gate_up.shape(), kWide);
   const Var new_down = t.output("d_down, written", down.shape(), kWide);
   const ExpertWeights new_weights = {new_gate_up, new_down};
-  t.backward("experts_backward", {d_x, d_row_gate, new_gate_up, new_down},
+  t.backward("experts_backward_weight", {new_gate_up, new_down},
              [=](Context& ctx) {
-               experts_backward(ctx, d_x, d_row_gate, new_weights, d_out, x, row_gate, gate_up_out, rows_per_expert,
-                                weights, Accumulate::kNo);
+               experts_backward_weight(ctx, new_weights, hidden, d_out, x, rows_per_expert, Accumulate::kNo);
              },
-             {.bytes = bytes_of(gate_up, down, d_gate_up, d_down, d_out, x, d_x, gate_up_out),
-              .flop = 2 * product,
-              .by = "gradients written"});
+             {.bytes = bytes_of(d_gate_up, d_down, d_out, x, h, d_gate_up_out), .flop = product, .by = "written"});
   // Rounded once where they are written, and where they are added before and after.
   const Storage narrow = t.activation() == DType::kBF16 ? kBf16 : kWide;
   const Var narrow_gate_up = t.output("d_gate_up, bf16", gate_up.shape(), narrow);
   const Var narrow_down = t.output("d_down, bf16", down.shape(), narrow);
   const ExpertWeights narrow_weights = {narrow_gate_up, narrow_down};
-  t.backward("experts_backward", {d_x, d_row_gate, narrow_gate_up, narrow_down},
+  t.backward("experts_backward_weight", {narrow_gate_up, narrow_down},
              [=](Context& ctx) {
-               experts_backward(ctx, d_x, d_row_gate, narrow_weights, d_out, x, row_gate, gate_up_out, rows_per_expert,
-                                weights, Accumulate::kNo);
+               experts_backward_weight(ctx, narrow_weights, hidden, d_out, x, rows_per_expert, Accumulate::kNo);
              },
-             {.bytes = bytes_of(gate_up, down, narrow_gate_up, narrow_down, d_out, x, d_x, gate_up_out),
-              .flop = 2 * product,
-              .by = "bf16 gradients written"});
+             {.bytes = bytes_of(narrow_gate_up, narrow_down, d_out, x, h, d_gate_up_out),
+              .flop = product,
+              .by = "bf16, written"});
   const Var sum_gate_up = t.sum("d_gate_up, added in bf16", gate_up.shape(), narrow);
   const Var sum_down = t.sum("d_down, added in bf16", down.shape(), narrow);
   const ExpertWeights sum_weights = {sum_gate_up, sum_down};
-  t.backward(
-      "experts_backward", {d_x, d_row_gate, sum_gate_up, sum_down},
-      [=](Context& ctx) {
-        experts_backward(ctx, d_x, d_row_gate, sum_weights, d_out, x, row_gate, gate_up_out, rows_per_expert, weights);
-      },
-      {.bytes = bytes_of(gate_up, down, sum_gate_up, sum_gate_up, sum_down, sum_down, d_out, x, d_x, gate_up_out),
-       .flop = 2 * product,
-       .by = "bf16 gradients added"});
+  t.backward("experts_backward_weight", {sum_gate_up, sum_down},
+             [=](Context& ctx) { experts_backward_weight(ctx, sum_weights, hidden, d_out, x, rows_per_expert); },
+             {.bytes = bytes_of(sum_gate_up, sum_gate_up, sum_down, sum_down, d_out, x, h, d_gate_up_out),
+              .flop = product,
+              .by = "bf16, added"});
   t.loss(out, d_out);
   t.gradient(x, d_x);
   t.gradient(row_gate, d_row_gate);

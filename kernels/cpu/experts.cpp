@@ -66,19 +66,17 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
   });
 }
 
-void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
-                      const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
-                      const ExpertWeights& weights, Accumulate accumulate) {
-  const int64_t R = x.dim(0), C = x.dim(1), El = weights.down.dim(0), F = weights.down.dim(2);
-  dispatch_float("x", x, [&]<class T> {
+void experts_backward_input(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertHidden hidden, const Tensor& d_out,
+                            const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
+                            const ExpertWeights& weights) {
+  if (ctx.counts_only()) return;
+  const int64_t R = d_out.dim(0), C = d_out.dim(1), F = weights.down.dim(2);
+  const std::vector<Tile> tiles = row_tiles(rows_per_expert, R);
+  dispatch_float("d_out", d_out, [&]<class T> {
     T *d_x_data = d_x.data<T>(), *d_row_gate_data = d_row_gate.data<T>();
-    const T *d_out_data = d_out.data<T>(), *x_data = x.data<T>();
-    const T *ab_data = gate_up_out.data<T>(), *row_gate_data = row_gate.data<T>();
+    T *h_data = hidden.h.data<T>(), *d_ab_data = hidden.d_gate_up_out.data<T>();
+    const T *d_out_data = d_out.data<T>(), *ab_data = gate_up_out.data<T>(), *row_gate_data = row_gate.data<T>();
     const T *gate_up = weights.gate_up.data<T>(), *down = weights.down.data<T>();
-    Scratch scratch(ctx);
-    T *h_data = scratch.array<T>(R * F), *d_ab_data = scratch.array<T>(R * 2 * F);
-    if (ctx.counts_only()) return;
-    const std::vector<Tile> tiles = row_tiles(rows_per_expert, R);
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < tiles.size(); ++i) {
       const auto [e, begin, end] = tiles[i];
@@ -92,7 +90,16 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
       }
       gemm({end - begin, C, 2 * F}, T(1), {d_ab, 2 * F}, {gate_up + e * 2 * F * C, C}, T(0), d_x_data + begin * C, C);
     }
+  });
+}
 
+void experts_backward_weight(Context& ctx, ExpertWeights d_weights, const ExpertHidden& hidden, const Tensor& d_out,
+                             const Tensor& x, const Tensor& rows_per_expert, Accumulate accumulate) {
+  if (ctx.counts_only()) return;
+  const int64_t C = x.dim(1), El = rows_per_expert.dim(0), F = hidden.h.dim(1);
+  dispatch_float("x", x, [&]<class T> {
+    const T *d_out_data = d_out.data<T>(), *x_data = x.data<T>();
+    const T *h_data = hidden.h.data<T>(), *d_ab_data = hidden.d_gate_up_out.data<T>();
     std::vector<WeightTile<T>> weight_tiles;
     const T beta = accumulate == Accumulate::kYes ? 1 : 0;
     auto add_product = [&](T* d_weight, const T* d_y, const T* x, int64_t M, int64_t N, int64_t rows) {

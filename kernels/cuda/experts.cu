@@ -268,13 +268,36 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
   });
 }
 
-void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights d_weights, const Tensor& d_out,
-                      const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
-                      const ExpertWeights& weights, Accumulate accumulate) {
-  const int64_t R = x.dim(0), C = x.dim(1), El = weights.down.dim(0), F = weights.down.dim(2);
+void experts_backward_input(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertHidden hidden, const Tensor& d_out,
+                            const Tensor& row_gate, const Tensor& gate_up_out, const Tensor& rows_per_expert,
+                            const ExpertWeights& weights) {
+  const int64_t R = d_out.dim(0), C = d_out.dim(1), El = weights.down.dim(0), F = weights.down.dim(2);
+  Scratch scratch(ctx);
+  const Groups groups = make_groups(ctx, scratch, rows_per_expert, R);
+  if (on_tensor_cores(d_out.dtype(), C, F,
+                      {d_x.raw(), hidden.h.raw(), hidden.d_gate_up_out.raw(), d_out.raw(), gate_up_out.raw(),
+                       weights.gate_up.raw(), weights.down.raw()})) {
+    const auto backward = has_hopper_kernels(ctx) ? wgmma_experts_backward_input : mma_experts_backward_input;
+    return backward(ctx, groups, d_x, d_row_gate, hidden, d_out, row_gate, gate_up_out, weights);
+  }
+  if (ctx.counts_only()) return;
+  dispatch_activation("d_out", d_out, [&]<class T> {
+    auto *h = pointer<T>(hidden.h), *d_ab = pointer<T>(hidden.d_gate_up_out);
+    fma_rows<Major::kMn>(ctx, h, pointer<T>(d_out), pointer<T>(weights.down), groups, F, C);
+    swiglu_rows_backward_kernel<<<ceil_div(R, kRowWarps), kRowWarps * kWarpSize, 0, stream_of(ctx)>>>(
+        d_ab, h, pointer<float>(d_row_gate), pointer<T>(gate_up_out), pointer<float>(row_gate), groups.row_begin + El,
+        F);
+    check_launch("experts swiglu gradient");
+    fma_rows<Major::kMn, T>(ctx, pointer<T>(d_x), d_ab, pointer<T>(weights.gate_up), groups, C, 2 * F);
+  });
+}
+
+void experts_backward_weight(Context& ctx, ExpertWeights d_weights, const ExpertHidden& hidden, const Tensor& d_out,
+                             const Tensor& x, const Tensor& rows_per_expert, Accumulate accumulate) {
+  const int64_t R = x.dim(0), C = x.dim(1), El = rows_per_expert.dim(0), F = hidden.h.dim(1);
   const bool tensor_cores = on_tensor_cores(x.dtype(), C, F,
-                                            {d_x.raw(), d_weights.gate_up.raw(), d_weights.down.raw(), d_out.raw(),
-                                             x.raw(), gate_up_out.raw(), weights.gate_up.raw(), weights.down.raw()});
+                                            {d_weights.gate_up.raw(), d_weights.down.raw(), hidden.h.raw(),
+                                             hidden.d_gate_up_out.raw(), d_out.raw(), x.raw()});
   const bool on_hopper = tensor_cores && has_hopper_kernels(ctx);
   if (!on_hopper && accumulate == Accumulate::kNo) {
     fill_zero(ctx, d_weights.gate_up);
@@ -282,24 +305,12 @@ void experts_backward(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertWeights
   }
   Scratch scratch(ctx);
   const Groups groups = make_groups(ctx, scratch, rows_per_expert, R);
-  Tensor h = scratch.tensor({R, F}, x.dtype()), d_gate_up_out = scratch.tensor({R, 2 * F}, x.dtype());
-  if (on_hopper)
-    return wgmma_experts_backward(ctx, groups, d_x, d_row_gate, d_weights, h, d_gate_up_out, d_out, x, row_gate,
-                                  gate_up_out, weights, accumulate);
-  if (tensor_cores)
-    return mma_experts_backward(ctx, groups, d_x, d_row_gate, d_weights, h, d_gate_up_out, d_out, x, row_gate,
-                                gate_up_out, weights);
   if (ctx.counts_only()) return;
+  if (on_hopper) return wgmma_experts_backward_weight(ctx, groups, d_weights, hidden, d_out, x, accumulate);
+  if (tensor_cores) return mma_experts_backward_weight(ctx, groups, d_weights, hidden, d_out, x);
   dispatch_activation("x", x, [&]<class T> {
-    auto *h_data = pointer<T>(h), *d_ab = pointer<T>(d_gate_up_out);
-    fma_rows<Major::kMn>(ctx, h_data, pointer<T>(d_out), pointer<T>(weights.down), groups, F, C);
-    swiglu_rows_backward_kernel<<<ceil_div(R, kRowWarps), kRowWarps * kWarpSize, 0, stream_of(ctx)>>>(
-        d_ab, h_data, pointer<float>(d_row_gate), pointer<T>(gate_up_out), pointer<float>(row_gate),
-        groups.row_begin + El, F);
-    check_launch("experts swiglu gradient");
-    fma_rows<Major::kMn, T>(ctx, pointer<T>(d_x), d_ab, pointer<T>(weights.gate_up), groups, C, 2 * F);
-    fma_weight<T>(ctx, d_weights.gate_up, d_ab, pointer<T>(x), groups);
-    fma_weight<T>(ctx, d_weights.down, pointer<T>(d_out), h_data, groups);
+    fma_weight<T>(ctx, d_weights.gate_up, pointer<T>(hidden.d_gate_up_out), pointer<T>(x), groups);
+    fma_weight<T>(ctx, d_weights.down, pointer<T>(d_out), pointer<T>(hidden.h), groups);
   });
 }
 

@@ -45,18 +45,19 @@ void sum_gate_parts(Context& ctx, Tensor d_row_gate, const float* parts, int64_t
                     int64_t El);
 
 // On tensor cores: bf16, C and F multiples of 8, 16-byte aligned; by Hopper's warpgroup instructions, or by those of
-// every GPU since sm_80. The arguments are those of the operators; rows of h (R, F) and d_gate_up_out (R, 2F) are
-// scratch. The portable ones always add to d_weights.
+// every GPU since sm_80. The arguments are those of the operators; rows of h (R, F) are scratch. The portable ones
+// always add to d_weights.
 void wgmma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out, Tensor gate_up_out, Tensor h,
                            const Tensor& x, const Tensor& row_gate, const ExpertWeights& weights);
-void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
-                            ExpertWeights d_weights, Tensor h, Tensor d_gate_up_out, const Tensor& d_out,
-                            const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out,
-                            const ExpertWeights& weights, Accumulate accumulate);
-void mma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out, Tensor gate_up_out, Tensor h,
-                         const Tensor& x, const Tensor& row_gate, const ExpertWeights& weights);
-void mma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
-                          ExpertWeights d_weights, Tensor h, Tensor d_gate_up_out, const Tensor& d_out, const Tensor& x,
-                          const Tensor& row_gate, const Tensor& gate_up_out, const ExpertWeights& weights);
+void wgmma_experts_backward_input(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
+                                  ExpertHidden hidden, const Tensor& d_out, const Tensor& row_gate,
+                                  const Tensor& gate_up_out, const ExpertWeights& weights);
+void wgmma_experts_backward_weight(Context& ctx, const ExpertGroups& groups, ExpertWeights d_weights,
+                                   const ExpertHidden& hidden, const Tensor& d_out, const Tensor& x,
+                                   Accumulate accumulate);
+decltype(wgmma_experts_forward) mma_experts_forward;
+decltype(wgmma_experts_backward_input) mma_experts_backward_input;
+void mma_experts_backward_weight(Context& ctx, const ExpertGroups& groups, ExpertWeights d_weights,
+                                 const ExpertHidden& hidden, const Tensor& d_out, const Tensor& x);
 
 }  // namespace braid::cuda

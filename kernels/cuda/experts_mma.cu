@@ -424,18 +424,17 @@ void mma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out, T
   launch_mma(ctx, down, down.grid.size(), "experts down");
 }
 
-void mma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
-                          ExpertWeights d_weights, Tensor h, Tensor d_gate_up_out, const Tensor& d_out, const Tensor& x,
-                          const Tensor& row_gate, const Tensor& gate_up_out, const ExpertWeights& weights) {
-  const int64_t R = x.dim(0), C = x.dim(1), F = h.dim(1), El = weights.down.dim(0);
+void mma_experts_backward_input(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
+                                ExpertHidden hidden, const Tensor& d_out, const Tensor& row_gate,
+                                const Tensor& gate_up_out, const ExpertWeights& weights) {
+  const int64_t R = d_out.dim(0), C = d_out.dim(1), F = hidden.h.dim(1), El = weights.down.dim(0);
   Scratch scratch(ctx);
   const auto f = static_cast<int>(F), c = static_cast<int>(C), parts = static_cast<int>(ceil_div(F, kTile));
   auto* gate_part = scratch.array<float>(R * parts);
   if (ctx.counts_only()) return;
-  auto *h_data = pointer<bf16>(h), *d_ab = pointer<bf16>(d_gate_up_out);
   const DownGradient down = {{groups, parts},
-                             h_data,
-                             d_ab,
+                             pointer<bf16>(hidden.h),
+                             pointer<bf16>(hidden.d_gate_up_out),
                              gate_part,
                              pointer<bf16>(d_out),
                              pointer<bf16>(weights.down),
@@ -447,13 +446,19 @@ void mma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, 
   sum_gate_parts(ctx, d_row_gate, gate_part, parts, groups, El);
   const RowProduct<Major::kMn> up = {{groups, static_cast<int>(ceil_div(C, kTile))},
                                      pointer<bf16>(d_x),
-                                     d_ab,
+                                     pointer<bf16>(hidden.d_gate_up_out),
                                      pointer<bf16>(weights.gate_up),
                                      c,
                                      2 * f};
   launch_mma(ctx, up, up.grid.size(), "experts gradient of x");
-  weight_product(ctx, groups, d_weights.gate_up, d_ab, pointer<bf16>(x), "experts gradient of gate_up");
-  weight_product(ctx, groups, d_weights.down, pointer<bf16>(d_out), h_data, "experts gradient of down");
+}
+
+void mma_experts_backward_weight(Context& ctx, const ExpertGroups& groups, ExpertWeights d_weights,
+                                 const ExpertHidden& hidden, const Tensor& d_out, const Tensor& x) {
+  weight_product(ctx, groups, d_weights.gate_up, pointer<bf16>(hidden.d_gate_up_out), pointer<bf16>(x),
+                 "experts gradient of gate_up");
+  weight_product(ctx, groups, d_weights.down, pointer<bf16>(d_out), pointer<bf16>(hidden.h),
+                 "experts gradient of down");
 }
 
 }  // namespace braid::cuda

@@ -462,18 +462,17 @@ void wgmma_experts_forward(Context& ctx, const ExpertGroups& groups, Tensor out,
   launch(ctx, map_of_rows(h), map_of_weight(weights.down, Major::kK), down, "experts down");
 }
 
-void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
-                            ExpertWeights d_weights, Tensor h, Tensor d_gate_up_out, const Tensor& d_out,
-                            const Tensor& x, const Tensor& row_gate, const Tensor& gate_up_out,
-                            const ExpertWeights& weights, Accumulate accumulate) {
-  const int64_t R = x.dim(0), C = x.dim(1), F = h.dim(1), El = weights.down.dim(0);
+void wgmma_experts_backward_input(Context& ctx, const ExpertGroups& groups, Tensor d_x, Tensor d_row_gate,
+                                  ExpertHidden hidden, const Tensor& d_out, const Tensor& row_gate,
+                                  const Tensor& gate_up_out, const ExpertWeights& weights) {
+  const int64_t R = d_out.dim(0), C = d_out.dim(1), F = hidden.h.dim(1), El = weights.down.dim(0);
   Scratch scratch(ctx);
   const auto h_tiles = row_tiles<Major::kMn>(groups, F, kColumns, C);
   auto* gate_part = scratch.array<float>(R * h_tiles.column_tiles);
   if (ctx.counts_only()) return;
   const DownGradient down = {h_tiles,
-                             pointer<bf16>(h),
-                             pointer<bf16>(d_gate_up_out),
+                             pointer<bf16>(hidden.h),
+                             pointer<bf16>(hidden.d_gate_up_out),
                              gate_part,
                              pointer<bf16>(gate_up_out),
                              pointer<float>(row_gate),
@@ -482,9 +481,15 @@ void wgmma_experts_backward(Context& ctx, const ExpertGroups& groups, Tensor d_x
   sum_gate_parts(ctx, d_row_gate, gate_part, h_tiles.column_tiles, groups, El);
   const RowProduct<Major::kMn> up = {row_tiles<Major::kMn>(groups, C, kColumns, 2 * F), pointer<bf16>(d_x),
                                      static_cast<int>(C)};
-  launch(ctx, map_of_rows(d_gate_up_out), map_of_weight(weights.gate_up, Major::kMn), up, "experts gradient of x");
-  weight_product(ctx, groups, d_weights.gate_up, d_gate_up_out, x, accumulate, "experts gradient of gate_up");
-  weight_product(ctx, groups, d_weights.down, d_out, h, accumulate, "experts gradient of down");
+  launch(ctx, map_of_rows(hidden.d_gate_up_out), map_of_weight(weights.gate_up, Major::kMn), up,
+         "experts gradient of x");
+}
+
+void wgmma_experts_backward_weight(Context& ctx, const ExpertGroups& groups, ExpertWeights d_weights,
+                                   const ExpertHidden& hidden, const Tensor& d_out, const Tensor& x,
+                                   Accumulate accumulate) {
+  weight_product(ctx, groups, d_weights.gate_up, hidden.d_gate_up_out, x, accumulate, "experts gradient of gate_up");
+  weight_product(ctx, groups, d_weights.down, d_out, hidden.h, accumulate, "experts gradient of down");
 }
 
 }  // namespace braid::cuda

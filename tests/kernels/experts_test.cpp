@@ -46,8 +46,10 @@ void forward(const Problem& p, const Results& r) {
 }
 void backward(const Problem& p, const Results& r, Accumulate accumulate = Accumulate::kYes) {
   Context ctx = Context::cpu();
-  experts_backward(ctx, r.d_x, r.d_row_gate, r.d_weights, p.d_out, p.x, p.row_gate, r.gate_up_out, p.rows_per_expert,
-                   p.weights, accumulate);
+  const ExpertHidden hidden = {poisoned({p.R, p.F}, p.x.dtype()), poisoned({p.R, 2 * p.F}, p.x.dtype())};
+  experts_backward_input(ctx, r.d_x, r.d_row_gate, hidden, p.d_out, p.row_gate, r.gate_up_out, p.rows_per_expert,
+                         p.weights);
+  experts_backward_weight(ctx, r.d_weights, hidden, p.d_out, p.x, p.rows_per_expert, accumulate);
 }
 Results run(const Problem& p) {
   Results r(p, p.x.dtype());
