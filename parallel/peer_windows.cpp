@@ -1,10 +1,8 @@
 #include "parallel/peer_windows.h"
 
 #include <cuda.h>
-#include <unistd.h>
 
 #include <chrono>
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <list>
@@ -13,6 +11,7 @@
 
 #include "kernels/core/memory.h"
 #include "kernels/cuda/gpu.h"
+#include "kernels/cuda/peer_store.h"
 
 namespace braid {
 namespace {
@@ -20,10 +19,11 @@ namespace {
 using cuda::check_cuda;
 using cuda::stream_of;
 
-constexpr int kMostRanks = 64;
+constexpr int kMostRanks = cuda::kMostPeers;
 // In the flags, in front of the halves: word s is the number of the last call whose rows from rank s are all here; behind those words
 // one that holds the number of this rank's own call.
 constexpr int64_t kWordBytes = sizeof(uint64_t), kOwnCall = kMostRanks;
+constexpr int64_t kMostStoredBytes = int64_t{4} << 20;  // to one rank; more goes by copy engine
 constexpr auto kMostWait = std::chrono::minutes(10);
 
 // Values written, and waited for, by a stream itself: no kernel, and no thread of the host. Null where the driver or
@@ -104,8 +104,37 @@ class CudaPeerWindows final : public PeerWindows {
     check_cuda(cudaStreamWaitEvent(stream_, reached_, 0), "cudaStreamWaitEvent");
     ++call_;
     const int64_t half = kFlagBytes + static_cast<int64_t>(call_ % 2) * bytes_;
-    auto write = [&](int r, int64_t to, const std::byte* data, int64_t count) {
-      check_cuda(cudaMemcpyAsync(windows_[r] + to, data, static_cast<size_t>(count), cudaMemcpyDefault, stream_),
+    const int64_t place = half + rank_ * part_bytes;
+    if (!store(from, place, sent_bytes)) send(from, place, sent_bytes);
+    for (int r = 0; r < size_; ++r) {
+      if (r == rank_) continue;
+      check_driver(stream_values().wait(stream_, reinterpret_cast<CUdeviceptr>(own_.get() + r * kWordBytes), call_,
+                                        CU_STREAM_WAIT_VALUE_GEQ),
+                   "cuStreamWaitValue64");
+    }
+    return Tensor(own_.get() + half, dtype, shape, Device::kCuda);
+  }
+
+  // By a kernel, where a message is small. False if it is not, or its addresses do not allow it.
+  template <class From>
+  bool store(From&& from, int64_t to, int64_t count) {
+    if (count > kMostStoredBytes || count % 16 != 0 || to % 16 != 0) return false;
+    cuda::PeerStores stores;
+    for (int r = 0; r < size_; ++r) {
+      if (r == rank_) continue;
+      if (reinterpret_cast<uintptr_t>(from(r)) % 16 != 0) return false;
+      stores.store[stores.count++] = {from(r), windows_[r] + to,
+                                      reinterpret_cast<uint64_t*>(windows_[r] + rank_ * kWordBytes)};
+    }
+    cuda::store_to_peers(stream_, stores, count, call_);
+    return true;
+  }
+
+  // By the copy engines.
+  template <class From>
+  void send(From&& from, int64_t to, int64_t count) {
+    auto write = [&](std::byte* place, const std::byte* data, int64_t bytes) {
+      check_cuda(cudaMemcpyAsync(place, data, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_),
                  "cudaMemcpyAsync to a peer");
     };
     check_driver(stream_values().write(stream_, reinterpret_cast<CUdeviceptr>(own_.get() + kOwnCall * kWordBytes),
@@ -114,16 +143,9 @@ class CudaPeerWindows final : public PeerWindows {
     // To the next rank first, so that no two write to the same one at a time. A number follows the rows it stands for.
     for (int i = 1; i < size_; ++i) {
       const int r = (rank_ + i) % size_;
-      if (sent_bytes > 0) write(r, half + rank_ * part_bytes, from(r), sent_bytes);
-      write(r, rank_ * kWordBytes, own_.get() + kOwnCall * kWordBytes, kWordBytes);
+      if (count > 0) write(windows_[r] + to, from(r), count);
+      write(windows_[r] + rank_ * kWordBytes, own_.get() + kOwnCall * kWordBytes, kWordBytes);
     }
-    for (int r = 0; r < size_; ++r) {
-      if (r == rank_) continue;
-      check_driver(stream_values().wait(stream_, reinterpret_cast<CUdeviceptr>(own_.get() + r * kWordBytes), call_,
-                                        CU_STREAM_WAIT_VALUE_GEQ),
-                   "cuStreamWaitValue64");
-    }
-    return Tensor(own_.get() + half, dtype, shape, Device::kCuda);
   }
 
   // After an error elsewhere a rank may never come, and memory of a GPU is not released before its streams are through:
@@ -178,15 +200,13 @@ std::unique_ptr<PeerWindows> open_peer_windows(Context& ctx, Communicator& group
   zero_memory(Device::kCuda, own.get(), PeerWindows::kFlagBytes);
 
   struct Offer {
-    cudaIpcMemHandle_t handle;
-    char host[64];  // where the handle means something
+    cudaIpcMemHandle_t handle;  // means something on its host
     int64_t valid;
   };
   std::vector<Offer> offers(static_cast<size_t>(size));
   Offer& mine = offers[rank];
-  mine.valid = size <= kMostRanks && stream_values().write && stream_values().wait &&
+  mine.valid = group.gpus_of_one_host() && size <= kMostRanks && stream_values().write && stream_values().wait &&
                cudaIpcGetMemHandle(&mine.handle, own.get()) == cudaSuccess;
-  gethostname(mine.host, sizeof mine.host - 1);
   Context cpu = Context::cpu();
   Tensor all(offers.data(), DType::kU8, {size, int64_t{sizeof(Offer)}});
   group.all_gather(cpu, all, all.rows(rank, rank + 1));
@@ -196,7 +216,7 @@ std::unique_ptr<PeerWindows> open_peer_windows(Context& ctx, Communicator& group
   for (int r = 0; r < size; ++r) {
     void* window = nullptr;
     if (r == rank) window = own.get();
-    else if (!mine.valid || !offers[r].valid || std::strcmp(offers[r].host, mine.host) != 0 ||
+    else if (!mine.valid || !offers[r].valid ||
              cudaIpcOpenMemHandle(&window, offers[r].handle, cudaIpcMemLazyEnablePeerAccess) != cudaSuccess)
       failed = 1;
     windows[r] = static_cast<std::byte*>(window);

@@ -10,7 +10,7 @@ namespace braid {
 
 // Memory on every GPU of a group, all of them in one host, into which the others write. Rows travel by the copy
 // engines, and a stream of its own waits for numbers in device memory: no kernel takes multiprocessors from what is
-// computed meanwhile, and no host takes part.
+// computed meanwhile, but for one of some 20 us where a message is small, and no host takes part.
 //
 // Every member makes the same calls in the same order. A call sends what ctx has made by then, beside what ctx is given
 // next; what it returns is there once ctx has waited, and stays until the next call but one.
