@@ -68,6 +68,7 @@ BalanceGradient BalanceLoss::gradient(int64_t layer) const {
 BalanceReport BalanceLoss::end_step(Context& ctx) {
   world_.all_reduce(ctx, sums_, ReduceOp::kSum);
   world_.all_reduce(ctx, step_counts_, ReduceOp::kSum);
+  copy(ctx, shared_counts_, previous_counts_);
   copy(ctx, previous_counts_, step_counts_);
 
   double sums[2] = {};
@@ -88,5 +89,7 @@ BalanceReport BalanceLoss::end_step(Context& ctx) {
   }
   return report;
 }
+
+void BalanceLoss::undo_step(Context& ctx) { copy(ctx, previous_counts_, shared_counts_); }
 
 }  // namespace braid

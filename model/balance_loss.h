@@ -47,6 +47,8 @@ class BalanceLoss {
   BalanceGradient gradient(int64_t layer) const;
   // Sums over ranks; the counts become those of the previous step.
   BalanceReport end_step(Context& ctx);
+  // For a step that is not applied: the counts of the previous step are again what they were before end_step.
+  void undo_step(Context& ctx);
 
   // (layers, E) I64, of the last finished step: the state a checkpoint needs. All 0 before the first step.
   Tensor& previous_counts() { return previous_counts_; }
@@ -59,7 +61,8 @@ class BalanceLoss {
   int64_t num_layers_, num_experts_;
   Communicator& world_;
   std::vector<Tensor> d_prob_;
-  Tensor step_counts_, shared_counts_, previous_counts_;  // (layers, E): this rank, all ranks, all ranks a step ago
+  // (layers, E): this rank, all ranks, all ranks a step ago; between steps shared_counts_ holds those of one more ago.
+  Tensor step_counts_, shared_counts_, previous_counts_;
   Tensor row_counts_;                                     // (E): this micro-batch
   Tensor sums_;                                           // (2) F64: loss, z-loss of this rank
   std::vector<int64_t> tokens_;

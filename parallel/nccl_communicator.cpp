@@ -1,21 +1,20 @@
 #include "parallel/nccl_communicator.h"
 
 #include <nccl.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <functional>
 #include <list>
 #include <string>
 #include <vector>
 
+#include "kernels/core/process_info.h"
 #include "kernels/core/profile.h"
 #include "kernels/cuda/gpu.h"
 #include "parallel/communicator_checks.h"
+#include "parallel/rank_text.h"
 
 namespace braid {
 namespace {
@@ -43,40 +42,25 @@ ncclRedOp_t nccl_op(ReduceOp op) { return op == ReduceOp::kSum ? ncclSum : ncclM
 bool on_gpu(const Tensor& tensor) { return tensor.device() == Device::kCuda; }
 
 // Host and bus address of a rank's GPU.
-using GpuName = std::array<char, 128>;
-
-GpuName name_of_gpu(const cuda::Gpu& gpu) {
-  GpuName name{};
-  char host[64] = "", bus[32] = "";
-  gethostname(host, sizeof host - 1);
+std::string name_of_gpu(const cuda::Gpu& gpu) {
+  char bus[32] = "";
   cuda::check_cuda(cudaDeviceGetPCIBusId(bus, sizeof bus, gpu.device_index), "cudaDeviceGetPCIBusId");
-  const std::string text = concat(bus, " of ", host);
-  std::strncpy(name.data(), text.c_str(), name.size() - 1);
-  return name;
+  return concat(bus, " of ", host_name());
 }
 
 void check_one_rank_per_gpu(Context& ctx, Communicator& host) {
-  std::vector<GpuName> names(static_cast<size_t>(host.size()));
-  names[host.rank()] = name_of_gpu(ctx.gpu());
-  const int64_t bytes = static_cast<int64_t>(names.size() * sizeof(GpuName));
-  Tensor all(names.data(), DType::kU8, {bytes});
   Context cpu = Context::cpu();
-  host.all_gather(cpu, all,
-                  all.rows(host.rank() * int64_t{sizeof(GpuName)}, (host.rank() + 1) * int64_t{sizeof(GpuName)}));
+  const std::vector<std::string> names = gather_text(cpu, host, name_of_gpu(ctx.gpu()));
   for (size_t a = 0; a < names.size(); ++a)
     for (size_t b = a + 1; b < names.size(); ++b)
-      check<EnvironmentError>(names[a] != names[b], "ranks ", a, " and ", b, " both use GPU ", names[a].data(),
+      check<EnvironmentError>(names[a] != names[b], "ranks ", a, " and ", b, " both use GPU ", names[a],
                               "; start one rank per GPU");
 }
 
 bool names_of_hosts_agree(Communicator& host) {
-  using Name = std::array<char, 64>;
-  std::vector<Name> names(static_cast<size_t>(host.size()));
-  gethostname(names[host.rank()].data(), sizeof(Name) - 1);
   Context cpu = Context::cpu();
-  Tensor all(names.data(), DType::kU8, {host.size(), int64_t{sizeof(Name)}});
-  host.all_gather(cpu, all, all.rows(host.rank(), host.rank() + 1));
-  return std::all_of(names.begin(), names.end(), [&](const Name& name) { return name == names.front(); });
+  const std::vector<std::string> names = gather_text(cpu, host, host_name());
+  return std::all_of(names.begin(), names.end(), [&](const std::string& name) { return name == names.front(); });
 }
 
 class NcclCommunicator final : public Communicator {

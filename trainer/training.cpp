@@ -320,9 +320,6 @@ class TrainingRun {
   // of the last kWindow.
   StepResult guarded_step(const StepBatches& batches) {
     constexpr int64_t kSkipsInARow = 3, kSkips = 10, kWindow = 1000;
-    Tensor& counts = state_.balance.previous_counts();  // all that a step changes beside weights and moments
-    std::vector<int64_t> before(static_cast<size_t>(counts.numel()));
-    copy(ctx_, Tensor(before.data(), counts.dtype(), counts.shape()), counts);
     const int64_t step = step_ + 1;
     std::optional<StepResult> first;
     for (const bool again : {false, true}) {
@@ -333,7 +330,7 @@ class TrainingRun {
         spikes_.add(result.loss_lm, result.grad_norm);
         return result;
       }
-      copy(ctx_, counts, Tensor(before.data(), counts.dtype(), counts.shape()));
+      state_.balance.undo_step(ctx_);  // all that it changed beside weights and moments, which are not
       if (!again) {
         say((result.problem.empty() ? concat("step ", step, ": ", result.spike) : result.problem) +
             "; it is computed again");
