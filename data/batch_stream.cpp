@@ -3,7 +3,6 @@
 #include <chrono>
 #include <utility>
 
-#include "data/mixture.h"
 #include "data/sample_order.h"
 #include "kernels/core/error.h"
 
@@ -17,15 +16,21 @@ void check_plan(const std::vector<TokenDataset>& datasets, const BatchPlan& plan
                      plan.micro_batch_size, " times ", plan.num_ranks, " ranks");
   check<ConfigError>(0 <= plan.rank && plan.rank < plan.num_ranks, "rank ", plan.rank, " of ", plan.num_ranks);
   check<ConfigError>(plan.prefetch_steps >= 1, "prefetch_steps is ", plan.prefetch_steps, ", expected at least 1");
-  check<ConfigError>(plan.weights.size() == datasets.size(), plan.weights.size(), " weights for ", datasets.size(),
-                     " data sources");
-  mixture_pick(0, plan.weights);  // refuses weights that are no shares
-  for (size_t i = 0; i < datasets.size(); ++i)
-    check<DataError>(plan.weights[i] == 0 || datasets[i].size() > 0, datasets[i].name(),
+  const auto num_sources = static_cast<int64_t>(datasets.size());
+  check<ConfigError>(plan.mixture.num_sources() == num_sources, plan.mixture.num_sources(), " weights for ",
+                     num_sources, " data sources");
+  for (int64_t i = 0; i < num_sources; ++i)
+    check<DataError>(!plan.mixture.uses(i) || datasets[i].size() > 0, datasets[i].name(),
                      ": has no rows to sample from");
 }
 
 }  // namespace
+
+PlannedRow planned_row(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t position) {
+  const MixturePick pick = plan.mixture.pick(position);
+  const int64_t size = datasets[pick.source].size(), epoch = pick.index / size;
+  return {pick.source, shuffled_index(pick.index % size, size, plan.seed, static_cast<uint64_t>(epoch)), epoch};
+}
 
 void StepBatches::add(Batch batch) {
   batch.complete();
@@ -41,10 +46,8 @@ StepBatches BatchStream::read_step(const std::vector<TokenDataset>& datasets, co
   for (int64_t micro = 0; micro < plan.micro_batches_per_step(); ++micro) {
     Batch batch;
     for (int64_t row = 0; row < plan.micro_batch_size; ++row, ++position) {
-      const MixturePick pick = mixture_pick(position, plan.weights);
-      const TokenDataset& dataset = datasets[pick.source];
-      const int64_t size = dataset.size(), epoch = pick.index / size;
-      dataset.append_row(shuffled_index(pick.index % size, size, plan.seed, static_cast<uint64_t>(epoch)), batch);
+      const PlannedRow planned = planned_row(datasets, plan, position);
+      datasets[planned.source].append_row(planned.row, batch);
     }
     result.add(std::move(batch));
   }

@@ -9,8 +9,9 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/core/batch.h"
+#include "data/mixture.h"
 #include "data/token_dataset.h"
+#include "kernels/core/batch.h"
 
 namespace braid {
 
@@ -22,11 +23,18 @@ struct BatchPlan {
   int64_t micro_batch_size = 0;   // rows
   int64_t num_ranks = 1, rank = 0;
   uint64_t seed = 0;
-  std::vector<double> weights;  // of the datasets
+  Mixture mixture;  // of the datasets
   int64_t prefetch_steps = 2;
   // Rank r owns slots [r, r + 1) * global / ranks, cut into micro-batches in order.
   int64_t micro_batches_per_step() const { return global_batch_size / (micro_batch_size * num_ranks); }
 };
+
+// Where sample `position` of the mixture comes from.
+struct PlannedRow {
+  int64_t source, row;
+  int64_t epoch;  // how often the source was read to its end before
+};
+PlannedRow planned_row(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t position);
 
 // The micro-batches of one rank and one step.
 struct StepBatches {

@@ -6,12 +6,12 @@
 
 namespace braid {
 
-struct SourceConfig {
+// Where tokens come from: one of dataset, shards and text.
+struct TokenFiles {
   std::string name;                 // metric names use it: val/<name>/loss
+  std::string dataset;              // folder that `braid data tokenize` made
   std::vector<std::string> shards;  // HDF5 token shards; files, or folders of *.h5
   std::vector<std::string> text;    // text files or folders, tokenized into the run folder before the first step
-  double weight = 1;                // share of the samples, relative to the other sources
-  std::string dataset;              // folder that `braid data tokenize` made
 
   template <class Visit>
   void visit(Visit&& key) {
@@ -19,13 +19,40 @@ struct SourceConfig {
     key("dataset", dataset, "folder made by `braid data tokenize`, holding dataset.json");
     key("shards", shards, "HDF5 token shards instead: files, or folders of *.h5");
     key("text", text, "text files or folders instead; tokenized into <run.dir>/data first");
+  }
+};
+
+struct WeightChange {
+  int64_t from_step = 0;
+  double weight = 0;
+
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("from_step", from_step, "first step with this weight");
+    key("weight", weight, "share from there on; 0 = the source rests");
+  }
+};
+
+struct SourceConfig : TokenFiles {
+  double weight = 1;  // share of the samples, relative to the other sources
+  std::vector<WeightChange> weight_changes;
+  int64_t tokens = 0;  // the budget
+
+  template <class Visit>
+  void visit(Visit&& key) {
+    TokenFiles::visit(key);
     key("weight", weight, "share of the training samples, relative to the other sources");
+    key("weight_changes", weight_changes, "other weights from later steps on; a source goes on where it was");
+    key("token_budget", tokens,
+        "budget instead of a weight: tokens that the run takes from this source, train.seq_length for a sample; for "
+        "all sources or none");
   }
 };
 
 struct DataConfig {
   std::vector<SourceConfig> sources;
   double validation_fraction = 0.05;
+  std::vector<TokenFiles> validation_sets;
   int64_t prefetch_steps = 2;
 
   template <class Visit>
@@ -33,6 +60,7 @@ struct DataConfig {
     key("sources", sources, "what to train on; a list");
     key("validation_fraction", validation_fraction,
         "share of the documents that is held out for evaluation, in [0, 1)");
+    key("validation_sets", validation_sets, "more to evaluate on, whole; none of it may be part of a source");
     key("prefetch_steps", prefetch_steps, "steps that the reader thread may be ahead of training");
   }
 };

@@ -1,15 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "kernels/core/batch.h"
 #include "data/token_shard.h"
+#include "data/token_source.h"
+#include "kernels/core/batch.h"
 
 namespace braid {
-
-enum class Split { kTrain, kValidation };
 
 // Rows of `row_tokens` tokens packed from the documents of one source and one split. Which documents are held out, how
 // long ones are cut and which pieces share a row are pure functions of the shards, never of seed, rank or batch size.
@@ -18,44 +19,37 @@ enum class Split { kTrain, kValidation };
 //   in the order of their hashes as long as they fit; if that is still too little, the end of the last document left
 //   for training makes up for the rest. Fewer than four tokens are not split.
 // - A document longer than a row is cut into whole rows and a remainder; the last token of a cut piece keeps its
-//   target, the first token of the next piece. Pieces are packed whole, first fit over a window, in document order;
+//   target, the first token of the next piece. Pieces are packed as packing.h says;
 //   what stays free in a row is padding: one document of its own at the end of the row, not valid, without targets.
-// - A piece that predicts nothing (a lone end-of-document id) is left out.
 class TokenDataset {
  public:
-  // Opens every shard now. All shards must share tokenizer digest, vocabulary and end-of-document id.
   // Errors: DataError (file, reason); no rows at all is an error in the training split, size() == 0 in validation.
+  TokenDataset(std::shared_ptr<const TokenSource> source, Split split);
   TokenDataset(std::string name, const std::vector<std::string>& shard_paths, int64_t row_tokens, Split split,
-               double validation_fraction);
+               double validation_fraction)
+      : TokenDataset(std::make_shared<TokenSource>(std::move(name), shard_paths, row_tokens, validation_fraction),
+                     split) {}
 
-  const std::string& name() const { return name_; }
-  int64_t size() const { return static_cast<int64_t>(row_begin_.size()) - 1; }  // rows
-  const std::vector<TokenShard>& shards() const { return shards_; }
-  int64_t num_tokens() const { return num_tokens_; }  // valid tokens over all rows
+  const TokenSource& source() const { return *source_; }
+  const std::string& name() const { return source_->name(); }
+  int64_t size() const { return source_->num_rows(split_); }  // rows
+  const std::vector<TokenShard>& shards() const { return source_->shards(); }
+  int64_t num_tokens() const { return source_->num_tokens(split_); }  // valid tokens over all rows
+
+  // What row `index` is made of, in order.
+  struct RowPiece {
+    int64_t shard, document;  // index into shards(), and of the document in it
+    int64_t offset, tokens;   // of the document
+  };
+  std::vector<RowPiece> pieces_of_row(int64_t index) const;
 
   // Appends row `index` to the batch (its num_rows grows by one). Any number of threads may do so at a time.
   // Errors: DataError, the batch is then unchanged.
   void append_row(int64_t index, Batch& batch) const;
 
  private:
-  enum class Ending : int8_t {
-    kDocument,   // ends with the end-of-document id
-    kNextPiece,  // the document goes on behind it, so its last token has a target
-    kHeldOut,    // the document goes on in the other split
-  };
-  struct Piece {
-    int64_t begin;  // position of its first token in the shard
-    int32_t shard;
-    int32_t tokens;
-    Ending ending;
-  };
-  void pack(const std::vector<Piece>& pieces);
-
-  std::string name_;
-  std::vector<TokenShard> shards_;
-  int64_t row_tokens_, num_tokens_ = 0;
-  std::vector<Piece> pieces_;       // in row order
-  std::vector<int64_t> row_begin_;  // (size + 1) into pieces_
+  std::shared_ptr<const TokenSource> source_;
+  Split split_;
 };
 
 // Tokenizes text files into one shard of bytes, a document per file. Returns what was written. An existing shard made from files

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "data/hdf5_file.h"
+#include "data/pooled_file.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/raw_file.h"
@@ -118,14 +119,21 @@ Hdf5Dataset find_dataset(const std::string& path, const Hdf5File& file, const ch
   return dataset;
 }
 
-void check_offsets(const std::string& path, const std::vector<int64_t>& offsets, int64_t num_tokens) {
+// Offsets [first, last] of a shard with these documents and tokens.
+void check_offsets(const std::string& path, const ShardInfo& info, int64_t first, int64_t last, const int64_t* offsets) {
+  const int64_t count = last - first + 1;
+  int64_t fall = 0;  // the first that is smaller than the one before it
+  for (int64_t i = 1; i < count && fall == 0; ++i)
+    if (offsets[i] < offsets[i - 1]) fall = i;
+  const bool ok = fall == 0 && (first > 0 ? offsets[0] >= 0 : offsets[0] == 0) &&
+                  (last < info.num_documents ? offsets[count - 1] <= info.num_tokens
+                                             : offsets[count - 1] == info.num_tokens);
+  if (ok) return;
   const std::string where = path + ": document_offsets";
-  check<DataError>(offsets.front() == 0, where, ": expected to start at 0, found ", offsets.front());
-  for (size_t d = 1; d < offsets.size(); ++d)
-    check<DataError>(offsets[d] >= offsets[d - 1], where, ": expected ascending values, found ", offsets[d], " at ", d,
-                     " after ", offsets[d - 1]);
-  check<DataError>(offsets.back() == num_tokens, where, ": expected to end at the ", num_tokens, " tokens, found ",
-                   offsets.back());
+  check<DataError>(first > 0 || offsets[0] == 0, where, ": expected to start at 0, found ", offsets[0]);
+  check<DataError>(fall == 0, where, ": expected ascending values, found ", offsets[fall], " at ", first + fall, " after ",
+                   offsets[std::max<int64_t>(fall, 1) - 1]);
+  throw DataError(concat(where, ": expected to end at the ", info.num_tokens, " tokens, found ", offsets[count - 1]));
 }
 
 // Reads at most kBlockTokens stored tokens as ids. Returns the largest.
@@ -144,15 +152,15 @@ uint32_t read_block(const RawFile& file, int64_t position, int64_t count, uint32
 }  // namespace
 
 struct TokenShard::File {
-  RawFile raw;
+  explicit File(const std::string& path) : pooled(path) {}
+  PooledFile pooled;
   ShardInfo info;
-  std::vector<int64_t> offsets;
-  int64_t tokens_position = 0;
+  int64_t tokens_position = 0, offsets_position = 0;
 };
 
-TokenShard::TokenShard(const std::string& path) {
-  RawFile raw = RawFile::open(path);
-  const Hdf5File hdf5(raw);
+TokenShard::TokenShard(const std::string& path, CheckOffsets when) : file_(std::make_unique<File>(path)) {
+  const auto raw = file_->pooled.file();
+  const Hdf5File hdf5(*raw);
   for (const Hdf5Link& link : hdf5.links())
     check<DataError>(link.name == "tokens" || link.name == "document_offsets", path, ": unknown ", link.kind, " ",
                      link.name, ": only the datasets tokens and document_offsets may be there");
@@ -164,10 +172,14 @@ TokenShard::TokenShard(const std::string& path) {
   check<DataError>(info.num_documents == offsets.size - 1, path, ": attribute num_documents: is ", info.num_documents,
                    ", but document_offsets has ", offsets.size, " elements instead of one more");
   info.token_bytes = static_cast<int>(tokens.type.bytes);
-  std::vector<int64_t> offset_values(offsets.size);
-  raw.read(offset_values.data(), 8 * offsets.size, offsets.position);
-  check_offsets(path, offset_values, info.num_tokens);
-  file_ = std::make_unique<File>(File{std::move(raw), std::move(info), std::move(offset_values), tokens.position});
+  file_->tokens_position = tokens.position;
+  file_->offsets_position = offsets.position;
+  file_->info = std::move(info);
+  if (when == CheckOffsets::kWhenRead) return;
+  std::vector<int64_t> block(kBlockTokens + 1);
+  const int64_t documents = file_->info.num_documents;
+  for (int64_t first = 0; first == 0 || first < documents; first += kBlockTokens)
+    read_offsets(first, std::min(first + kBlockTokens, documents), block.data());
 }
 
 TokenShard::~TokenShard() = default;
@@ -176,16 +188,30 @@ TokenShard& TokenShard::operator=(TokenShard&&) noexcept = default;
 
 const ShardInfo& TokenShard::info() const { return file_->info; }
 int64_t TokenShard::tokens_position() const { return file_->tokens_position; }
-const std::vector<int64_t>& TokenShard::document_offsets() const { return file_->offsets; }
+const FileStamp& TokenShard::stamp() const { return file_->pooled.stamp(); }
+
+std::vector<int64_t> TokenShard::document_offsets() const {
+  std::vector<int64_t> offsets(info().num_documents + 1);
+  read_offsets(0, info().num_documents, offsets.data());
+  return offsets;
+}
+
+void TokenShard::read_offsets(int64_t first, int64_t last, int64_t* out) const {
+  const ShardInfo& info = file_->info;
+  assert(0 <= first && first <= last && last <= info.num_documents);
+  file_->pooled.file()->read(out, 8 * (last - first + 1), file_->offsets_position + 8 * first);
+  check_offsets(info.path, info, first, last, out);
+}
 
 void TokenShard::read(int64_t begin, int64_t end, uint32_t* out) const {
   const ShardInfo& info = file_->info;
   assert(0 <= begin && begin <= end && end <= info.num_tokens);
+  const auto raw = file_->pooled.file();
   const auto read_stored = info.token_bytes == 2 ? read_block<uint16_t> : read_block<uint32_t>;
   while (begin < end) {
     const int64_t count = std::min(end - begin, kBlockTokens);
     const int64_t position = file_->tokens_position + begin * info.token_bytes;
-    const uint32_t largest = read_stored(file_->raw, position, count, out);
+    const uint32_t largest = read_stored(*raw, position, count, out);
     if (largest >= info.vocab_size) {
       const uint32_t* bad = std::find_if(out, out + count, [&](uint32_t id) { return id >= info.vocab_size; });
       throw DataError(concat(info.path, ": tokens[", begin + (bad - out), "] is ", *bad, ", outside the vocabulary of ",

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/raw_file.h"
+
 namespace braid {
 
 // A token shard is an HDF5 file with
@@ -44,20 +46,26 @@ class TokenShardWriter {
   std::unique_ptr<File> file_;
 };
 
+// Does opening a shard check all its document offsets, or only how many there are?
+enum class CheckOffsets { kNow, kWhenRead };
+
 // Reads a shard that it does not trust, without libhdf5: only the layout above is understood, every address and count
 // is checked against the file before it is followed. Opening checks everything but the token values: signature,
 // superblock, declared end of file, checksums, names, types, ranks, storage, offsets, counts; filters, links and
-// external or virtual storage are refused. Then the tokens are plain bytes at a known place; any number of threads may
-// read at a time. Errors: DataError with file, dataset or attribute, expected and found.
+// external or virtual storage are refused. Then tokens and offsets are plain bytes at known places, which stay in the file;
+// any number of threads may read at a time, and any number of shards be there (see PooledFile). Errors: DataError with file, dataset or attribute, expected and found.
 class TokenShard {
  public:
-  explicit TokenShard(const std::string& path);
+  explicit TokenShard(const std::string& path, CheckOffsets check = CheckOffsets::kNow);
   ~TokenShard();
   TokenShard(TokenShard&&) noexcept;
   TokenShard& operator=(TokenShard&&) noexcept;
 
   const ShardInfo& info() const;
-  const std::vector<int64_t>& document_offsets() const;
+  const FileStamp& stamp() const;
+  std::vector<int64_t> document_offsets() const;  // all of them
+  // offsets[first .. last], last - first + 1 values, checked: ascending, inside the tokens.
+  void read_offsets(int64_t first, int64_t last, int64_t* out) const;
   int64_t tokens_position() const;  // byte of the file where the first token is
   // Tokens [begin, end). Throws DataError with file, position and id for an id outside the vocabulary.
   void read(int64_t begin, int64_t end, uint32_t* out) const;

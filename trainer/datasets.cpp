@@ -3,17 +3,33 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <set>
+#include <utility>
 
 #include "data/corpus/dataset_manifest.h"
 #include "data/corpus/text_input.h"
 #include "data/tokenizer/tokenizer.h"
+#include "kernels/core/raw_file.h"
 #include "kernels/core/sha256.h"
 
 namespace braid {
 
 namespace fs = std::filesystem;
 
-std::vector<std::string> shard_paths(const SourceConfig& source, const std::string& run_dir) {
+namespace {
+
+// Sources, then validation sets.
+std::vector<const TokenFiles*> all_files(const DataConfig& data) {
+  std::vector<const TokenFiles*> all;
+  for (const SourceConfig& source : data.sources) all.push_back(&source);
+  for (const TokenFiles& set : data.validation_sets) all.push_back(&set);
+  return all;
+}
+
+}  // namespace
+
+std::vector<std::string> shard_paths(const TokenFiles& source, const std::string& run_dir) {
   if (!source.dataset.empty()) return dataset_shards(source.dataset);
   if (source.text.empty()) return paths_of(list_inputs(source.shards, ".h5"));
   return {(fs::path(run_dir) / "data" / (source.name + ".h5")).string()};
@@ -21,14 +37,14 @@ std::vector<std::string> shard_paths(const SourceConfig& source, const std::stri
 
 int64_t prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOnDisk on_disk) {
   int64_t met_again = 0;
-  for (const SourceConfig& source : data.sources) {
-    if (source.text.empty()) continue;
-    const std::string path = shard_paths(source, run_dir).front();
+  for (const TokenFiles* source : all_files(data)) {
+    if (source->text.empty()) continue;
+    const std::string path = shard_paths(*source, run_dir).front();
     if (on_disk == ShardsOnDisk::kKeep && fs::exists(path)) continue;
     std::error_code error;
     fs::create_directories(fs::path(path).parent_path(), error);
     check<IoError>(!error, fs::path(path).parent_path().string(), ": cannot create the folder: ", error.message());
-    const InputList inputs = list_inputs(source.text);
+    const InputList inputs = list_inputs(source->text);
     met_again += inputs.met_again;
     tokenize_files(paths_of(inputs), path);
   }
@@ -42,66 +58,140 @@ void check_vocabulary(const RunConfig& config, const ShardInfo& info) {
                    " ids does not fit model.vocab_size ", config.model.vocab_size);
 }
 
+// Of a shard: its size and its bytes at 64 places. A copy under another name has the same.
+std::string sample_of(const std::string& path) {
+  constexpr int64_t kPlaces = 64, kBytes = 4096;
+  const RawFile file = RawFile::open(path);
+  Sha256 digest;
+  std::string block(kBytes, '\0');
+  for (int64_t place = 0; place < kPlaces; ++place) {
+    const int64_t begin = std::max<int64_t>(0, file.size() - kBytes) * place / (kPlaces - 1);
+    const int64_t bytes = std::min(kBytes, file.size() - begin);
+    file.read(block.data(), bytes, begin);
+    digest.update(block.data(), bytes);
+  }
+  return concat(file.size(), ' ', digest.hex());
+}
+
 }  // namespace
 
 void check_no_leak(const RunConfig& config) {
-  if (config.data.validation_fraction == 0) return;
-  std::map<std::string, std::string> source_of;  // by the file
-  for (const SourceConfig& source : config.data.sources) {
+  struct Owner {
+    const TokenFiles* files;
+    bool is_set;
+  };
+  std::map<std::string, Owner> owner_of;  // by the file, and by what is in a shard
+  const size_t num_sources = config.data.sources.size();
+  const std::vector<const TokenFiles*> all = all_files(config.data);
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Owner here{all[i], i >= num_sources};
     const std::vector<std::string> files =
-        source.text.empty() ? shard_paths(source, config.run.dir) : paths_of(list_inputs(source.text));
+        here.files->text.empty() ? shard_paths(*here.files, config.run.dir) : paths_of(list_inputs(here.files->text));
+    const auto claim = [&](const std::string& key, const std::string& file) {
+      const auto [first, is_new] = owner_of.emplace(key, here);
+      if (is_new || first->second.files == here.files || first->second.is_set) return;
+      check<DataError>(!here.is_set, file, ": is part of source ", first->second.files->name,
+                       ", which trains on it, and of validation set ", here.files->name);
+      check<DataError>(config.data.validation_fraction == 0, file, ": is part of source ", first->second.files->name,
+                       " and of source ", here.files->name, ", so that what one holds out the other trains on; name it "
+                       "once, or set data.validation_fraction to 0");
+    };
     for (const std::string& file : files) {
-      const auto [first, is_new] = source_of.emplace(fs::canonical(file).string(), source.name);
-      check<DataError>(is_new || first->second == source.name, file, ": is part of source ", first->second, " and of source ",
-                       source.name, ", so that what one holds out the other trains on; name it once, or set "
-                       "data.validation_fraction to 0");
+      claim(fs::canonical(file).string(), file);
+      if (here.files->text.empty() && all.size() > 1) claim(sample_of(file), file);
     }
   }
 }
 
 void check_data_is_there(const RunConfig& config) {
-  for (const SourceConfig& source : config.data.sources) {
-    if (!source.text.empty()) {
-      list_inputs(source.text);
-      check<DataError>(ByteTokenizer::kVocabSize <= config.model.vocab_size, "source ", source.name, ": its vocabulary of ",
-                       ByteTokenizer::kVocabSize, " ids (bytes) does not fit model.vocab_size ", config.model.vocab_size);
+  for (const TokenFiles* source : all_files(config.data)) {
+    if (!source->text.empty()) {
+      list_inputs(source->text);
+      check<DataError>(ByteTokenizer::kVocabSize <= config.model.vocab_size, "source ", source->name,
+                       ": its vocabulary of ", ByteTokenizer::kVocabSize, " ids (bytes) does not fit model.vocab_size ",
+                       config.model.vocab_size);
       continue;
     }
-    for (const std::string& path : shard_paths(source, config.run.dir)) check_vocabulary(config, TokenShard(path).info());
+    for (const std::string& path : shard_paths(*source, config.run.dir))
+      check_vocabulary(config, TokenShard(path, CheckOffsets::kWhenRead).info());
   }
   check_no_leak(config);
 }
 
-std::vector<TokenDataset> open_datasets(const RunConfig& config, Split split) {
-  std::vector<TokenDataset> datasets;
-  for (const SourceConfig& source : config.data.sources) {
-    datasets.emplace_back(source.name, shard_paths(source, config.run.dir), config.train.seq_length, split,
-                          config.data.validation_fraction);
-    const ShardInfo &first = datasets.front().shards().front().info(), &here = datasets.back().shards().front().info();
+Datasets open_datasets(const RunConfig& config) {
+  Datasets data;
+  const auto open = [&](const TokenFiles& files, double fraction) {
+    auto source = std::make_shared<const TokenSource>(files.name, shard_paths(files, config.run.dir),
+                                                      config.train.seq_length, fraction);
+    const ShardInfo& here = source->shards().front().info();
+    const TokenSource& first_source = data.train.empty() ? *source : data.train.front().source();
+    const ShardInfo& first = first_source.shards().front().info();
     check<DataError>(here.tokenizer_digest == first.tokenizer_digest && here.end_of_document == first.end_of_document,
-                     "source ", source.name, " was made with tokenizer ", here.tokenizer, " ", here.tokenizer_digest,
-                     ", but source ", datasets.front().name(), " with ", first.tokenizer, " ", first.tokenizer_digest,
+                     "source ", files.name, " was made with tokenizer ", here.tokenizer, " ", here.tokenizer_digest,
+                     ", but source ", first_source.name(), " with ", first.tokenizer, " ", first.tokenizer_digest,
                      "; all sources of a run need the same");
-    for (const TokenShard& shard : datasets.back().shards()) check_vocabulary(config, shard.info());
+    for (const TokenShard& shard : source->shards()) check_vocabulary(config, shard.info());
+    return source;
+  };
+  for (const SourceConfig& files : config.data.sources) {
+    const auto source = open(files, config.data.validation_fraction);
+    data.train.emplace_back(source, Split::kTrain);
+    data.validation.emplace_back(source, Split::kValidation);
   }
-  return datasets;
+  for (const TokenFiles& files : config.data.validation_sets)
+    data.validation.emplace_back(open(files, 0), Split::kTrain);  // all of it
+  return data;
+}
+
+Mixture mixture_of(const RunConfig& config) {
+  const std::vector<SourceConfig>& sources = config.data.sources;
+  std::set<int64_t> steps = {1};  // where a weight begins
+  for (const SourceConfig& source : sources)
+    for (const WeightChange& change : source.weight_changes) steps.insert(change.from_step);
+  std::vector<MixtureInterval> intervals;
+  for (const int64_t step : steps) {
+    MixtureInterval interval{(step - 1) * config.train.global_batch_size, {}};
+    for (const SourceConfig& source : sources) {
+      double weight = source.tokens > 0 ? static_cast<double>(source.tokens) : source.weight;
+      for (const WeightChange& change : source.weight_changes)
+        if (change.from_step <= step) weight = change.weight;
+      interval.weights.push_back(weight);
+    }
+    intervals.push_back(std::move(interval));
+  }
+  return Mixture(std::move(intervals));
+}
+
+BatchPlan batch_plan(const RunConfig& config, int64_t num_ranks, int64_t rank) {
+  BatchPlan plan;
+  plan.global_batch_size = config.train.global_batch_size;
+  plan.micro_batch_size = config.train.micro_batch_size;
+  plan.num_ranks = num_ranks;
+  plan.rank = rank;
+  plan.seed = static_cast<uint64_t>(config.train.seed);
+  plan.mixture = mixture_of(config);
+  plan.prefetch_steps = config.data.prefetch_steps;
+  return plan;
 }
 
 std::string data_digest(const RunConfig& config, const std::vector<TokenDataset>& train) {
   Sha256 digest;
   auto add = [&](const std::string& text) { digest.update(text.data(), text.size() + 1); };
   add(concat(config.train.seq_length, ' ', config.data.validation_fraction));
-  for (size_t i = 0; i < train.size(); ++i) {
-    add(concat(train[i].name(), ' ', config.data.sources[i].weight));
-    for (const TokenShard& shard : train[i].shards()) {
+  for (const TokenDataset& source : train) {
+    add(source.name());
+    for (const TokenShard& shard : source.shards()) {
       const ShardInfo& info = shard.info();
       add(concat(info.num_tokens, ' ', info.num_documents, ' ', info.vocab_size, ' ', info.tokenizer_digest, ' ',
                  info.source_digest));
-      const auto& offsets = shard.document_offsets();
-      digest.update(offsets.data(), offsets.size() * sizeof(offsets[0]));
     }
+    add(source.source().documents_digest());
   }
   return digest.hex();
+}
+
+bool is_trained_on(const CheckpointInfo& info, const RunConfig& config, const Datasets& data) {
+  return info.data_digest.starts_with(data_digest(config, data.train));  // that of the tokens follows
 }
 
 std::string contents_digest(const TokenDataset& data) {

@@ -57,18 +57,6 @@ bool any_rank(Context& ctx, Communicator& world, bool condition) {
   return flag != 0;
 }
 
-BatchPlan batch_plan(const RunConfig& config, const ProcessMesh& mesh) {
-  BatchPlan plan;
-  plan.global_batch_size = config.train.global_batch_size;
-  plan.micro_batch_size = config.train.micro_batch_size;
-  plan.num_ranks = mesh.size();
-  plan.rank = mesh.rank();
-  plan.seed = static_cast<uint64_t>(config.train.seed);
-  for (const SourceConfig& source : config.data.sources) plan.weights.push_back(source.weight);
-  plan.prefetch_steps = config.data.prefetch_steps;
-  return plan;
-}
-
 // As the step lines show losses.
 std::string four_decimals(double value) {
   char text[32];
@@ -117,14 +105,8 @@ ExpertLoads expert_loads(int64_t step, const StepResult& r, const RunConfig& con
   return loads;
 }
 
-// What stands between the two digests of the training data: of its documents, and of its tokens. Checkpoints of earlier
-// builds hold the first alone.
+// What stands between the two digests of the training data: of its documents, and of its tokens.
 constexpr const char* kTokensInDigest = ", tokens ";
-
-bool is_same_data(const std::string& stored, const std::string& now) {
-  const bool whole = stored.find(kTokensInDigest) != stored.npos;
-  return stored == (whole ? now : now.substr(0, now.find(kTokensInDigest)));
-}
 
 // Where the device is described: JSON is for programs, which read objects alone from stdout.
 std::FILE* log_of(ConsoleStyle style) {
@@ -236,7 +218,7 @@ class TrainingRun {
   }
 
   ExitCode run() {
-    BatchStream stream(train_data_, batch_plan(config_, mesh_), step_);
+    BatchStream stream(data_.train, batch_plan(config_, mesh_.size(), mesh_.rank()), step_);
     StopRequests stop(config_.run.dir, config_.run.time_limit, front_.has_value());
     stop_ = &stop;
     const CheckpointSection& c = config_.checkpoint;
@@ -308,7 +290,11 @@ class TrainingRun {
     const TrainSection& train = config_.train;
     std::string text =
         concat(data_digest_, " seed ", train.seed, " batch ", train.global_batch_size, " x ", train.seq_length);
-    for (const SourceConfig& source : config_.data.sources) text += " weight " + yaml_text(source.weight);
+    for (const SourceConfig& source : config_.data.sources) {
+      text += " weight " + yaml_text(source.tokens > 0 ? static_cast<double>(source.tokens) : source.weight);
+      for (const WeightChange& change : source.weight_changes)
+        text += concat(" from step ", change.from_step, " ", yaml_text(change.weight));
+    }
     return sha256(text);
   }
 
@@ -434,13 +420,17 @@ class TrainingRun {
   // The same tokens on every rank.
   void open_data() {
     std::vector<Fact> contents;
+    // The first rank stores the counts of large sources; the others read them.
+    from_first_rank(ctx_, mesh_.world(), [&] {
+      data_ = open_datasets(config_);
+      return std::string();
+    });
     all_or_none(ctx_, mesh_.world(), [&] {
-      train_data_ = open_datasets(config_, Split::kTrain);
-      validation_data_ = open_datasets(config_, Split::kValidation);
-      data_digest_ = data_digest(config_, train_data_);
+      if (data_.train.empty()) data_ = open_datasets(config_);
+      data_digest_ = data_digest(config_, data_.train);
       contents.push_back({"the digest of the documents of data.sources", data_digest_});
       std::string tokens;
-      for (const TokenDataset& data : train_data_) {
+      for (const TokenDataset& data : data_.train) {
         contents.push_back({"the digest of the tokens of data source " + data.name(), contents_digest(data)});
         tokens += contents.back().value;
       }
@@ -458,7 +448,7 @@ class TrainingRun {
     write_file_atomically(front_->folder.path("config.resolved.yaml"), to_yaml(config_));
     write_file_atomically(front_->folder.path("parameters.txt"), format_parameter_table(table));
     write_file_atomically(front_->folder.path("build.txt"), std::string(kBuildId) + "\n");
-    store_run_tokenizer(train_data_, config_.run.dir);
+    store_run_tokenizer(data_.train, config_.run.dir);
     write_file_atomically(front_->folder.path("data_order.txt"), data_order_digest() + "\n");
     say(concat("braid ", kBuildId));
     say("resolved config (also in " + front_->folder.path("config.resolved.yaml") + "):");
@@ -467,8 +457,14 @@ class TrainingRun {
     say(concat("ranks ", mesh_.size(), ", expert parallel ", mesh_.expert().size(), ", ", parameters, " parameters, ",
                state_.needs().total() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu", ", ",
                name_of_enum(config_.precision)));
-    for (const TokenDataset& data : train_data_)
-      say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows"));
+    const std::vector<int64_t> taken = mixture_.taken(config_.run.steps * config_.train.global_batch_size);
+    for (size_t i = 0; i < data_.train.size(); ++i) {
+      const TokenDataset& data = data_.train[i];
+      char epochs[32];
+      std::snprintf(epochs, sizeof epochs, "%.3g", double(taken[i]) / double(data.size()));
+      say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows; the run reads ",
+                 taken[i], " rows, ", epochs, " epochs"));
+    }
     const std::string where =
         concat("on ", mesh_.size(), mesh_.size() == 1 ? " rank" : " ranks", ", expert parallel ", mesh_.expert().size(),
                ", ", ctx_.on_cuda() ? "cuda" : "cpu", ", braid ", kBuildId);
@@ -507,6 +503,15 @@ class TrainingRun {
     });
   }
 
+  // Weights may differ from here on, but not before: the sources would go on elsewhere.
+  void check_mixture_so_far(RunConfig stored, const std::string& path, int64_t step) const {
+    const int64_t global = config_.train.global_batch_size;
+    stored.train.global_batch_size = global;  // it may differ on purpose
+    check<CheckpointError>(mixture_of(stored).is_same_before(mixture_, step * global), path,
+                           ": the weights of data.sources up to step ", step, " were others; change them by "
+                           "weight_changes from a later step on");
+  }
+
   void load(const ResumeFrom& resume) {
     enter_phase(Phase::kLoad);
     fault_point("load");
@@ -518,8 +523,10 @@ class TrainingRun {
                              ": holds weights alone, no state of a run to go on with: start a run with init.from");
       stored = read_config_text(info.config_yaml, path);
       check_resume_config(stored, config_, path, {info.num_ranks, mesh_.size(), overrides_});
-      check<CheckpointError>(is_same_data(info.data_digest, data_digest_), path,
-                             ": the run was trained on other data (or other shards of it) than data.sources now names");
+      check<CheckpointError>(info.data_digest == data_digest_, path,
+                             ": the run was trained on other data (or other shards of it, or rows that an earlier build "
+                             "packed otherwise) than data.sources now names");
+      check_mixture_so_far(stored, path, info.step);
       check<CheckpointError>(info.step <= config_.run.steps, path, ": is after step ", info.step, ", run.steps is ",
                              config_.run.steps);
     };
@@ -554,9 +561,19 @@ class TrainingRun {
                  "stored algorithm for this GPU and take the one that cuBLASLt proposes; braid bench step --tune"));
   }
 
+  // What every source has given so far.
+  void add_sources(MetricsLine& line) const {
+    const std::vector<int64_t> taken = mixture_.taken(step_ * config_.train.global_batch_size);
+    for (size_t i = 0; i < data_.train.size(); ++i) {
+      line.set("data/" + data_.train[i].name() + "/epoch", double(taken[i]) / double(data_.train[i].size()));
+      line.set("data/" + data_.train[i].name() + "/tokens", taken[i] * config_.train.seq_length);
+    }
+  }
+
   void report(const StepResult& result, double seconds, double wait_seconds) {
     if (!front_) return;
-    const MetricsLine line = training_line(step_, tokens_, result, config_, seconds, wait_seconds);
+    MetricsLine line = training_line(step_, tokens_, result, config_, seconds, wait_seconds);
+    add_sources(line);
     const bool with_loads = ExpertLoadsWriter::is_due(step_, config_.run.steps);
     front_->files.post([front = &*front_, line, with_loads,
                         loads = with_loads ? expert_loads(step_, result, config_) : ExpertLoads()] {
@@ -583,7 +600,7 @@ class TrainingRun {
     enter_phase(Phase::kEvaluation);
     fault_point("eval");
     std::vector<Evaluation> evaluations;
-    for (const TokenDataset& data : validation_data_) {
+    for (const TokenDataset& data : data_.validation) {
       evaluations.push_back(evaluate(ctx_, state_.model, mesh_, data, config_.train.micro_batch_size,
                                      config_.eval.sequences, {}, [this] { return asked_to_stop(); }));
       if (!evaluations.back().complete) return false;
@@ -648,10 +665,11 @@ class TrainingRun {
   Context& ctx_;
   const ProcessMesh& mesh_;
   const RunConfig& config_;
+  const Mixture mixture_ = mixture_of(config_);
   ProgressBoard board_;
   TrainingState state_;
   std::optional<Front> front_;
-  std::vector<TokenDataset> train_data_, validation_data_;
+  Datasets data_;
   std::string data_digest_;
   std::vector<std::string> overrides_;
   std::vector<ConfigDifference> changed_;  // since the checkpoint that a resume goes on from
@@ -684,7 +702,8 @@ void check_resume_config(const RunConfig& stored, const RunConfig& config, const
                                                  "init.from",
                                                  "init.fresh_mtp",
                                                  "init.resize_vocabulary",  // what came from there is in the checkpoint
-                                                 "data.sources"};           // the data itself is compared by its digest
+                                                 "data.sources",  // the data itself is compared by its digest, weights by check_mixture_so_far
+                                                 "data.validation_sets"};
   static const std::vector<std::string> kOnPurpose = {"optimizer.lr", "schedule.", "train.global_batch_size",
                                                       "balance.", "train.micro_batch_size"};
   const auto begins_with_one_of = [](const std::string& key, const std::vector<std::string>& prefixes) {

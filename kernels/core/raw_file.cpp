@@ -26,6 +26,13 @@ RawFile RawFile::open(const std::string& path) {
   return file;
 }
 
+FileStamp RawFile::stamp() const {
+  struct stat status = {};
+  check<DataError>(::fstat(fd_, &status) == 0, path_, ": cannot be examined: ", reason(errno));
+  return {status.st_dev, status.st_ino, status.st_size,
+          int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec};
+}
+
 RawFile RawFile::create(const std::string& path) {
   RawFile file(path, ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666), 0);
   check<IoError>(file.fd_ >= 0, path, ": cannot be created: ", reason(errno));

@@ -6,6 +6,13 @@
 
 namespace braid {
 
+// Which file it is, and whether it has changed since.
+struct FileStamp {
+  uint64_t device = 0, inode = 0;
+  int64_t bytes = 0, modified_ns = 0;
+  bool operator==(const FileStamp&) const = default;
+};
+
 // A file whose bytes are read and written by position. Any number of threads may do so at a time.
 class RawFile {
  public:
@@ -22,6 +29,7 @@ class RawFile {
 
   const std::string& path() const { return path_; }
   int64_t size() const { return size_; }  // bytes, when it was opened
+  FileStamp stamp() const;                // now.   Errors: DataError
 
   // Exactly these bytes. A failing read is tried three times.   Errors: DataError with path and position.
   void read(void* out, int64_t bytes, int64_t position) const;

@@ -1,7 +1,15 @@
 #include "data/batch_stream.h"
 
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <chrono>
+#include <csignal>
 #include <map>
+#include <random>
+#include <set>
+#include <sstream>
 #include <thread>
 
 #include "data/mixture.h"
@@ -31,7 +39,7 @@ class BatchStreamTest : public ::testing::Test {
     plan.num_ranks = ranks;
     plan.rank = rank;
     plan.seed = 11;
-    plan.weights = {3, 1};
+    plan.mixture = Mixture(std::vector<double>{3, 1});
     return plan;
   }
 
@@ -64,7 +72,7 @@ TEST_F(BatchStreamTest, ReadsThePlannedRows) {
   const StepBatches step = BatchStream::read_step(datasets_, plan(8, 2), 5);
   ASSERT_EQ(step.micro_batches.size(), 4u);
   for (int64_t slot = 0; slot < 8; ++slot) {
-    const MixturePick pick = mixture_pick(5 * 8 + slot, {3, 1});
+    const MixturePick pick = Mixture({3, 1}).pick(5 * 8 + slot);
     const int64_t size = datasets_[pick.source].size();
     Batch row;
     datasets_[pick.source].append_row(shuffled_index(pick.index % size, size, 11, pick.index / size), row);
@@ -133,7 +141,7 @@ TEST_F(BatchStreamTest, ReadsEveryRowOnceAnEpoch) {
   one.emplace_back("a", std::vector{paths_[0]}, 8, Split::kTrain, 0);
   ASSERT_EQ(one[0].size(), 13);
   BatchPlan p = plan(5, 5);
-  p.weights = {1};
+  p.mixture = Mixture(std::vector<double>{1});
   std::map<std::vector<int64_t>, int64_t> times_read;
   int64_t rows_read = 0;
   std::vector<std::vector<int64_t>> epoch, previous;
@@ -153,12 +161,133 @@ TEST_F(BatchStreamTest, ReadsEveryRowOnceAnEpoch) {
   EXPECT_EQ(rows_read, 50);
 }
 
+// A run as the ledger sees it: rows in the order in which they are trained on, saved every few steps, killed again and
+// again. Three sources of 60, 110 and 30 rows; the first id of a row says which it is.
+class Ledger {
+ public:
+  static constexpr int64_t kGlobal = 8, kSteps = 88, kSaveEvery = 3;  // 704 rows, 3.5 epochs of all 200
+
+  Ledger() {
+    const std::vector<int64_t> sizes = {60, 110, 30};
+    uint32_t first_id = 0;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      const std::string path = folder_ / concat(i, ".h5");
+      datasets_.emplace_back(
+          concat(i), std::vector{write_shard(path, std::vector<int64_t>(sizes[i], kRowTokens), first_id)}, kRowTokens,
+          Split::kTrain, 0);
+      for (int64_t row = 0; row < sizes[i]; ++row, first_id += kRowTokens - 1)
+        row_of_id_[first_id] = {static_cast<int64_t>(i), row};
+    }
+  }
+
+  const std::vector<TokenDataset>& datasets() const { return datasets_; }
+  static BatchPlan plan(int64_t ranks = 1, int64_t rank = 0) {
+    BatchPlan plan;
+    plan.global_batch_size = kGlobal;
+    plan.micro_batch_size = 2;
+    plan.num_ranks = ranks;
+    plan.rank = rank;
+    plan.seed = 5;
+    plan.mixture = Mixture({{0, {2, 1, 1}}, {20 * kGlobal, {1, 0, 3}}, {31 * kGlobal, {1, 4, 0}}, {60 * kGlobal, {1, 3, 1}}});
+    return plan;
+  }
+
+  // (source, row) of every row of the run, killed `kills` times on the way.
+  std::vector<std::pair<int64_t, int64_t>> rows_of_run(int64_t ranks, int kills, uint32_t seed) {
+    std::mt19937 random(seed);
+    std::map<int64_t, std::string> lines;  // by step
+    int64_t saved = 0;
+    int killed = 0;
+    for (bool done = false; !done;) {
+      int64_t steps = kSteps;  // until it is killed
+      if (killed < kills) steps = 1 + static_cast<int64_t>(random() % 7);
+      int out[2];
+      EXPECT_EQ(::pipe(out), 0);
+      const pid_t child = ::fork();
+      if (child == 0) train(ranks, saved, steps, out[1]);
+      ::close(out[1]);
+      std::string text;
+      char buffer[4096];
+      for (ssize_t n; (n = ::read(out[0], buffer, sizeof buffer)) > 0;) text.append(buffer, n);
+      ::close(out[0]);
+      int status = 0;
+      ::waitpid(child, &status, 0);
+      std::istringstream in(text);
+      int64_t resumed_at = saved;
+      for (std::string line; std::getline(in, line); ++resumed_at) {
+        lines[resumed_at] = line;  // what was done behind the save is done again
+        if ((resumed_at + 1) % kSaveEvery == 0) saved = resumed_at + 1;
+      }
+      done = WIFEXITED(status);
+      killed += WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+    }
+    EXPECT_EQ(killed, kills);
+    std::vector<std::pair<int64_t, int64_t>> rows;
+    for (const auto& [step, line] : lines) {
+      std::istringstream ids(line);
+      for (uint32_t id; ids >> id;) rows.push_back(row_of_id_.at(id));
+    }
+    return rows;
+  }
+
+ private:
+  static constexpr int64_t kRowTokens = 5;
+
+  // All ranks of a job, a line of ids for every step. Killed after `steps` of them unless the run is complete.
+  [[noreturn]] void train(int64_t ranks, int64_t first_step, int64_t steps, int out) const {
+    std::vector<std::unique_ptr<BatchStream>> streams;
+    for (int64_t rank = 0; rank < ranks; ++rank)
+      streams.push_back(std::make_unique<BatchStream>(datasets_, plan(ranks, rank), first_step));
+    for (int64_t step = first_step; step < kSteps; ++step) {
+      if (step == first_step + steps) ::raise(SIGKILL);
+      std::string line;
+      for (const auto& stream : streams)
+        for (const Batch& batch : stream->next_step().micro_batches)
+          for (int64_t row = 0; row < batch.num_rows; ++row) line += concat(batch.tokens[row * kRowTokens], ' ');
+      line += '\n';
+      if (::write(out, line.data(), line.size()) != static_cast<ssize_t>(line.size())) ::_exit(1);
+    }
+    ::_exit(0);
+  }
+
+  TempFolder folder_;
+  std::vector<TokenDataset> datasets_;
+  std::map<int64_t, std::pair<int64_t, int64_t>> row_of_id_;
+};
+
+TEST(BatchStreamLedger, TakesEveryRowOnceAnEpochWhateverIsKilledOnAnyNumberOfRanks) {
+  Ledger ledger;
+  const auto rows = ledger.rows_of_run(1, 0, 0);
+  ASSERT_EQ(rows.size(), static_cast<size_t>(Ledger::kSteps * Ledger::kGlobal));
+  for (const int64_t ranks : {1, 2, 4})
+    EXPECT_EQ(ledger.rows_of_run(ranks, 20, static_cast<uint32_t>(ranks)), rows) << ranks;
+
+  std::vector<std::vector<int64_t>> taken(3);  // rows of a source in the order in which they came
+  for (const auto& [source, row] : rows) taken[source].push_back(row);
+  const std::vector<int64_t> planned = Ledger::plan().mixture.taken(Ledger::kSteps * Ledger::kGlobal);
+  for (int64_t source = 0; source < 3; ++source) {
+    const int64_t size = ledger.datasets()[source].size(), count = static_cast<int64_t>(taken[source].size());
+    EXPECT_EQ(count, planned[source]);
+    EXPECT_GT(count, 2 * size) << source;
+    for (int64_t begin = 0; begin < count; begin += size) {
+      const int64_t end = std::min(begin + size, count);
+      const std::set<int64_t> epoch(taken[source].begin() + begin, taken[source].begin() + end);
+      EXPECT_EQ(static_cast<int64_t>(epoch.size()), end - begin) << "source " << source << " epoch " << begin / size;
+    }
+  }
+  // The same rows as `braid data replay` names.
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const PlannedRow planned_here = planned_row(ledger.datasets(), Ledger::plan(), static_cast<int64_t>(i));
+    EXPECT_EQ(rows[i], std::pair(planned_here.source, planned_here.row)) << i;
+  }
+}
+
 TEST_F(BatchStreamTest, HandsOnTheErrorOfItsThread) {
   std::vector<TokenDataset> one;
   one.emplace_back("a", std::vector{paths_[0]}, 8, Split::kTrain, 0);
   std::filesystem::resize_file(paths_[0], 100);
   BatchPlan p = plan(4, 4);
-  p.weights = {1};
+  p.mixture = Mixture(std::vector<double>{1});
   BatchStream stream(one, p, 0);
   for (int i = 0; i < 2; ++i) {
     const std::string message = message_of<DataError>([&] { stream.next_step(); });
@@ -179,7 +308,7 @@ TEST_F(BatchStreamTest, DeliversWhatItReadBeforeTheError) {
   const int64_t position = 5;  // where it comes
   BatchPlan p = plan(1, 1);
   while (shuffled_index(position, 13, p.seed, 0) != 12) ++p.seed;
-  p.weights = {1};
+  p.mixture = Mixture(std::vector<double>{1});
   p.prefetch_steps = 20;
   BatchStream stream(one, p, 0);
   std::this_thread::sleep_for(std::chrono::milliseconds(50));  // lets the thread meet its error first
@@ -207,12 +336,11 @@ TEST_F(BatchStreamTest, RefusesAPlanThatDoesNotWorkOut) {
   expect_contains(refusal([](BatchPlan& p) { p.micro_batch_size = 0; }), "micro_batch_size 0");
   expect_contains(refusal([](BatchPlan& p) { p.rank = 2; }), "rank 2 of 2");
   expect_contains(refusal([](BatchPlan& p) { p.prefetch_steps = 0; }), "prefetch_steps is 0");
-  expect_contains(refusal([](BatchPlan& p) { p.weights = {1}; }), "1 weights for 2 data sources");
-  expect_contains(refusal([](BatchPlan& p) { p.weights = {0, 0}; }), "sum to 0");
+  expect_contains(refusal([](BatchPlan& p) { p.mixture = Mixture(std::vector<double>{1}); }), "1 weights for 2 data sources");
   std::vector<TokenDataset> held_out;
   held_out.emplace_back("none", std::vector{paths_[0]}, 8, Split::kValidation, 0);
   BatchPlan p = plan(4, 4);
-  p.weights = {1};
+  p.mixture = Mixture(std::vector<double>{1});
   expect_contains(message_of<DataError>([&] { BatchStream(held_out, p, 0); }), "none: has no rows to sample from");
 }
 

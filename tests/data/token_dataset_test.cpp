@@ -79,6 +79,31 @@ TEST(TokenDataset, LeavesOutPiecesThatPredictNothing) {
   EXPECT_EQ(row(dataset, 1).tokens, (std::vector<int64_t>{4, 5, kEnd, kEnd}));
 }
 
+TEST(TokenDataset, SaysWhatARowIsMadeOf) {
+  TempFolder folder;
+  const std::vector<std::string> paths = {write_shard(folder / "a.h5", {5, 0, 3, 10}), write_shard(folder / "b.h5", {}),
+                                          write_shard(folder / "c.h5", {2, 9})};
+  const TokenDataset dataset = open(paths, 4);
+  std::set<std::pair<int64_t, int64_t>> seen;  // shard, token
+  for (int64_t r = 0; r < dataset.size(); ++r) {
+    const Batch batch = row(dataset, r);
+    int64_t at = 0;
+    for (const TokenDataset::RowPiece& piece : dataset.pieces_of_row(r)) {
+      const TokenShard& shard = dataset.shards()[piece.shard];
+      const int64_t begin = shard.document_offsets()[piece.document] + piece.offset;
+      ASSERT_LE(begin + piece.tokens, shard.document_offsets()[piece.document + 1]);
+      std::vector<uint32_t> ids(piece.tokens);
+      shard.read(begin, begin + piece.tokens, ids.data());
+      for (int64_t t = 0; t < piece.tokens; ++t, ++at) {
+        EXPECT_EQ(batch.tokens[at], ids[t]);
+        EXPECT_TRUE(seen.emplace(piece.shard, begin + t).second);
+      }
+    }
+    EXPECT_EQ(std::count(batch.segments.valid.begin(), batch.segments.valid.end(), 1), at);
+  }
+  EXPECT_EQ(static_cast<int64_t>(seen.size()), dataset.num_tokens());
+}
+
 TEST(TokenDataset, WorksWithRowsOfOneToken) {
   TempFolder folder;
   const TokenDataset dataset = open({write_shard(folder / "a.h5", {3, 1, 2})}, 1);

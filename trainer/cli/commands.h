@@ -13,8 +13,9 @@ using Action = std::function<int()>;
 
 // One file per sub-command. Each adds its options to the app and, when chosen, sets `action`.
 void add_train_command(CLI::App& app, Action& action);
-void add_data_command(CLI::App& app, Action& action);  // demo, inspect, and those of data_tokenize.cpp
+void add_data_command(CLI::App& app, Action& action);  // demo, inspect, and those of data_*.cpp
 void add_tokenize_commands(CLI::App& data, Action& action);  // tokenize, dump, train-tokenizer, convert, verify
+void add_replay_command(CLI::App& data, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);  // check, print, explain, diff, schema
@@ -27,5 +28,6 @@ void add_watch_command(CLI::App& app, Action& action);
 void add_ablate_command(CLI::App& app, Action& action);
 void add_doctor_command(CLI::App& app, Action& action);
 void add_parity_command(CLI::App& app, Action& action);
+void add_selftest_command(CLI::App& app, Action& action);  // isolation
 
 }  // namespace braid

@@ -1,15 +1,25 @@
+#include <stdlib.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <optional>
+#include <system_error>
 
+#include "data/corpus/dataset_manifest.h"
+#include "data/corpus/tokenize_corpus.h"
+#include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
+#include "trainer/run_tokenizer.h"
 #include "trainer/training_state.h"
 
 namespace braid {
@@ -21,7 +31,7 @@ class Progress {
   Progress(const TokenDataset& data, int64_t sequences, bool is_shown) : name_(data.name()), is_shown_(is_shown) {
     if (!is_shown || data.size() == 0) return;
     const int64_t rows = sequences > 0 ? std::min(sequences, data.size()) : data.size();
-    std::fprintf(stderr, "%s: %lld of %lld held-out sequences\n", name_.c_str(), static_cast<long long>(rows),
+    std::fprintf(stderr, "%s: %lld of %lld sequences\n", name_.c_str(), static_cast<long long>(rows),
                  static_cast<long long>(data.size()));
   }
   void show(int64_t rows, int64_t all_rows) {
@@ -39,6 +49,63 @@ class Progress {
   Clock::time_point shown_at_ = Clock::now();
 };
 
+namespace fs = std::filesystem;
+
+// A folder for the shards of texts, gone with them.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::string name = (fs::temp_directory_path() / "braid-eval-XXXXXX").string();
+    check<IoError>(::mkdtemp(name.data()) != nullptr, name, ": cannot create the folder: ", reason(errno));
+    path_ = name;
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  std::string operator/(const std::string& name) const { return (fs::path(path_) / name).string(); }
+
+ private:
+  std::string path_;
+};
+
+// What --data names, whole: a dataset, token shards, a folder of them, or text, which is tokenized into `scratch`.
+TokenDataset open_named(const std::string& path, const RunConfig& config, const Tokenizer& tokenizer,
+                        const TemporaryFolder& scratch, size_t number) {
+  check<DataError>(fs::exists(path), path, ": does not exist");
+  const std::string name = fs::path(path).lexically_normal().has_filename()
+                               ? fs::path(path).filename().string()
+                               : fs::path(path).lexically_normal().parent_path().filename().string();
+  std::vector<std::string> shards;
+  if (fs::exists(fs::path(path) / "dataset.json")) shards = dataset_shards(path);
+  else if (fs::path(path).extension() == ".h5") shards = {path};
+  else if (fs::is_directory(path)) {
+    for (const auto& entry : fs::directory_iterator(path))
+      if (entry.path().extension() == ".h5") shards.push_back(entry.path().string());
+    std::sort(shards.begin(), shards.end());
+  }
+  if (shards.empty()) {
+    CorpusOptions options;
+    options.inputs = {path};
+    options.out = scratch / std::to_string(number);
+    const CorpusReport report = tokenize_corpus(tokenizer, options, [](const CorpusProgress&) {});
+    check<DataError>(report.complaints.empty(), report.complaints.empty() ? "" : report.complaints.front());
+    shards = dataset_shards(options.out);
+  }
+  TokenDataset data(name, shards, config.train.seq_length, Split::kTrain, 0);
+  for (const TokenShard& shard : data.shards()) {
+    const ShardInfo& info = shard.info();
+    check<DataError>(info.tokenizer_digest == tokenizer.digest(), info.path, ": was made with tokenizer ", info.tokenizer, " ",
+                     info.tokenizer_digest, ", but the model speaks ", tokenizer.name(), " ", tokenizer.digest(),
+                     "; --tokenizer names another");
+    check<DataError>(info.vocab_size <= config.model.vocab_size, info.path, ": its vocabulary of ", info.vocab_size,
+                     " ids does not fit model.vocab_size ", config.model.vocab_size);
+  }
+  return data;
+}
+
 }  // namespace
 
 void add_eval_command(CLI::App& app, Action& action) {
@@ -47,11 +114,20 @@ void add_eval_command(CLI::App& app, Action& action) {
     int64_t sequences = -1;
     int64_t expert = 1;
     bool json = false;
+    std::vector<std::string> data;
+    std::string tokenizer;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("eval", "Held-out loss of a trained model on its run's data");
+  CLI::App* command = app.add_subcommand("eval", "Held-out loss of a model on its run's data, or loss on other data");
   command->add_option("model", options->model, "run folder or checkpoint folder")->required();
-  command->add_option("--sequences", options->sequences, "held-out sequences per source, the run's eval.sequences if not given; 0 = all");
+  command->add_option("--sequences", options->sequences,
+                      "sequences per source; if not given the run's eval.sequences, or all of --data; 0 = all");
+  command
+      ->add_option("--data", options->data,
+                   "evaluate on this instead, whole: a text, JSON lines, a dataset, a token shard, or a folder; repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--tokenizer", options->tokenizer,
+                      "of --data: bytes or a tokenizer.json; if not given that of the model's run");
   command->add_option("--expert", options->expert, "expert parallel size");
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([options, &action] {
@@ -67,19 +143,38 @@ void add_eval_command(CLI::App& app, Action& action) {
       state.load(ctx, trained.reader);
 
       std::vector<Evaluation> evaluations;
-      const int64_t sequences = options->sequences >= 0 ? options->sequences : config.eval.sequences;
-      for (const TokenDataset& data : open_datasets(config, Split::kValidation)) {
+      std::vector<TokenDataset> all;
+      std::optional<TemporaryFolder> scratch;
+      int64_t sequences = options->sequences >= 0 ? options->sequences : config.eval.sequences;
+      if (options->data.empty()) {
+        check<DataError>(options->tokenizer.empty(), "--tokenizer is for --data; a run has its own");
+        check<DataError>(!config.data.sources.empty(), options->model,
+                         ": names no data of its own, as it was not trained here; --data FILE evaluates it on that");
+        Datasets own = open_datasets(config);
+        if (mesh.rank() == 0 && !is_trained_on(trained.reader.info(), config, own))
+          std::fprintf(stderr, "note: the data is no longer what the model was trained on\n");
+        all = std::move(own.validation);
+      } else {
+        if (options->sequences < 0) sequences = 0;
+        const auto tokenizer =
+            options->tokenizer.empty() ? run_tokenizer(trained.reader.path()) : open_tokenizer(options->tokenizer);
+        scratch.emplace();
+        for (const std::string& path : options->data)
+          all.push_back(open_named(path, config, *tokenizer, *scratch, all.size()));
+      }
+      for (const TokenDataset& data : all) {
         Progress progress(data, sequences, mesh.rank() == 0 && !options->json);
         evaluations.push_back(evaluate(ctx, state.model, mesh, data, B, sequences,
                                        [&](int64_t rows, int64_t all_rows) { progress.show(rows, all_rows); }));
         const Evaluation& e = evaluations.back();
         if (mesh.rank() != 0 || options->json) continue;
+        const char* kind = options->data.empty() ? "held-out loss" : "loss";
         if (e.targets == 0) std::printf("%s: no held-out documents\n", e.name.c_str());
         else
           std::printf(
-              "%s: held-out loss %.4f nats per token (perplexity %.2f), unigram entropy of the same tokens %.4f, "
+              "%s: %s %.4f nats per token (perplexity %.2f), unigram entropy of the same tokens %.4f, "
               "%lld tokens\n",
-              e.name.c_str(), e.loss, std::exp(e.loss), e.unigram_entropy, static_cast<long long>(e.targets));
+              e.name.c_str(), kind, e.loss, std::exp(e.loss), e.unigram_entropy, static_cast<long long>(e.targets));
       }
       if (mesh.rank() == 0 && options->json) {
         MetricsLine line = validation_line(trained.reader.info().step, evaluations);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <numeric>
@@ -160,26 +161,80 @@ void check_schedule(const ScheduleConfig& schedule) {
               "must be within 0 and 1");
 }
 
-void check_data(const DataConfig& data) {
+void check_files(const TokenFiles& files, const std::string& key, std::set<std::string>& names) {
+  const std::string_view legal = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
+  check_value(!files.name.empty() && files.name.find_first_not_of(legal) == std::string::npos, key + ".name",
+              files.name, "must be one or more of A-Z a-z 0-9 _ . - as metrics and files are named after it");
+  check_value(names.insert(files.name).second, key + ".name", files.name, "another source has that name already");
+  const int kinds = !files.shards.empty() + !files.text.empty() + !files.dataset.empty();
+  check<ConfigError>(kinds == 1, key, " (", files.name, ") must have one of dataset, shards and text, but has ",
+                     kinds == 0 ? "none" : concat(kinds));
+  for (const std::string& path : files.shards) check_value(!path.empty(), key + ".shards", path, "is no path");
+  for (const std::string& path : files.text) check_value(!path.empty(), key + ".text", path, "is no path");
+}
+
+// Each source has its weights or its budget, and at every step some source has a weight.
+void check_mixture(const RunConfig& config) {
+  const std::vector<SourceConfig>& sources = config.data.sources;
+  const bool with_budgets = sources.front().tokens != 0;
+  double all_tokens = 0;
+  std::set<int64_t> steps = {1};
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const SourceConfig& source = sources[i];
+    const std::string key = concat("data.sources[", i, "]");
+    check_value(source.tokens >= 0, key + ".token_budget", source.tokens, "must be at least 0");
+    check<ConfigError>((source.tokens != 0) == with_budgets, key, " (", source.name, ") has ",
+                       with_budgets ? "no tokens" : "tokens", ", but ", sources.front().name,
+                       with_budgets ? " has" : " has none", "; all sources have a budget of tokens, or none");
+    check<ConfigError>(!with_budgets || source.weight_changes.empty(), key, " (", source.name,
+                       ") has a token_budget and weight_changes, but a budget is spread over the whole run");
+    all_tokens += static_cast<double>(source.tokens);
+    int64_t last = 1;
+    double largest = source.weight;
+    check_not_negative(key + ".weight", source.weight);
+    for (size_t c = 0; c < source.weight_changes.size(); ++c) {
+      const WeightChange& change = source.weight_changes[c];
+      const std::string place = concat(key, ".weight_changes[", c, "]");
+      check_count(place + ".from_step", change.from_step, 2);
+      check_value(change.from_step > last, place + ".from_step", change.from_step, "must be greater than that of the ",
+                  "change before it, ", last);
+      check_not_negative(place + ".weight", change.weight);
+      last = change.from_step;
+      largest = std::max(largest, change.weight);
+      steps.insert(last);
+    }
+    check_value(largest > 0, key + ".weight", source.weight, "must be greater than 0, at the begin or by weight_changes");
+  }
+  for (const int64_t step : steps) {
+    double sum = 0;
+    for (const SourceConfig& source : sources) {
+      double weight = source.weight;
+      for (const WeightChange& change : source.weight_changes)
+        if (change.from_step <= step) weight = change.weight;
+      sum += weight;
+    }
+    check<ConfigError>(sum > 0, "data.sources: from step ", step, " on all weights are 0");
+  }
+  const double step_tokens =
+      static_cast<double>(config.train.global_batch_size) * static_cast<double>(config.train.seq_length);
+  const double run_tokens = static_cast<double>(config.run.steps) * step_tokens;
+  check<ConfigError>(!with_budgets || run_tokens < all_tokens + step_tokens, "run.steps is ", config.run.steps,
+                     ", which takes ", static_cast<int64_t>(run_tokens), " tokens, but the budgets of data.sources sum to ",
+                     static_cast<int64_t>(all_tokens), "; ", static_cast<int64_t>(std::ceil(all_tokens / step_tokens)),
+                     " steps use them up");
+}
+
+void check_data(const RunConfig& config) {
+  const DataConfig& data = config.data;
   check_share_below_one("data.validation_fraction", data.validation_fraction);
   check_count("data.prefetch_steps", data.prefetch_steps, 1);
   check<ConfigError>(!data.sources.empty(), "data.sources is empty, but a run needs at least one source: ",
                      "data: {sources: [{name: mine, shards: [folder]}]}");
   std::set<std::string> names;
-  for (size_t i = 0; i < data.sources.size(); ++i) {
-    const SourceConfig& source = data.sources[i];
-    const std::string key = concat("data.sources[", i, "]");
-    const std::string_view legal = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
-    check_value(!source.name.empty() && source.name.find_first_not_of(legal) == std::string::npos, key + ".name",
-                source.name, "must be one or more of A-Z a-z 0-9 _ . - as metrics and files are named after it");
-    check_value(names.insert(source.name).second, key + ".name", source.name, "another source has that name already");
-    const int kinds = !source.shards.empty() + !source.text.empty() + !source.dataset.empty();
-    check<ConfigError>(kinds == 1, key, " (", source.name, ") must have one of dataset, shards and text, but has ",
-                       kinds == 0 ? "none" : concat(kinds));
-    for (const std::string& path : source.shards) check_value(!path.empty(), key + ".shards", path, "is no path");
-    for (const std::string& path : source.text) check_value(!path.empty(), key + ".text", path, "is no path");
-    check_positive(key + ".weight", source.weight);
-  }
+  for (size_t i = 0; i < data.sources.size(); ++i) check_files(data.sources[i], concat("data.sources[", i, "]"), names);
+  for (size_t i = 0; i < data.validation_sets.size(); ++i)
+    check_files(data.validation_sets[i], concat("data.validation_sets[", i, "]"), names);
+  check_mixture(config);
 }
 
 }  // namespace
@@ -214,11 +269,13 @@ void check_config(const RunConfig& config) {
   check_batches(config);
   check_optimizer(config.optimizer, config.precision);
   check_schedule(config.schedule);
-  check_data(config.data);
+  check_data(config);
   check_count("eval.interval_steps", config.eval.interval_steps, 0);
   check_count("eval.sequences", config.eval.sequences, 0);
-  check_value(config.eval.interval_steps == 0 || config.data.validation_fraction > 0, "eval.interval_steps",
-              config.eval.interval_steps, "data.validation_fraction 0 holds nothing out to evaluate on");
+  check_value(config.eval.interval_steps == 0 || config.data.validation_fraction > 0 ||
+                  !config.data.validation_sets.empty(),
+              "eval.interval_steps", config.eval.interval_steps,
+              "data.validation_fraction 0 holds nothing out to evaluate on");
   check_count("checkpoint.interval_steps", config.checkpoint.interval_steps, 0);
   check_count("checkpoint.keep", config.checkpoint.keep, 0);
   check_count("log.interval_steps", config.log.interval_steps, 1);

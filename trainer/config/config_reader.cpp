@@ -499,11 +499,13 @@ void resolve_input_paths(RunConfig& config, const fs::path& folder) {
   } else {
     resolve(config.init.from);
   }
-  for (SourceConfig& source : config.data.sources) {
-    resolve(source.dataset);
-    for (std::vector<std::string>* paths : {&source.shards, &source.text})
+  const auto resolve_all = [&](TokenFiles& files) {
+    resolve(files.dataset);
+    for (std::vector<std::string>* paths : {&files.shards, &files.text})
       for (std::string& path : *paths) resolve(path);
-  }
+  };
+  for (SourceConfig& source : config.data.sources) resolve_all(source);
+  for (TokenFiles& set : config.data.validation_sets) resolve_all(set);
 }
 
 // Stops soon behind the longest text allowed, so that an endless file does no harm. False: errno says why.

@@ -21,7 +21,7 @@ RunConfig valid_config() {
   RunConfig c;
   c.run = {"runs/x", 100};
   c.train = {2, 8, 64, 1};
-  c.data.sources = {{"a", {"/data/a.h5"}, {}, 1}, {"b", {}, {"/data/b.txt"}, 2}};
+  c.data.sources = {{{"a", "", {"/data/a.h5"}, {}}, 1, {}, 0}, {{"b", "", {}, {"/data/b.txt"}}, 2, {}, 0}};
   return c;
 }
 
@@ -32,6 +32,10 @@ std::set<std::string> schema_keys() {
   const auto insert = [&](const std::string& dotted, auto&, const char*) { keys.insert(dotted); };
   visit_keys(config, "", insert);
   visit_keys(source, "data.sources[]", insert);
+  WeightChange change;
+  visit_keys(change, "data.sources[].weight_changes[]", insert);
+  TokenFiles set;
+  visit_keys(set, "data.validation_sets[]", insert);
   return keys;
 }
 
@@ -55,7 +59,8 @@ void expect_refused(const std::vector<BadValue>& table, void (*check)(const RunC
     bad.set(config);
     const std::string message = message_of<ConfigError>([&] { check(config); });
     EXPECT_TRUE(message.starts_with(bad.message_start)) << "expected: " << bad.message_start << "\ngot: " << message;
-    EXPECT_TRUE(keys.contains(key_of(message)) || key_of(message) == "data.sources[]") << message;
+    EXPECT_TRUE(keys.contains(key_of(message)) || key_of(message) == "data.sources[]" || key_of(message) == "data.sources:" ||
+                key_of(message) == "data.validation_sets[]") << message;
   }
 }
 
@@ -186,6 +191,30 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
           {[](RunConfig& c) { c.data.sources[0].shards[0] = ""; }, "data.sources[0].shards is \"\", but is no path"},
           {[](RunConfig& c) { c.data.sources[1].text[0] = ""; }, "data.sources[1].text is \"\", but is no path"},
           {[](RunConfig& c) { c.data.sources[0].weight = 0; }, "data.sources[0].weight is 0, but must be greater"},
+          {[](RunConfig& c) { c.data.sources[0].weight = -1; }, "data.sources[0].weight is -1, but must be at least 0"},
+          {[](RunConfig& c) { c.data.sources[0].weight_changes = {{1, 1}}; },
+           "data.sources[0].weight_changes[0].from_step is 1, but must be within 2 and"},
+          {[](RunConfig& c) { c.data.sources[0].weight_changes = {{5, 1}, {5, 2}}; },
+           "data.sources[0].weight_changes[1].from_step is 5, but must be greater than that of the change before it, 5"},
+          {[](RunConfig& c) { c.data.sources[0].weight_changes = {{5, kNan}}; },
+           "data.sources[0].weight_changes[0].weight is nan, but"},
+          {[](RunConfig& c) {
+             for (SourceConfig& s : c.data.sources) s.weight_changes = {{7, 0}};
+           }, "data.sources: from step 7 on all weights are 0"},
+          {[](RunConfig& c) { c.data.sources[1].tokens = -1; }, "data.sources[1].token_budget is -1, but must be at least 0"},
+          {[](RunConfig& c) { c.data.sources[1].tokens = 100; },
+           "data.sources[1] (b) has tokens, but a has none; all sources have a budget of tokens, or none"},
+          {[](RunConfig& c) {
+             for (SourceConfig& s : c.data.sources) s.tokens = 51200;
+             c.data.sources[0].weight_changes = {{7, 1}};
+           }, "data.sources[0] (a) has a token_budget and weight_changes, but"},
+          {[](RunConfig& c) {
+             c.data.sources[0].tokens = 20000, c.data.sources[1].tokens = 30000;
+           }, "run.steps is 100, which takes 51200 tokens, but the budgets of data.sources sum to 50000; 98 steps use them up"},
+          {[](RunConfig& c) { c.data.validation_sets = {{"a", "x", {}, {}}}; },
+           "data.validation_sets[0].name is a, but another source has that name already"},
+          {[](RunConfig& c) { c.data.validation_sets = {{"v", "", {}, {}}}; },
+           "data.validation_sets[0] (v) must have one of dataset, shards and text, but has none"},
           {[](RunConfig& c) { c.data.validation_fraction = 1; }, "data.validation_fraction is 1, but"},
           {[](RunConfig& c) { c.data.prefetch_steps = 0; }, "data.prefetch_steps is 0, but"},
           {[](RunConfig& c) { c.eval.interval_steps = -1; }, "eval.interval_steps is -1, but"},
@@ -209,9 +238,18 @@ TEST(CheckConfig, AcceptsTheEdges) {
   c.mtp.loss_weight = c.balance.loss_weight = 0;
   c.data.validation_fraction = 0;
   c.data.sources[0].name = "A-z_0.9";
+  c.data.sources[0].weight = 0;
+  c.data.sources[0].weight_changes = {{2, 0}, {9, 1}};
   c.model.partial_rotary_factor = 1;
   c.model.num_experts_per_tok = c.model.num_experts;
   c.model.layer_types.assign(48, LayerType::kLinearAttention);
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config(c); }), "");
+}
+
+TEST(CheckConfig, AcceptsBudgetsThatLastForTheRun) {
+  RunConfig c = valid_config();  // 51200 tokens, 512 of a step
+  c.data.sources[0].tokens = 20000;
+  c.data.sources[1].tokens = 30689;
   EXPECT_EQ(message_of<ConfigError>([&] { check_config(c); }), "");
 }
 

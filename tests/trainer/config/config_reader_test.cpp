@@ -62,13 +62,21 @@ class ConfigReader : public ::testing::Test {
 };
 
 // Every key of the schema with its type: key("data.sources[].name", value).
+template <ConfigSection Section, class Key>
+void visit_section(Section& section, const std::string& path, Key& key) {
+  visit_keys(section, path, [&](const std::string& dotted, auto& value, const char*) {
+    key(dotted, value);
+    using Value = std::remove_reference_t<decltype(value)>;
+    if constexpr (ConfigSectionList<Value>) {
+      typename Value::value_type element;
+      visit_section(element, dotted + "[]", key);
+    }
+  });
+}
 template <class Key>
 void visit_schema(Key&& key) {
   RunConfig config;
-  SourceConfig source;
-  visit_keys(config, "", [&](const std::string& dotted, auto& value, const char*) { key(dotted, value); });
-  visit_keys(source, "data.sources[]",
-             [&](const std::string& dotted, auto& value, const char*) { key(dotted, value); });
+  visit_section(config, "", key);
 }
 
 std::vector<std::string> parts_of(const std::string& dotted) {
@@ -106,9 +114,12 @@ Statement statement(const std::string& dotted, const std::string& value) {
 
 // The same as an override: data.sources[].name=x -> data.sources=[{name: x}]
 std::string override_text(const std::string& dotted, const std::string& value) {
-  const size_t list = dotted.find("[].");
-  if (list == std::string::npos) return dotted + "=" + value;
-  return dotted.substr(0, list) + "=[{" + dotted.substr(list + 3) + ": " + value + "}]";
+  std::string text, rest = dotted, closing;
+  for (size_t list; (list = rest.find("[].")) != std::string::npos; rest = rest.substr(list + 3)) {
+    text += rest.substr(0, list) + (text.empty() ? "=[{" : ": [{");
+    closing += "}]";
+  }
+  return text + rest + (text.empty() ? "=" : ": ") + value + closing;
 }
 
 // ---- Values
@@ -259,7 +270,7 @@ TEST_F(ConfigReader, PointsToTheSectionWhereAKeyLives) {
   EXPECT_EQ(error("lr: 1"), "c.yaml:1: lr: unknown key here, it exists as optimizer.lr");
   EXPECT_EQ(error("train:\n  weight_decay: 1"),
             "c.yaml:2: train.weight_decay: unknown key here, it exists as optimizer.weight_decay");
-  EXPECT_EQ(error("shards: [a]"), "c.yaml:1: shards: unknown key here, it exists as data.sources[].shards");
+  EXPECT_EQ(error("shards: [a]"), "c.yaml:1: shards: unknown key here, it exists as data.sources[].shards and data.validation_sets[].shards");
   EXPECT_EQ(error("train: {interval_steps: 5}"),
             "c.yaml:1: train.interval_steps: unknown key here, it exists as eval.interval_steps and "
             "checkpoint.interval_steps and log.interval_steps");
@@ -470,7 +481,7 @@ TEST_F(ConfigReader, AnswersHostileInputAtOnce) {
 
 TEST_F(ConfigReader, ReadsMutatedConfigsBackOrRefusesThem) {
   RunConfig config;
-  config.data.sources = {{"a", {"/a.h5"}, {}, 1}};
+  config.data.sources = {{{"a", "", {"/a.h5"}, {}}, 1, {}, 0}};
   const std::string original = to_yaml(config);
   std::mt19937_64 random(7);
   const std::string alphabet = "{}[]:,-#&*!|>'\"%@`?\n \t\\0179aeE.~<";
@@ -702,6 +713,7 @@ TEST_F(ConfigReader, WritesWhatItReadsBackExactly) {
     const auto as_read = [](std::string& path) { path = fs::path("/" + path).lexically_normal().string(); };
     as_read(config.init.from);  // what reading does to paths
     for (SourceConfig& source : config.data.sources) as_read(source.dataset);
+    for (TokenFiles& set : config.data.validation_sets) as_read(set.dataset);
     for (ConfigComments comments : {ConfigComments::kNo, ConfigComments::kYes}) {
       const std::string text = to_yaml(config, comments);
       RunConfig read_back;
@@ -713,7 +725,7 @@ TEST_F(ConfigReader, WritesWhatItReadsBackExactly) {
 
 TEST_F(ConfigReader, ReadsStoredTextStrictlyAndWithoutBases) {
   RunConfig config;
-  config.data.sources = {{"a", {"/d/a.h5"}, {}, 0.1}};
+  config.data.sources = {{{"a", "", {"/d/a.h5"}, {}}, 0.1, {}, 0}};
   EXPECT_TRUE(compare_configs(config, read_config_text(to_yaml(config), "step-5")).empty());
   EXPECT_EQ(message_of<ConfigError>([] { read_config_text("run:\n  stepz: 3\n", "step-5"); }),
             "step-5:2: run.stepz: unknown key, did you mean steps?");
@@ -725,7 +737,7 @@ TEST_F(ConfigReader, WritesNumbersShortAndTextPlainWherePossible) {
   RunConfig c;
   c.run.dir = "runs/tiny";
   c.optimizer.lr = 3e-4;
-  c.data.sources = {{"a", {"/d/a.h5", "../b c.h5"}, {}, 0.1}};
+  c.data.sources = {{{"a", "", {"/d/a.h5", "../b c.h5"}, {}}, 0.1, {}, 0}};
   const std::string text = to_yaml(c);
   EXPECT_TRUE(text.starts_with("run:\n  dir: runs/tiny\n  steps: 0\n")) << text;
   EXPECT_NE(text.find("\n  lr: 3.0e-4\n"), std::string::npos) << text;
@@ -740,8 +752,8 @@ TEST_F(ConfigReader, WritesNumbersShortAndTextPlainWherePossible) {
 TEST_F(ConfigReader, ComparesConfigsKeyByKey) {
   RunConfig before, after;
   EXPECT_TRUE(compare_configs(before, after).empty());
-  before.data.sources = {{"a", {"/a"}, {}, 1}};
-  after.data.sources = {{"a", {"/a"}, {}, 2}, {"b", {}, {"/t"}, 1}};
+  before.data.sources = {{{"a", "", {"/a"}, {}}, 1, {}, 0}};
+  after.data.sources = {{{"a", "", {"/a"}, {}}, 2, {}, 0}, {{"b", "", {}, {"/t"}}, 1, {}, 0}};
   after.optimizer.lr = std::nextafter(before.optimizer.lr, 1);
   after.precision = Precision::kBf16;
   std::vector<std::string> lines;
@@ -750,7 +762,26 @@ TEST_F(ConfigReader, ComparesConfigsKeyByKey) {
   EXPECT_EQ(lines, (std::vector<std::string>{"precision fp32 bf16", "optimizer.lr 3.0e-4 0.00030000000000000003",
                                              "data.sources[0].weight 1 2", "data.sources[1].name (absent) b",
                                              "data.sources[1].dataset (absent) \"\"", "data.sources[1].shards (absent) []", "data.sources[1].text (absent) [/t]",
-                                             "data.sources[1].weight (absent) 1"}));
+                                             "data.sources[1].weight (absent) 1", "data.sources[1].token_budget (absent) 0"}));
+}
+
+// The key under `path` that is called `dotted`, in the first elements of lists.
+template <ConfigSection Section, class Value>
+void change_key(Section& section, const std::string& path, const std::string& dotted, const Value& type) {
+  visit_keys(section, path, [&](const std::string& other, auto& value, const char*) {
+    using Other = std::remove_reference_t<decltype(value)>;
+    if constexpr (ConfigSectionList<Other>) {
+      change_key(value[0], other + "[]", dotted, type);
+    } else if constexpr (std::is_same_v<Other, Value>) {
+      if (other != dotted) return;
+      if constexpr (std::is_same_v<Value, bool>) value = !value;
+      else if constexpr (std::is_same_v<Value, std::string>) value += "x";
+      else if constexpr (kIsList<Value>) value.emplace_back();
+      else if constexpr (std::is_enum_v<Value>)
+        value = static_cast<Value>((static_cast<int>(value) + 1) % EnumNames<Value>::kNames.size());
+      else value += 1;
+    }
+  });
 }
 
 TEST_F(ConfigReader, FindsADifferenceInEveryKey) {
@@ -758,25 +789,14 @@ TEST_F(ConfigReader, FindsADifferenceInEveryKey) {
     using Value = std::remove_reference_t<decltype(original)>;
     if constexpr (!ConfigSection<Value> && !ConfigSectionList<Value>) {
       RunConfig before;
-      before.data.sources = {{"a", {}, {}, 1}};
+      before.data.sources = {{{"a", "", {}, {}}, 1, {{2, 1}}, 0}};
+      before.data.validation_sets = {{"v", "", {}, {}}};
       RunConfig after = before;
-      const bool in_source = dotted.starts_with("data.sources[]");
-      const auto change = [&](const std::string& other, auto& value, const char*) {
-        if constexpr (std::is_same_v<std::remove_reference_t<decltype(value)>, Value>) {
-          if (other != dotted) return;
-          if constexpr (std::is_same_v<Value, bool>) value = !value;
-          else if constexpr (std::is_same_v<Value, std::string>) value += "x";
-          else if constexpr (kIsList<Value>) value.emplace_back();
-          else if constexpr (std::is_enum_v<Value>)
-            value = static_cast<Value>((static_cast<int>(value) + 1) % EnumNames<Value>::kNames.size());
-          else value += 1;
-        }
-      };
-      if (in_source) visit_keys(after.data.sources[0], "data.sources[]", change);
-      else visit_keys(after, "", change);
+      change_key(after, "", dotted, original);
       const auto differences = compare_configs(before, after);
       ASSERT_EQ(differences.size(), 1u) << dotted;
-      const std::string key = in_source ? "data.sources[0]" + dotted.substr(14) : dotted;
+      std::string key = dotted;
+      for (size_t at; (at = key.find("[]")) != std::string::npos;) key.replace(at, 2, "[0]");
       EXPECT_EQ(differences[0].key, key);
     }
   });

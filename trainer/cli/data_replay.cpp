@@ -1,0 +1,80 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "data/batch_stream.h"
+#include "trainer/cli/commands.h"
+#include "trainer/config/config_reader.h"
+#include "trainer/datasets.h"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;
+  int64_t step = 0, steps = 1;
+  bool json = false;
+};
+
+// The rows of a step, one line for every piece of a document in them, in the order in which training has them.
+void print_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t step, bool json) {
+  const int64_t first = (step - 1) * plan.global_batch_size;
+  for (int64_t row = 0; row < plan.global_batch_size; ++row) {
+    const PlannedRow planned = planned_row(datasets, plan, first + row);
+    const TokenDataset& dataset = datasets[planned.source];
+    for (const TokenDataset::RowPiece& piece : dataset.pieces_of_row(planned.row)) {
+      const std::string& shard = dataset.shards()[piece.shard].info().path;
+      if (json) {
+        const nlohmann::ordered_json line = {{"step", step},           {"row", row},
+                                             {"source", dataset.name()}, {"epoch", planned.epoch},
+                                             {"shard", shard},         {"document", piece.document},
+                                             {"offset", piece.offset}, {"tokens", piece.tokens}};
+        std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+      } else {
+        std::printf("%s\n", concat(step, '\t', row, '\t', dataset.name(), '\t', planned.epoch, '\t', shard, '\t',
+                                   piece.document, '\t', piece.offset, '\t', piece.tokens)
+                                .c_str());
+      }
+    }
+  }
+}
+
+int replay(const Options& options) {
+  const fs::path resolved = fs::path(options.config) / "config.resolved.yaml";
+  const RunConfig config =
+      read_config(fs::is_directory(options.config) ? resolved.string() : options.config, options.overrides);
+  check_config(config);
+  check<ConfigError>(options.step >= 1, "--step is ", options.step, ", but steps count from 1, as in metrics.jsonl");
+  check<ConfigError>(options.steps >= 1 && options.step - 1 + options.steps <= config.run.steps, "--step ",
+                     options.step, " --steps ", options.steps, " is outside the ", config.run.steps,
+                     " steps of the run");
+  prepare_shards(config.data, config.run.dir, ShardsOnDisk::kKeep);
+  const std::vector<TokenDataset> datasets = open_datasets(config).train;
+  const BatchPlan plan = batch_plan(config);
+  if (!options.json) std::printf("step\trow\tsource\tepoch\tshard\tdocument\toffset\ttokens\n");
+  for (int64_t step = options.step; step < options.step + options.steps; ++step)
+    print_step(datasets, plan, step, options.json);
+  check<IoError>(std::fflush(stdout) == 0, "the rows cannot be written to the output");
+  return 0;
+}
+
+}  // namespace
+
+void add_replay_command(CLI::App& data, Action& action) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = data.add_subcommand(
+      "replay", "Print the very rows of a training step: source, shard, document, offset in the document, tokens");
+  command->add_option("config", options->config, "config file or run folder")->required();
+  command->add_option("overrides", options->overrides, "section.key=value …");
+  command->add_option("--step", options->step, "step, counted from 1 as in metrics.jsonl")->required();
+  command->add_option("--steps", options->steps, "how many steps to print from there");
+  command->add_flag("--json", options->json, "one JSON object per line");
+  command->callback([options, &action] { action = [options] { return replay(*options); }; });
+}
+
+}  // namespace braid
