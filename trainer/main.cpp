@@ -76,6 +76,7 @@ int main(int argc, char** argv) {
   braid::add_ablate_command(app, action);
   braid::add_doctor_command(app, action);
   braid::add_parity_command(app, action);
+  braid::add_selftest_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
