@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "kernels/cases/operator_case.h"
 
@@ -148,11 +149,15 @@ Variants checked(const Sizes& s) {
   return {of(concat("widths ", s.hidden, " and ", s.expert_width), {0, 1, 65, 0, 130}, s.hidden, s.expert_width, 3)};
 }
 
-// All experts, and those of a rank of four, which get as many rows together: nearly even loads.
+// All experts, and those of a rank of four, which get as many rows together; and those of a rank of eight that takes an
+// eighth of the tokens, as deep models do. Nearly even loads.
 Variants timed(const Sizes& s) {
   Variants variants;
-  const int64_t R = s.tokens() * s.experts_per_token, C = s.hidden, F = s.expert_width;
-  for (int64_t E : {std::max<int64_t>(1, s.experts / 4), s.experts}) {
+  const int64_t all_rows = s.tokens() * s.experts_per_token, C = s.hidden, F = s.expert_width;
+  const std::pair<int64_t, int64_t> shapes[] = {
+      {s.experts / 4, all_rows}, {s.experts, all_rows}, {s.experts / 8, all_rows / 8}};
+  for (const auto& [experts, R] : shapes) {
+    const int64_t E = std::max<int64_t>(1, experts);
     Rows rows;
     for (int64_t e = 0; e < E; ++e) rows.push_back(R * (e + 1) / E - R * e / E);
     for (int64_t e = 0; e + 1 < E; e += 2) {  // uneven as random routing is
