@@ -1,0 +1,139 @@
+// System calls that fail or kill on demand, for a whole program: LD_PRELOAD puts them before the C library's. The
+// environment says
+//   BRAID_CALLS="rank=1,on=change,nth=17,times=1,do=kill"
+// which rank of the launcher; which calls of it that have to do with checkpoints: `change` creates, reserves, writes,
+// flushes, renames and removes, `read` opens and reads; at which of them, and how many from there on; `kill`, or the
+// number of an error (28: no space).
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <csignal>
+#include <cstdarg>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+namespace {
+
+struct Plan {
+  bool on_change = false, on_read = false;
+  long nth = 0, times = 1;
+  int error = 0;  // 0: kill
+};
+
+std::string value_of(const std::string& text, const std::string& name) {
+  const size_t at = ("," + text).find("," + name + "=");
+  if (at == text.npos) return "";
+  const size_t begin = at + name.size() + 1;
+  return text.substr(begin, text.find(',', begin) - begin);
+}
+
+Plan read_plan() {
+  const char *text = std::getenv("BRAID_CALLS"), *rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  if (!text || value_of(text, "rank") != (rank ? rank : "0")) return {};
+  Plan plan;
+  (value_of(text, "on") == "read" ? plan.on_read : plan.on_change) = true;
+  plan.nth = std::atol(value_of(text, "nth").c_str());
+  if (const std::string times = value_of(text, "times"); !times.empty()) plan.times = std::atol(times.c_str());
+  if (const std::string deed = value_of(text, "do"); deed != "kill") plan.error = std::atoi(deed.c_str());
+  return plan;
+}
+
+bool is_of_checkpoints(const char* path) { return path && std::strstr(path, "checkpoints"); }
+bool is_of_checkpoints(int fd) {
+  char path[PATH_MAX];
+  const ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof path - 1);
+  if (length < 0) return false;
+  path[length] = '\0';
+  return is_of_checkpoints(path);
+}
+
+// The error of this call, 0 if it is to be done.
+template <class Where>
+int fault(bool changes, Where where) {
+  static const Plan plan = read_plan();
+  static std::atomic<long> calls{0};
+  if (!(changes ? plan.on_change : plan.on_read)) return 0;
+  const int before = errno;
+  const bool counts = is_of_checkpoints(where);
+  errno = before;
+  if (!counts) return 0;
+  const long call = ++calls;
+  if (call < plan.nth || call >= plan.nth + plan.times) return 0;
+  if (plan.error == 0) ::kill(getpid(), SIGKILL);
+  return plan.error;
+}
+
+template <class Function>
+Function next(const char* name) {
+  return reinterpret_cast<Function>(dlsym(RTLD_NEXT, name));
+}
+
+bool writes(int flags) { return (flags & (O_WRONLY | O_RDWR | O_CREAT)) != 0; }
+
+mode_t mode_in(int flags, va_list arguments) {
+  return (flags & (O_CREAT | O_TMPFILE)) != 0 ? static_cast<mode_t>(va_arg(arguments, int)) : 0;
+}
+
+}  // namespace
+
+#define FAIL_IF(changes, where) \
+  if (const int error = fault(changes, where)) return errno = error, -1
+
+extern "C" {
+
+int open(const char* path, int flags, ...) {
+  va_list arguments;
+  va_start(arguments, flags);
+  const mode_t mode = mode_in(flags, arguments);
+  va_end(arguments);
+  FAIL_IF(writes(flags), path);
+  return next<int (*)(const char*, int, ...)>("open")(path, flags, mode);
+}
+int openat(int folder, const char* path, int flags, ...) {
+  va_list arguments;
+  va_start(arguments, flags);
+  const mode_t mode = mode_in(flags, arguments);
+  va_end(arguments);
+  FAIL_IF(writes(flags), path);
+  return next<int (*)(int, const char*, int, ...)>("openat")(folder, path, flags, mode);
+}
+ssize_t write(int fd, const void* data, size_t bytes) {
+  FAIL_IF(true, fd);
+  return next<ssize_t (*)(int, const void*, size_t)>("write")(fd, data, bytes);
+}
+ssize_t pread(int fd, void* data, size_t bytes, off_t position) {
+  FAIL_IF(false, fd);
+  return next<ssize_t (*)(int, void*, size_t, off_t)>("pread")(fd, data, bytes, position);
+}
+int fsync(int fd) {
+  FAIL_IF(true, fd);
+  return next<int (*)(int)>("fsync")(fd);
+}
+int posix_fallocate(int fd, off_t begin, off_t bytes) {
+  if (const int error = fault(true, fd)) return error;
+  return next<int (*)(int, off_t, off_t)>("posix_fallocate")(fd, begin, bytes);
+}
+int rename(const char* from, const char* to) noexcept {
+  FAIL_IF(true, to);
+  return next<int (*)(const char*, const char*)>("rename")(from, to);
+}
+int mkdir(const char* path, mode_t mode) noexcept {
+  FAIL_IF(true, path);
+  return next<int (*)(const char*, mode_t)>("mkdir")(path, mode);
+}
+int unlinkat(int folder, const char* path, int flags) noexcept {
+  if (const int error = folder == AT_FDCWD ? fault(true, path) : fault(true, folder)) return errno = error, -1;
+  return next<int (*)(int, const char*, int)>("unlinkat")(folder, path, flags);
+}
+int remove(const char* path) noexcept {
+  FAIL_IF(true, path);
+  return next<int (*)(const char*)>("remove")(path);
+}
+
+}  // extern "C"
