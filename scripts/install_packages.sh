@@ -40,6 +40,7 @@ libutf8proc-dev     normal form of text
 libzstd-dev         text in .zst
 zlib1g-dev          text in .gz
 libgtest-dev        tests
+python3             tests of faults
 '
 
 # What a package brings, for machines where it came from elsewhere (pip, modules, a build by hand): a command, a module of
@@ -60,6 +61,7 @@ capability() {
     libdnnl-dev) echo library dnnl ;;
     libssl-dev) echo cmake OpenSSL ;;
     libgtest-dev) echo cmake GTest ;;
+    python3) echo command python3 ;;
     libpcre2-dev) echo pkg-config libpcre2-8 ;;
     libutf8proc-dev) echo pkg-config libutf8proc ;;
     libzstd-dev) echo pkg-config libzstd ;;

@@ -6,7 +6,7 @@
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
-#include "trainer/device/isolation_check.h"
+#include "trainer/isolation_check.h"
 #include "trainer/device/start.h"
 
 namespace braid {

@@ -1,4 +1,4 @@
-#include "trainer/device/isolation_check.h"
+#include "trainer/isolation_check.h"
 
 #include <algorithm>
 #include <bit>
