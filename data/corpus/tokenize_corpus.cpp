@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -44,7 +43,8 @@ struct Batch {
   int64_t number = 0;
   Position first;
   std::string bytes;
-  std::vector<size_t> ends;  // of each record in `bytes`
+  std::vector<size_t> ends;     // of each record in `bytes`
+  int64_t input_bytes_end = 0;  // of all inputs, as they lie on the disk
 };
 
 struct Record {
@@ -56,6 +56,7 @@ struct Record {
 
 struct Tokenized {
   Position first;
+  int64_t input_bytes_end;  // see Batch
   std::vector<Record> records;
   std::vector<uint32_t> tokens;
 };
@@ -123,7 +124,7 @@ class Pipeline {
   std::exception_ptr error_;
 };
 
-void read_inputs(const std::vector<TextInput>& files, Position from, Pipeline& pipeline, std::atomic<int64_t>& bytes_done) {
+void read_inputs(const std::vector<TextInput>& files, Position from, Pipeline& pipeline) {
   int64_t number = 0, bytes_before = 0;
   for (int64_t f = 0; f < static_cast<int64_t>(files.size()); bytes_before += files[f++].bytes) {
     if (f < from.file) continue;
@@ -131,16 +132,16 @@ void read_inputs(const std::vector<TextInput>& files, Position from, Pipeline& p
     ByteSource source(files[f].path);
     if (!files[f].is_json_lines) {
       if (skipped > 0) continue;
-      Batch batch{number, {f, 0}, "", {}};
+      Batch batch{number, {f, 0}, "", {}, 0};
       while (source.read(batch.bytes, kBatchBytes)) {}
       batch.ends.push_back(batch.bytes.size());
+      batch.input_bytes_end = bytes_before + files[f].bytes;
       if (!pipeline.put(std::move(batch))) return;
       ++number;
-      bytes_done = bytes_before + files[f].bytes;
       continue;
     }
     int64_t line = 0;
-    Batch batch{number, {f, 0}, "", {}};
+    Batch batch{number, {f, 0}, "", {}, 0};
     bool is_more = true;
     while (is_more) {
       size_t searched = batch.bytes.size();
@@ -150,7 +151,7 @@ void read_inputs(const std::vector<TextInput>& files, Position from, Pipeline& p
         batch.ends.push_back(end + 1);
       if (!is_more && begin < batch.bytes.size()) batch.ends.push_back(batch.bytes.size());  // a last line without its end
       if (batch.ends.empty()) continue;
-      Batch rest{number + 1, {f, 0}, batch.bytes.substr(batch.ends.back()), {}};
+      Batch rest{number + 1, {f, 0}, batch.bytes.substr(batch.ends.back()), {}, 0};
       batch.bytes.resize(batch.ends.back());
       batch.first.record = line;
       line += static_cast<int64_t>(batch.ends.size());
@@ -165,18 +166,18 @@ void read_inputs(const std::vector<TextInput>& files, Position from, Pipeline& p
           for (size_t& end : batch.ends) end -= bytes;
           batch.first.record = skipped;
         }
+        batch.input_bytes_end = bytes_before + source.bytes_taken();
         if (!pipeline.put(std::move(batch))) return;
         ++number;
       }
       batch = std::move(rest);
-      bytes_done = bytes_before + source.bytes_taken();
     }
   }
   pipeline.finish(number);
 }
 
 Tokenized tokenize_batch(const Batch& batch, const TextInput& input, const std::string& key, TextEncoder& encoder) {
-  Tokenized result{batch.first, {}, {}};
+  Tokenized result{batch.first, batch.input_bytes_end, {}, {}};
   size_t begin = 0;
   for (size_t end : batch.ends) {
     const std::string_view bytes = std::string_view(batch.bytes).substr(begin, end - begin);
@@ -367,7 +368,6 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
   }
 
   Pipeline pipeline;
-  std::atomic<int64_t> bytes_done = 0;
   CorpusProgress state;
   for (const TextInput& file : inputs.files) state.all_bytes += file.bytes;
   if (has_stream) state.all_bytes = 0;
@@ -387,7 +387,7 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
     ~StopAtEnd() { pipeline.stop(nullptr); }
   };
   const StopAtEnd stop_at_end{pipeline};  // before the threads are joined
-  threads.emplace_back(guarded([&] { read_inputs(inputs.files, from, pipeline, bytes_done); }));
+  threads.emplace_back(guarded([&] { read_inputs(inputs.files, from, pipeline); }));
   for (int job = 0; job < options.jobs; ++job)
     threads.emplace_back(guarded([&] {
       const auto encoder = tokenizer.encoder();
@@ -397,7 +397,7 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
     }));
   while (const auto batch = pipeline.next()) {
     writer.add(*batch);
-    state.bytes = bytes_done;
+    state.bytes = batch->input_bytes_end;
     state.documents = writer.documents();
     state.tokens = writer.tokens();
     progress(state);

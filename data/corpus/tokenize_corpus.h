@@ -19,7 +19,7 @@ struct CorpusOptions {
 };
 
 struct CorpusProgress {
-  int64_t bytes = 0, all_bytes = 0;  // of the inputs on the disk; all_bytes is 0 for standard input
+  int64_t bytes = 0, all_bytes = 0;  // of the inputs on the disk, done and in all; all_bytes is 0 for standard input
   int64_t documents = 0, tokens = 0;
 };
 

@@ -188,6 +188,21 @@ TEST_F(Corpus, GoesOnAfterAKillWithoutLossOrDoubling) {
   EXPECT_GT(resumed, 0);
 }
 
+// Texts that the reader has long read are not done before they are tokenized.
+TEST_F(Corpus, ProgressIsOfWhatIsDone) {
+  std::vector<int64_t> expected, bytes;
+  for (int i = 1; i <= 5; ++i) {
+    write(concat("in/", i, ".txt"), std::string(static_cast<size_t>(i) * 100, 'x'));
+    expected.push_back((expected.empty() ? 0 : expected.back()) + i * 100);
+  }
+  tokenize_corpus(ByteTokenizer(), {{path("in")}, path("out"), "text", 1 << 20, 1}, [&](const CorpusProgress& p) {
+    EXPECT_EQ(p.documents, std::ssize(bytes) + 1);
+    EXPECT_EQ(p.all_bytes, 1500);
+    bytes.push_back(p.bytes);
+  });
+  EXPECT_EQ(bytes, expected);
+}
+
 TEST_F(Corpus, FindsEveryBitFlipAndTruncation) {
   std::string text;
   for (const std::string& line : random_lines(1, 60)) text += line + "\n";

@@ -41,10 +41,10 @@ class ProgressLine {
  public:
   void show(const CorpusProgress& p) {
     const auto now = Clock::now();
+    if (first_bytes_ < 0) first_bytes_ = p.bytes, begin_ = now;  // what was skipped is no speed
     if (now - shown_at_ < (is_terminal_ ? std::chrono::milliseconds(250) : std::chrono::milliseconds(10000))) return;
     shown_at_ = now;
     const double seconds = std::chrono::duration<double>(now - begin_).count();
-    if (first_bytes_ < 0) first_bytes_ = p.bytes;  // what was skipped is no speed
     const double rate = double(p.bytes - first_bytes_) / seconds;
     std::string left;
     if (p.all_bytes > 0 && rate > 0) left = ", " + duration(double(p.all_bytes - p.bytes) / rate) + " left";
