@@ -4,12 +4,14 @@ source "$(dirname "$0")/common.sh" "$@"
 
 common=(precision=fp32 train.micro_batch_size=2 checkpoint.interval_steps=5 eval.interval_steps=0)
 wait_for() { for _ in $(seq 1500); do [ -s "$1" ] && return; sleep 0.02; done; fail "no $1"; }
-lines_of() { grep -c '"train/loss_lm"' "$1/metrics.jsonl" 2>/dev/null || true; }
+# A run that pauses at some place, so that what happens meanwhile comes in time on a machine of any speed.
+pausing() { BRAID_FAULT="$1,do=delay=2" "${@:2}"; }
+lines_of() { grep -c '"train/loss_lm"' "$1/metrics.jsonl" 2>/dev/null || [ -e "$1/metrics.jsonl" ] || echo 0; }
 
 # a stop file, agreed on by all ranks, and not found again by the resume
 train 2 "$WORK/straight" run.steps=20 "${common[@]}"
 stopped=$WORK/stopped
-mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$stopped" run.steps=20 "${common[@]}" >"$stopped.log" 2>&1 &
+pausing site=step.begin,nth=10 mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$stopped" run.steps=20 "${common[@]}" >"$stopped.log" 2>&1 &
 job=$!
 wait_for "$stopped/metrics.jsonl"
 touch "$stopped/STOP"
@@ -54,7 +56,7 @@ long=(run.steps=4 eval.interval_steps=2 eval.sequences=1000 data.validation_frac
 evaluated=$WORK/evaluated
 train 2 "$evaluated" "${long[@]}"
 left=$WORK/left
-mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$left" "${long[@]}" >"$left.log" 2>&1 &
+pausing site=eval mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$left" "${long[@]}" >"$left.log" 2>&1 &
 job=$!
 for _ in $(seq 1500); do [ "$(lines_of "$left")" = 2 ] && break; sleep 0.01; done
 touch "$left/STOP"
@@ -101,7 +103,7 @@ expect_error 9 'metrics.jsonl: 5 lines of metrics cannot be written: No space le
 
 # relaunching: killed ranks and what no new start mends
 supervised=$WORK/supervised
-BRAID_PAUSE_S=0 "$SOURCE/scripts/supervise.sh" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$supervised" run.steps=20 "${common[@]}" \
+BRAID_PAUSE_S=0 pausing site=step.begin,nth=5 "$SOURCE/scripts/supervise.sh" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$supervised" run.steps=20 "${common[@]}" \
   >"$supervised.log" 2>&1 &
 job=$!
 wait_for "$supervised/OWNER.json"
