@@ -257,8 +257,8 @@ class TrainingRun {
       if (!stops && is_due(config_.eval.interval_steps)) stops = !evaluate_all();
       saver_->poll();
       if (stops || is_due_or_last(config_.checkpoint.interval_steps)) save();
-      report_saves();
       if (stops || step_ == config_.run.steps) finish_saves();
+      else report_saves();
       if (stops && (step_ < config_.run.steps || config_.eval.interval_steps > 0)) return leave_on_request();
     }
     flush_metrics();

@@ -76,4 +76,13 @@ assert answer["beyond"] > 0 and answer["differences"][0]["first_element"] >= 0, 
 "$BRAID" ckpt gc "$run" --keep 1 >/dev/null
 [ "$(ls -A "$run/checkpoints" | tr '\n' ' ')" = 'LATEST step-000000016 ' ] || fail "ckpt gc left $(ls -A "$run/checkpoints")"
 pass "ckpt ls, verify, diff, reshard and gc"
+# the save that a run ends with must be there: a run without it has not finished
+unsaved=$WORK/unsaved
+for async in true false; do
+  rm -rf "$unsaved"
+  train 0 "$unsaved" run.steps=2 eval.interval_steps=0 checkpoint.interval_steps=1
+  expect_error 9 'the last checkpoint of the run could not be saved: .*File too large' bash -c 'ulimit -f 200; exec "$@"' - \
+    "$BRAID" train "$TINY" "run.dir=$unsaved" run.steps=4 eval.interval_steps=0 checkpoint.interval_steps=2 checkpoint.async=$async --resume
+done
+pass "a run whose last save fails ends with 9"
 echo "$checks passed, 0 failed"
