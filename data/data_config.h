@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,15 @@ struct SourceConfig : TokenFiles {
   std::vector<WeightChange> weight_changes;
   int64_t tokens = 0;  // the budget
 
+  // Its share at a step, counted from 1: the budget, or the weight that holds there.
+  double weight_at(int64_t step) const {
+    if (tokens > 0) return static_cast<double>(tokens);
+    double now = weight;
+    for (const WeightChange& change : weight_changes)
+      if (change.from_step <= step) now = change.weight;
+    return now;
+  }
+
   template <class Visit>
   void visit(Visit&& key) {
     TokenFiles::visit(key);
@@ -51,6 +61,15 @@ struct SourceConfig : TokenFiles {
 
 struct DataConfig {
   std::vector<SourceConfig> sources;
+
+  // The steps from which a weight holds, ascending from 1.
+  std::set<int64_t> steps_of_weights() const {
+    std::set<int64_t> steps = {1};
+    for (const SourceConfig& source : sources)
+      for (const WeightChange& change : source.weight_changes) steps.insert(change.from_step);
+    return steps;
+  }
+
   double validation_fraction = 0.05;
   std::vector<TokenFiles> validation_sets;
   int64_t prefetch_steps = 2;

@@ -105,13 +105,13 @@ void TokenSource::for_each_document(int64_t block, std::vector<int64_t>& offsets
 }
 
 template <class F>
-void TokenSource::for_each_piece_in(Split split, int64_t document, int64_t begin, int64_t end, F&& piece) const {
+void TokenSource::for_each_part(int64_t document, int64_t begin, int64_t end, F&& part) const {
   if (document == held_.cut_document) {
     const int64_t cut = end - held_.cut_tokens;
-    if (split == Split::kValidation) for_each_piece(cut, end, Ending::kDocument, row_tokens_, piece);
-    else for_each_piece(begin, cut, Ending::kHeldOut, row_tokens_, piece);
-  } else if (held_.holds(document) == (split == Split::kValidation)) {
-    for_each_piece(begin, end, Ending::kDocument, row_tokens_, piece);
+    part(Split::kTrain, begin, cut, Ending::kHeldOut);
+    part(Split::kValidation, cut, end, Ending::kDocument);
+  } else {
+    part(held_.holds(document) ? Split::kValidation : Split::kTrain, begin, end, Ending::kDocument);
   }
 }
 
@@ -132,7 +132,10 @@ void TokenSource::count_rows() {
     for_each_document(block, offsets, [&](size_t, int64_t, int64_t begin, int64_t end, int64_t document) {
       const int64_t length = end - begin;
       lengths.push_back(length);
-      const auto add = [&](size_t split, int64_t from, int64_t to, Ending ending) {
+      bool is_held = false;
+      for_each_part(document, begin, end, [&](Split held_by, int64_t from, int64_t to, Ending ending) {
+        const size_t split = index_of(held_by);
+        is_held |= held_by == Split::kValidation;
         // Whole rows need no window; at most one remainder does.
         const int64_t whole = to > from ? (to - from - 1) / row_tokens_ : 0;
         c.rows[split] += whole;
@@ -141,14 +144,7 @@ void TokenSource::count_rows() {
           windows[split].row_for(static_cast<int32_t>(tokens));
           c.tokens[split] += tokens;
         });
-      };
-      const bool is_held = held_.holds(document);
-      if (document == held_.cut_document) {
-        add(0, begin, end - held_.cut_tokens, Ending::kHeldOut);
-        add(1, end - held_.cut_tokens, end, Ending::kDocument);
-      } else {
-        add(is_held, begin, end, Ending::kDocument);
-      }
+      });
       if (length < kMinTokens) return;
       c.countable += length;
       if (is_held) c.countable_held += length;
@@ -260,8 +256,11 @@ std::shared_ptr<const BlockRows> TokenSource::packed(Split split, int64_t block)
   std::vector<Piece> pieces;
   std::vector<int64_t> offsets;
   for_each_document(block, offsets, [&](size_t shard, int64_t d, int64_t begin, int64_t end, int64_t document) {
-    for_each_piece_in(split, document, begin, end, [&](int64_t at, int64_t tokens, Ending ending) {
-      pieces.push_back({at, d, static_cast<int32_t>(shard), static_cast<int32_t>(tokens), ending});
+    for_each_part(document, begin, end, [&](Split part, int64_t from, int64_t to, Ending end_of_part) {
+      if (part != split) return;
+      for_each_piece(from, to, end_of_part, row_tokens_, [&](int64_t at, int64_t tokens, Ending ending) {
+        pieces.push_back({at, d, static_cast<int32_t>(shard), static_cast<int32_t>(tokens), ending});
+      });
     });
   });
   auto rows = std::make_shared<const BlockRows>(pack(pieces, row_tokens_));

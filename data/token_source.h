@@ -57,9 +57,9 @@ class TokenSource {
   // document(shard, document of it, begin, end, document of the source) for the documents of a block.
   template <class F>
   void for_each_document(int64_t block, std::vector<int64_t>& offsets, F&& document) const;
-  // piece(begin, tokens, ending) for the pieces of one document in one split.
+  // part(split, begin, end, ending) for what each split has of a document.
   template <class F>
-  void for_each_piece_in(Split split, int64_t document, int64_t begin, int64_t end, F&& piece) const;
+  void for_each_part(int64_t document, int64_t begin, int64_t end, F&& part) const;
   std::shared_ptr<const BlockRows> packed(Split split, int64_t block) const;
 
   void count_rows();

@@ -4,7 +4,6 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <set>
 #include <utility>
 
 #include "data/corpus/dataset_manifest.h"
@@ -144,19 +143,10 @@ Datasets open_datasets(const RunConfig& config) {
 }
 
 Mixture mixture_of(const RunConfig& config) {
-  const std::vector<SourceConfig>& sources = config.data.sources;
-  std::set<int64_t> steps = {1};  // where a weight begins
-  for (const SourceConfig& source : sources)
-    for (const WeightChange& change : source.weight_changes) steps.insert(change.from_step);
   std::vector<MixtureInterval> intervals;
-  for (const int64_t step : steps) {
+  for (const int64_t step : config.data.steps_of_weights()) {
     MixtureInterval interval{(step - 1) * config.train.global_batch_size, {}};
-    for (const SourceConfig& source : sources) {
-      double weight = source.tokens > 0 ? static_cast<double>(source.tokens) : source.weight;
-      for (const WeightChange& change : source.weight_changes)
-        if (change.from_step <= step) weight = change.weight;
-      interval.weights.push_back(weight);
-    }
+    for (const SourceConfig& source : config.data.sources) interval.weights.push_back(source.weight_at(step));
     intervals.push_back(std::move(interval));
   }
   return Mixture(std::move(intervals));

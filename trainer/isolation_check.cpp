@@ -1,7 +1,6 @@
 #include "trainer/isolation_check.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -9,9 +8,10 @@
 #include <vector>
 
 #include "kernels/core/copy.h"
+#include "kernels/core/float_types.h"
 #include "kernels/core/philox.h"
 #include "kernels/lm_head_loss.h"
-#include "trainer/training_state.h"
+#include "trainer/train_step.h"
 
 namespace braid {
 namespace {
@@ -74,9 +74,7 @@ Results compute(Context& ctx, TrainingState& state, const RunConfig& config, con
   Model& model = state.model;
   Results r;
   state.parameters.zero_gradients(ctx);
-  std::vector<int64_t> tokens(model.num_moe_layers(), batch.counts.tokens);
-  if (model.has_mtp()) tokens.back() = batch.counts.mtp_tokens;
-  state.balance.begin_step(ctx, tokens);
+  state.balance.begin_step(ctx, tokens_per_layer(model, batch.counts));
   model.forward(ctx, batch);
   state.balance.count(ctx, model.routers());
   state.balance.prepare_backward(ctx, model.routers());
@@ -99,10 +97,7 @@ Results compute(Context& ctx, TrainingState& state, const RunConfig& config, con
     r.losses.push_back(loss);
     r.tokens_of_losses.push_back(t);
   }
-  const auto share = [](double weight, int64_t count) { return count > 0 ? weight / double(count) : 0; };
-  const LossScales scales = {share(1, batch.counts.lm_targets),
-                             share(config.mtp.loss_weight, batch.counts.mtp_targets)};
-  const LossSums sums = model.losses_and_backward(ctx, scales, state.balance);
+  const LossSums sums = model.losses_and_backward(ctx, loss_scales(batch.counts, config.mtp), state.balance);
   r.losses.push_back(sums.lm);
   r.losses.push_back(sums.mtp);
   model.gradients().visit(config.model, [&](const std::string& name, Tensor& tensor, const Shape&, Owner owner, Init,
@@ -128,23 +123,16 @@ int64_t first_difference(const char* a, const char* b, int64_t bytes, DType dtyp
   return -1;
 }
 
-double element(const char* bytes, DType dtype) {
-  if (dtype == DType::kF64) {
-    double value = 0;
-    std::memcpy(&value, bytes, sizeof value);
-    return value;
-  }
-  uint32_t bits = 0;  // bf16 is the upper half of fp32
-  std::memcpy(reinterpret_cast<char*>(&bits) + (dtype == DType::kBF16 ? 2 : 0), bytes, size_of(dtype));
-  return std::bit_cast<float>(bits);
-}
-
 // Do two sums of the same numbers in another order explain the difference?
 bool is_rounding(const std::vector<char>& a, const std::vector<char>& b, DType dtype) {
   const double unit = dtype == DType::kF64 ? 0x1p-53 : dtype == DType::kBF16 ? 0x1p-9 : 0x1p-24;
+  const auto tensor = [&](const std::vector<char>& bytes) {
+    return Tensor(const_cast<char*>(bytes.data()), dtype, {static_cast<int64_t>(bytes.size()) / size_of(dtype)});
+  };
+  const Tensor of_a = tensor(a), of_b = tensor(b);
   double difference = 0, size = 0;
-  for (size_t at = 0; at < a.size(); at += size_of(dtype)) {
-    const double x = element(&a[at], dtype), y = element(&b[at], dtype);
+  for (int64_t i = 0; i < of_a.numel(); ++i) {
+    const double x = number_at(of_a, i), y = number_at(of_b, i);
     difference += (x - y) * (x - y);
     size += x * x;
   }

@@ -14,16 +14,19 @@ TokenCounts sum_over_ranks(Context& ctx, const TokenCounts& local, Communicator&
   return {values[0], values[1], values[2], values[3]};
 }
 
-// Tokens of the global batch that each MoE layer routes.
+double ratio(double numerator, int64_t count) { return count > 0 ? numerator / double(count) : 0; }
+
+}  // namespace
+
+LossScales loss_scales(const TokenCounts& counts, const MtpConfig& mtp) {
+  return {ratio(1, counts.lm_targets), ratio(mtp.loss_weight, counts.mtp_targets)};
+}
+
 std::vector<int64_t> tokens_per_layer(const Model& model, const TokenCounts& counts) {
   std::vector<int64_t> tokens(model.num_moe_layers(), counts.tokens);
   if (model.has_mtp()) tokens.back() = counts.mtp_tokens;
   return tokens;
 }
-
-double ratio(double numerator, int64_t count) { return count > 0 ? numerator / double(count) : 0; }
-
-}  // namespace
 
 StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& batches, const ProcessMesh& mesh,
                       const RunConfig& c, int64_t step, const SpikeRule* spikes) {
@@ -31,7 +34,7 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
   ShardedParameters& parameters = state.parameters;
   BalanceLoss& balance = state.balance;
   const TokenCounts counts = sum_over_ranks(ctx, batches.counts, mesh.world());
-  const LossScales scales = {ratio(1, counts.lm_targets), ratio(c.mtp.loss_weight, counts.mtp_targets)};
+  const LossScales scales = loss_scales(counts, c.mtp);
 
   parameters.zero_gradients(ctx, Accumulate::kNo);  // the first micro-batch writes the experts'
   balance.begin_step(ctx, tokens_per_layer(model, counts));

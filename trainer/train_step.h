@@ -19,6 +19,11 @@ struct StepResult {
   bool is_applied() const { return problem.empty() && spike.empty(); }
 };
 
+// Of the counts of a global batch: what the sums over its targets are multiplied by, and the tokens that each MoE layer
+// routes.
+LossScales loss_scales(const TokenCounts& counts, const MtpConfig& mtp);
+std::vector<int64_t> tokens_per_layer(const Model& model, const TokenCounts& counts);
+
 // One optimizer update, number `step` (1 = first), on the micro-batches of this rank. Every loss is a mean over the
 // valid tokens of the global batch, known before the first backward; gradients are summed and never divided, so the
 // result does not depend on ranks, micro-batches or masks. If a loss or the gradient norm is not finite, no weight has

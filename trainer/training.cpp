@@ -689,21 +689,11 @@ class TrainingRun {
 
 void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
                          const ResumeRules& rules) {
-  static const std::vector<std::string> kFree = {"run.",
-                                                 "device",
-                                                 "allow_slow",
-                                                 "parallel.",
-                                                 "memory.",
-                                                 "train.micro_batch_size",
-                                                 "eval.",
-                                                 "log.",
-                                                 "checkpoint.",
-                                                 "data.prefetch_steps",
-                                                 "init.from",
-                                                 "init.fresh_mtp",
-                                                 "init.resize_vocabulary",  // what came from there is in the checkpoint
-                                                 "data.sources",  // the data itself is compared by its digest, weights by check_mixture_so_far
-                                                 "data.validation_sets"};
+  // What came by init.* is in the checkpoint; data is compared by its digest, its weights by check_mixture_so_far.
+  static const std::vector<std::string> kFree = {
+      "run.",         "device",       "allow_slow",           "parallel.",  "memory.",        "train.micro_batch_size",
+      "eval.",        "log.",         "checkpoint.",          "data.prefetch_steps",          "data.validation_sets",
+      "data.sources", "init.from",    "init.fresh_mtp",       "init.resize_vocabulary"};
   static const std::vector<std::string> kOnPurpose = {"optimizer.lr", "schedule.", "train.global_batch_size",
                                                       "balance.", "train.micro_batch_size"};
   const auto begins_with_one_of = [](const std::string& key, const std::vector<std::string>& prefixes) {

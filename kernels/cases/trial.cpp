@@ -25,15 +25,6 @@ void fill(Context& ctx, Tensor x, const Values& values, uint64_t stream) {
   }
 }
 
-// Integers as fp64, exactly.
-double value_at(const Tensor& t, int64_t i) {
-  switch (t.dtype()) {
-    case DType::kI64: return double(t.data<int64_t>()[i]);
-    case DType::kI32: return double(t.data<int32_t>()[i]);
-    default: return t.data<double>()[i];
-  }
-}
-
 std::string short_text(double value) {
   char text[32];
   std::snprintf(text, sizeof text, "%.3g", value);
@@ -49,7 +40,7 @@ std::string difference(const Trial::Slot& slot, const Tensor& actual, const Tens
   auto element = [&](int64_t i) { return concat("element ", i, " of ", name, " is "); };
   double sum_sq_error = 0, sum_sq = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const double a = value_at(actual, i), e = value_at(expected, i);
+    const double a = number_at(actual, i), e = number_at(expected, i);
     if (exact && a != e) return concat(element(i), int64_t(a), ", on the CPU ", int64_t(e));
     if (std::isnan(a)) return element(i) + "not a number";
     if (std::isinf(a) != std::isinf(e)) return concat(element(i), short_text(a), ", on the CPU ", short_text(e));
@@ -58,14 +49,14 @@ std::string difference(const Trial::Slot& slot, const Tensor& actual, const Tens
     sum_sq += e * e;
   }
   for (int64_t i = count; i < actual.numel() && slot.role == Trial::Role::kOutput && !exact; ++i)
-    if (!std::isnan(value_at(actual, i))) return element(i) + "written, but belongs to no row in use";
+    if (!std::isnan(number_at(actual, i))) return element(i) + "written, but belongs to no row in use";
   if (exact || count == 0) return "";
   const double rms = std::sqrt(sum_sq / double(count)), rms_error = std::sqrt(sum_sq_error / double(count));
   if (!(rms_error <= allowed.relative_rms * rms + allowed.absolute))
     return concat(name, " differs from the CPU by ", short_text(rms_error / std::max(rms, 1e-300)),
                   " relative RMS (allowed ", short_text(allowed.relative_rms), ")");
   for (int64_t i = 0; i < count; ++i) {
-    const double a = value_at(actual, i), e = value_at(expected, i);
+    const double a = number_at(actual, i), e = number_at(expected, i);
     if (!(std::fabs(a - e) <= allowed.worst * rms + allowed.of_element * std::fabs(e) + allowed.absolute))
       return concat(element(i), short_text(a), ", on the CPU ", short_text(e));
   }

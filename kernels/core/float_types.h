@@ -39,4 +39,18 @@ struct Float16 {  // IEEE binary16
 // F64 it goes by way of F32.   Errors: ShapeError, DTypeError.
 void convert(Tensor out, const Tensor& in);
 
+// Element i of a tensor in host memory, of any dtype.
+inline double number_at(const Tensor& t, int64_t i) {
+  switch (t.dtype()) {
+    case DType::kF64: return t.data<double>()[i];
+    case DType::kF32: return t.data<float>()[i];
+    case DType::kI64: return static_cast<double>(t.data<int64_t>()[i]);
+    case DType::kI32: return t.data<int32_t>()[i];
+    case DType::kU8: return t.data<uint8_t>()[i];
+    case DType::kBF16: return static_cast<float>(t.data<BFloat16>()[i]);
+    case DType::kF16: return static_cast<float>(t.data<Float16>()[i]);
+  }
+  return 0;
+}
+
 }  // namespace braid

@@ -18,10 +18,9 @@ import random
 import re
 import shutil
 import signal
-import tempfile
 import time
 
-from harness import Failure, Job, World, check, checkpoints, is_defect, run_main
+from harness import Failure, Job, World, add_common_arguments, check, checkpoints, is_defect, run_main, work_folder
 
 # Reliability is mostly about kills, so they are most of it.
 MIX = {
@@ -247,27 +246,21 @@ class Chaos:
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("braid")
-    parser.add_argument("source")
+    add_common_arguments(parser)
     parser.add_argument("calls")
     parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--work")
     options = parser.parse_args()
     begin = time.monotonic()
-    work = options.work or tempfile.mkdtemp(prefix="braid-chaos-")
-    os.makedirs(work, exist_ok=True)
     print(f"seed {options.seed}, {options.faults} faults", flush=True)
-    chaos = Chaos(World(options.braid, options.source, work), options.calls, options.seed)
-    chaos.run(options.faults, begin)
+    with work_folder(options) as work:
+        chaos = Chaos(World(options.braid, options.source, work), options.calls, options.seed)
+        chaos.run(options.faults, begin)
     print(
         f"{options.faults} faults, {sum(chaos.hits.values())} hit, {chaos.run_number - 1} runs complete, the same "
         "as the golden one, 0 corrupt checkpoints, "
         f"{time.monotonic() - begin:.0f} s",
         flush=True,
     )
-    if not options.work:
-        shutil.rmtree(work)  # what failed stays, to be looked at
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ full (ENOSPC from there on), kill-collective. --step N takes every Nth.
 import argparse
 import os
 import shutil
-import tempfile
 import time
 
-from harness import Failure, Job, World, check, is_defect, run_main
+from harness import Failure, Job, World, add_common_arguments, check, is_defect, run_main, work_folder
 
 STEPS = 3
 COLLECTIVES = ["all_reduce", "reduce_scatter", "all_gather", "all_to_all_rows", "broadcast", "barrier", "split"]
@@ -100,29 +99,24 @@ class EveryCall:
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("braid")
-    parser.add_argument("source")
+    add_common_arguments(parser, seed=False)
     parser.add_argument("calls")
     parser.add_argument("--what", default="kill-change,kill-read,error-change,error-read,full,kill-collective")
     parser.add_argument("--step", type=int, default=1)
-    parser.add_argument("--work")
     options = parser.parse_args()
     begin = time.monotonic()
-    work = options.work or tempfile.mkdtemp(prefix="braid-calls-")
-    os.makedirs(work, exist_ok=True)
-    world = World(options.braid, options.source, work, steps=STEPS, interval=1)
-    world.arguments += ["checkpoint.keep=1", "schedule.kind=constant"]
-    every = EveryCall(world, options.calls)
-    for what in options.what.split(","):
-        hit = every.run(what, options.step)
-        if hit == 0:
-            raise Failure(f"{what}: nothing was hit")
-        print(
-            f"{what}: {hit} hit, each with the golden run's state in the end, {time.monotonic() - begin:.0f} s",
-            flush=True,
-        )
-    if not options.work:
-        shutil.rmtree(work)
+    with work_folder(options) as work:
+        world = World(options.braid, options.source, work, steps=STEPS, interval=1)
+        world.arguments += ["checkpoint.keep=1", "schedule.kind=constant"]
+        every = EveryCall(world, options.calls)
+        for what in options.what.split(","):
+            hit = every.run(what, options.step)
+            if hit == 0:
+                raise Failure(f"{what}: nothing was hit")
+            print(
+                f"{what}: {hit} hit, each with the golden run's state in the end, {time.monotonic() - begin:.0f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ import random
 import re
 import shutil
 import signal
-import tempfile
 import time
 
-from harness import Job, World, check, run_main, said_by_braid
+from harness import Job, World, add_common_arguments, check, run_main, said_by_braid, work_folder
 
 PHASES = {"data": "data", "step.begin": "step", "loss": "step", "optim": "step", "eval": "evaluation", "save": "save"}
 COLLECTIVES = ["all_reduce", "reduce_scatter", "all_gather", "all_to_all_rows"]
@@ -70,25 +69,19 @@ def one(world, r, path, loaded):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("braid")
-    parser.add_argument("source")
+    add_common_arguments(parser)
     parser.add_argument("--hangs", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--work")
     options = parser.parse_args()
     begin, r = time.monotonic(), random.Random(options.seed)
-    work = options.work or tempfile.mkdtemp(prefix="braid-hangs-")
-    os.makedirs(work, exist_ok=True)
-    world = World(options.braid, options.source, work)
-    loaded = os.path.join(work, "loaded")
-    job = Job(world, loaded)
-    check(job.wait(300) == 0, "the run to be resumed failed:", job.log()[-1000:])
-    print(f"seed {options.seed}", flush=True)
-    for number in range(1, options.hangs + 1):
-        print(f"{number:3d} {one(world, r, os.path.join(work, 'run'), loaded)}", flush=True)
+    with work_folder(options) as work:
+        world = World(options.braid, options.source, work)
+        loaded = os.path.join(work, "loaded")
+        job = Job(world, loaded)
+        check(job.wait(300) == 0, "the run to be resumed failed:", job.log()[-1000:])
+        print(f"seed {options.seed}", flush=True)
+        for number in range(1, options.hangs + 1):
+            print(f"{number:3d} {one(world, r, os.path.join(work, 'run'), loaded)}", flush=True)
     print(f"{options.hangs} of {options.hangs} hangs named rightly, {time.monotonic() - begin:.0f} s")
-    if not options.work:
-        shutil.rmtree(work)
 
 
 if __name__ == "__main__":

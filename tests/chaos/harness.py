@@ -1,11 +1,14 @@
 """What the chaos tests share: trainings of a tiny model on two ranks, how they end, and what they must leave behind."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -204,6 +207,24 @@ def is_defect(log):
         )
         is not None
     )
+
+
+def add_common_arguments(parser, seed=True):
+    parser.add_argument("braid")
+    parser.add_argument("source")
+    if seed:
+        parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--work", help="stays; a temporary folder if not given")
+
+
+@contextlib.contextmanager
+def work_folder(options):
+    """A temporary one is removed, unless something failed: then it stays to be looked at."""
+    work = options.work or tempfile.mkdtemp(prefix="braid-chaos-")
+    os.makedirs(work, exist_ok=True)
+    yield work
+    if not options.work:
+        shutil.rmtree(work)
 
 
 def run_main(main):

@@ -33,10 +33,6 @@ std::vector<T> values_of(const Tensor& t) {
   return {t.data<T>(), t.data<T>() + t.numel()};
 }
 
-std::vector<Tensor> all_of(const RouterOutputs& out) {
-  return {out.expert_id, out.gate, out.prob, out.lse, out.counts, out.prob_sum, out.z_sum};
-}
-
 double entropy(const Tensor& logits, const RouterOutputs& out, const Segments& segments) {
   Context ctx = Context::cpu();
   Tensor sum = poisoned({1}, DType::kF64);

@@ -15,19 +15,6 @@ using LogicalTensor = CheckpointReader::LogicalTensor;
 
 constexpr int64_t kBlockElements = int64_t{1} << 17;
 
-double number_at(const Tensor& block, int64_t i) {
-  switch (block.dtype()) {
-    case DType::kF64: return block.data<double>()[i];
-    case DType::kF32: return block.data<float>()[i];
-    case DType::kI64: return static_cast<double>(block.data<int64_t>()[i]);
-    case DType::kI32: return block.data<int32_t>()[i];
-    case DType::kU8: return block.data<uint8_t>()[i];
-    case DType::kBF16: return static_cast<float>(block.data<BFloat16>()[i]);
-    case DType::kF16: return static_cast<float>(block.data<Float16>()[i]);
-  }
-  return 0;
-}
-
 // A logical tensor of a checkpoint, one block of elements in memory at a time.
 class BlockReader {
  public:

@@ -178,7 +178,6 @@ void check_mixture(const RunConfig& config) {
   const std::vector<SourceConfig>& sources = config.data.sources;
   const bool with_budgets = sources.front().tokens != 0;
   double all_tokens = 0;
-  std::set<int64_t> steps = {1};
   for (size_t i = 0; i < sources.size(); ++i) {
     const SourceConfig& source = sources[i];
     const std::string key = concat("data.sources[", i, "]");
@@ -201,18 +200,12 @@ void check_mixture(const RunConfig& config) {
       check_not_negative(place + ".weight", change.weight);
       last = change.from_step;
       largest = std::max(largest, change.weight);
-      steps.insert(last);
     }
     check_value(largest > 0, key + ".weight", source.weight, "must be greater than 0, at the begin or by weight_changes");
   }
-  for (const int64_t step : steps) {
+  for (const int64_t step : config.data.steps_of_weights()) {
     double sum = 0;
-    for (const SourceConfig& source : sources) {
-      double weight = source.weight;
-      for (const WeightChange& change : source.weight_changes)
-        if (change.from_step <= step) weight = change.weight;
-      sum += weight;
-    }
+    for (const SourceConfig& source : sources) sum += source.weight_at(step);
     check<ConfigError>(sum > 0, "data.sources: from step ", step, " on all weights are 0");
   }
   const double step_tokens =

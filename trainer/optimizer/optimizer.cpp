@@ -30,8 +30,8 @@ void Optimizer::update(Context& ctx, const UpdateStep& step) {
       std::vector<Tensor> moments;
       for (const Tensor& moment : moments_[i]) moments.push_back(piece.of(moment));
       rule(i).update(ctx,
-                     {piece.parameter(), piece.of(shard.weights), shard.low.defined() ? piece.of(shard.low) : Tensor(),
-                      piece.of(shard.gradients), moments, piece.first},
+                     {piece.parameter(), piece.of(shard.weights), piece.of(shard.low), piece.of(shard.gradients), moments,
+                      piece.first},
                      step);
     }
     parameters_.gather_weights(ctx, i);

@@ -164,7 +164,7 @@ void ShardedParameters::load_shards(Context& ctx, const WeightSource& source) {
     const Shard own = shard(i);
     for (const Piece& piece : groups_[i].pieces) {
       load_elements(ctx, source, *piece.in, groups_[i].first + piece.begin, groups_[i].first + piece.end,
-                    piece.of(own.weights), own.low.defined() ? piece.of(own.low) : Tensor());
+                    piece.of(own.weights), piece.of(own.low));
     }
   }
 }

@@ -48,7 +48,7 @@ class ShardedParameters {
     int64_t begin, end;  // of the shard
     int64_t first;       // index of its first element in the whole tensor
     const Parameter& parameter() const { return in->parameter; }
-    Tensor of(Tensor shard) const { return shard.rows(begin, end); }
+    Tensor of(Tensor shard) const { return shard.defined() ? shard.rows(begin, end) : shard; }
     // Of a tensor like the weights, called "<kind>/<name>" in a checkpoint; `shard` as it lies on this rank.
     CheckpointSlice slice(const std::string& kind, Tensor shard) const;
     // Of masters in two tensors.

@@ -1,6 +1,5 @@
 #include "kernels/adamw.h"
 
-#include "kernels/split_weights.h"
 #include "tests/kernels/cuda/cuda_testing.h"
 
 namespace braid {
@@ -17,16 +16,10 @@ class AdamWCuda : public CudaTest {
   // Zero moments beside these masters.
   AdamWState fresh(const Tensor& start, DType moment) {
     const Tensor zero = zeros_f64(start.shape());
-    AdamWState state = {on_gpu(start.shape(), activation()), to_gpu(zero, moment), to_gpu(zero, moment), {}};
-    if (activation() == DType::kBF16) state.low = on_gpu(shape_of_low_bits(start.shape()), DType::kU8);
-    split_weights(gpu, state.weight, state.low, to_gpu(start, DType::kF32));
-    return state;
+    const auto [weight, low] = split_on_gpu(start);
+    return {weight, to_gpu(zero, moment), to_gpu(zero, moment), low};
   }
-  Tensor master(const AdamWState& state) {
-    const Tensor joined = on_gpu(state.weight.shape(), DType::kF32);
-    join_weights(gpu, joined, state.weight, state.low);
-    return joined;
-  }
+  Tensor master(const AdamWState& state) { return masters_of({state.weight, state.low}); }
   static AdamWStep step(int64_t number) {
     return {.lr = 1e-2,
             .beta1 = 0.9,

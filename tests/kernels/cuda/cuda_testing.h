@@ -5,6 +5,7 @@
 #include "kernels/core/float_types.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/segments.h"
+#include "kernels/split_weights.h"
 #include "tests/testing.h"
 
 // Operators on the GPU, held to the CPU. A test makes its inputs as fp64 tensors on the CPU, runs the CPU operator on
@@ -57,6 +58,22 @@ class CudaTest : public ::testing::TestWithParam<DType> {
   static Tensor to_gpu(const Tensor& host) { return to_gpu(host, host.dtype()); }
   static Segments to_gpu(Segments segments);
   static Tensor to_cpu(const Tensor& device);  // floats as fp64
+
+  // Weights on the GPU in the activation dtype with these fp32 masters (`low` where they are bf16), and their masters.
+  struct SplitWeights {
+    Tensor weight, low;
+  };
+  SplitWeights split_on_gpu(const Tensor& masters) {
+    SplitWeights split = {on_gpu(masters.shape(), activation()), {}};
+    if (activation() == DType::kBF16) split.low = on_gpu(shape_of_low_bits(masters.shape()), DType::kU8);
+    split_weights(gpu, split.weight, split.low, to_gpu(masters, DType::kF32));
+    return split;
+  }
+  Tensor masters_of(const SplitWeights& split) {
+    const Tensor joined = on_gpu(split.weight.shape(), DType::kF32);
+    join_weights(gpu, joined, split.weight, split.low);
+    return joined;
+  }
 
   // `actual` on the GPU in any dtype, `expected` in fp64 on the CPU.
   void expect_matches(const Tensor& actual, const Tensor& expected, const char* what) {

@@ -1,7 +1,6 @@
 #include "kernels/muon.h"
 
 #include "kernels/random.h"
-#include "kernels/split_weights.h"
 #include "tests/kernels/cuda/cuda_testing.h"
 
 namespace braid {
@@ -19,16 +18,10 @@ class MuonCuda : public CudaTest {
   }
   // Zero momentum beside these masters.
   MuonState fresh(const Tensor& start, DType moment) {
-    MuonState state = {on_gpu(start.shape(), activation()), to_gpu(zeros_f64(start.shape()), moment), {}};
-    if (activation() == DType::kBF16) state.low = on_gpu(shape_of_low_bits(start.shape()), DType::kU8);
-    split_weights(gpu, state.weight, state.low, to_gpu(start, DType::kF32));
-    return state;
+    const auto [weight, low] = split_on_gpu(start);
+    return {weight, to_gpu(zeros_f64(start.shape()), moment), low};
   }
-  Tensor master(const MuonState& state) {
-    const Tensor joined = on_gpu(state.weight.shape(), DType::kF32);
-    join_weights(gpu, joined, state.weight, state.low);
-    return joined;
-  }
+  Tensor master(const MuonState& state) { return masters_of({state.weight, state.low}); }
   static Tensor random(Shape shape, uint64_t seed, double stddev = 1) {
     return converted(random_normal(shape, DType::kF32, seed, stddev), DType::kF64);
   }
