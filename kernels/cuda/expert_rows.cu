@@ -177,6 +177,74 @@ __global__ void __launch_bounds__(kThreads)
   w.store(y + n * C + c);
 }
 
+// Where a row is as many V as a block of whole warps has threads: a block per token. A warp reads the token's places once,
+// a lane each, and goes through those that there are. The kernels above, which find their token by a division and look
+// at every place, take longer for that than for the rows where most places are empty, as on one of several ranks: at
+// eight, combining 189 instead of 134 ms and gathering 124 instead of 98 of a step of 3 s. Where all ten places are taken
+// gathering takes the same time and combining 4.1 instead of 3.3 ms, as fewer rows are in flight.
+constexpr int kMostRowThreads = 1024;
+
+bool fits_block_per_token(int64_t C, int size, int64_t K) {
+  return C % (kWarpSize * size) == 0 && C / size <= kMostRowThreads && K <= kWarpSize;
+}
+
+__device__ __forceinline__ int32_t row_of_lane(const int32_t* row_of_slot, int64_t token, int K) {
+  const int lane = threadIdx.x % kWarpSize;
+  return lane < K ? row_of_slot[token * K + lane] : -1;
+}
+
+// Reads the rows of tokens that have any, and writes R C elements.
+template <class V, class T>
+__global__ void __launch_bounds__(kMostRowThreads)
+    gather_row_kernel(T* rows, const T* x, const int32_t* row_of_slot, int64_t R, int C, int K) {
+  const int64_t n = blockIdx.x;
+  const int c = threadIdx.x * V::kSize;
+  const int32_t own = row_of_lane(row_of_slot, n, K);
+  unsigned left = __ballot_sync(kAllLanes, 0 <= own && own < R);
+  if (left == 0) return;
+  const V v = V::load(x + n * C + c);
+  for (; left != 0; left &= left - 1) v.store(rows + int64_t{__shfl_sync(kAllLanes, own, __ffs(left) - 1)} * C + c);
+}
+
+// kBatch rows are in flight at a time. Reads R C and writes N C elements.
+template <Before kBefore, class W, class V, class Y, class T>
+__global__ void __launch_bounds__(kMostRowThreads)
+    combine_row_kernel(Y* y, const T* rows, const int32_t* row_of_slot, int64_t R, int C, int K) {
+  static_assert(W::kSize == V::kSize);
+  constexpr int kBatch = 5;
+  const int64_t n = blockIdx.x;
+  const int c = threadIdx.x * V::kSize;
+  const int32_t own = row_of_lane(row_of_slot, n, K);
+  unsigned left = __ballot_sync(kAllLanes, 0 <= own && own < R);
+  float sum[V::kSize] = {};
+  W before;
+  if constexpr (kBefore != Before::kOverwritten) before = W::load(y + n * C + c);
+  if constexpr (kBefore == Before::kFirstInSum) {
+#pragma unroll
+    for (int j = 0; j < V::kSize; ++j) sum[j] = before[j];
+  }
+  while (left != 0) {
+    V term[kBatch];
+    const int count = min(kBatch, __popc(left));
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (k >= count) break;
+      term[k] = V::load(rows + int64_t{__shfl_sync(kAllLanes, own, __ffs(left) - 1)} * C + c);
+      left &= left - 1;
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (k >= count) break;
+#pragma unroll
+      for (int j = 0; j < V::kSize; ++j) sum[j] += term[k][j];
+    }
+  }
+  W w;
+#pragma unroll
+  for (int j = 0; j < V::kSize; ++j) w.set(j, kBefore == Before::kAddedToSum ? before[j] + sum[j] : sum[j]);
+  w.store(y + n * C + c);
+}
+
 // One thread per pair.
 __global__ void __launch_bounds__(kThreads)
     window_kernel(int32_t* window_row, int32_t* window_slot, const int32_t* row_of_slot, const int32_t* slot_of_row,
@@ -249,6 +317,13 @@ template <Before kBefore>
 void combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, const char* name) {
   const int64_t R = rows.dim(0), N = y.dim(0), C = y.dim(1), K = order.row_of_slot.dim(1);
   auto launch = [&]<class W, class V, class Y, class T>(const Y*, const T*) {
+    const bool most_are_empty = 2 * R < N * K;
+    if (most_are_empty && fits_block_per_token(C, V::kSize, K)) {
+      combine_row_kernel<kBefore, W, V><<<N, C / V::kSize, 0, stream_of(ctx)>>>(
+          pointer<Y>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), R, static_cast<int>(C),
+          static_cast<int>(K));
+      return check_launch(name);
+    }
     combine_kernel<kBefore, W, V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
         pointer<Y>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), R, N, C, K);
     check_launch(name);
@@ -301,6 +376,12 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
   if (N == 0) return;
   dispatch_activation("x", x, [&]<class T> {
     dispatch_width<T>(C, {rows.raw(), x.raw()}, [&]<class V> {
+      if (fits_block_per_token(C, V::kSize, K)) {
+        gather_row_kernel<V><<<N, C / V::kSize, 0, stream_of(ctx)>>>(
+            pointer<T>(rows), pointer<T>(x), pointer<int32_t>(order.row_of_slot), R, static_cast<int>(C),
+            static_cast<int>(K));
+        return check_launch("gather_rows");
+      }
       gather_kernel<V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
           pointer<T>(rows), pointer<T>(x), pointer<int32_t>(order.row_of_slot), R, N, C, K);
       check_launch("gather_rows");
