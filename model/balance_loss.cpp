@@ -8,11 +8,16 @@
 namespace braid {
 
 BalanceLoss::BalanceLoss(const BalanceConfig& config, int64_t num_layers, int64_t num_experts, Communicator& world)
-    : config_(config), num_layers_(num_layers), num_experts_(num_experts), world_(world), d_prob_(num_layers) {}
+    : config_(config), num_layers_(num_layers), num_experts_(num_experts), world_(world) {}
 
-void BalanceLoss::plan(Planner& planner, int64_t num_rows) {
+void BalanceLoss::plan_gradients(Planner& planner, BalanceGradients& gradients, int64_t num_rows) const {
+  gradients.layers.assign(static_cast<size_t>(num_layers_), {});
   for (int64_t layer = 0; layer < num_layers_; ++layer)
-    planner.add("d_prob." + std::to_string(layer), d_prob_[layer], {num_rows, num_experts_}, DType::kF64);
+    planner.add("d_prob." + std::to_string(layer), gradients.layers[layer].d_prob, {num_rows, num_experts_},
+                DType::kF64);
+}
+
+void BalanceLoss::plan(Planner& planner) {
   planner.add("step_counts", step_counts_, {num_layers_, num_experts_}, DType::kI64);
   planner.add("shared_counts", shared_counts_, {num_layers_, num_experts_}, DType::kI64);
   planner.add("previous_counts", previous_counts_, {num_layers_, num_experts_}, DType::kI64);
@@ -49,20 +54,18 @@ Tensor BalanceLoss::load_counts(Context& ctx, int64_t layer, const RouterOutputs
   return router.counts;
 }
 
-void BalanceLoss::prepare_backward(Context& ctx, const std::vector<const RouterOutputs*>& layers) {
+void BalanceLoss::prepare_backward(Context& ctx, BalanceGradients& gradients,
+                                   const std::vector<const RouterOutputs*>& layers) {
   if (config_.scope == BalanceScope::kGlobalBatch && config_.counts != BalanceCounts::kPreviousStep) {
     copy(ctx, shared_counts_, step_counts_);
     world_.all_reduce(ctx, shared_counts_, ReduceOp::kSum);
   }
   for (int64_t layer = 0; layer < num_layers_; ++layer) {
     const double per_token = tokens_[layer] > 0 ? 1.0 / double(tokens_[layer]) : 0;
-    load_balance(ctx, d_prob_[layer], sums_, load_counts(ctx, layer, *layers[layer]), *layers[layer],
+    load_balance(ctx, gradients.layers[layer].d_prob, sums_, load_counts(ctx, layer, *layers[layer]), *layers[layer],
                  config_.loss_weight, per_token);
+    gradients.layers[layer].z_weight = tokens_[layer] > 0 ? config_.z_loss_weight / double(tokens_[layer]) : 0;
   }
-}
-
-BalanceGradient BalanceLoss::gradient(int64_t layer) const {
-  return {d_prob_[layer], tokens_[layer] > 0 ? config_.z_loss_weight / double(tokens_[layer]) : 0};
 }
 
 BalanceReport BalanceLoss::end_step(Context& ctx) {

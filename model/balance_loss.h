@@ -23,6 +23,11 @@ struct BalanceReport {
   std::vector<ExpertLoad> loads;  // per layer
 };
 
+// What the balance and z losses add to the gradients of the routers in the backward of one micro-batch, by layer.
+struct BalanceGradients {
+  std::vector<BalanceGradient> layers;
+};
+
 // Load-balancing loss of every MoE layer over a step (the MTP block's layer is the last):
 //   L = alpha E sum_i f_i P_i,   f_i = share of the (token, slot) pairs that went to expert i,  P_i = mean of prob_i
 // P runs over the global batch; f is counted over the scope of the config and has no gradient, so every valid token
@@ -33,7 +38,9 @@ struct BalanceReport {
 class BalanceLoss {
  public:
   BalanceLoss(const BalanceConfig& config, int64_t num_layers, int64_t num_experts, Communicator& world);
-  void plan(Planner& planner, int64_t num_rows);
+  void plan(Planner& planner);
+  // For micro-batches of num_rows sequences, one at a time.
+  void plan_gradients(Planner& planner, BalanceGradients& gradients, int64_t num_rows) const;
 
   // tokens_per_layer: valid tokens of the global batch that reach each layer's router.
   void begin_step(Context& ctx, const std::vector<int64_t>& tokens_per_layer);
@@ -41,10 +48,8 @@ class BalanceLoss {
   bool counts_come_first(int64_t micro_batches) const;
   // Adds the counts of one micro-batch; once per micro-batch and step.
   void count(Context& ctx, const std::vector<const RouterOutputs*>& layers);
-  // Fills d_prob of every layer for the backward of this micro-batch and adds to the step's loss. Every rank calls it.
-  void prepare_backward(Context& ctx, const std::vector<const RouterOutputs*>& layers);
-  // What this micro-batch's backward adds to the gradient of a layer's router.
-  BalanceGradient gradient(int64_t layer) const;
+  // Fills the gradients for the backward of this micro-batch and adds to the step's loss. Every rank calls it.
+  void prepare_backward(Context& ctx, BalanceGradients& gradients, const std::vector<const RouterOutputs*>& layers);
   // Sums over ranks; the counts become those of the previous step.
   BalanceReport end_step(Context& ctx);
   // For a step that is not applied: the counts of the previous step are again what they were before end_step.
@@ -60,7 +65,6 @@ class BalanceLoss {
   BalanceConfig config_;
   int64_t num_layers_, num_experts_;
   Communicator& world_;
-  std::vector<Tensor> d_prob_;
   // (layers, E): this rank, all ranks, all ranks a step ago; between steps shared_counts_ holds those of one more ago.
   Tensor step_counts_, shared_counts_, previous_counts_;
   Tensor row_counts_;                                     // (E): this micro-batch

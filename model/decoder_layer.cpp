@@ -33,22 +33,25 @@ void DecoderLayer::plan(SavedPlan& saved, DecoderLayerSaved& s, int64_t num_rows
   moe_.plan(saved, s.moe, num_rows, N, dtype);
 }
 
-void DecoderLayer::forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p,
-                           DecoderLayerSaved& s, const LayerPass& pass) const {
+Steps DecoderLayer::forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p,
+                            DecoderLayerSaved& s, const LayerPass& pass) const {
   add_rms_norm_forward(ctx, s.mixer_in, s.x, s.mixer_rstd, x, delta, p.input_norm, eps_);
   if (s.x_squares.defined()) sum_squares(ctx, s.x_squares, s.x);
   mixer_.forward(ctx, delta, s.mixer_in, p.mixer, s.mixer, pass);
   add_rms_norm_forward(ctx, s.moe_in, s.x_mid, s.moe_rstd, s.x, delta, p.post_attention_norm, eps_);
-  moe_.forward(ctx, delta, s.moe_in, p.moe, s.moe, pass);
+  co_yield Steps::Pause();
+  Steps experts = moe_.forward(ctx, delta, s.moe_in, p.moe, s.moe, pass);
+  while (experts.next()) co_yield Steps::Pause();
 }
 
-void DecoderLayer::backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g, const DecoderLayerParams& p,
-                            const DecoderLayerSaved& s, const LayerPass& pass) const {
+Steps DecoderLayer::backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g, const DecoderLayerParams& p,
+                             const DecoderLayerSaved& s, const LayerPass& pass) const {
   Scratch scratch(ctx);
   Tensor d_normed = scratch.tensor(s.x.shape(), s.x.dtype());
   if (remake_of(LayerPart::kMoe, pass.recompute) != Remake::kNothing)
     rms_norm_forward(ctx, s.moe_in, s.moe_rstd, s.x_mid, p.post_attention_norm, eps_);
-  moe_.backward(ctx, d_normed, g.moe, d_stream, s.moe_in, p.moe, s.moe, pass);
+  Steps experts = moe_.backward(ctx, d_normed, g.moe, d_stream, s.moe_in, p.moe, s.moe, pass);
+  while (experts.next()) co_yield Steps::Pause();
   add_rms_norm_backward(ctx, d_stream, g.post_attention_norm, d_normed, s.x_mid, p.post_attention_norm, s.moe_rstd);
   if (remake_of(LayerPart::kMixer, pass.recompute) != Remake::kNothing)
     rms_norm_forward(ctx, s.mixer_in, s.mixer_rstd, s.x, p.input_norm, eps_);

@@ -47,12 +47,14 @@ class DecoderLayer {
   void plan_cache(Planner& planner, MixerCache& cache, int64_t max_tokens, DType dtype) const {
     mixer_.plan_cache(planner, cache, max_tokens, dtype);
   }
+  // Both passes pause where their two halves meet, as well as in that of the experts: see MoeLayer. Of two micro-batches
+  // side by side, one then has the experts' half, much of which is waiting, while the other has the mixer's.
   //   x (N, C): stream before the layer without delta;  delta (N, C): on entry what is still to be added to x
-  void forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p, DecoderLayerSaved& s,
-               const LayerPass& pass) const;
+  Steps forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p, DecoderLayerSaved& s,
+                const LayerPass& pass) const;
   //   d_stream (N, C): on entry the gradient of the stream behind the layer, on return that of x and of delta;  g +=
-  void backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g, const DecoderLayerParams& p,
-                const DecoderLayerSaved& s, const LayerPass& pass) const;
+  Steps backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g, const DecoderLayerParams& p,
+                 const DecoderLayerSaved& s, const LayerPass& pass) const;
 
  private:
   double eps_;

@@ -30,7 +30,7 @@ std::string name_in_metrics(const Planner::Offer& offer) {
 void LayerNumbers::plan(Planner& planner) {
   taken_.clear();
   std::vector<std::string> known;
-  for (const Planner::Offer& offer : planner.offers()) {
+  for (const Planner::Offer& offer : planner.take_offers()) {
     if (std::find(known.begin(), known.end(), offer.name) == known.end()) known.push_back(offer.name);
     if (std::find(wanted_.begin(), wanted_.end(), offer.name) != wanted_.end()) taken_.push_back(offer);
   }
@@ -52,10 +52,10 @@ void LayerNumbers::begin_step() {
   micro_batches_ = 0;
 }
 
-void LayerNumbers::collect(Context& ctx) {
+void LayerNumbers::collect(Context& ctx, const LayerNumbers& other) {
   if (taken_.empty()) return;
   std::vector<double> values(taken_.size());
-  copy(ctx, Tensor::of(values.data(), values_.shape()), values_);
+  copy(ctx, Tensor::of(values.data(), values_.shape()), other.values_);
   for (size_t i = 0; i < taken_.size(); ++i)
     sums_[i] = taken_[i].kind == NumberKind::kLargest ? std::max(sums_[i], values[i]) : sums_[i] + values[i];
   ++micro_batches_;

@@ -23,14 +23,16 @@ class LayerNumbers {
   // As the layers call them: "moe/router_entropy".
   explicit LayerNumbers(std::vector<std::string> wanted = {}) : wanted_(std::move(wanted)) {}
 
-  // Takes what is wanted from the offers of a plan, and plans its memory.
+  // Takes what is wanted from what was offered to a plan since it was last asked, and plans its memory.
   // Errors: ConfigError naming what no layer offers, and what there is.
   void plan(Planner& planner);
 
   // After the plan was committed to an arena.
   void begin_step();
   // Adds those of the last forward. Waits for them, if any are wanted.
-  void collect(Context& ctx);
+  void collect(Context& ctx) { collect(ctx, *this); }
+  // The same of another model of that shape, which computes other micro-batches of the step.
+  void collect(Context& ctx, const LayerNumbers& other);
   // Of the whole step, the same on every rank, by layer: "moe/layer_03/router_entropy", "moe/mtp/router_entropy".
   // tokens_per_layer: valid tokens of the global batch that each layer saw, the MTP block's last.
   std::vector<NamedNumber> end_step(Context& ctx, Communicator& world, const std::vector<int64_t>& tokens_per_layer);

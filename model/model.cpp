@@ -61,7 +61,7 @@ void Model::set_inputs(Context& ctx, const Batch& batch) {
 }
 
 // From the embedding to the hidden states behind the final norm.
-void Model::forward_layers(Context& ctx, ModelCache* cache) {
+Steps Model::forward_layers(Context& ctx, ModelCache* cache) {
   Scratch scratch(ctx);
   Tensor delta = scratch.tensor(hidden_.shape(), dtype_), embedding = scratch.tensor(hidden_.shape(), dtype_);
   fill_zero(ctx, delta);
@@ -71,20 +71,27 @@ void Model::forward_layers(Context& ctx, ModelCache* cache) {
   for (size_t i = 0; i < layers_.size(); ++i) {
     LayerPass pass{segments_};
     if (cache) pass.cache = &cache->layers[i], pass.past_tokens = cache->num_tokens;
-    layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
+    Steps layer = layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
+    while (layer.next()) co_yield Steps::Pause();
     x = &saved_[i].x_mid;
   }
   add_rms_norm_forward(ctx, hidden_, x_final_, rstd_, *x, delta, weights_.norm, config_.rms_norm_eps);
 }
 
 void Model::forward(Context& ctx, const Batch& batch) {
+  do forward_steps(ctx, batch).run();
+  while (must_repeat(ctx));
+}
+
+Steps Model::forward_steps(Context& ctx, const Batch& batch) {
   set_inputs(ctx, batch);
-  do {
-    forward_layers(ctx, nullptr);
-    if (mtp_)
-      mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
-                    {mtp_segments_});
-  } while (exchange_.rows_were_cut(ctx));
+  Steps layers = forward_layers(ctx, nullptr);
+  while (layers.next()) co_yield Steps::Pause();
+  if (!mtp_) co_return;
+  const LayerPass pass = {mtp_segments_};
+  Steps block = mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0],
+                              mtp_saved_, pass);
+  while (block.next()) co_yield Steps::Pause();
 }
 
 void Model::forward(Context& ctx, const Batch& batch, ModelCache& cache) {
@@ -96,7 +103,7 @@ void Model::forward(Context& ctx, const Batch& batch, ModelCache& cache) {
                     " more do not fit a cache for ", cache.max_tokens);
   set_inputs(ctx, batch);
   exchange_.wait_for_counts();  // what the cache holds cannot be done again
-  forward_layers(ctx, &cache);
+  forward_layers(ctx, &cache).run();
   cache.num_tokens += num_tokens();
 }
 
@@ -108,7 +115,7 @@ void Model::plan_cache(Planner& planner, ModelCache& cache, int64_t max_tokens) 
   }
 }
 
-LossSums Model::read_loss_sums(Context& ctx) {
+LossSums Model::read_losses(Context& ctx) {
   double sums[2] = {};
   copy(ctx, Tensor::of(sums, {2}), loss_sums_);
   return {sums[0], mtp_ ? sums[1] : 0};
@@ -117,23 +124,33 @@ LossSums Model::read_loss_sums(Context& ctx) {
 LossSums Model::losses(Context& ctx) {
   lm_head_loss_forward(ctx, loss_sums_.rows(0, 1), hidden_, weights_.lm_head, targets_);
   if (mtp_) lm_head_loss_forward(ctx, loss_sums_.rows(1, 2), mtp_hidden_, weights_.lm_head, next_targets_);
-  return read_loss_sums(ctx);
+  return read_losses(ctx);
 }
 
-LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance,
+LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, const BalanceGradients& balance,
                                     const std::function<void(int64_t layer)>& left, Accumulate expert_gradients) {
+  backward_steps(ctx, scales, balance, left, expert_gradients).run();
+  return read_losses(ctx);
+}
+
+Steps Model::backward_steps(Context& ctx, LossScales scales, const BalanceGradients& balance,
+                            std::function<void(int64_t layer)> left, Accumulate expert_gradients) {
   Scratch scratch(ctx);
   Tensor d_hidden = scratch.tensor(hidden_.shape(), dtype_);
   lm_head_loss_forward_backward(ctx, loss_sums_.rows(0, 1), d_hidden, gradients_.lm_head, hidden_, weights_.lm_head,
                                 targets_, scales.lm);
 
+  Tensor d_next_embedding;
   if (mtp_) {
     const int64_t layer = num_moe_layers() - 1;
+    d_next_embedding = scratch.tensor(hidden_.shape(), dtype_);
     Tensor d_mtp_hidden = scratch.tensor(hidden_.shape(), dtype_);
     lm_head_loss_forward_backward(ctx, loss_sums_.rows(1, 2), d_mtp_hidden, gradients_.lm_head, mtp_hidden_,
                                   weights_.lm_head, next_targets_, scales.mtp);
-    mtp_->backward(ctx, d_hidden, gradients_.embed_tokens, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0], mtp_saved_,
-                   {mtp_segments_, balance.gradient(layer), expert_gradients, recompute_});
+    const LayerPass pass = {mtp_segments_, balance.layers[layer], expert_gradients, recompute_};
+    Steps block = mtp_->backward(ctx, d_hidden, d_next_embedding, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0],
+                                 mtp_saved_, pass);
+    while (block.next()) co_yield Steps::Pause();
   }
 
   Tensor d_stream = scratch.tensor(hidden_.shape(), dtype_);
@@ -141,13 +158,16 @@ LossSums Model::losses_and_backward(Context& ctx, const LossScales& scales, cons
   const auto num_layers = static_cast<int64_t>(layers_.size());
   if (left) left(num_layers);
   for (int64_t i = num_layers - 1; i >= 0; --i) {
-    layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i],
-                        {segments_, balance.gradient(i), expert_gradients, recompute_});
+    const LayerPass pass = {segments_, balance.layers[i], expert_gradients, recompute_};
+    Steps layer = layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], pass);
+    while (layer.next()) co_yield Steps::Pause();
     if (left) left(i);
+    co_yield Steps::Pause();
   }
+  // Last, both: then their order is the same whether micro-batches take turns or not.
+  if (mtp_) embedding_backward(ctx, gradients_.embed_tokens, d_next_embedding, next_tokens_);
   embedding_backward(ctx, gradients_.embed_tokens, d_stream, tokens_);
   if (left) left(-1);
-  return read_loss_sums(ctx);
 }
 
 int64_t Model::overflow_rounds() const {

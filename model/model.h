@@ -8,6 +8,7 @@
 #include "model/balance_loss.h"
 #include "model/layer_numbers.h"
 #include "model/parameter_layout.h"
+#include "model/steps.h"
 
 namespace braid {
 
@@ -58,6 +59,10 @@ class Model {
   // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs. Copies the batch,
   // which is complete.
   void forward(Context& ctx, const Batch& batch);
+  // The same in steps, beside which others may be computed: see DecoderLayer. Behind the last one asks whether it must be
+  // done again, see rows_were_cut of the exchange, which every member of the expert group must ask.
+  Steps forward_steps(Context& ctx, const Batch& batch);
+  bool must_repeat(Context& ctx) { return exchange_.rows_were_cut(ctx); }
   // The same for the next tokens of a text, one row with one document: the main model alone, which reads and brings up
   // to date what `cache` holds of the tokens before. Models of any shape may go on with one cache.   Errors: ShapeError.
   void forward(Context& ctx, const Batch& batch, ModelCache& cache);
@@ -69,9 +74,13 @@ class Model {
   // `left` is called with the number of every layer that backward has left, from the number of layers (for what lies
   // behind them) down to -1 (the embedding): see layer_of in parameter_layout.h. With `expert_gradients` kNo those of
   // the experts' weights, by far the most, are overwritten and need not be zero before.
-  LossSums losses_and_backward(Context& ctx, const LossScales& scales, const BalanceLoss& balance,
+  LossSums losses_and_backward(Context& ctx, const LossScales& scales, const BalanceGradients& balance,
                                const std::function<void(int64_t layer)>& left = {},
                                Accumulate expert_gradients = Accumulate::kYes);
+  // The same in steps, and behind the last, read_losses.
+  Steps backward_steps(Context& ctx, LossScales scales, const BalanceGradients& balance,
+                       std::function<void(int64_t layer)> left, Accumulate expert_gradients);
+  LossSums read_losses(Context& ctx);
 
   // Of the memory that its exchange of rows took beside activations and scratch; see ExpertExchange.
   int64_t window_bytes() const { return exchange_.window_bytes(); }
@@ -86,9 +95,8 @@ class Model {
   const Tensor& mtp_hidden() const { return mtp_hidden_; }
 
  private:
-  void forward_layers(Context& ctx, ModelCache* cache);
+  Steps forward_layers(Context& ctx, ModelCache* cache);
   void set_inputs(Context& ctx, const Batch& batch);
-  LossSums read_loss_sums(Context& ctx);
 
   ModelConfig config_;
   int64_t num_rows_, row_tokens_;

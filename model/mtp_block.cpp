@@ -27,33 +27,33 @@ void MtpBlock::plan(SavedPlan& saved, MtpBlockSaved& s, int64_t num_rows, int64_
   layer_.plan(saved, s.layer, num_rows, N, dtype);
 }
 
-void MtpBlock::forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens,
-                       const Tensor& embed_table, const MtpBlockParams& p, MtpBlockSaved& s,
-                       const LayerPass& pass) const {
+Steps MtpBlock::forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens,
+                        const Tensor& embed_table, const MtpBlockParams& p, MtpBlockSaved& s,
+                        const LayerPass& pass) const {
   Scratch scratch(ctx);
   s.hidden = hidden;
-  s.next_tokens = next_tokens;
   embedding_forward(ctx, s.embedding, next_tokens, embed_table);
   mtp_inputs_forward(ctx, s.inputs, s.embedding, hidden, p.inputs, eps_);
   linear_forward(ctx, s.x, s.inputs.joined, p.fc);
   Tensor delta = scratch.tensor(s.x.shape(), s.x.dtype());
   fill_zero(ctx, delta);
-  layer_.forward(ctx, delta, s.x, p.layer, s.layer, pass);
+  Steps layer = layer_.forward(ctx, delta, s.x, p.layer, s.layer, pass);
+  while (layer.next()) co_yield Steps::Pause();
   add_rms_norm_forward(ctx, out, s.x_final, s.rstd, s.layer.x_mid, delta, p.norm, eps_);
 }
 
-void MtpBlock::backward(Context& ctx, Tensor d_hidden, Tensor d_embed_table, MtpBlockParams& g, const Tensor& d_out,
-                        const MtpBlockParams& p, const MtpBlockSaved& s, const LayerPass& pass) const {
+Steps MtpBlock::backward(Context& ctx, Tensor d_hidden, Tensor d_embedding, MtpBlockParams& g, const Tensor& d_out,
+                         const MtpBlockParams& p, const MtpBlockSaved& s, const LayerPass& pass) const {
   Scratch scratch(ctx);
   Tensor d_stream = scratch.tensor(s.x.shape(), s.x.dtype());
   Tensor d_joined = scratch.tensor(s.inputs.joined.shape(), s.x.dtype());
-  Tensor d_embedding = scratch.tensor(s.embedding.shape(), s.x.dtype());
   rms_norm_backward(ctx, d_stream, g.norm, d_out, s.x_final, p.norm, s.rstd);
-  layer_.backward(ctx, d_stream, g.layer, p.layer, s.layer, pass);
+  Steps layer = layer_.backward(ctx, d_stream, g.layer, p.layer, s.layer, pass);
+  while (layer.next()) co_yield Steps::Pause();
+  co_yield Steps::Pause();
   linear_backward_weight(ctx, g.fc, d_stream, s.inputs.joined);
   linear_backward_input(ctx, d_joined, d_stream, p.fc);
   mtp_inputs_backward(ctx, d_embedding, d_hidden, g.inputs, d_joined, s.embedding, s.hidden, s.inputs, p.inputs);
-  embedding_backward(ctx, d_embed_table, d_embedding, s.next_tokens);
 }
 
 }  // namespace braid

@@ -23,7 +23,7 @@ struct MtpBlockParams {
 };
 
 struct MtpBlockSaved {
-  Tensor hidden, next_tokens;  // (N, C), (N) I64: what forward read; views, not copies
+  Tensor hidden;  // (N, C)  what forward read: a view, not a copy
   Tensor embedding;  // (N, C)  of the next token
   MtpInputs inputs;
   Tensor x;  // (N, C)  into the layer
@@ -42,11 +42,12 @@ class MtpBlock {
   static double multiply_adds(const ModelConfig& c, int64_t document_tokens);
   void plan(SavedPlan& saved, MtpBlockSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
   //   out, hidden (N, C);  next_tokens (N) I64;  embed_table (V, C);  tokens and segments as in MtpView
-  void forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens, const Tensor& embed_table,
-               const MtpBlockParams& p, MtpBlockSaved& s, const LayerPass& pass) const;
-  //   d_hidden, d_embed_table, g +=
-  void backward(Context& ctx, Tensor d_hidden, Tensor d_embed_table, MtpBlockParams& g, const Tensor& d_out,
-                const MtpBlockParams& p, const MtpBlockSaved& s, const LayerPass& pass) const;
+  // Both passes pause where those of its layer do.
+  Steps forward(Context& ctx, Tensor out, const Tensor& hidden, const Tensor& next_tokens, const Tensor& embed_table,
+                const MtpBlockParams& p, MtpBlockSaved& s, const LayerPass& pass) const;
+  //   d_hidden, g +=;  d_embedding (N, C) of the next tokens, overwritten
+  Steps backward(Context& ctx, Tensor d_hidden, Tensor d_embedding, MtpBlockParams& g, const Tensor& d_out,
+                 const MtpBlockParams& p, const MtpBlockSaved& s, const LayerPass& pass) const;
 
  private:
   double eps_;

@@ -71,7 +71,7 @@ class NcclCommunicator final : public Communicator {
     host_->broadcast(cpu_, Tensor(&id, DType::kU8, {int64_t{sizeof id}}), 0);
     check_nccl(ncclCommInitRank(&comm_, host_->size(), id, host_->rank()), "ncclCommInitRank");
     one_host_ = names_of_hosts_agree(*host_);
-    auto& health_checks = ctx.gpu().health_checks;
+    auto& health_checks = *ctx.gpu().health_checks;
     health_check_ = health_checks.insert(health_checks.end(), [comm = comm_] {
       ncclResult_t state = ncclSuccess;
       check_nccl(ncclCommGetAsyncError(comm, &state), "ncclCommGetAsyncError");
@@ -84,7 +84,7 @@ class NcclCommunicator final : public Communicator {
     });
   }
   ~NcclCommunicator() override {
-    ctx_.gpu().health_checks.erase(health_check_);
+    ctx_.gpu().health_checks->erase(health_check_);
     ncclCommAbort(comm_);  // ends what is in flight; after an orderly end there is nothing
   }
 

@@ -59,11 +59,11 @@ class CudaPeerWindows final : public PeerWindows {
     for (cudaStream_t* stream : {&stream_, &watch_})
       check_cuda(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
     check_cuda(cudaEventCreateWithFlags(&reached_, cudaEventDisableTiming), "cudaEventCreate");
-    gpu_.health_checks.push_back([this] { look_for_late_ranks(); });
-    health_check_ = std::prev(gpu_.health_checks.end());
+    gpu_.health_checks->push_back([this] { look_for_late_ranks(); });
+    health_check_ = std::prev(gpu_.health_checks->end());
   }
   ~CudaPeerWindows() override {
-    gpu_.health_checks.erase(health_check_);
+    gpu_.health_checks->erase(health_check_);
     stop_waiting();
     cudaEventDestroy(reached_);
     cudaStreamDestroy(watch_);
@@ -187,7 +187,7 @@ class CudaPeerWindows final : public PeerWindows {
   std::chrono::steady_clock::time_point watched_since_;
   cudaStream_t stream_ = nullptr, watch_ = nullptr;
   cudaEvent_t reached_ = nullptr;
-  std::list<std::function<void()>>::iterator health_check_;
+  cuda::Gpu::HealthChecks::iterator health_check_;
 };
 
 }  // namespace

@@ -11,6 +11,7 @@ namespace braid {
 struct ParallelConfig {
   int64_t expert = 1;            // EP: ranks that share the experts of a layer between them
   double max_rows_factor = 1.5;  // expert rows that a rank holds at a time, by their mean; 0: all there can be
+  int64_t micro_batches_in_flight = 1;
   int64_t bucket_elements = int64_t{32} << 20;  // gradients are reduced in parts of at least so many; 0: all at once
 
   template <class Visit>
@@ -18,6 +19,9 @@ struct ParallelConfig {
     key("expert", expert, "ranks that share the experts of every layer (divides the ranks and num_experts)");
     key("max_rows_factor", max_rows_factor,
         "expert rows that a rank holds at a time, as a multiple of the mean; more take rounds; 0 = all there can be");
+    key("micro_batches_in_flight", micro_batches_in_flight,
+        "micro-batches computed side by side, 1 or 2: with two, one computes while the other's rows travel between ranks; "
+        "takes the activations of both, changes no bit");
     key("bucket_elements", bucket_elements,
         "gradients are reduced in parts of at least so many elements, while backward goes on; 0 = all at once");
   }

@@ -77,7 +77,7 @@ Results compute(Context& ctx, TrainingState& state, const RunConfig& config, con
   state.balance.begin_step(ctx, tokens_per_layer(model, batch.counts));
   model.forward(ctx, batch);
   state.balance.count(ctx, model.routers());
-  state.balance.prepare_backward(ctx, model.routers());
+  state.balance.prepare_backward(ctx, state.balance_gradients, model.routers());
   r.dtype = model.hidden().dtype();
   r.hidden = on_host(ctx, model.hidden());
   if (model.has_mtp()) r.mtp_hidden = on_host(ctx, model.mtp_hidden());
@@ -97,7 +97,7 @@ Results compute(Context& ctx, TrainingState& state, const RunConfig& config, con
     r.losses.push_back(loss);
     r.tokens_of_losses.push_back(t);
   }
-  const LossSums sums = model.losses_and_backward(ctx, loss_scales(batch.counts, config.mtp), state.balance);
+  const LossSums sums = model.losses_and_backward(ctx, loss_scales(batch.counts, config.mtp), state.balance_gradients);
   r.losses.push_back(sums.lm);
   r.losses.push_back(sums.mtp);
   model.gradients().visit(config.model, [&](const std::string& name, Tensor& tensor, const Shape&, Owner owner, Init,

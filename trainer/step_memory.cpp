@@ -47,7 +47,7 @@ MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, co
   MemoryEstimate memory = memory_without_scratch(config, mesh);
   if (!where.on_cuda() && config.precision == Precision::kBf16) return memory;  // no CPU computes in it
   TrainingState counted(config, mesh);  // what counting leaves behind is no state of a run
-  counted.parameters.bind(counted.model.weights(), counted.model.gradients());
+  counted.bind();
   Context counter = where.counter();
   for (const int64_t tokens : {config.train.seq_length, int64_t{1}}) {
     const StepBatches batches = batches_of_documents(config, tokens);
@@ -56,7 +56,8 @@ MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, co
     counted.model.losses(counter);
   }
   memory.scratch = counter.scratch_peak_bytes();
-  memory.windows = counted.model.window_bytes();
+  memory.second_scratch = counter.scratch_peak_bytes() - counter.own_scratch_peak_bytes();
+  for (const auto& lane : counted.lanes) memory.windows += lane->model.window_bytes();
   if (where.on_cuda()) memory.libraries = library_bytes(mesh.size());
   else if (config.checkpoint.in_background()) memory.saving = CheckpointSaver::copy_bytes(counted.slices());
   return memory;

@@ -28,6 +28,28 @@ std::vector<int64_t> tokens_per_layer(const Model& model, const TokenCounts& cou
   return tokens;
 }
 
+namespace {
+
+// Micro-batches side by side: each with what is its own.
+struct InFlight {
+  Context& ctx;
+  TrainingState::Lane& lane;
+  const Batch& batch;
+};
+
+void forward(std::span<InFlight> in_flight) {
+  std::vector<InFlight*> left;
+  for (InFlight& one : in_flight) left.push_back(&one);
+  while (!left.empty()) {
+    std::vector<StepsOn> passes;
+    for (InFlight* one : left) passes.push_back({&one->ctx, one->lane.model.forward_steps(one->ctx, one->batch)});
+    run_side_by_side(passes);
+    std::erase_if(left, [](InFlight* one) { return !one->lane.model.must_repeat(one->ctx); });
+  }
+}
+
+}  // namespace
+
 StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& batches, const ProcessMesh& mesh,
                       const RunConfig& c, int64_t step, const SpikeRule* spikes) {
   Model& model = state.model;
@@ -38,31 +60,61 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
 
   parameters.zero_gradients(ctx, Accumulate::kNo);  // the first micro-batch writes the experts'
   balance.begin_step(ctx, tokens_per_layer(model, counts));
-  const bool counts_first = balance.counts_come_first(static_cast<int64_t>(batches.micro_batches.size()));
-  if (counts_first) {
-    for (const Batch& batch : batches.micro_batches) {
-      model.forward(ctx, batch);
-      balance.count(ctx, model.routers());
+  // Micro-batches that are computed side by side. While operators are timed, one by one.
+  const auto num_micro_batches = static_cast<int64_t>(batches.micro_batches.size());
+  const auto most = ctx.profile() ? 1 : std::ssize(state.lanes);
+  auto in_flight_from = [&](int64_t first) {
+    std::vector<InFlight> in_flight;
+    for (int64_t i = 0; i < std::min(most, num_micro_batches - first); ++i) {
+      in_flight.push_back({i == 0 ? ctx : ctx.second(), *state.lanes[i], batches.micro_batches[first + i]});
+      in_flight.back().ctx.wait_for(ctx);
     }
+    return in_flight;
+  };
+
+  const bool counts_first = balance.counts_come_first(num_micro_batches);
+  auto count = [&](InFlight& one) {
+    ctx.wait_for(one.ctx);
+    balance.count(ctx, one.lane.model.routers());
+  };
+  for (int64_t first = 0; counts_first && first < num_micro_batches; first += most) {
+    std::vector<InFlight> in_flight = in_flight_from(first);
+    forward(in_flight);
+    std::ranges::for_each(in_flight, count);
   }
 
   LossSums sums;
   int64_t overflow_rounds = 0;
-  model.numbers().begin_step();
-  for (const Batch& batch : batches.micro_batches) {
-    model.forward(ctx, batch);
-    if (!counts_first) balance.count(ctx, model.routers());
-    balance.prepare_backward(ctx, model.routers());
-    const bool is_first = &batch == &batches.micro_batches.front(), is_last = &batch == &batches.micro_batches.back();
-    const auto left = [&](int64_t layer) {
-      if (is_last) parameters.reduce_complete_gradients(ctx, layer);
-    };
-    const LossSums micro =
-        model.losses_and_backward(ctx, scales, balance, left, is_first ? Accumulate::kNo : Accumulate::kYes);
-    sums.lm += micro.lm;
-    sums.mtp += micro.mtp;
-    overflow_rounds += model.overflow_rounds();
-    model.numbers().collect(ctx);
+  LayerNumbers& numbers = model.numbers();
+  for (auto& lane : state.lanes) lane->model.numbers().begin_step();
+  for (int64_t first = 0; first < num_micro_batches; first += most) {
+    std::vector<InFlight> in_flight = in_flight_from(first);
+    forward(in_flight);
+    for (InFlight& one : in_flight) {
+      if (counts_first) ctx.wait_for(one.ctx);
+      else count(one);
+      balance.prepare_backward(ctx, one.lane.balance, one.lane.model.routers());
+    }
+    // Their gradients are added in their order, for each waits for the one before it.
+    std::vector<StepsOn> passes;
+    for (InFlight& one : in_flight) {
+      one.ctx.wait_for(ctx);
+      const bool is_first = &one.batch == &batches.micro_batches.front();
+      std::function<void(int64_t)> left;
+      if (&one.batch == &batches.micro_batches.back())
+        left = [&](int64_t layer) { parameters.reduce_complete_gradients(ctx, one.ctx, layer); };
+      passes.push_back({&one.ctx, one.lane.model.backward_steps(one.ctx, scales, one.lane.balance, left,
+                                                                is_first ? Accumulate::kNo : Accumulate::kYes)});
+    }
+    run_side_by_side(passes);
+    for (InFlight& one : in_flight) {
+      ctx.wait_for(one.ctx);
+      const LossSums micro = one.lane.model.read_losses(ctx);
+      sums.lm += micro.lm;
+      sums.mtp += micro.mtp;
+      overflow_rounds += one.lane.model.overflow_rounds();
+      numbers.collect(ctx, one.lane.model.numbers());
+    }
   }
 
   const double lm = ctx.counts_only() ? sums.lm : with_fault("loss", sums.lm);  // the count is no step
@@ -73,7 +125,7 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
   result.loss_mtp = ratio(all_sums[1], counts.mtp_targets);
   result.overflow_rounds = static_cast<int64_t>(all_sums[2]);
   result.balance = balance.end_step(ctx);
-  result.numbers = model.numbers().end_step(ctx, mesh.world(), tokens_per_layer(model, counts));
+  result.numbers = numbers.end_step(ctx, mesh.world(), tokens_per_layer(model, counts));
   result.tokens = counts.tokens;
 
   parameters.reduce_gradients(ctx);

@@ -1,5 +1,7 @@
 #include "trainer/training_state.h"
 
+#include <algorithm>
+
 #include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
 #include "model/initial_weights.h"
@@ -12,12 +14,25 @@ namespace {
 
 constexpr const char* kBalanceTensor = "balance/previous_counts";
 
+std::vector<std::unique_ptr<TrainingState::Lane>> lanes_of(const RunConfig& config, const ProcessMesh& mesh) {
+  std::vector<std::unique_ptr<TrainingState::Lane>> lanes;
+  const int64_t micro_batches = config.train.global_batch_size / (config.train.micro_batch_size * mesh.size());
+  const int64_t in_flight = std::clamp<int64_t>(micro_batches, 1, config.parallel.micro_batches_in_flight);
+  for (int64_t i = 0; i < in_flight; ++i)
+    lanes.push_back(std::unique_ptr<TrainingState::Lane>(new TrainingState::Lane{
+        Model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
+              dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor,
+              config.memory.recompute),
+        {}}));
+  return lanes;
+}
+
 }  // namespace
 
 TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
-    : model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
-            dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor,
-            config.memory.recompute),
+    : lanes(lanes_of(config, mesh)),
+      model(lanes.front()->model),
+      balance_gradients(lanes.front()->balance),
       parameters(ParameterLayout(config.model, config.mtp, mesh, config.parallel.bucket_elements,
                                  Optimizer::whole_matrices(config.optimizer)),
                  mesh, dtype_of_precision(config.precision), config.optimizer.gradient_dtype),
@@ -27,11 +42,15 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
       mesh_(mesh) {
   parameters.plan(plan_.weights, plan_.gradients, plan_.optimizer);
   optimizer.plan(plan_.optimizer);
-  model.plan_activations(plan_.activations);
-  balance.plan(plan_.activations, config.train.micro_batch_size);
   std::vector<std::string> of_layers = config.log.metrics;
   std::erase(of_layers, LogSection::kGradNorms);
-  model.want_numbers(of_layers, plan_.activations);
+  for (auto& lane : lanes) {
+    if (lane != lanes.front()) plan_.activations.begin_other_shared();
+    lane->model.plan_activations(plan_.activations);
+    lane->model.want_numbers(of_layers, plan_.activations);
+    balance.plan_gradients(plan_.activations, lane->balance, config.train.micro_batch_size);
+  }
+  balance.plan(plan_.activations);
 }
 
 void TrainingState::allocate(Context& ctx) {
@@ -45,8 +64,13 @@ void TrainingState::allocate(Context& ctx) {
   gradients_ = Arena("gradients", plan_.gradients, device);
   optimizer_state_ = Arena("optimizer state", plan_.optimizer, device);
   activations_ = Arena("activations", plan_.activations, device);
-  ctx.reserve_scratch(needs_.scratch.value_or(0));
-  parameters.bind(model.weights(), model.gradients());
+  ctx.reserve_scratch(needs_.scratch.value_or(0) - needs_.second_scratch);
+  if (lanes.size() > 1) ctx.second().reserve_scratch(needs_.second_scratch);
+  bind();
+}
+
+void TrainingState::bind() {
+  for (auto& lane : lanes) parameters.bind(lane->model.weights(), lane->model.gradients());
 }
 
 void TrainingState::initialize(Context& ctx) {

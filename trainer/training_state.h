@@ -33,6 +33,7 @@ class TrainingState {
   // With the scratch of a step, and on a GPU only if everything fits what is free.   Errors: OutOfMemoryError, there with
   // the table of what is needed.
   void allocate(Context& ctx);
+  void bind();  // of it: weights and gradients to the models
 
   void initialize(Context& ctx);  // weights from the seed, moments and counts 0
   // Everything, from any layout; every rank reads what it is to keep, then they gather the weights. `reader` was opened
@@ -43,7 +44,16 @@ class TrainingState {
   void load_weights(Context& ctx, const WeightSource& source);
   std::vector<CheckpointSlice> slices();  // what this rank stores
 
-  Model model;
+  // What a micro-batch needs of its own while others are computed beside it. All models have the same weights and
+  // gradients.
+  struct Lane {
+    Model model;
+    BalanceGradients balance;
+  };
+  // As many as there are micro-batches in flight; one serves whatever is computed alone.
+  std::vector<std::unique_ptr<Lane>> lanes;
+  Model& model;                       // of the first lane
+  BalanceGradients& balance_gradients;  // of the first lane
   ShardedParameters parameters;
   Optimizer optimizer;
   BalanceLoss balance;

@@ -26,6 +26,16 @@ void Planner::add_shared(const std::string& name, Tensor& slot, Shape shape, DTy
   most_shared_bytes_ = std::max(most_shared_bytes_, shared_bytes_);
 }
 
+void Planner::begin_other_shared() {
+  for (Entry& entry : entries_) {
+    if (!entry.shared) continue;
+    entry.offset_bytes += own_bytes_;
+    entry.shared = false;
+  }
+  own_bytes_ += most_shared_bytes_;
+  shared_bytes_ = most_shared_bytes_ = 0;
+}
+
 Arena::Arena(const std::string& purpose, Planner& plan, Device device) : bytes_(plan.total_bytes()) {
   if (bytes_ == 0) return;
   block_ = allocate_memory(device, bytes_);

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/core/tensor.h"
@@ -48,6 +49,8 @@ class Planner {
   // what was added so before. Behind everything else there is room for the most that is added at a time.
   void begin_shared() { shared_bytes_ = 0; }
   void add_shared(const std::string& name, Tensor& slot, Shape shape, DType dtype);
+  // What is shared from now on gets memory of its own: of a computation that runs beside those so far.
+  void begin_other_shared();
 
   // A number that a layer can tell about every micro-batch. Whoever wants it makes `slot` a (1) F64 tensor, which the
   // layer's forward overwrites; else the slot stays undefined, and forward leaves the number out.
@@ -63,7 +66,7 @@ class Planner {
   }
 
   const std::vector<Entry>& entries() const { return entries_; }
-  const std::vector<Offer>& offers() const { return offers_; }
+  std::vector<Offer> take_offers() { return std::exchange(offers_, {}); }
   int64_t total_bytes() const { return own_bytes_ + most_shared_bytes_; }
   int64_t shared_bytes() const { return most_shared_bytes_; }  // of them
   int64_t offset_of(const Entry& entry) const { return entry.offset_bytes + (entry.shared ? own_bytes_ : 0); }

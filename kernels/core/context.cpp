@@ -12,6 +12,7 @@ constexpr int64_t kMinBlockBytes = int64_t{1} << 20;
 
 namespace cuda {
 std::shared_ptr<Gpu> open_gpu(int device_index);
+std::shared_ptr<Gpu> open_second(Gpu& first);
 std::shared_ptr<Gpu> describe_gpu(const GpuModel& model);
 int index_of(const Gpu& gpu);
 void synchronize(Gpu& gpu);
@@ -73,8 +74,17 @@ Context& Context::side() {
   return *this;
 }
 
+Context& Context::second() {
+  if (second_) return *second_;
+  second_ = std::make_shared<Context>(counts_only_ ? counter() : Context::cpu());
+  if constexpr (kWithCuda) {
+    if (on_cuda() && !counts_only_) second_->gpu_ = cuda::open_second(*gpu_);
+  }
+  return *second_;
+}
+
 void Context::wait_for(Context& other) {
-  if (counts_only_) return;
+  if (counts_only_ || &other == this) return;
   if constexpr (kWithCuda) {
     if (on_cuda()) cuda::wait_for(*gpu_, *other.gpu_);
   }
@@ -98,7 +108,7 @@ void Context::add_block(int64_t bytes) {
 int64_t Context::scratch_reserved_bytes() const {
   int64_t sum = 0;
   for (const Block& block : blocks_) sum += block.bytes;
-  return sum;
+  return sum + (second_ ? second_->scratch_reserved_bytes() : 0);
 }
 
 std::byte* Context::push(int64_t bytes) {

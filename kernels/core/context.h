@@ -41,8 +41,11 @@ class Context {
   // A second queue of the same device with scratch memory of its own, for what may run beside this one, such as the
   // transfers between ranks: on a GPU another stream, on the CPU the context itself. Always the same one.
   Context& side();
-  // What is enqueued here from now on runs after everything that `other` (this context's side, or the other way round)
-  // was given so far.
+  // One like this, with scratch memory of its own, for a computation that runs beside what this one is given. Always the
+  // same one; what it takes is counted here too.
+  Context& second();
+  // What is enqueued here from now on runs after everything that `other` (this context's side or second, or the other
+  // way round) was given so far.
   void wait_for(Context& other);
 
   // Waits until everything that was enqueued has run.   Errors: EnvironmentError if a kernel failed.
@@ -55,8 +58,9 @@ class Context {
   // Takes this much scratch in one block, so that operators that need no more of it take no memory of their own. Only
   // while no scratch is in use.   Errors: OutOfMemoryError.
   void reserve_scratch(int64_t bytes);
-  // Most scratch bytes that were in use at one time.
-  int64_t scratch_peak_bytes() const { return peak_bytes_; }
+  // Most scratch bytes that were in use at one time: here, and with those of the second.
+  int64_t own_scratch_peak_bytes() const { return peak_bytes_; }
+  int64_t scratch_peak_bytes() const { return peak_bytes_ + (second_ ? second_->peak_bytes_ : 0); }
   // What was taken for it.
   int64_t scratch_reserved_bytes() const;
 
@@ -71,7 +75,7 @@ class Context {
   std::byte* push(int64_t bytes);
 
   std::shared_ptr<cuda::Gpu> gpu_;
-  std::shared_ptr<Context> side_;
+  std::shared_ptr<Context> side_, second_;
   Profile* profile_ = nullptr;
   bool counts_only_ = false;
   std::vector<Block> blocks_;  // a stack; blocks are kept, so a step after the first allocates nothing

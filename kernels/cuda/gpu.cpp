@@ -1,5 +1,6 @@
 #include "kernels/cuda/gpu.h"
 
+#include <cstdlib>
 #include <exception>
 
 #include "kernels/build_config.h"
@@ -12,6 +13,10 @@ namespace cuda {
 std::string why_no_gpu();  // below; Context asks it too
 
 namespace {
+
+// Streams share 8 queues of the GPU unless the driver is told of more before it starts, and what waits for other ranks at
+// the head of a queue would hold up what others wait for.
+void want_a_queue_per_stream() { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0); }
 
 // Errors after which the context answers nothing else any more.
 bool has_lost_device(cudaError_t error) {
@@ -57,6 +62,7 @@ void check_cublas(cublasStatus_t result, const char* call) {
 void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), kernel); }
 
 Gpu::Gpu(int index) : device_index(index) {
+  want_a_queue_per_stream();
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
   check<EnvironmentError>(found == cudaSuccess && count > 0, "no NVIDIA GPU can be used: ", why_no_gpu());
@@ -92,6 +98,12 @@ Gpu::~Gpu() {
 
 std::shared_ptr<Gpu> open_gpu(int device_index) { return std::make_shared<Gpu>(device_index); }
 
+std::shared_ptr<Gpu> open_second(Gpu& first) {
+  auto second = open_gpu(first.device_index);
+  second->health_checks = first.health_checks;
+  return second;
+}
+
 std::shared_ptr<Gpu> describe_gpu(const GpuModel& model) { return std::make_shared<Gpu>(model); }
 
 int index_of(const Gpu& gpu) { return gpu.device_index; }
@@ -102,16 +114,17 @@ void wait_for(Gpu& gpu, Gpu& other) {
 }
 
 void synchronize(Gpu& gpu) {
-  if (!gpu.health_checks.empty()) {
+  if (!gpu.health_checks->empty()) {
     for (int64_t turn = 0; cudaStreamQuery(gpu.stream) == cudaErrorNotReady; ++turn) {
       if (turn % 1024 == 0)
-        for (const auto& health_check : gpu.health_checks) health_check();
+        for (const auto& health_check : *gpu.health_checks) health_check();
     }
   }
   check_cuda(cudaStreamSynchronize(gpu.stream), "cudaStreamSynchronize");
 }
 
 int num_gpus() {
+  want_a_queue_per_stream();
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }

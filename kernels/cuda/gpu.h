@@ -36,9 +36,10 @@ struct Gpu {
   cublasLtHandle_t cublas = nullptr;
   std::shared_ptr<std::byte> cublas_workspace;
   int64_t cublas_workspace_bytes = 0;
-  // Called again and again while the host waits for the stream; one throws if what is waited for can never come. Who
-  // puts one here takes it out before what it looks at is gone.
-  std::list<std::function<void()>> health_checks;
+  // Called again and again while the host waits for a stream; one throws if what is waited for can never come. Who puts
+  // one here takes it out before what it looks at is gone. A context and its second have the same.
+  using HealthChecks = std::list<std::function<void()>>;
+  std::shared_ptr<HealthChecks> health_checks = std::make_shared<HealthChecks>();
 };
 
 inline cudaStream_t stream_of(const Context& ctx) { return ctx.gpu().stream; }

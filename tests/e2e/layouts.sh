@@ -53,6 +53,22 @@ for layout in 1:1:8 2:1:2 2:2:4 4:1:2 4:2:1 4:4:2; do
   pass "fp32, $ranks ranks, expert parallel $expert: two runs have the same bits; first step within 3e-6 of one rank"
 done
 
+# two micro-batches side by side leave the bits of one after the other: of losses, numbers about layers, weights and moments
+for layout in 0:1:2:8 2:2:1:8 4:2:1:8 1:1:2:6; do
+  IFS=: read -r ranks expert micro global <<<"$layout"
+  common=(run.steps=4 train.micro_batch_size="$micro" train.global_batch_size="$global" parallel.expert="$expert" "log.metrics=[grad_norm, hidden/rms, moe/router_entropy]")
+  for extra in balance.counts=exact "balance.scope=sequence memory.recompute=layer"; do
+    rm -rf "$WORK/alone" "$WORK/beside"
+    # shellcheck disable=SC2086
+    train "$ranks" "$WORK/alone" "${common[@]}" $extra
+    # shellcheck disable=SC2086
+    train "$ranks" "$WORK/beside" "${common[@]}" $extra parallel.micro_batches_in_flight=2
+    same_numbers "$WORK/alone" "$WORK/beside" "micro-batches side by side, $layout, $extra"
+    "$BRAID" ckpt diff "$WORK/alone" "$WORK/beside" >/dev/null || fail "micro-batches side by side, $layout, $extra: other weights or moments"
+    pass "fp32, $ranks ranks, expert parallel $expert, $((global / (micro * (ranks > 0 ? ranks : 1)))) micro-batches, $extra: side by side they leave the same bits"
+  done
+done
+
 # the thread count is no layout at all
 OMP_NUM_THREADS=1 train 0 "$WORK/threads-1" run.steps=5
 OMP_NUM_THREADS=3 train 0 "$WORK/threads-3" run.steps=5

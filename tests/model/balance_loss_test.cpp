@@ -27,11 +27,13 @@ Routed route(const Tensor& logits, int64_t num_rows) {
 struct Balance {
   std::unique_ptr<Communicator> world = make_local_communicator();
   BalanceLoss loss;
+  BalanceGradients gradients;
   Arena memory;
   Balance(BalanceScope scope, BalanceCounts counts, int64_t num_rows)
       : loss({scope, counts, 0.5, 0}, 1, kExperts, *world) {
     Planner plan;
-    loss.plan(plan, num_rows);
+    loss.plan(plan);
+    loss.plan_gradients(plan, gradients, num_rows);
     memory = Arena("balance", plan);
   }
 };
@@ -53,8 +55,8 @@ StepOutcome run_step(Balance& b, const Tensor& logits, int64_t num_rows, int64_t
   Tensor d_logits = zeros_f64(logits.shape());
   for (int64_t i = 0; i < micro_batches; ++i) {
     if (!first) b.loss.count(ctx, {&micro[i].out});
-    b.loss.prepare_backward(ctx, {&micro[i].out});
-    router_backward(ctx, d_logits.rows(i * n, (i + 1) * n), zeros_f64({n, kChosen}), b.loss.gradient(0).d_prob, 0, micro[i].out,
+    b.loss.prepare_backward(ctx, b.gradients, {&micro[i].out});
+    router_backward(ctx, d_logits.rows(i * n, (i + 1) * n), zeros_f64({n, kChosen}), b.gradients.layers[0].d_prob, 0, micro[i].out,
                     micro[i].segments, GateNorm::kTopK);
   }
   return {d_logits, b.loss.end_step(ctx).loss};
@@ -134,7 +136,7 @@ TEST(BalanceLoss, ReportsLoadAndDeadExperts) {
   b.loss.begin_step(ctx, {4});
   const Routed r = route(logits, 1);
   b.loss.count(ctx, {&r.out});
-  b.loss.prepare_backward(ctx, {&r.out});
+  b.loss.prepare_backward(ctx, b.gradients, {&r.out});
   const BalanceReport report = b.loss.end_step(ctx);
   ASSERT_EQ(report.loads.size(), 1u);
   EXPECT_EQ(report.loads[0].max_over_mean, 3);

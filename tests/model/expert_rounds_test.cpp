@@ -38,6 +38,7 @@ struct RankModel {
   ParameterLayout layout;
   Model model;
   BalanceLoss balance;
+  BalanceGradients balance_gradients;
   std::vector<Tensor> weights, gradients;
   Arena memory;
 
@@ -51,7 +52,8 @@ struct RankModel {
     layout.plan_weights(plan, weights, dtype);
     layout.plan_gradients(plan, gradients, wide_dtype(dtype));
     model.plan_activations(plan);
-    balance.plan(plan, kRows);
+    balance.plan(plan);
+    balance.plan_gradients(plan, balance_gradients, kRows);
     memory = Arena("a model in rounds", plan, ctx.device());
     layout.bind(model.weights(), weights);
     layout.bind(model.gradients(), gradients);
@@ -90,8 +92,8 @@ struct RankModel {
       const LossSums alone = model.losses(ctx);
       balance.begin_step(ctx, std::vector<int64_t>(model.num_moe_layers(), batch.counts.tokens));
       balance.count(ctx, model.routers());
-      balance.prepare_backward(ctx, model.routers());
-      const LossSums sums = model.losses_and_backward(ctx, {1 / tokens, 0.3 / tokens}, balance, {},
+      balance.prepare_backward(ctx, balance_gradients, model.routers());
+      const LossSums sums = model.losses_and_backward(ctx, {1 / tokens, 0.3 / tokens}, balance_gradients, {},
                                                       micro == 0 ? Accumulate::kNo : Accumulate::kYes);
       losses.insert(losses.end(), {alone.lm, alone.mtp, sums.lm, sums.mtp});
     }

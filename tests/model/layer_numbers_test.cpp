@@ -98,7 +98,7 @@ TEST(LayerNumbers, EqualADirectComputation) {
   double largest = -1e300, squares = 0, entropy = 0;
   for (uint64_t micro = 0; micro < 2; ++micro) {
     Tensor delta = zeros_f64({N, C});
-    layer.forward(ctx, delta, random_f64({N, C}, 10 + micro, 2), weights, saved, {segments});
+    layer.forward(ctx, delta, random_f64({N, C}, 10 + micro, 2), weights, saved, {segments}).run();
     numbers.collect(ctx);
     squares += dot(saved.x, saved.x);
     for (int64_t n = 0; n < N; ++n)

@@ -51,8 +51,8 @@ void backward(TinyModel& t, const Batch& batch, const TokenCounts& counts,
   t.model.forward(t.ctx, batch);
   t.balance.begin_step(t.ctx, t.tokens_per_layer(counts));
   t.balance.count(t.ctx, t.model.routers());
-  t.balance.prepare_backward(t.ctx, t.model.routers());
-  t.model.losses_and_backward(t.ctx, t.scales(counts), t.balance, {}, expert_gradients);
+  t.balance.prepare_backward(t.ctx, t.balance_gradients, t.model.routers());
+  t.model.losses_and_backward(t.ctx, t.scales(counts), t.balance_gradients, {}, expert_gradients);
 }
 
 // Every parameter tensor: central differences of a few of its elements in double.
@@ -173,7 +173,7 @@ TEST(ModelGradient, HasTheSameBitsWhateverIsMadeAgain) {
       expect_same_bits(again.gradients[group], kept.gradients[group], name_of_enum(recompute));
     // A second backward without a forward finds memory of other layers: nothing of it may be read.
     kept.zero_gradients(), again.zero_gradients();
-    for (auto* t : {&kept, &again}) t->model.losses_and_backward(t->ctx, t->scales(batch.counts), t->balance);
+    for (auto* t : {&kept, &again}) t->model.losses_and_backward(t->ctx, t->scales(batch.counts), t->balance_gradients);
     for (size_t group = 0; group < kept.gradients.size(); ++group)
       expect_same_bits(again.gradients[group], kept.gradients[group], name_of_enum(recompute));
     kept.zero_gradients();

@@ -55,6 +55,7 @@ struct TinyModel {
   ParameterLayout layout;
   Model model;
   BalanceLoss balance;
+  BalanceGradients balance_gradients;
   std::vector<Tensor> weights, gradients;  // per group of the layout
   Arena memory;
   Context ctx = Context::cpu();
@@ -71,7 +72,8 @@ struct TinyModel {
     layout.plan_weights(plan, weights, DType::kF64);
     layout.plan_gradients(plan, gradients, DType::kF64);
     model.plan_activations(plan);
-    balance.plan(plan, num_rows);
+    balance.plan(plan);
+    balance.plan_gradients(plan, balance_gradients, num_rows);
     memory = Arena("tiny model", plan);
     layout.bind(model.weights(), weights);
     layout.bind(model.gradients(), gradients);

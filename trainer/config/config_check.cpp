@@ -258,6 +258,8 @@ void check_config(const RunConfig& config) {
   const double room = config.parallel.max_rows_factor;
   check_value(room >= 0 && room <= std::numeric_limits<double>::max(), "parallel.max_rows_factor", room,
               "must be 0 or a positive number");
+  const int64_t in_flight = config.parallel.micro_batches_in_flight;
+  check_value(in_flight == 1 || in_flight == 2, "parallel.micro_batches_in_flight", in_flight, "must be 1 or 2");
   check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
   check_batches(config);
   check_optimizer(config.optimizer, config.precision);

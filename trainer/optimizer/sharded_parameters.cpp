@@ -76,8 +76,8 @@ void ShardedParameters::zero_gradients(Context& ctx, Accumulate experts) {
   }
 }
 
-void ShardedParameters::reduce_complete_gradients(Context& ctx, int64_t layer) {
-  ctx.side().wait_for(ctx);
+void ShardedParameters::reduce_complete_gradients(Context& ctx, Context& behind, int64_t layer) {
+  ctx.side().wait_for(behind);
   for (size_t i = groups_.size(); i-- > 0;) {
     Group& g = groups_[i];
     if (g.reduced || g.flat->complete_after < layer) continue;
@@ -87,7 +87,7 @@ void ShardedParameters::reduce_complete_gradients(Context& ctx, int64_t layer) {
 }
 
 void ShardedParameters::reduce_gradients(Context& ctx) {
-  reduce_complete_gradients(ctx, kEverything);
+  reduce_complete_gradients(ctx, ctx, kEverything);
   const OperatorScope scope(ctx, "wait_for_gradients");
   ctx.wait_for(ctx.side());
 }

@@ -33,8 +33,9 @@ class ShardedParameters {
   void zero_gradients(Context& ctx, Accumulate experts = Accumulate::kYes);
   // Sums gradients over the ranks that computed a part of them; each rank keeps its shard. The first call may be left
   // out; after it, the transfers run beside what ctx is given next.
-  void reduce_complete_gradients(Context& ctx, int64_t layer);  // those that no layer before this one adds to
-  void reduce_gradients(Context& ctx);                          // all that are left
+  // Those that no layer before this one adds to, when `behind` has made them.
+  void reduce_complete_gradients(Context& ctx, Context& behind, int64_t layer);
+  void reduce_gradients(Context& ctx);  // all that are left
   // L2 norm over all parameters, each counted once; the same value on every rank. After reduce_gradients.
   double global_norm(Context& ctx);
   // The same of all layers' parameters of one name: "mlp.experts.down_proj". After reduce_gradients.

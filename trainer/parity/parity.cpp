@@ -92,8 +92,8 @@ void backward(Context& ctx, TrainingState& state, const Batch& batch) {
   const TokenCounts& counts = batch.counts;
   state.parameters.zero_gradients(ctx);
   state.balance.begin_step(ctx, std::vector<int64_t>(state.model.num_moe_layers(), counts.tokens));
-  state.balance.prepare_backward(ctx, state.model.routers());
-  state.model.losses_and_backward(ctx, {.lm = 1 / double(counts.lm_targets)}, state.balance);
+  state.balance.prepare_backward(ctx, state.balance_gradients, state.model.routers());
+  state.model.losses_and_backward(ctx, {.lm = 1 / double(counts.lm_targets)}, state.balance_gradients);
 }
 
 Distance compare_gradient(Context& ctx, const Tensor& gradient, const ReferenceFile& file, const std::string& name) {

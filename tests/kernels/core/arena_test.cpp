@@ -61,6 +61,28 @@ TEST(Arena, LetsTurnsShareMemoryBehindWhatIsKept) {
   EXPECT_EQ(c.raw(), a.raw());
 }
 
+// What two computations share, each with itself, does not overlap.
+TEST(Arena, KeepsApartWhatComputationsSideBySideShare) {
+  Planner plan;
+  Tensor kept[2], a[2], b[2];
+  for (int i = 0; i < 2; ++i) {
+    if (i > 0) plan.begin_other_shared();
+    plan.add("kept", kept[i], {256}, DType::kU8);
+    plan.begin_shared();
+    plan.add_shared("a", a[i], {600}, DType::kU8);
+    plan.begin_shared();
+    plan.add_shared("b", b[i], {300}, DType::kU8);
+  }
+  EXPECT_EQ(plan.total_bytes(), 8 * kMemoryAlignBytes);
+  Arena arena("side by side", plan);
+  const auto* begin = static_cast<std::byte*>(kept[0].raw());
+  EXPECT_EQ(a[0].raw(), begin + kMemoryAlignBytes);
+  EXPECT_EQ(b[0].raw(), a[0].raw());
+  EXPECT_EQ(kept[1].raw(), begin + 4 * kMemoryAlignBytes);
+  EXPECT_EQ(a[1].raw(), begin + 5 * kMemoryAlignBytes);
+  EXPECT_EQ(b[1].raw(), a[1].raw());
+}
+
 TEST(Arena, BacksEveryTensorWithItsOwnAlignedZeroedMemory) {
   Planner plan;
   std::vector<Tensor> tensors(20);

@@ -95,6 +95,21 @@ TEST(Scratch, CountsThePeak) {
   EXPECT_EQ(ctx.scratch_peak_bytes(), 512 + 3 * kMiB);
 }
 
+TEST(Scratch, OfTheSecondIsItsOwnAndCounted) {
+  for (const bool counts : {false, true}) {
+    Context ctx = counts ? Context::cpu().counter() : Context::cpu();
+    Scratch first(ctx);
+    uint8_t* a = first.array<uint8_t>(512);
+    Scratch second(ctx.second());
+    uint8_t* b = second.array<uint8_t>(256);
+    EXPECT_EQ(&ctx.second(), &ctx.second());
+    EXPECT_EQ(ctx.second().counts_only(), counts);
+    if (!counts) EXPECT_NE(a, b);
+    EXPECT_EQ(ctx.own_scratch_peak_bytes(), 512);
+    EXPECT_EQ(ctx.scratch_peak_bytes(), 512 + 256);
+  }
+}
+
 TEST(Scratch, TakesWhatWasReserved) {
   Context ctx = Context::cpu();
   { Scratch(ctx).array<uint8_t>(kMiB); }

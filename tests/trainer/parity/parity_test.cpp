@@ -48,8 +48,8 @@ struct Oracle {
     tiny.zero_gradients();
     tiny.model.forward(tiny.ctx, batch);
     tiny.balance.begin_step(tiny.ctx, tiny.tokens_per_layer(batch.counts));
-    tiny.balance.prepare_backward(tiny.ctx, tiny.model.routers());
-    return tiny.model.losses_and_backward(tiny.ctx, {1 / targets, 0}, tiny.balance).lm / targets;
+    tiny.balance.prepare_backward(tiny.ctx, tiny.balance_gradients, tiny.model.routers());
+    return tiny.model.losses_and_backward(tiny.ctx, {1 / targets, 0}, tiny.balance_gradients).lm / targets;
   }
 
   Tensor logits(const Tensor& hidden) {
