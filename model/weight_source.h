@@ -27,6 +27,7 @@ class WeightSource {
   // Called by all ranks that read it together, each its part, before what was read since the last call is used.
   // Errors: CheckpointError, on all of them.
   virtual void settle(Context&, Communicator& /*world*/) const {}
+  virtual int64_t bytes_read() const { return 0; }  // from its files until now, by this rank
 };
 
 // Fills elements [begin, end) of a flat buffer that lie in parameter p, on any device; `out` has as many, and so has

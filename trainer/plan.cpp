@@ -53,7 +53,7 @@ MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks, const
                          make_planned_communicator(num_ranks / expert));
   if (!gpu) return count_memory(config, mesh, Context::cpu());
   if constexpr (kWithCuda) return count_memory(config, mesh, Context::counter_on(*gpu));
-  return memory_without_scratch(config, mesh);
+  return memory_without_scratch(config, mesh, Device::kCuda);
 }
 
 namespace {
@@ -204,6 +204,7 @@ std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuMod
   for (const MemoryEstimate::Row& line : memory.rows()) row(line.what, gib_text(line.bytes));
   if (!memory.scratch) row("scratch", "not counted");
   row("total", gib_text(memory.total()));
+  if (memory.saving_on_host > 0) row("host memory of saves, beside it", gib_text(memory.saving_on_host));
   if (!memory.scratch) out += "a build with CUDA counts the scratch of a GPU too; no GPU need be there\n";
   if (gpu) out += verdict(config, num_ranks, *gpu, memory);
   return out;

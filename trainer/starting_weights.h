@@ -33,6 +33,7 @@ class StartingWeights final : public WeightSource {
   void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const override;
   bool make_on_gpu(Context& ctx, const Parameter& parameter, int64_t begin, Tensor out) const override;
   void settle(Context& ctx, Communicator& world) const override { source_.settle(ctx, world); }
+  int64_t bytes_read() const override { return source_.bytes_read(); }
   const std::vector<std::string>& notes() const { return notes_; }  // what is new, in words
 
  private:

@@ -6,6 +6,7 @@
 #include "kernels/core/memory.h"
 #include "model/model_flop.h"
 #include "trainer/checkpoint/checkpoint_saver.h"
+#include "trainer/checkpoint/device_slices.h"
 #include "trainer/train_step.h"
 
 namespace braid {
@@ -34,17 +35,25 @@ int64_t available_host_bytes() {
   return 0;
 }
 
+// Host memory of a rank's saves; on a CPU none but a copy, as the rest is written from where it lies.
+int64_t saving_bytes(const RunConfig& config, TrainingState& state, Device device) {
+  if (config.checkpoint.in_background()) return CheckpointSaver::copy_bytes(state.slices(config.checkpoint.contents));
+  return device == Device::kCuda ? kStagingBytes : 0;
+}
+
 }  // namespace
 
-MemoryEstimate memory_without_scratch(const RunConfig& config, const ProcessMesh& mesh) {
-  const TrainingState state(config, mesh);
+MemoryEstimate memory_without_scratch(const RunConfig& config, const ProcessMesh& mesh, Device device) {
+  TrainingState state(config, mesh);
   const MemoryPlan& plan = state.memory();
-  return {plan.weights.total_bytes(), plan.gradients.total_bytes(), plan.optimizer.total_bytes(),
-          plan.activations.total_bytes()};
+  MemoryEstimate memory = {plan.weights.total_bytes(), plan.gradients.total_bytes(), plan.optimizer.total_bytes(),
+                           plan.activations.total_bytes()};
+  (device == Device::kCuda ? memory.saving_on_host : memory.saving) = saving_bytes(config, state, device);
+  return memory;
 }
 
 MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, const Context& where) {
-  MemoryEstimate memory = memory_without_scratch(config, mesh);
+  MemoryEstimate memory = memory_without_scratch(config, mesh, where.device());
   if (!where.on_cuda() && config.precision == Precision::kBf16) return memory;  // no CPU computes in it
   TrainingState counted(config, mesh);  // what counting leaves behind is no state of a run
   counted.bind();
@@ -59,7 +68,6 @@ MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, co
   memory.second_scratch = counter.scratch_peak_bytes() - counter.own_scratch_peak_bytes();
   for (const auto& lane : counted.lanes) memory.windows += lane->model.window_bytes();
   if (where.on_cuda()) memory.libraries = library_bytes(mesh.size());
-  else if (config.checkpoint.in_background()) memory.saving = CheckpointSaver::copy_bytes(counted.slices());
   return memory;
 }
 

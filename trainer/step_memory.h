@@ -15,7 +15,7 @@ namespace braid {
 MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, const Context& where);
 
 // The same without scratch, windows and libraries: where the device's operators are not part of this build.
-MemoryEstimate memory_without_scratch(const RunConfig& config, const ProcessMesh& mesh);
+MemoryEstimate memory_without_scratch(const RunConfig& config, const ProcessMesh& mesh, Device device);
 
 // The config with memory.recompute, if it is auto, replaced by the first policy that fits `available_bytes`, or by the
 // last. The same on every rank. `said`: what was chosen and what it costs; empty if it was not auto.

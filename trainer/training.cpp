@@ -120,8 +120,26 @@ MetricsLine save_line(int64_t step, const SaveReport& report) {
   line.set("checkpoint/step", report.step);
   line.set("checkpoint/stall_ms", report.stall_ms);
   line.set("checkpoint/write_ms", report.write_ms);
+  line.set("checkpoint/read_back_ms", report.read_back_ms);
   line.set("checkpoint/bytes", report.bytes);
+  line.set("checkpoint/write_gb_per_s", double(report.bytes) / report.write_ms / 1e6);
   return line;
+}
+
+// "162.53 GB in 61.3 s (2.65 GB/s)"
+std::string bytes_in_time(int64_t bytes, double seconds) {
+  const double unit = bytes < 1'000'000'000 ? 1e6 : 1e9;
+  char text[80];
+  std::snprintf(text, sizeof text, "%.2f %s in %.2f s (%.2f GB/s)", double(bytes) / unit, unit == 1e6 ? "MB" : "GB",
+                seconds, double(bytes) / std::max(seconds, 1e-9) / 1e9);
+  return text;
+}
+
+std::string describe_save(const SaveReport& report) {
+  char more[80];
+  std::snprintf(more, sizeof more, ", read back in %.2f s, the training waited %.2f s", report.read_back_ms / 1e3,
+                report.stall_ms / 1e3);
+  return "wrote " + bytes_in_time(report.bytes, report.write_ms / 1e3) + more;
 }
 
 // What rank 0 does beside computing: run folder, files, console. The other ranks have none.
@@ -225,7 +243,7 @@ class TrainingRun {
     saver_.emplace(ctx_, mesh_.world(),
                    CheckpointSaver::Options{checkpoint_folder(), c.keep, c.in_background(),
                                             c.on_failure == OnFailedSave::kStop, loaded_checkpoint_},
-                   state_.slices());
+                   state_.slices(c.contents));
     double waited = 0;
     const int64_t first_step = step_;
     // One that was due when the run stopped.
@@ -381,7 +399,9 @@ class TrainingRun {
 
   ExitCode leave_on_request() {
     stop_->forget_file();
-    say(concat("stopped on request after step ", step_, "; go on with --resume"));
+    say(concat("stopped on request after step ", step_,
+               saves_weights_alone() ? "; its weights are saved, init.from starts another run with them"
+                                     : "; go on with --resume"));
     note("stopped", concat("asked by ", stop_->agreed(ctx_, mesh_.world(), 0)));
     if (front_) {
       const std::string lost = front_->pump.finish(std::chrono::seconds(2));
@@ -396,6 +416,8 @@ class TrainingRun {
       return std::string();
     });
   }
+
+  bool saves_weights_alone() const { return config_.checkpoint.contents == CheckpointContents::kWeights; }
 
   std::string checkpoint_folder() const { return config_.run.dir + "/checkpoints"; }
 
@@ -465,11 +487,14 @@ class TrainingRun {
       say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows; the run reads ",
                  taken[i], " rows, ", epochs, " epochs"));
     }
+    if (saves_weights_alone()) say("note: checkpoint.contents is weights: no --resume goes on from what this run saves");
     const std::string where =
         concat("on ", mesh_.size(), mesh_.size() == 1 ? " rank" : " ranks", ", expert parallel ", mesh_.expert().size(),
                ", ", ctx_.on_cuda() ? "cuda" : "cpu", ", braid ", kBuildId);
     if (step_ > 0) say(concat("resumed after step ", step_, " (", tokens_, " tokens)"));
+    if (!loaded_.empty()) say(loaded_);
     note(step_ > 0 ? "resumed" : "started", where);
+    if (!loaded_.empty()) note("loaded", loaded_);
     for (const ConfigDifference& d : changed_) {
       if (d.key != "run.steps") say(concat("note: ", d.key, " was ", d.before, " and is ", d.after));
       note("changed", concat(d.key, " from ", d.before, " to ", d.after));
@@ -512,6 +537,17 @@ class TrainingRun {
                            "weight_changes from a later step on");
   }
 
+  // What is told of a load, once there is where to tell it.
+  void measure_load(const WeightSource& source, const std::function<void()>& load) {
+    const auto start = Clock::now();
+    load();
+    int64_t total = source.bytes_read(), most = total;
+    mesh_.world().all_reduce(ctx_, Tensor::of(&total, {1}), ReduceOp::kSum);
+    mesh_.world().all_reduce(ctx_, Tensor::of(&most, {1}), ReduceOp::kMax);
+    loaded_ = concat("loaded ", source.path(), ": read ", bytes_in_time(total, seconds_since(start)), ", ",
+                     most / 1'000'000, " MB of it by the rank that read most");
+  }
+
   void load(const ResumeFrom& resume) {
     enter_phase(Phase::kLoad);
     fault_point("load");
@@ -519,8 +555,8 @@ class TrainingRun {
     const auto accept = [&](const CheckpointReader& reader) {
       const std::string& path = reader.path();
       const CheckpointInfo& info = reader.info();
-      check<CheckpointError>(info.step > 0, path,
-                             ": holds weights alone, no state of a run to go on with: start a run with init.from");
+      check<CheckpointError>(!reader.holds_weights_alone(), path, ": holds weights alone, no state of a run to go on "
+                             "with: start a run with init.from=", path);
       stored = read_config_text(info.config_yaml, path);
       check_resume_config(stored, config_, path, {info.num_ranks, mesh_.size(), overrides_});
       check<CheckpointError>(info.data_digest == data_digest_, path,
@@ -530,9 +566,9 @@ class TrainingRun {
       check<CheckpointError>(info.step <= config_.run.steps, path, ": is after step ", info.step, ", run.steps is ",
                              config_.run.steps);
     };
-    const Resumed resumed =
-        resume_from(ctx_, mesh_.world(), {checkpoint_folder(), resume.checkpoint, resume.mode == ResumeMode::kStrict},
-                    accept, [&](const CheckpointReader& reader) { state_.load(ctx_, reader); });
+    const Resumed resumed = resume_from(
+        ctx_, mesh_.world(), {checkpoint_folder(), resume.checkpoint, resume.mode == ResumeMode::kStrict}, accept,
+        [&](const CheckpointReader& reader) { measure_load(reader, [&] { state_.load(ctx_, reader); }); });
     for (const std::string& note : resumed.notes) say(note);
     loaded_checkpoint_ = resumed.path;
     step_ = resumed.info.step;
@@ -547,7 +583,7 @@ class TrainingRun {
   void load_initial_weights() {
     const StoredModel stored = open_stored_model(ctx_, mesh_.world(), config_.init.from);
     const StartingWeights weights(*stored.weights, config_);
-    state_.load_weights(ctx_, weights);
+    measure_load(weights, [&] { state_.load_weights(ctx_, weights); });
     say("weights from " + stored.name);
     for (const std::string& note : weights.notes()) say("note: " + note);
     for (const ConfigDifference& d : compare_configs(stored.config, config_))
@@ -633,7 +669,7 @@ class TrainingRun {
     info.parameter_table = format_parameter_table(parameter_table(config_.model, config_.mtp));
     info.num_ranks = mesh_.size();
     info.expert_parallel = mesh_.expert().size();
-    saver_->start(info, state_.slices());
+    saver_->start(info, state_.slices(config_.checkpoint.contents));
   }
 
   // The save that a run ends with must be there.
@@ -653,7 +689,7 @@ class TrainingRun {
                    " could not be saved, the run goes on: ", report.problem));
         continue;
       }
-      say("saved " + report.path);
+      say(concat("saved ", report.path, ": ", describe_save(report)));
       save_seconds_ = (report.stall_ms + report.write_ms) / 1e3;
       if (front_)
         front_->files.post(
@@ -675,6 +711,7 @@ class TrainingRun {
   std::vector<ConfigDifference> changed_;  // since the checkpoint that a resume goes on from
   std::vector<std::string> schedule_notes_;
   std::string loaded_checkpoint_;  // empty: none
+  std::string loaded_;             // how that, or initial weights, were read; empty: nothing was
   std::optional<CheckpointSaver> saver_;
   int64_t step_ = 0, tokens_ = 0;
   std::optional<Watchdog> watchdog_;

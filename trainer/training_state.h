@@ -42,7 +42,7 @@ class TrainingState {
   // The weights alone, in any floating-point dtype; the rest starts at 0.   Errors: CheckpointError if one is missing
   // or has another shape.
   void load_weights(Context& ctx, const WeightSource& source);
-  std::vector<CheckpointSlice> slices();  // what this rank stores
+  std::vector<CheckpointSlice> slices(CheckpointContents contents = CheckpointContents::kAll);  // what this rank stores
 
   // What a micro-batch needs of its own while others are computed beside it. All models have the same weights and
   // gradients.

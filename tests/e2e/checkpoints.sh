@@ -76,7 +76,8 @@ assert answer["beyond"] > 0 and answer["differences"][0]["first_element"] >= 0, 
 "$BRAID" ckpt gc "$run" --keep 1 >/dev/null
 [ "$(ls -A "$run/checkpoints" | tr '\n' ' ')" = 'LATEST step-000000016 ' ] || fail "ckpt gc left $(ls -A "$run/checkpoints")"
 pass "ckpt ls, verify, diff, reshard and gc"
-# the save that a run ends with must be there: a run without it has not finished
+
+# The save that a run ends with must be there: a run without it has not finished
 unsaved=$WORK/unsaved
 for async in true false; do
   rm -rf "$unsaved"
@@ -85,4 +86,30 @@ for async in true false; do
     "$BRAID" train "$TINY" "run.dir=$unsaved" run.steps=4 eval.interval_steps=0 checkpoint.interval_steps=2 checkpoint.async=$async --resume
 done
 pass "a run whose last save fails ends with 9"
+
+# Weights alone: no run goes on from them, everything else takes them.
+alone=$WORK/alone
+train 2 "$alone" run.steps=8 "${common[@]}" checkpoint.contents=weights
+grep -q 'checkpoint.contents is weights: no --resume' "$alone.log" || fail "nothing says that no resume is possible"
+grep -qE 'saved .*step-000000008: wrote [0-9.]+ MB in [0-9.]+ s \([0-9.]+ GB/s\), read back in' "$alone.log" || fail "a save does not tell how it went"
+expect_error 4 'step-000000008: holds weights alone.*init.from=.*step-000000008$' \
+  mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$alone" run.steps=16 "${common[@]}" --resume
+"$BRAID" ckpt ls "$alone" | grep -q '^step-000000008 .* newest, weights alone$' || fail "ckpt ls does not say what it holds"
+"$BRAID" ckpt verify "$alone" --deep >/dev/null
+"$BRAID" ckpt reshard --from "$alone" --to "$WORK/alone-3" --ranks 3 >/dev/null
+"$BRAID" ckpt diff "$alone" "$WORK/alone-3" >/dev/null || fail "resharded weights: other bits"
+all=$WORK/straight/checkpoints/step-000000008
+for from in "$alone" "$all"; do
+  "$BRAID" eval "$from" --sequences 8 >"$WORK/eval-$(basename "$from")"
+  "$BRAID" generate "$from" --prompt "the " --tokens 8 --temperature 0 >"$WORK/text-$(basename "$from")"
+  "$BRAID" ckpt export --from "$from" --to "$WORK/hf-$(basename "$from")" >/dev/null
+done
+tail -n +2 "$WORK/eval-alone" | cmp -s - <(tail -n +2 "$WORK/eval-step-000000008") || fail "weights alone: another held-out loss"
+cmp -s "$WORK/text-alone" "$WORK/text-step-000000008" || fail "weights alone: another text"
+cmp -s "$WORK/hf-alone/model.safetensors" "$WORK/hf-step-000000008/model.safetensors" || fail "weights alone: another export"
+train 1 "$WORK/from-alone" run.steps=2 "${common[@]}" "init.from=$alone"
+train 1 "$WORK/from-all" run.steps=2 "${common[@]}" "init.from=$all"
+same_numbers "$WORK/from-all" "$WORK/from-alone" "begun from weights alone"
+grep -qE 'loaded .*step-000000008: read [0-9.]+ MB in [0-9.]+ s \([0-9.]+ GB/s\)' "$WORK/from-alone.log" || fail "a load does not tell how it went"
+pass "weights alone: refused by --resume, taken by init.from, eval, generate and ckpt, with the same bits"
 echo "$checks passed, 0 failed"

@@ -4,6 +4,7 @@
 
 #include "kernels/build_config.h"
 #include "tests/file_testing.h"
+#include "trainer/checkpoint/device_slices.h"
 
 namespace braid {
 namespace {
@@ -91,6 +92,26 @@ TEST(Plan, CountsForAGpuThatIsNotThere) {
     config.parallel.expert = 16;  // on two hosts, where rows do not travel by windows
     EXPECT_EQ(estimate_memory(config, 64, &gpu).windows, 0);
   }
+}
+
+// A save that goes on beside a GPU's training takes a copy in host memory, one that is waited for a buffer.
+TEST(Plan, CountsTheHostMemoryOfSaves) {
+  RunConfig config = released_model();
+  config.model.num_hidden_layers = 4;
+  config.checkpoint.interval_steps = 100;
+  const GpuModel gpu = gpu_model("h200");
+  const auto bytes = [&](CheckpointContents contents, bool async) {
+    config.checkpoint.contents = contents;
+    config.checkpoint.async = async;
+    return estimate_memory(config, 8, &gpu).saving_on_host;
+  };
+  const double of_a_rank = double(count_parameters(config.model, config.mtp).total()) / 8;
+  EXPECT_NEAR(double(bytes(CheckpointContents::kAll, true)), 12 * of_a_rank, 0.1 * of_a_rank);
+  EXPECT_NEAR(double(bytes(CheckpointContents::kWeights, true)), 2 * of_a_rank, 0.1 * of_a_rank);
+  EXPECT_EQ(bytes(CheckpointContents::kAll, false), kStagingBytes);
+  EXPECT_NE(format_plan(config, 8, &gpu).find("host memory of saves, beside it            0.062 GiB"), std::string::npos)
+      << format_plan(config, 8, &gpu);
+  EXPECT_EQ(estimate_memory(config, 8).saving_on_host, 0);
 }
 
 TEST(GpuModel, HasANameOrASize) {

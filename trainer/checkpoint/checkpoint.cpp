@@ -5,6 +5,7 @@
 #include "kernels/core/durable_file.h"
 #include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint_file.h"
+#include "trainer/checkpoint/device_slices.h"
 #include "trainer/checkpoint/manifest.h"
 
 namespace braid {
@@ -23,16 +24,15 @@ auto with_io_errors(Body&& body) {
   }
 }
 
-// Writes a rank's slices into a file of `folder`, straight from where they lie.   Returns the rank's part of the
-// manifest.
-Manifest write_shard(const fs::path& folder, int rank, const std::vector<CheckpointSlice>& slices) {
+// Writes a rank's slices into a file of `folder`.   Returns the rank's part of the manifest.
+Manifest write_shard(Context& ctx, const fs::path& folder, int rank, const std::vector<CheckpointSlice>& slices) {
   std::vector<CheckpointExtent> extents;
   for (const CheckpointSlice& s : slices) {
     check_slice(s);
     extents.push_back({s.name, s.data.dtype(), s.shape, s.begin, s.end});
   }
   CheckpointFile file(folder.string(), data_file_name("rank", rank), extents);
-  for (const CheckpointSlice& s : slices) file.write(s.data.raw(), s.data.bytes());
+  visit_on_host(ctx, slices, [&](const Tensor& part) { file.write(part.raw(), part.bytes()); });
   return file.finish();
 }
 
@@ -79,8 +79,8 @@ void CheckpointSave::prepare() {
   });
 }
 
-std::string CheckpointSave::write(const std::vector<CheckpointSlice>& slices) {
-  return part_ = write_shard(temporary_, rank_, slices).to_text();
+std::string CheckpointSave::write(Context& ctx, const std::vector<CheckpointSlice>& slices) {
+  return part_ = write_shard(ctx, temporary_, rank_, slices).to_text();
 }
 
 void CheckpointSave::commit(const std::vector<std::string>& parts) {
@@ -114,7 +114,7 @@ std::string save_checkpoint(Context& ctx, Communicator& world, const std::string
   };
   try {
     on_first_rank([&] { save.prepare(); });
-    const auto parts = all_or_none(ctx, world, [&] { return save.write(slices); });
+    const auto parts = all_or_none(ctx, world, [&] { return save.write(ctx, slices); });
     on_first_rank([&] { save.commit(parts); });
   } catch (const Error&) {
     if (world.rank() == 0) save.drop();

@@ -57,8 +57,9 @@ class CheckpointSave {
  public:
   CheckpointSave(const std::string& folder, const CheckpointInfo& info, int rank);
   void prepare();  // rank 0: an empty temporary folder
-  std::string write(
-      const std::vector<CheckpointSlice>& slices);     // this rank's file.   Returns its part of the manifest
+  // This rank's file: digested and written as the bytes come from where they lie, through at most kStagingBytes of host
+  // memory (device_slices.h).   Returns its part of the manifest.
+  std::string write(Context& ctx, const std::vector<CheckpointSlice>& slices);
   void commit(const std::vector<std::string>& parts);  // rank 0: every rank's, once all have written
   // This rank's file, once more and from the disk as far as the system allows, against the digests of what was written.
   void read_back() const;
@@ -99,6 +100,7 @@ class CheckpointReader : public WeightSource {
   const std::vector<LogicalTensor>& tensors() const;         // sorted by name
   const LogicalTensor* find(const std::string& name) const;  // null if there is none
   bool contains(const std::string& name) const { return find(name) != nullptr; }
+  bool holds_weights_alone() const;  // nothing else that a run would need to go on
   // Fills slice.data with elements [begin, end). Throws if name, shape or dtype do not fit what is stored.
   void read(CheckpointSlice& slice) const;
   // From "weights/<name>", stored in any floating-point dtype.
@@ -114,7 +116,7 @@ class CheckpointReader : public WeightSource {
   void visit(const Visit& body) const;
   void verify() const;  // the same with nothing to do
 
-  int64_t bytes_read() const;  // from the files until now, by this rank
+  int64_t bytes_read() const override;
 
  private:
   struct State;

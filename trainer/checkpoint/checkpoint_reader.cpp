@@ -23,6 +23,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int64_t kMaxManifestBytes = int64_t{64} << 20;
+constexpr const char* kWeightsPrefix = "weights/";
 constexpr int64_t kConvertElements = int64_t{1} << 17;  // converted at a time
 
 using NamedTensor = std::pair<const std::string, Manifest::LogicalTensor>;
@@ -303,7 +304,7 @@ struct CheckpointReader::State {
   }
 };
 
-std::string weights_name(const Parameter& parameter) { return "weights/" + parameter.name; }
+std::string weights_name(const Parameter& parameter) { return kWeightsPrefix + parameter.name; }
 
 CheckpointReader::CheckpointReader(const std::string& path) : state_(std::make_unique<State>()) {
   State& s = *state_;
@@ -344,6 +345,11 @@ const CheckpointReader::LogicalTensor* CheckpointReader::find(const std::string&
   const auto by_name = [](const LogicalTensor& tensor, const std::string& name) { return tensor.name < name; };
   const auto at = std::lower_bound(state_->tensors.begin(), state_->tensors.end(), name, by_name);
   return at != state_->tensors.end() && at->name == name ? &*at : nullptr;
+}
+
+bool CheckpointReader::holds_weights_alone() const {
+  return std::all_of(state_->tensors.begin(), state_->tensors.end(),
+                     [](const LogicalTensor& tensor) { return tensor.name.starts_with(kWeightsPrefix); });
 }
 
 void CheckpointReader::read(CheckpointSlice& slice) const {

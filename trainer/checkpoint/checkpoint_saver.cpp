@@ -6,6 +6,7 @@
 #include "kernels/core/memory.h"
 #include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
+#include "trainer/checkpoint/device_slices.h"
 
 namespace braid {
 namespace {
@@ -54,14 +55,14 @@ int64_t CheckpointSaver::copy_bytes(const std::vector<CheckpointSlice>& slices) 
 }
 
 CheckpointSaver::~CheckpointSaver() {
-  if (work_.valid()) work_.wait();
+  if (work_.valid() && work_.wait_for(std::chrono::seconds(0)) != std::future_status::deferred) work_.wait();
 }
 
 // The slices as they are now.
 void CheckpointSaver::take_copy(const std::vector<CheckpointSlice>& slices) {
-  std::vector<CheckpointSlice> copies = slices;
+  slices_ = slices;
   int64_t at = 0;
-  for (CheckpointSlice& slice : copies) {
+  for (CheckpointSlice& slice : slices_) {
     const CheckpointSlice original = slice;
     const Tensor data(memory_.get() + at, original.data.dtype(), original.data.shape());
     slice = {original.name, original.shape, original.begin, original.end, data};
@@ -69,7 +70,6 @@ void CheckpointSaver::take_copy(const std::vector<CheckpointSlice>& slices) {
     check<ShapeError>(at <= memory_bytes_, "a save has more bytes than its memory was planned for");
     copy_slice(ctx_, data, original);
   }
-  host_.emplace(ctx_, std::move(copies));
 }
 
 void CheckpointSaver::start(const CheckpointInfo& info, const std::vector<CheckpointSlice>& slices) {
@@ -80,14 +80,15 @@ void CheckpointSaver::start(const CheckpointInfo& info, const std::vector<Checkp
   const Stall stall(*this);
   save_.emplace(options_.folder, info, world_.rank());
   if (options_.in_background) take_copy(slices);
-  else host_.emplace(ctx_, slices);
+  else slices_ = slices;
   run_on_first(Stage::kPreparing, [this] { save_->prepare(); });
   if (!options_.in_background || !std::exchange(has_saved_, true)) advance_to_the_end();
 }
 
 void CheckpointSaver::run(Stage stage, std::function<std::string()> work) {
   stage_ = stage;
-  work_ = std::async(std::launch::async, std::move(work));
+  // What is waited for is done by the thread that waits, whose device this is.
+  work_ = std::async(options_.in_background ? std::launch::async : std::launch::deferred, std::move(work));
 }
 
 void CheckpointSaver::run_on_first(Stage stage, std::function<void()> work) {
@@ -134,7 +135,8 @@ void CheckpointSaver::advance() {
     case Stage::kPreparing:
       return run(Stage::kWriting, [this] {
         const Clock::time_point start = Clock::now();
-        std::string part = save_->write(host_->slices());
+        Context host = Context::cpu();
+        std::string part = save_->write(options_.in_background ? host : ctx_, slices_);
         report_.write_ms = ms_since(start);
         return part;
       });
@@ -142,19 +144,36 @@ void CheckpointSaver::advance() {
       return run_on_first(Stage::kCommitting, [this, parts = std::move(results)] { save_->commit(parts); });
     case Stage::kCommitting:
       report_.path = save_->path();
-      return run(Stage::kReadingBack, [this] { return save_->read_back(), std::string(); });
+      return run(Stage::kReadingBack, [this] {
+        const Clock::time_point start = Clock::now();
+        save_->read_back();
+        report_.read_back_ms = ms_since(start);
+        return std::string();
+      });
     case Stage::kReadingBack:
       failures_ = 0;
       options_.verified = save_->path();
       return run_on_first(Stage::kPruning,
                           [this] { prune_checkpoints(options_.folder, options_.keep, options_.verified); });
-    case Stage::kPruning: return end_save();
+    case Stage::kPruning: return measure_over_ranks(), end_save();
+  }
+}
+
+void CheckpointSaver::measure_over_ranks() {
+  double own[] = {double(report_.bytes), report_.write_ms, report_.read_back_ms};
+  std::vector<double> all(3 * static_cast<size_t>(world_.size()));
+  world_.all_gather(ctx_, Tensor::of(all.data(), {std::ssize(all)}), Tensor::of(own, {3}));
+  report_.bytes = 0;
+  for (size_t i = 0; i < all.size(); i += 3) {
+    report_.bytes += static_cast<int64_t>(all[i]);
+    report_.write_ms = std::max(report_.write_ms, all[i + 1]);
+    report_.read_back_ms = std::max(report_.read_back_ms, all[i + 2]);
   }
 }
 
 void CheckpointSaver::end_save() {
   save_.reset();
-  host_.reset();
+  slices_.clear();
   has_ended_ = true;
 }
 

@@ -16,19 +16,20 @@ namespace braid {
 // How a save went.
 struct SaveReport {
   int64_t step = 0;
-  std::string path;     // where it is committed; empty: it failed,
-  std::string problem;  // because of this
-  int64_t bytes = 0;    // that this rank wrote
-  double write_ms = 0;  // until they were on this rank's disk
-  double stall_ms = 0;  // that the training of this rank waited for the save
+  std::string path;         // where it is committed; empty: it failed,
+  std::string problem;      // because of this
+  int64_t bytes = 0;        // of all ranks,
+  double write_ms = 0;      // until the slowest rank's were on its disk
+  double read_back_ms = 0;  // and until it had read them again
+  double stall_ms = 0;      // that the training of this rank waited for the save
 };
 
 // Saves a run's checkpoints while it goes on. start() copies what is to be saved into memory of its own; a thread of
 // each rank writes the copy, rank 0's commits, each reads back what it wrote, and only then rank 0's removes old
-// checkpoints. Threads never communicate: poll(), which every rank calls after every step, goes on to the next stage
-// once all ranks are through with the last. One save is under way at a time. A save that fails leaves nothing, is
-// reported, and the next one is tried as if nothing had been; after three in a row, or one if so told, the error is
-// thrown, on every rank.
+// checkpoints. In the foreground there is neither copy nor thread. Threads never communicate: poll(), which every rank
+// calls after every step, goes on to the next stage once all ranks are through with the last. One save is under way at
+// a time. A save that fails leaves nothing, is reported, and the next one is tried as if nothing had been; after three
+// in a row, or one if so told, the error is thrown, on every rank.
 class CheckpointSaver {
  public:
   static constexpr int kMostFailures = 3;
@@ -67,6 +68,7 @@ class CheckpointSaver {
   bool any_rank_works();
   void advance();
   void advance_to_the_end();
+  void measure_over_ranks();
   void end_save();
   void fail(const Error& error);
 
@@ -76,8 +78,8 @@ class CheckpointSaver {
   bool is_first_;
   int64_t memory_bytes_ = 0;
   std::shared_ptr<std::byte> memory_;
-  std::optional<CheckpointSave> save_;  // under way
-  std::optional<HostSlices> host_;      // what it writes: the copy, or in the foreground what can be read in place
+  std::optional<CheckpointSave> save_;   // under way
+  std::vector<CheckpointSlice> slices_;  // what it writes: the copy, or in the foreground what it was given
   Stage stage_ = Stage::kPreparing;
   std::future<std::string> work_;  // of this rank
   SaveReport report_;              // of the save under way,

@@ -12,11 +12,23 @@ namespace {
 constexpr int64_t kStagedElements = int64_t{1} << 24;  // on their way to a GPU at a time
 constexpr int64_t kJoinedElements = int64_t{1} << 22;  // masters that exist whole on a device at a time
 
-// Host memory of the size of a tensor.
-Tensor host_tensor(const Tensor& like, std::shared_ptr<std::byte>& memory) {
-  memory = allocate_memory(Device::kCpu, like.bytes());
-  check<OutOfMemoryError>(memory != nullptr, "no host memory left for ", like.bytes(), " bytes of a checkpoint");
-  return Tensor(memory.get(), like.dtype(), like.shape());
+bool lies_on_host(const CheckpointSlice& slice) {
+  return slice.data.device() == Device::kCpu && !slice.split_weight.defined();
+}
+
+// Elements [begin, end) of those that a slice has.
+CheckpointSlice part_of(const CheckpointSlice& slice, int64_t begin, int64_t end) {
+  const int64_t count = slice.data.numel();
+  const auto rows = [&](const Tensor& tensor, Shape shape) { return tensor.view(shape).rows(begin, end); };
+  CheckpointSlice part{slice.name, slice.shape, slice.begin + begin, slice.begin + end, {}};
+  if (!slice.split_weight.defined()) {
+    part.data = rows(slice.data, {count});
+    return part;
+  }
+  part.data = Tensor(nullptr, slice.data.dtype(), {end - begin}, slice.data.device());
+  part.split_weight = rows(slice.split_weight, {count});
+  part.split_low = rows(slice.split_low, {count, 2});
+  return part;
 }
 
 }  // namespace
@@ -50,12 +62,26 @@ void read_slice(Context& ctx, const CheckpointReader& reader, CheckpointSlice& s
   }
 }
 
-HostSlices::HostSlices(Context& ctx, std::vector<CheckpointSlice> slices) : slices_(std::move(slices)) {
-  for (CheckpointSlice& slice : slices_) {
-    if (slice.data.device() == Device::kCpu && !slice.split_weight.defined()) continue;
-    const Tensor host = host_tensor(slice.data, memory_.emplace_back());
-    copy_slice(ctx, host, slice);
-    slice = {slice.name, slice.shape, slice.begin, slice.end, host};
+void visit_on_host(Context& ctx, const std::vector<CheckpointSlice>& slices,
+                   const std::function<void(const Tensor& part)>& body) {
+  int64_t bytes = 0;
+  for (const CheckpointSlice& slice : slices)
+    if (!lies_on_host(slice)) bytes = std::max(bytes, std::min(kStagingBytes, slice.data.bytes()));
+  const auto staging = allocate_memory(Device::kCpu, bytes);
+  check<OutOfMemoryError>(staging != nullptr, "no host memory left for ", bytes, " bytes on their way to a checkpoint");
+  for (const CheckpointSlice& slice : slices) {
+    if (lies_on_host(slice)) {
+      body(slice.data);
+      continue;
+    }
+    const DType dtype = slice.data.dtype();
+    const int64_t count = slice.data.numel(), most = kStagingBytes / size_of(dtype);
+    for (int64_t at = 0; at < count; at += most) {
+      const int64_t end = std::min(count, at + most);
+      const Tensor part(staging.get(), dtype, {end - at});
+      copy_slice(ctx, part, part_of(slice, at, end));
+      body(part);
+    }
   }
 }
 

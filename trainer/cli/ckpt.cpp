@@ -37,7 +37,8 @@ int inspect(const std::string& path) {
   say(concat("step ", info.step, ", ", info.tokens, " tokens"));
   say(concat("written by ", info.num_ranks, " ranks, expert parallel ", info.expert_parallel, ", braid ",
              info.build_id));
-  say(concat(reader.tensors().size(), " tensors, ", bytes, " bytes"));
+  say(concat(reader.tensors().size(), " tensors, ", bytes, " bytes",
+             reader.holds_weights_alone() ? ", weights alone" : ""));
   return 0;
 }
 
@@ -78,6 +79,7 @@ int list(const std::string& path, bool as_json) {
       row["ranks"] = info.num_ranks;
       row["expert_parallel"] = info.expert_parallel;
       row["build"] = info.build_id;
+      row["contents"] = reader.holds_weights_alone() ? "weights" : "all";
     } catch (const CheckpointError& e) {
       row["state"] = "damaged";
       row["problem"] = e.what();
@@ -92,9 +94,10 @@ int list(const std::string& path, bool as_json) {
     const std::string tokens = row.contains("tokens") ? row["tokens"].dump() : "-";
     const std::string ranks =
         row.contains("ranks") ? concat(row["ranks"].get<int64_t>(), "/", row["expert_parallel"].get<int64_t>()) : "-";
+    std::string state = row.value("problem", row["state"].get<std::string>());
+    if (row.value("contents", "") == "weights") state += state.empty() ? "weights alone" : ", weights alone";
     std::printf("%-32s %14lld %16s %9s  %s\n", row["name"].get<std::string>().c_str(),
-                static_cast<long long>(row["bytes"].get<int64_t>()), tokens.c_str(), ranks.c_str(),
-                row.value("problem", row["state"].get<std::string>()).c_str());
+                static_cast<long long>(row["bytes"].get<int64_t>()), tokens.c_str(), ranks.c_str(), state.c_str());
   }
   return 0;
 }

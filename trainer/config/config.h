@@ -88,9 +88,16 @@ struct EnumNames<OnFailedSave> {
   static constexpr std::array kNames = {"continue", "stop"};
 };
 
+enum class CheckpointContents { kAll, kWeights };
+template <>
+struct EnumNames<CheckpointContents> {
+  static constexpr std::array kNames = {"all", "weights"};
+};
+
 struct CheckpointSection {
   int64_t interval_steps = 0;
   int64_t keep = 3;
+  CheckpointContents contents = CheckpointContents::kAll;
   bool async = true;
   OnFailedSave on_failure = OnFailedSave::kContinue;
   // The last save of a run and the one of a stop are waited for.
@@ -99,8 +106,15 @@ struct CheckpointSection {
   void visit(Visit&& key) {
     key("interval_steps", interval_steps, "save every so many steps; 0 = only at the end and when stopped");
     key("keep", keep, "newest checkpoints that stay on disk; 0 = all");
+    key("contents", contents,
+        "what a checkpoint holds: all (masters and moments, 8 to 12 bytes a parameter, to go on with the run) or "
+        "weights "
+        "(as the model computes with them, 2 bytes a parameter in bf16: for eval, generate, export and init.from; no "
+        "--resume)");
     key("async", async,
-        "write while the training goes on, from a copy in host memory (12 bytes a parameter, shared by the ranks)");
+        "write while the training goes on, from a copy of the contents in host memory, shared by the ranks; false "
+        "waits "
+        "and takes 64 MiB a rank");
     key("on_failure", on_failure,
         "what a save that fails does to the run: continue (the third in a row and the last of the run stop it) or "
         "stop");

@@ -15,8 +15,9 @@ struct MemoryEstimate {
   std::optional<int64_t> scratch;  // unknown for a GPU to a build without CUDA
   int64_t second_scratch = 0;      // of it, that of the context's second
   int64_t windows = 0;             // rows that other ranks' GPUs write
-  int64_t saving = 0;              // the copy that is written while a CPU trains on; a GPU's is in host memory
+  int64_t saving = 0;              // the copy that is written while a CPU trains on
   int64_t libraries = 0;           // of a GPU: driver, loaded code, cuBLAS, cuDNN, NCCL
+  int64_t saving_on_host = 0;      // beside a GPU, no part of the total: a copy, or what a save passes through
 
   struct Row {
     const char* what;

@@ -161,7 +161,7 @@ struct HuggingFaceReader::State {
   bool has_mtp = false;
   std::vector<Parameter> parameters;
   std::map<std::string, StoredParameter> by_name;
-  int64_t total_bytes = 0;
+  int64_t total_bytes = 0, bytes_read = 0;
 
   void match();
   void check_finite(const NamedTensor& tensor, int64_t first, const Tensor& block) const;
@@ -212,6 +212,7 @@ const ModelConfig& HuggingFaceReader::config() const { return state_->config; }
 bool HuggingFaceReader::has_mtp() const { return state_->has_mtp; }
 const std::vector<Parameter>& HuggingFaceReader::parameters() const { return state_->parameters; }
 int64_t HuggingFaceReader::total_bytes() const { return state_->total_bytes; }
+int64_t HuggingFaceReader::bytes_read() const { return state_->bytes_read; }
 
 DType HuggingFaceReader::stored_dtype(const Parameter& parameter) const {
   return state_->by_name.at(parameter.name).dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
@@ -241,6 +242,7 @@ void HuggingFaceReader::read_weights(const Parameter& parameter, int64_t begin, 
     Tensor block = is_direct ? to : Tensor(memory.get(), dtype, {count});
     const FolderTensor& stored = piece.second;
     state_->stored.files[stored.file].read(block.raw(), block.bytes(), stored.position + first * size_of(dtype));
+    state_->bytes_read += block.bytes();
     state_->check_finite(piece, first, block);
     if (!is_direct) convert(to, block);
   }

@@ -33,6 +33,7 @@ class HuggingFaceReader : public WeightSource {
   // BF16 or F32; F16 counts as F32, which holds it exactly.
   DType stored_dtype(const Parameter& parameter) const;
   int64_t total_bytes() const;  // of all tensors, as stored
+  int64_t bytes_read() const override;
   std::optional<Shape> stored_shape(const Parameter& parameter) const override;
 
   // Errors also: CheckpointError naming tensor and element if a number is NaN or infinite and that was not allowed.

@@ -159,6 +159,13 @@ std::vector<CheckpointSlice> ShardedParameters::slices() {
   return slices;
 }
 
+std::vector<CheckpointSlice> ShardedParameters::slices_without_low_bits() {
+  std::vector<CheckpointSlice> slices;
+  for (size_t i = 0; i < groups_.size(); ++i)
+    for (const Piece& piece : groups_[i].pieces) slices.push_back(piece.slice("weights", shard(i).weights));
+  return slices;
+}
+
 void ShardedParameters::load_shards(Context& ctx, const WeightSource& source) {
   for (size_t i = 0; i < groups_.size(); ++i) {
     const Shard own = shard(i);

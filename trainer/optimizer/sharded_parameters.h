@@ -70,8 +70,9 @@ class ShardedParameters {
     return groups_[group].flat->weight_dtype(activation_);
   }  // and computed with
 
-  // What this rank stores of the weights in a checkpoint.
+  // What this rank stores of the weights in a checkpoint: the masters, or what a model computes with.
   std::vector<CheckpointSlice> slices();
+  std::vector<CheckpointSlice> slices_without_low_bits();
   // The own shards, low bits included: no other rank takes part.
   // Errors: CheckpointError of the source.
   void load_shards(Context& ctx, const WeightSource& source);

@@ -1,9 +1,11 @@
 // A state that goes through checkpoints from every layout of ranks to every other.
 #include <unistd.h>
 
+#include <bit>
 #include <filesystem>
 #include <functional>
 
+#include "kernels/core/split_float.h"
 #include "parallel/rank_text.h"
 #include "tests/model/tiny_config.h"
 #include "tests/parallel/mpi_testing.h"
@@ -92,12 +94,13 @@ class LayoutsTest : public ::testing::TestWithParam<OptimizerKind> {
     });
     EXPECT_EQ(wrong, 0) << "of the weights that it computes with";
   }
-  std::string save(const ProcessMesh& mesh, TrainingState& state, const std::string& name) {
+  std::string save(const ProcessMesh& mesh, TrainingState& state, const std::string& name,
+                   CheckpointContents contents = CheckpointContents::kAll) {
     CheckpointInfo info;
     info.step = 1;
     info.num_ranks = mesh.size();
     info.expert_parallel = mesh.expert().size();
-    return save_checkpoint(ctx_, mesh.world(), folder_ + "/" + name, info, state.slices());
+    return save_checkpoint(ctx_, mesh.world(), folder_ + "/" + name, info, state.slices(contents));
   }
   std::string saved_by(Layout layout, const RunConfig& c, const std::string& name) {
     run(layout, c, [&](const ProcessMesh& mesh, TrainingState& state) {
@@ -137,18 +140,56 @@ TEST_P(LayoutsTest, SplitMastersAreThoseThatWereWritten) {
     run(to, c, [&](const ProcessMesh& mesh, TrainingState& state) {
       state.load(ctx_, CheckpointReader(ctx_, mesh.world(), saved));
       int64_t wrong = 0;
-      const HostSlices host(ctx_, state.slices());
-      for (const CheckpointSlice& s : host.slices())
-        for (int64_t i = 0; i < s.data.numel(); ++i) wrong += get(s.data, i) != element(s.name, s.begin + i);
+      for (const CheckpointSlice& s : state.slices())
+        visit_on_host(ctx_, {s}, [&](const Tensor& part) {
+          ASSERT_EQ(part.numel(), s.data.numel());
+          for (int64_t i = 0; i < part.numel(); ++i) wrong += get(part, i) != element(s.name, s.begin + i);
+        });
       EXPECT_EQ(wrong, 0) << "of what the rank stores";
-      CheckpointInfo info;
-      info.step = 1;
-      save_checkpoint(ctx_, mesh.world(), folder_ + "/" + name, info, host.slices());
+      save(mesh, state, name);
     });
     const RunConfig plain = config(2);
     run({2, 2}, plain, [&](const ProcessMesh& mesh, TrainingState& state) {
       state.load(ctx_, CheckpointReader(ctx_, mesh.world(), folder_ + "/" + name + "/step-000000001"));
       expect_filled(plain, mesh, state);
+    });
+  }
+}
+
+// Weights alone, as bf16 training computes with them: the same bits on every other layout, where masters begin at them.
+TEST_P(LayoutsTest, WeightsAloneAreThoseThatAreComputedWith) {
+  const std::string saved = saved_by({2, 2}, config(2), "all");
+  RunConfig from = config(2);
+  from.precision = Precision::kBf16;
+  const std::string alone = folder_ + "/alone/step-000000001";
+  run({2, 2}, from, [&](const ProcessMesh& mesh, TrainingState& state) {
+    state.load(ctx_, CheckpointReader(ctx_, mesh.world(), saved));
+    save(mesh, state, "alone", CheckpointContents::kWeights);
+  });
+  const CheckpointReader stored(alone);
+  EXPECT_TRUE(stored.holds_weights_alone());
+  EXPECT_FALSE(CheckpointReader(saved).holds_weights_alone());
+  for (const Layout& to : kLayouts) {
+    SCOPED_TRACE(concat(to.ranks, '-', to.expert));
+    RunConfig c = config(to.expert);
+    c.precision = Precision::kBf16;
+    run(to, c, [&](const ProcessMesh& mesh, TrainingState& state) {
+      state.load_weights(ctx_, CheckpointReader(ctx_, mesh.world(), alone));
+      int64_t wrong = 0, bf16 = 0;
+      state.model.weights().visit(c.model, [&](const std::string& name, Tensor& t, const Shape&, Owner owner, auto...) {
+        const int64_t first = owner == Owner::kExpertRank ? mesh.expert().rank() * t.numel() : 0;
+        for (int64_t i = 0; i < t.numel(); ++i) {
+          const auto master = static_cast<float>(element("weights/" + name, first + i));
+          const SplitFloat split = split_float(std::bit_cast<uint32_t>(master));
+          bf16 += t.dtype() == DType::kBF16;
+          wrong +=
+              t.dtype() == DType::kBF16 ? static_cast<const uint16_t*>(t.raw())[i] != split.high : get(t, i) != master;
+        }
+      });
+      for (const CheckpointSlice& s : state.parameters.slices())
+        for (int64_t i = 0; i < 2 * s.split_low.numel(); i += 2) wrong += s.split_low.data<uint8_t>()[i / 2] != 0;
+      EXPECT_EQ(wrong, 0);
+      EXPECT_GT(bf16, 0);
     });
   }
 }
