@@ -162,7 +162,7 @@ Hdf5Attribute parse_attribute(const std::string& path, Cursor c) {
   attribute.name = c.name(name_bytes);
   c.skip(padding(name_bytes));
   const std::string where = concat(path, ": attribute ", attribute.name);
-  check<DataError>(version == 1 || flags == 0, where, ": its type or shape is shared, which is not supported");
+  check<OtherHdf5>(version == 1 || flags == 0, where, ": its type or shape is shared, which is not supported");
   attribute.type = parse_type({where, c.take(type_bytes)});
   c.skip(padding(type_bytes));
   attribute.is_scalar = parse_shape(where, {where, c.take(shape_bytes)}).is_scalar;
@@ -193,7 +193,7 @@ void check_not_dense(const std::string& where, const char* what, Cursor c) {
   c.skip(1);
   const uint64_t flags = c.number(1);
   if (flags & 1) c.skip(std::string_view(what) == "links" ? 8 : 2);  // highest creation order
-  check<DataError>(c.number(8) == kUndefined, where, ": too many ", what, ": they are stored outside its header");
+  check<OtherHdf5>(c.number(8) == kUndefined, where, ": too many ", what, ": they are stored outside its header");
 }
 
 }  // namespace
@@ -266,7 +266,7 @@ uint64_t Hdf5File::read_superblock() const {
   check<DataError>(std::equal(start.begin(), start.begin() + static_cast<int64_t>(known), kFileSignature.begin()), path,
                    ": is not an HDF5 file: it does not start with the HDF5 signature");
   const int version = start.size() > known ? start[known] : 0;
-  check<DataError>(version == 0 || version == 2 || version == 3, path, ": superblock version ", version,
+  check<OtherHdf5>(version == 0 || version == 2 || version == 3, path, ": superblock version ", version,
                    " is not supported, expected 0, 2 or 3");
   const uint64_t bytes = version == 0 ? kVersion0Bytes : kVersion2Bytes;
   check<DataError>(bytes <= static_cast<uint64_t>(size), path, ": is truncated: its superblock needs ", bytes,
@@ -278,7 +278,7 @@ uint64_t Hdf5File::read_superblock() const {
   c.skip(kFileSignature.size() + 1);
   if (version == 0) c.skip(4);  // versions of other parts
   const uint64_t offset_bytes = c.number(1), length_bytes = c.number(1);
-  check<DataError>(offset_bytes == 8 && length_bytes == 8, where, ": expected offsets and lengths of 8 bytes, found ",
+  check<OtherHdf5>(offset_bytes == 8 && length_bytes == 8, where, ": expected offsets and lengths of 8 bytes, found ",
                    offset_bytes, " and ", length_bytes);
   uint64_t base, end_of_file, extension, root;
   if (version == 0) {
@@ -301,8 +301,8 @@ uint64_t Hdf5File::read_superblock() const {
                    end_of_file > static_cast<uint64_t>(size) ? "truncated" : "longer than its superblock says", ": ",
                    end_of_file, " bytes expected, the file has ", size);
   if (version != 0) verify_checksum(where, block);
-  check<DataError>(base == 0, where, ": expected base address 0, found ", base);
-  check<DataError>(extension == kUndefined, where, ": extensions and drivers are not supported, found one at byte ",
+  check<OtherHdf5>(base == 0, where, ": expected base address 0, found ", base);
+  check<OtherHdf5>(extension == kUndefined, where, ": extensions and drivers are not supported, found one at byte ",
                    extension);
   return root;
 }
@@ -327,7 +327,7 @@ std::vector<Hdf5File::Message> Hdf5File::read_object_header(const std::string& w
       c.skip(head_bytes - (is_version2 ? 4 : 5));
       Cursor body(where, c.take(bytes));
       if (kind == kNil) continue;
-      check<DataError>(!is_shared, where, ": a shared header message is not supported");
+      check<OtherHdf5>(!is_shared, where, ": a shared header message is not supported");
       if (kind == kContinuation) {
         const uint64_t position = body.number(8), length = body.number(8);
         blocks.push_back({position, length});
@@ -384,7 +384,7 @@ void Hdf5File::read_symbol_table(uint64_t tree_address, uint64_t heap_address) {
   Cursor t(where, tree);
   t.expect("TREE");
   const uint64_t kind = t.number(1), level = t.number(1), num_leaves = t.number(2);
-  check<DataError>(kind == 0 && level == 0 && num_leaves <= 1, where, ": holds more than a shard has (tree of kind ",
+  check<OtherHdf5>(kind == 0 && level == 0 && num_leaves <= 1, where, ": holds more than a shard has (tree of kind ",
                    kind, ", level ", level, ", ", num_leaves, " leaves)");
   if (num_leaves == 0) return;
   t.skip(8 + 8 + 8);  // siblings, first key
@@ -420,7 +420,7 @@ void Hdf5File::read_symbol_table(uint64_t tree_address, uint64_t heap_address) {
 
 Hdf5Dataset Hdf5File::dataset(const Hdf5Link& link) const {
   const std::string where = concat(file_.path(), ": ", link.name);
-  check<DataError>(link.kind == "object", where, ": expected a dataset, found ",
+  check<OtherHdf5>(link.kind == "object", where, ": expected a dataset, found ",
                    link.kind == "external link" ? "an " : "a ", link.kind);
   const std::vector<Message> messages = read_object_header(where, link.address);
   // The body of the only message of this kind.
@@ -444,10 +444,10 @@ Hdf5Dataset Hdf5File::dataset(const Hdf5Link& link) const {
       case kModificationTime:
       case kReferenceCount: break;
       case kSymbolTable:
-      case kLinkInfo: throw DataError(concat(where, ": expected a dataset, found a group"));
-      case kFilters: throw DataError(concat(where, ": expected plain data, found filters (compression or checksums)"));
-      case kExternalFiles: throw DataError(concat(where, ": expected its data in this file, found external files"));
-      case kAttribute: throw DataError(concat(where, ": expected no attributes"));
+      case kLinkInfo: throw OtherHdf5(concat(where, ": expected a dataset, found a group"));
+      case kFilters: throw OtherHdf5(concat(where, ": expected plain data, found filters (compression or checksums)"));
+      case kExternalFiles: throw OtherHdf5(concat(where, ": expected its data in this file, found external files"));
+      case kAttribute: throw OtherHdf5(concat(where, ": expected no attributes"));
       case kAttributeInfo: check_not_dense(where, "attributes", {where, message.body}); break;
       default: throw DataError(concat(where, ": header message of kind ", message.kind, " is not supported"));
     }
@@ -459,18 +459,18 @@ Hdf5Dataset Hdf5File::dataset(const Hdf5Link& link) const {
                                     : "storage");
 
   const uint64_t layout_version = layout->number(1);
-  check<DataError>(layout_version == 3 || layout_version == 4, where, ": layout version ", layout_version,
+  check<OtherHdf5>(layout_version == 3 || layout_version == 4, where, ": layout version ", layout_version,
                    " is not supported");
   const uint64_t storage = layout->number(1);
   constexpr std::array kStorages = {"compact", "contiguous", "chunked", "virtual"};
-  check<DataError>(storage == 1, where, ": expected contiguous storage, found ",
+  check<OtherHdf5>(storage == 1, where, ": expected contiguous storage, found ",
                    storage < kStorages.size() ? kStorages[storage] : "an unknown one");
   const uint64_t position = layout->number(8), stored_bytes = layout->number(8);
 
   Hdf5Dataset dataset;
   dataset.type = parse_type(*type);
   const Shape shape = parse_shape(where, *shape_message);
-  check<DataError>(shape.sizes.size() == 1, where, ": expected 1 dimension, found ", shape.sizes.size());
+  check<OtherHdf5>(shape.sizes.size() == 1, where, ": expected 1 dimension, found ", shape.sizes.size());
   const auto file_bytes = static_cast<uint64_t>(file_.size()), bytes = static_cast<uint64_t>(dataset.type.bytes);
   const uint64_t size = shape.sizes[0];
   check<DataError>(bytes > 0 && size <= file_bytes / bytes, where, ": ", size, " elements of ", bytes,

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/core/error.h"
 #include "kernels/core/raw_file.h"
 
 namespace braid {
@@ -13,6 +14,11 @@ namespace braid {
 // unfiltered datasets. Every address, length and count is checked against the file before it is followed, and the
 // checksums of superblock 2 and 3 are verified, so no file can do more than be refused.
 // Source: HDF5 File Format Specification, version 3.0.   Errors: DataError with path, object, expected and found.
+
+// What HDF5 allows and shards are not: `braid data convert` makes shards of it.
+struct OtherHdf5 : DataError {
+  using DataError::DataError;
+};
 
 struct Hdf5Type {
   int kind = 0;  // class number of the specification

@@ -37,7 +37,7 @@ template <class Items>
 auto find_only(const std::string& path, const char* what, const Items& items, const std::string& name) {
   const auto has_name = [&](const auto& item) { return item.name == name; };
   const auto count = std::count_if(items.begin(), items.end(), has_name);
-  check<DataError>(count == 1, path, ": ", what, " ", name, count == 0 ? " is missing" : " is there more than once");
+  check<OtherHdf5>(count == 1, path, ": ", what, " ", name, count == 0 ? " is missing" : " is there more than once");
   return *std::find_if(items.begin(), items.end(), has_name);
 }
 
@@ -48,7 +48,7 @@ class Attributes {
 
   std::string text(const char* name) const {
     const Hdf5Attribute attribute = find(name);
-    check<DataError>(attribute.type.is_fixed_string(), where(name), ": expected a string of fixed length, found ",
+    check<OtherHdf5>(attribute.type.is_fixed_string(), where(name), ": expected a string of fixed length, found ",
                      attribute.type.description());
     std::string value = attribute.value.substr(0, attribute.value.find('\0'));
     check<DataError>(!value.empty() && value.size() <= kMaxStringBytes, where(name), ": expected 1 to ",
@@ -59,7 +59,7 @@ class Attributes {
   int64_t integer(const char* name, int64_t low, int64_t high) const {
     const Hdf5Attribute attribute = find(name);
     const Hdf5Type& type = attribute.type;
-    check<DataError>(type.is_integer() && !type.is_big_endian && 1 <= type.bytes && type.bytes <= 8, where(name),
+    check<OtherHdf5>(type.is_integer() && !type.is_big_endian && 1 <= type.bytes && type.bytes <= 8, where(name),
                      ": expected an integer of at most 64 bits (little-endian), found ", type.description());
     uint64_t bits = 0;
     std::memcpy(&bits, attribute.value.data(), type.bytes);
@@ -73,7 +73,7 @@ class Attributes {
   std::string where(const char* name) const { return concat(path_, ": attribute ", name); }
   Hdf5Attribute find(const char* name) const {
     Hdf5Attribute attribute = find_only(path_, "attribute", attributes_, name);
-    check<DataError>(attribute.is_scalar, where(name), ": expected a scalar, found an array");
+    check<OtherHdf5>(attribute.is_scalar, where(name), ": expected a scalar, found an array");
     return attribute;
   }
 
@@ -86,7 +86,7 @@ ShardInfo parse_attributes(const std::string& path, const std::vector<Hdf5Attrib
                                  "tokenizer_digest", "num_tokens",     "num_documents", "source_digest"};
   bool has_source_digest = false;
   for (const Hdf5Attribute& attribute : all) {
-    check<DataError>(std::find(kNames.begin(), kNames.end(), attribute.name) != kNames.end(), path,
+    check<OtherHdf5>(std::find(kNames.begin(), kNames.end(), attribute.name) != kNames.end(), path,
                      ": unknown attribute ", attribute.name);
     has_source_digest |= attribute.name == "source_digest";
   }
@@ -112,7 +112,7 @@ Hdf5Dataset find_dataset(const std::string& path, const Hdf5File& file, const ch
   const Hdf5Type& type = dataset.type;
   std::string bits;
   for (int64_t size : sizes) bits += concat(bits.empty() ? "" : " or ", 8 * size);
-  check<DataError>(type.is_integer() && !type.is_signed && !type.is_big_endian &&
+  check<OtherHdf5>(type.is_integer() && !type.is_signed && !type.is_big_endian &&
                        std::find(sizes.begin(), sizes.end(), type.bytes) != sizes.end(),
                    path, ": ", name, ": expected unsigned ", bits, "-bit integers (little-endian), found ",
                    type.description());
@@ -156,15 +156,17 @@ struct TokenShard::File {
   PooledFile pooled;
   ShardInfo info;
   int64_t tokens_position = 0, offsets_position = 0;
+
+  void parse(const std::string& path);
 };
 
-TokenShard::TokenShard(const std::string& path, CheckOffsets when) : file_(std::make_unique<File>(path)) {
-  const auto raw = file_->pooled.file();
+void TokenShard::File::parse(const std::string& path) {
+  const auto raw = pooled.file();
   const Hdf5File hdf5(*raw);
   for (const Hdf5Link& link : hdf5.links())
-    check<DataError>(link.name == "tokens" || link.name == "document_offsets", path, ": unknown ", link.kind, " ",
+    check<OtherHdf5>(link.name == "tokens" || link.name == "document_offsets", path, ": unknown ", link.kind, " ",
                      link.name, ": only the datasets tokens and document_offsets may be there");
-  ShardInfo info = parse_attributes(path, hdf5.attributes());
+  info = parse_attributes(path, hdf5.attributes());
   const Hdf5Dataset tokens = find_dataset(path, hdf5, "tokens", {2, 4});
   const Hdf5Dataset offsets = find_dataset(path, hdf5, "document_offsets", {8});
   check<DataError>(info.num_tokens == tokens.size, path, ": attribute num_tokens: is ", info.num_tokens,
@@ -172,9 +174,16 @@ TokenShard::TokenShard(const std::string& path, CheckOffsets when) : file_(std::
   check<DataError>(info.num_documents == offsets.size - 1, path, ": attribute num_documents: is ", info.num_documents,
                    ", but document_offsets has ", offsets.size, " elements instead of one more");
   info.token_bytes = static_cast<int>(tokens.type.bytes);
-  file_->tokens_position = tokens.position;
-  file_->offsets_position = offsets.position;
-  file_->info = std::move(info);
+  tokens_position = tokens.position;
+  offsets_position = offsets.position;
+}
+
+TokenShard::TokenShard(const std::string& path, CheckOffsets when) : file_(std::make_unique<File>(path)) {
+  try {
+    file_->parse(path);
+  } catch (const OtherHdf5& e) {
+    throw DataError(concat(e.what(), "; other HDF5 files are read by `braid data convert --from ", path, " --to DIR`"));
+  }
   if (when == CheckOffsets::kWhenRead) return;
   std::vector<int64_t> block(kBlockTokens + 1);
   const int64_t documents = file_->info.num_documents;

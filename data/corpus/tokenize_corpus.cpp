@@ -16,8 +16,8 @@
 #include <optional>
 #include <thread>
 
+#include "data/corpus/dataset_writer.h"
 #include "data/corpus/text_input.h"
-#include "data/token_shard.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/file_text.h"
@@ -269,16 +269,11 @@ std::optional<Start> read_progress(const std::string& folder) {
   }
 }
 
-std::string shard_name(size_t number) {
-  std::string digits = std::to_string(number);
-  return concat("shard-", std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0'), digits, ".h5");
-}
-
 // Documents to shards.
 class Writer {
  public:
-  Writer(const Tokenizer& tokenizer, const CorpusOptions& options, CorpusReport& report)
-      : tokenizer_(tokenizer), options_(options), report_(report) {}
+  Writer(const CorpusOptions& options, CorpusReport& report)
+      : folder_(options.out), report_(report), shards_(options.out, report.manifest, options.shard_tokens) {}
 
   void add(const Tokenized& batch) {
     DatasetManifest& m = report_.manifest;
@@ -291,40 +286,26 @@ class Writer {
         if (report_.complaints.size() < kComplaints) report_.complaints.push_back(record.complaint);
       }
       if (record.kind == Record::Kind::kDocument) {
-        if (!shard_) open();
         m.repaired += record.repaired;
-        shard_->add_document(std::span(batch.tokens).subspan(begin, record.tokens_end - begin));
-        const auto tokens = static_cast<int64_t>(record.tokens_end - begin) + 1;
-        shard_tokens_ += tokens;
-        tokens_ += tokens;
         ++documents_;
+        tokens_ += static_cast<int64_t>(record.tokens_end - begin) + 1;
+        shards_.append(std::span(batch.tokens).subspan(begin, record.tokens_end - begin));
+        if (shards_.end_document()) write_progress(folder_, m, at);
       }
       begin = record.tokens_end;
-      if (shard_tokens_ >= options_.shard_tokens) close(at);
     }
   }
-  void close(Position next) {
-    if (!shard_) return;
-    shard_->close();
-    shard_.reset();
-    shard_tokens_ = 0;
-    report_.manifest.shards.push_back(describe_shard(options_.out, shard_name(report_.manifest.shards.size())));
-    write_progress(options_.out, report_.manifest, next);
+  void finish_shard(Position next) {
+    if (shards_.finish_shard()) write_progress(folder_, report_.manifest, next);
   }
   int64_t documents() const { return documents_; }
   int64_t tokens() const { return tokens_; }
 
  private:
-  void open() {
-    shard_ = std::make_unique<TokenShardWriter>((fs::path(options_.out) / shard_name(report_.manifest.shards.size())).string(),
-                                                tokenizer_.vocab_size(), tokenizer_.end_of_document(), tokenizer_.name(),
-                                                tokenizer_.digest());
-  }
-  const Tokenizer& tokenizer_;
-  const CorpusOptions& options_;
+  const std::string& folder_;
   CorpusReport& report_;
-  std::unique_ptr<TokenShardWriter> shard_;
-  int64_t shard_tokens_ = 0, documents_ = 0, tokens_ = 0;
+  DatasetWriter shards_;
+  int64_t documents_ = 0, tokens_ = 0;
 };
 
 }  // namespace
@@ -371,7 +352,7 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
   CorpusProgress state;
   for (const TextInput& file : inputs.files) state.all_bytes += file.bytes;
   if (has_stream) state.all_bytes = 0;
-  Writer writer(tokenizer, options, report);
+  Writer writer(options, report);
   const auto guarded = [&](auto&& work) {
     return [&, work] {
       try {
@@ -402,7 +383,7 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
     state.tokens = writer.tokens();
     progress(state);
   }
-  writer.close({static_cast<int64_t>(inputs.files.size()), 0});
+  writer.finish_shard({static_cast<int64_t>(inputs.files.size()), 0});
   check<DataError>(m.num_documents() > 0, options.out, ": none of ", inputs.files.size(), " inputs held a document",
                    report.complaints.empty() ? "" : concat("; the first: ", report.complaints.front()));
   write_manifest(options.out, m);

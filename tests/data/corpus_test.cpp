@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <hdf5.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <zlib.h>
@@ -12,6 +13,9 @@
 
 #include "data/corpus/convert.h"
 #include "data/corpus/dataset_manifest.h"
+#include "data/corpus/dataset_writer.h"
+#include "data/corpus/megatron.h"
+#include "data/corpus/merge.h"
 #include "data/corpus/text_input.h"
 #include "data/corpus/tokenize_corpus.h"
 #include "data/token_shard.h"
@@ -252,20 +256,23 @@ std::string megatron_index(uint8_t type, const std::vector<int32_t>& lengths, co
 
 using Ids = std::vector<std::vector<uint32_t>>;
 
-TEST_F(Corpus, ConvertsTokensOfOthers) {
-  const auto ids = [&](const std::string& out) {
-    Ids documents;
-    for (const std::string& file : dataset_shards(path(out))) {
-      const TokenShard shard(file);
-      const auto& offsets = shard.document_offsets();
-      for (size_t d = 0; d + 1 < offsets.size(); ++d) {
-        documents.emplace_back(offsets[d + 1] - offsets[d]);
-        shard.read(offsets[d], offsets[d + 1], documents.back().data());
-      }
+// The documents of a dataset without damage.
+Ids ids_of(const std::string& folder) {
+  Ids documents;
+  for (const std::string& file : dataset_shards(folder)) {
+    const TokenShard shard(file);
+    const auto& offsets = shard.document_offsets();
+    for (size_t d = 0; d + 1 < offsets.size(); ++d) {
+      documents.emplace_back(offsets[d + 1] - offsets[d]);
+      shard.read(offsets[d], offsets[d + 1], documents.back().data());
     }
-    EXPECT_EQ(verify_dataset(path(out)), Texts{});
-    return documents;
-  };
+  }
+  EXPECT_EQ(verify_dataset(folder), Texts{});
+  return documents;
+}
+
+TEST_F(Corpus, ConvertsTokensOfOthers) {
+  const auto ids = [&](const std::string& out) { return ids_of(path(out)); };
   // Three sequences in two documents that end with 9; one that ends otherwise; and the same as 32-bit tokens.
   write("m.bin", raw<uint16_t>({1, 2, 3, 9, 4, 9}));
   write("m.idx", megatron_index(8, {2, 2, 2}, {0, 2, 3}, 2));
@@ -318,6 +325,205 @@ TEST_F(Corpus, ConvertsTokensOfOthers) {
   expect_contains(error({.from = path("n.bin")}), "token 2 is negative");
   write("gpt2.bin", raw(header) + raw<uint16_t>({1, 2}));
   expect_contains(error({.from = path("gpt2.bin")}), "its header says 7 tokens");
+}
+
+TEST_F(Corpus, MergesWhatItHasSplit) {
+  Ids all;
+  std::mt19937 random(3);
+  for (int d = 0; d < 500; ++d) all.emplace_back(random() % 40, static_cast<uint32_t>(d % 256));
+  all[7].assign(100'000, 5);  // longer than a block
+  DatasetManifest m;
+  m.tokenizer = "byte", m.tokenizer_digest = ByteTokenizer().digest();
+  m.vocab_size = 258, m.end_of_document = 256;
+  fs::create_directory(path("set"));
+  DatasetWriter writer(path("set"), m, 20'000);
+  for (const auto& document : all) {
+    writer.append(document);
+    writer.end_document();
+  }
+  writer.finish();
+  ASSERT_EQ(m.shards.size(), 2u);
+
+  const std::vector<SplitPart> parts = split_dataset({.from = path("set"), .to = path("parts"), .parts = 3, .shard_tokens = 3000});
+  ASSERT_EQ(parts.size(), 3u);
+  std::vector<std::string> folders;
+  int64_t documents = 0;
+  for (const SplitPart& part : parts) {
+    folders.push_back(part.folder);
+    documents += part.manifest.num_documents();
+    EXPECT_GT(part.manifest.num_documents(), 0);
+    EXPECT_EQ(verify_dataset(part.folder), Texts{});
+  }
+  EXPECT_EQ(documents, 500);
+  EXPECT_EQ(parts[0].manifest.num_documents(), 8);  // up to the long one; the others share what is left
+  EXPECT_NEAR(double(parts[1].manifest.num_tokens()), double(parts[2].manifest.num_tokens()), 50);
+  const DatasetManifest merged = merge_datasets(folders, path("merged"), 20'000);
+  ASSERT_EQ(merged.shards.size(), 2u);
+  for (const auto& shard : m.shards) EXPECT_EQ(bytes_of(path("merged/" + shard.file)), bytes_of(path("set/" + shard.file)));
+  EXPECT_EQ(verify_dataset(path("merged")), Texts{});
+
+  const std::vector<SplitPart> held = split_dataset({.from = path("set"), .to = path("held"), .held_out = 0.1});
+  EXPECT_EQ(held[0].manifest.num_documents() + held[1].manifest.num_documents(), 500);
+  EXPECT_NEAR(double(held[1].manifest.num_documents()), 50, 20);
+  Ids both = ids_of(held[0].folder), expected = ids_of(path("set"));
+  for (auto& document : ids_of(held[1].folder)) both.push_back(document);
+  std::sort(both.begin(), both.end());
+  std::sort(expected.begin(), expected.end());
+  EXPECT_EQ(both, expected);
+
+  // Loose shards, in the order named.
+  merge_datasets({path("set/shard-00001.h5"), path("set/shard-00000.h5")}, path("loose"), 1 << 20);
+  EXPECT_EQ(ids_of(path("loose"))[500 - parts[0].manifest.num_documents()].size(), all[0].size() + 1);
+
+  using braid::testing::expect_contains;
+  const auto error = [](auto&& body) { return message_of<DataError>(body); };
+  expect_contains(error([&] { merge_datasets({path("set"), path("loose"), path("set")}, path("x"), 1 << 20); }), "is in " + path("set") + " too");
+  expect_contains(error([&] { split_dataset({.from = path("set"), .to = path("x"), .parts = 501}); }), "there are more parts, 501");
+  expect_contains(error([&] { split_dataset({.from = parts[0].folder, .to = path("x"), .held_out = 1e-6}); }), "held-out would have none");
+  tokenize({write("a.txt", "abc")}, "bytes");
+  DatasetManifest other = read_manifest(path("bytes"));
+  convert_tokens({.from = write("o.bin", raw<uint16_t>({1, 0})), .to = path("other"), .dtype = "u16", .end_of_document = 0});
+  expect_contains(error([&] { merge_datasets({path("set"), path("other")}, path("x"), 1 << 20); }), "was made with tokenizer unknown");
+  std::string bytes = bytes_of(path("set/shard-00001.h5"));
+  bytes[bytes.size() / 2] ^= 1;
+  write("set/shard-00001.h5", bytes);
+  expect_contains(error([&] { merge_datasets({path("set")}, path("x"), 1 << 20); }), "block 0 is damaged");
+  EXPECT_FALSE(fs::exists(path("x")));
+}
+
+TEST_F(Corpus, WritesMegatronsFilesAndReadsThemBack) {
+  for (const int64_t vocab : {65'499, 65'500}) {
+    SCOPED_TRACE(vocab);
+    const uint8_t type = vocab < 65'500 ? 8 : 4;
+    const std::string name = std::to_string(vocab);
+    write(name + ".raw", raw<uint32_t>({1, 2, 0, 0, static_cast<uint32_t>(vocab - 1), 0}));
+    convert_tokens({.from = path(name + ".raw"), .to = path(name), .dtype = "u32", .end_of_document = 0, .vocab_size = vocab, .shard_tokens = 4});
+    EXPECT_EQ(write_megatron(path(name), path(name + "-m.idx")).num_documents(), 3);
+    EXPECT_EQ(bytes_of(path(name + "-m.idx")), megatron_index(type, {3, 1, 2}, {0, 1, 2, 3}, type == 8 ? 2 : 4));
+    EXPECT_EQ(bytes_of(path(name + "-m.bin")), type == 8 ? raw<uint16_t>({1, 2, 0, 0, static_cast<uint16_t>(vocab - 1), 0})
+                                                         : raw<int32_t>({1, 2, 0, 0, static_cast<int32_t>(vocab - 1), 0}));
+    convert_tokens({.from = path(name + "-m.bin"), .to = path(name + "-again"), .vocab_size = vocab, .shard_tokens = 4});
+    for (const auto& shard : read_manifest(path(name)).shards)
+      EXPECT_EQ(bytes_of(path(name + "-again/" + shard.file)), bytes_of(path(name + "/" + shard.file)));
+    braid::testing::expect_contains(message_of<IoError>([&] { write_megatron(path(name), path(name + "-m.bin")); }), "is there already");
+  }
+}
+
+TEST_F(Corpus, ReadsDatatrovesTokens) {
+  const std::string ends = raw<int64_t>({3, 3, 5});
+  for (const bool is_wide : {false, true}) {
+    const std::string out = is_wide ? "wide" : "narrow";
+    write(out + ".ds", is_wide ? raw<uint32_t>({1, 2, 9, 4, 9}) : raw<uint16_t>({1, 2, 9, 4, 9}));
+    write(out + ".ds.index", ends);
+    convert_tokens({.from = path(out + ".ds"), .to = path(out), .end_of_document = 9});
+    EXPECT_EQ(ids_of(path(out)), (Ids{{1, 2, 9}, {9}, {4, 9}}));
+  }
+  write("narrow.ds.index", raw<int64_t>({3, 2, 5}));
+  braid::testing::expect_contains(message_of<DataError>([&] { convert_tokens({.from = path("narrow.ds"), .to = path("x")}); }), "do not go up");
+  write("narrow.ds.index", raw<int64_t>({3, 4}));
+  braid::testing::expect_contains(message_of<DataError>([&] { convert_tokens({.from = path("narrow.ds"), .to = path("x")}); }), "names 4 tokens");
+}
+
+// ---- HDF5 that is no shard
+
+struct Hdf5Spec {
+  hid_t type = H5T_STD_U16LE;
+  hsize_t chunk = 0;
+  bool is_compressed = false, has_checksums = false, has_offsets = true, has_attributes = true;
+  std::vector<int64_t> tokens = {1, 2, 9, 3, 9};
+};
+
+void write_hdf5(const std::string& path, const Hdf5Spec& spec) {
+  fs::remove(path);
+  const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+  const auto dataset = [&](const char* name, hid_t type, const std::vector<int64_t>& values) {
+    const hsize_t size = values.size();
+    const hid_t space = H5Screate_simple(1, &size, nullptr), creation = H5Pcreate(H5P_DATASET_CREATE);
+    const hsize_t chunk = std::min(spec.chunk, size);
+    if (chunk > 0) H5Pset_chunk(creation, 1, &chunk);
+    if (spec.is_compressed) H5Pset_shuffle(creation), H5Pset_deflate(creation, 4);
+    if (spec.has_checksums) H5Pset_fletcher32(creation);
+    const hid_t id = H5Dcreate2(file, name, type, space, H5P_DEFAULT, creation, H5P_DEFAULT);
+    EXPECT_GE(H5Dwrite(id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), 0);
+    H5Dclose(id), H5Pclose(creation), H5Sclose(space);
+  };
+  dataset("tokens", spec.type, spec.tokens);
+  if (spec.has_offsets) dataset("document_offsets", H5T_STD_I32BE, {0, 3, std::ssize(spec.tokens)});
+  if (spec.has_attributes) {
+    const hid_t space = H5Screate(H5S_SCALAR), text = H5Tcopy(H5T_C_S1);
+    H5Tset_size(text, H5T_VARIABLE);
+    const auto attribute = [&](const char* name, hid_t type, const void* value) {
+      const hid_t id = H5Acreate2(file, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
+      EXPECT_GE(H5Awrite(id, type, value), 0);
+      H5Aclose(id);
+    };
+    const char *name = "words", *digest = "0011aabb";
+    const int32_t vocab = 12, end = 9;
+    attribute("tokenizer", text, &name), attribute("tokenizer_digest", text, &digest);
+    attribute("vocab_size", H5T_NATIVE_INT32, &vocab), attribute("end_of_document", H5T_NATIVE_INT32, &end);
+    H5Tclose(text), H5Sclose(space);
+  }
+  H5Fclose(file);
+}
+
+TEST_F(Corpus, ConvertsHdf5OfEveryKind) {
+  const hid_t types[] = {H5T_STD_U16LE, H5T_STD_U16BE, H5T_STD_I32LE, H5T_STD_I32BE, H5T_STD_I64LE, H5T_STD_I64BE, H5T_STD_U64BE};
+  int number = 0;
+  for (const hid_t type : types) {
+    for (const hsize_t chunk : {0, 2, 5}) {
+      const std::string name = std::to_string(number++);
+      write_hdf5(path(name + ".h5"), {.type = type, .chunk = chunk, .is_compressed = chunk == 2, .has_checksums = chunk == 5});
+      braid::testing::expect_contains(message_of<DataError>([&] { TokenShard shard(path(name + ".h5")); }),
+                                      "; other HDF5 files are read by `braid data convert --from " + path(name + ".h5") + " --to DIR`");
+      const DatasetManifest m = convert_tokens({.from = path(name + ".h5"), .to = path(name)});
+      EXPECT_EQ(ids_of(path(name)), (Ids{{1, 2, 9}, {3, 9}}));
+      EXPECT_EQ(m.tokenizer, "words");
+      EXPECT_EQ(m.tokenizer_digest, "0011aabb");
+      EXPECT_EQ(m.vocab_size, 12);
+    }
+  }
+  write_hdf5(path("bare.h5"), {.chunk = 2, .has_offsets = false, .has_attributes = false});
+  const auto error = [&](ConvertOptions options) {
+    options.from = path("bare.h5");
+    options.to = path("x");
+    return message_of<DataError>([&] { convert_tokens(options); });
+  };
+  using braid::testing::expect_contains;
+  expect_contains(error({}), "does not say where documents end");
+  convert_tokens({.from = path("bare.h5"), .to = path("bare"), .end_of_document = 9});
+  EXPECT_EQ(ids_of(path("bare")), (Ids{{1, 2, 9}, {3, 9}}));
+  const ByteTokenizer bytes;
+  write_hdf5(path("bare.h5"), {});
+  expect_contains(error({.tokenizer = &bytes}), "was made with tokenizer words 0011aabb, not with the byte");
+  write_hdf5(path("bare.h5"), {.type = H5T_STD_I32LE, .tokens = {1, -2, 9, 3, 9}});
+  expect_contains(error({}), "token 1 is negative");
+  write_hdf5(path("bare.h5"), {.type = H5T_STD_U64LE, .tokens = {1, int64_t{1} << 40, 9, 3, 9}});
+  expect_contains(error({}), "token 1 is too large");
+  write_hdf5(path("bare.h5"), {.type = H5T_IEEE_F32LE});
+  expect_contains(error({}), "tokens: expected integers");
+  write_hdf5(path("bare.h5"), {.tokens = {1, 2, 9, 3, 77}});
+  expect_contains(error({}), "token 77 is outside the vocabulary of 12");
+  write("bare.h5", "no HDF5 at all");
+  expect_contains(error({}), "bare.h5: cannot be opened: HDF5: ");
+}
+
+// What libhdf5 does with a damaged file, up to a crash, ends in one sentence, or in tokens that are ids.
+TEST_F(Corpus, SurvivesDamagedHdf5) {
+  write_hdf5(path("good.h5"), {.chunk = 2, .is_compressed = true});
+  const std::string good = bytes_of(path("good.h5"));
+  std::mt19937 random(11);
+  int refused = 0;
+  for (int i = 0; i < 150; ++i) {
+    std::string bad = good;
+    for (int flips = 1 + static_cast<int>(random() % 3); flips > 0; --flips) bad[random() % 2200 % bad.size()] ^= static_cast<char>(1 << random() % 8);
+    if (i % 5 == 0) bad.resize(random() % bad.size());
+    write("bad.h5", bad);
+    fs::remove_all(path("out"));
+    const std::string message = message_of<DataError>([&] { convert_tokens({.from = path("bad.h5"), .to = path("out")}); });
+    if (message.empty()) EXPECT_EQ(verify_dataset(path("out")), Texts{});
+    else ++refused, braid::testing::expect_contains(message, "bad.h5");
+  }
+  EXPECT_GT(refused, 30);
 }
 
 TEST_F(Corpus, AManifestLeadsNowhereElse) {

@@ -16,6 +16,16 @@ cmp <("$BRAID" data dump set --documents 10:13) <("$BRAID" data dump set | sed -
 "$BRAID" data inspect set >/dev/null
 pass "a dataset of $("$BRAID" data dump set | wc -w) tokens, the same from a pipe"
 
+"$BRAID" data split set --out parts --parts 3 >/dev/null
+"$BRAID" data merge --out merged --shard-tokens 20000 parts/part-0000{0,1,2} >/dev/null
+for file in set/*.h5 set/tokenizer.json; do cmp "$file" "merged/${file#set/}" || fail "split and merged, $file is another"; done
+"$BRAID" data convert --from set --to mega.idx >/dev/null
+"$BRAID" data convert --from mega.bin --to back --tokenizer tokenizer.json --shard-tokens 20000 >/dev/null
+for file in set/*.h5; do cmp "$file" "back/${file#set/}" || fail "to Megatron and back, $file is another"; done
+expect_error 2 'split needs --parts or --held-out' "$BRAID" data split set --out none
+expect_error 9 'mega.bin: is there already' "$BRAID" data convert --from set --to mega.bin
+pass "split, merged, written for Megatron and read back: the same bytes"
+
 source_of() { echo "data.sources=[{name: set, dataset: $WORK/$1}]"; }
 "$BRAID" config check "$TINY" "$(source_of set)" model.vocab_size=320 >/dev/null
 train 2 "$WORK/run" "$(source_of set)" model.vocab_size=320 parallel.expert=2 run.steps=8 checkpoint.interval_steps=8

@@ -14,7 +14,8 @@ using Action = std::function<int()>;
 // One file per sub-command. Each adds its options to the app and, when chosen, sets `action`.
 void add_train_command(CLI::App& app, Action& action);
 void add_data_command(CLI::App& app, Action& action);  // demo, inspect, and those of data_*.cpp
-void add_tokenize_commands(CLI::App& data, Action& action);  // tokenize, dump, train-tokenizer, convert, verify
+void add_tokenize_commands(CLI::App& data, Action& action);  // tokenize, dump, train-tokenizer, verify
+void add_convert_commands(CLI::App& data, Action& action);   // convert, merge, split
 void add_replay_command(CLI::App& data, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);

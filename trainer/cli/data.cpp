@@ -182,6 +182,7 @@ void add_data_command(CLI::App& app, Action& action) {
   inspect_command->callback(
       [options, &action] { action = [options] { return inspect(options->files, options->json); }; });
   add_tokenize_commands(*command, action);
+  add_convert_commands(*command, action);
   add_replay_command(*command, action);
 }
 

@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <memory>
 
-#include "data/corpus/convert.h"
+#include "data/corpus/documents.h"
 #include "data/corpus/text_input.h"
 #include "data/corpus/tokenize_corpus.h"
 #include "data/token_dataset.h"
@@ -115,26 +115,29 @@ int dump(const std::string& path, const std::string& documents) {
   int64_t size = 0;
   for (const std::string& shard : paths) shards.emplace_back(shard), size += shards.back().info().num_documents;
   const auto [begin, end] = parse_range(documents, size);
-  std::vector<uint32_t> tokens;
-  std::string line;
+  std::string text;
+  bool is_first = true;  // id of its line
+  const auto print = [&] {
+    check<IoError>(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(), "the ids cannot be written to the output");
+    text.clear();
+  };
   int64_t first = 0;
   for (const TokenShard& shard : shards) {
-    const auto& offsets = shard.document_offsets();
-    const int64_t count = shard.info().num_documents;
-    for (int64_t d = std::max<int64_t>(begin - first, 0); d < std::min(end - first, count); ++d) {
-      tokens.resize(offsets[d + 1] - offsets[d]);
-      shard.read(offsets[d], offsets[d + 1], tokens.data());
-      if (!tokens.empty() && tokens.back() == shard.info().end_of_document) tokens.pop_back();
-      line.clear();
-      for (uint32_t token : tokens) {
-        if (!line.empty()) line += ' ';
-        line += std::to_string(token);
-      }
-      line += '\n';
-      check<IoError>(std::fwrite(line.data(), 1, line.size(), stdout) == line.size(), "the ids cannot be written to the output");
-    }
+    const int64_t count = shard.info().num_documents, end_id = shard.info().end_of_document;
+    for_document_pieces(shard, std::clamp<int64_t>(begin - first, 0, count), std::clamp<int64_t>(end - first, 0, count),
+                        [&](std::span<const uint32_t> ids, bool is_end) {
+                          if (is_end && !ids.empty() && ids.back() == end_id) ids = ids.first(ids.size() - 1);
+                          for (const uint32_t id : ids) {
+                            if (!is_first) text += ' ';
+                            text += std::to_string(id);
+                            is_first = false;
+                          }
+                          if (is_end) text += '\n', is_first = true;
+                          if (text.size() > size_t{1} << 16) print();
+                        });
     first += count;
   }
+  print();
   check<IoError>(std::fflush(stdout) == 0, "the ids cannot be written to the output");
   return 0;
 }
@@ -169,26 +172,6 @@ int train_tokenizer(const std::vector<std::string>& paths, const std::string& te
                                               documents, " documents, ", unreadable, " records unreadable").c_str());
   if (result.vocab_size < vocab_size)
     std::printf("%s: the text has no pairs for the %s ids asked for\n", out.c_str(), concat(vocab_size).c_str());
-  return 0;
-}
-
-struct ConvertCommand {
-  ConvertOptions options;
-  std::string tokenizer;
-  int64_t end_of_document = -1, vocab_size = -1;
-};
-
-int convert(const ConvertCommand& command) {
-  ConvertOptions options = command.options;
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (!command.tokenizer.empty()) tokenizer = open_tokenizer(command.tokenizer);
-  options.tokenizer = tokenizer.get();
-  if (command.end_of_document >= 0) options.end_of_document = command.end_of_document;
-  if (command.vocab_size >= 0) options.vocab_size = command.vocab_size;
-  const DatasetManifest m = convert_tokens(options);
-  std::printf("%s: %s\n", manifest_path(options.to).c_str(),
-              concat(m.num_documents(), " documents, ", m.num_tokens(), " tokens in ", m.shards.size(), " shards, vocabulary of ",
-                     m.vocab_size, ", documents end with id ", m.end_of_document).c_str());
   return 0;
 }
 
@@ -233,19 +216,6 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
   train_command->callback([options, &action] {
     action = [options] { return train_tokenizer(options->inputs, options->text_key, options->vocab_size, options->out); };
   });
-
-  auto command_of = std::make_shared<ConvertCommand>();
-  CLI::App* convert_command = data.add_subcommand("convert", "Make a dataset of tokens of Megatron-LM, llm.c or numpy");
-  convert_command->add_option("--from", command_of->options.from, "Megatron's .idx or .bin, llm.c's .bin, .npy, or raw tokens")->required();
-  convert_command->add_option("--to", command_of->options.to, "folder to make; may not hold anything yet")->required();
-  convert_command->add_option("--dtype", command_of->options.dtype, "of raw tokens")->check(CLI::IsMember({"u16", "u32"}));
-  convert_command->add_option("--tokenizer", command_of->tokenizer, "that made the tokens: bytes, or a tokenizer.json");
-  convert_command->add_option("--end-of-document", command_of->end_of_document, "id that ends documents")->check(CLI::NonNegativeNumber);
-  convert_command->add_option("--vocab-size", command_of->vocab_size, "default: largest id + 1")->check(CLI::PositiveNumber);
-  convert_command->add_option("--shard-tokens", command_of->options.shard_tokens, "a shard ends with the document that reaches these tokens")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
-      ->capture_default_str();
-  convert_command->callback([command_of, &action] { action = [command_of] { return convert(*command_of); }; });
 
   CLI::App* verify_command = data.add_subcommand("verify", "Compare every byte of a dataset with its digests");
   verify_command->add_option("folder", options->path, "folder of a dataset")->required();
