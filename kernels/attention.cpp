@@ -23,16 +23,19 @@ namespace {
 void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments) {
   const int64_t N = segments.num_tokens(), Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2);
   const int64_t num_keys = std::accumulate(in.past_tokens.begin(), in.past_tokens.end(), N);
-  check<ShapeError>(in.past_tokens.empty() || std::ssize(in.past_tokens) == segments.num_rows,
-                    "past_tokens: expected ", segments.num_rows, " rows, got ", in.past_tokens.size());
+  check<ShapeError>(in.past_tokens.empty() || std::ssize(in.past_tokens) == segments.num_rows, "past_tokens: expected ",
+                    segments.num_rows, " rows, got ", in.past_tokens.size());
   check_shapes({{"q", in.q, {N, Hq, Dh}},
                 {"k", in.k, {num_keys, Hkv, Dh}},
                 {"v", in.v, {num_keys, Hkv, Dh}},
-                {"q_gate", in.q_gate, {N, Hq, 2, Dh}},
                 {"y", out.y, {N, Hq, Dh}},
                 {"o", out.o, {N, Hq, Dh}},
                 {"lse", out.lse, {N, Hq}}});
-  check_dtype(in.q.dtype(), {{"k", in.k}, {"v", in.v}, {"q_gate", in.q_gate}, {"y", out.y}, {"o", out.o}});
+  check_dtype(in.q.dtype(), {{"k", in.k}, {"v", in.v}, {"y", out.y}, {"o", out.o}});
+  if (in.q_gate.defined()) {
+    check_shapes({{"q_gate", in.q_gate, {N, Hq, 2, Dh}}});
+    check_dtype(in.q.dtype(), {{"q_gate", in.q_gate}});
+  }
   check_dtype(wide_dtype(in.q.dtype()), {{"lse", out.lse}});
   check<ShapeError>(Hkv > 0 && Hq % Hkv == 0, "q: ", Hq, " heads are not a multiple of the ", Hkv, " heads of k");
 }
@@ -44,12 +47,14 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
   check_inputs(in, out, segments);
   check<EnvironmentError>(in.past_tokens.empty() || !ctx.on_cuda(),
                           "attention_forward: past tokens are computed with on the CPU only");
-  if (out.score_max.defined()) {
-    check_shapes({{"score_max", out.score_max, {1}}});
-    check_dtype(DType::kF64, {{"score_max", out.score_max}});
-    check<ShapeError>(!ctx.on_cuda(), "score_max: is not computed on a GPU");
+  for (const auto& [name, number] :
+       {std::pair{"score_max", out.score_max}, {"first_token_share", out.first_token_share}}) {
+    if (!number.defined()) continue;
+    check_shapes({{name, number, {1}}});
+    check_dtype(DType::kF64, {{name, number}});
+    check<ShapeError>(!ctx.on_cuda(), name, ": is not computed on a GPU");
   }
-  if (segments.num_tokens() == 0 && !out.score_max.defined()) return;
+  if (segments.num_tokens() == 0 && !out.score_max.defined() && !out.first_token_share.defined()) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::attention_forward(ctx, out, in, segments);
   }
@@ -64,10 +69,12 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
   check_shapes({{"d_q", d_in.q, in.q.shape()},
                 {"d_k", d_in.k, in.k.shape()},
                 {"d_v", d_in.v, in.v.shape()},
-                {"d_q_gate", d_in.q_gate, in.q_gate.shape()},
                 {"d_y", d_y, in.q.shape()}});
-  check_dtype(in.q.dtype(),
-              {{"d_q", d_in.q}, {"d_k", d_in.k}, {"d_v", d_in.v}, {"d_q_gate", d_in.q_gate}, {"d_y", d_y}});
+  check_dtype(in.q.dtype(), {{"d_q", d_in.q}, {"d_k", d_in.k}, {"d_v", d_in.v}, {"d_y", d_y}});
+  if (in.q_gate.defined()) {
+    check_shapes({{"d_q_gate", d_in.q_gate, in.q_gate.shape()}});
+    check_dtype(in.q.dtype(), {{"d_q_gate", d_in.q_gate}});
+  }
   if (segments.num_tokens() == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::attention_backward(ctx, d_in, d_y, in, out, segments);

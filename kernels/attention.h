@@ -12,7 +12,7 @@ namespace braid {
 struct AttentionTensors {  // what attention reads; query head h uses key/value head h / (Hq / Hkv)
   Tensor q;                // (N, Hq, Dh)
   Tensor k, v;             // (N, Hkv, Dh); with past tokens (N + all of them, Hkv, Dh)
-  Tensor q_gate;           // (N, Hq, 2, Dh)  only the gate half is read
+  Tensor q_gate;           // (N, Hq, 2, Dh)  only the gate half is read; undefined: no gate
   // (B) or empty: tokens of each row's first document that came before the row, in a cache or on other ranks. In k and
   // v they lie before those of the row. Forward on the CPU only.
   std::vector<int64_t> past_tokens = {};
@@ -20,18 +20,21 @@ struct AttentionTensors {  // what attention reads; query head h uses key/value 
 struct AttentionGradients {
   Tensor q;       // (N, Hq, Dh)
   Tensor k, v;    // (N, Hkv, Dh)
-  Tensor q_gate;  // (N, Hq, 2, Dh)  only the gate half is written
+  Tensor q_gate;  // (N, Hq, 2, Dh)  only the gate half is written; undefined without a gate
 };
 struct AttentionOutputs {
-  Tensor y;    // (N, Hq, Dh)  after the gate
+  Tensor y;    // (N, Hq, Dh)  after the gate; without one it may be o itself
   Tensor o;    // (N, Hq, Dh)  before it
   Tensor lse;  // (N, Hq)      log of the sum of exp of the scaled scores
   // (1) F64  the largest scaled score of any query and key; undefined where nobody asks for it. On the CPU only.
   Tensor score_max = {};
+  // (1) F64  the weight of the document's first token, mean over heads, summed over valid tokens; the first token
+  // itself counts as 1. Likewise undefined, and on the CPU only.
+  Tensor first_token_share = {};
 };
 
-// Causal softmax attention inside each document, with an element-wise output gate:
-//   o = softmax(q k^T / sqrt(Dh)) v;   y = o * sigmoid(gate)
+// Causal softmax attention inside each document, with an element-wise output gate or none:
+//   o = softmax(q k^T / sqrt(Dh)) v;   y = o * sigmoid(gate), or y = o without a gate
 // Activations fp32, bf16 (GPU) or fp64 (CPU); lse in the wide dtype. Scores are formed in tiles, never whole.
 // Packed documents give the same bits as separate ones wherever one implementation serves both: on the CPU, for every
 // thread count, and in Braid's own GPU kernels.

@@ -24,7 +24,7 @@ namespace {
 void check_inputs(const AttentionInputs& out, const AttentionProjections& x, const AttentionInputWeights& weights,
                   const Segments& segments, const AttentionDims& dims) {
   const int64_t N = segments.num_tokens(), Hq = dims.query_heads, Hkv = dims.kv_heads, Dh = dims.head_dim;
-  check_shapes({{"x.q_gate", x.q_gate, {N, Hq, 2, Dh}},
+  check_shapes({{"x.q_gate", x.q_gate, {N, Hq, dims.query_parts(), Dh}},
                 {"x.k", x.k, {N, Hkv, Dh}},
                 {"weights.q_norm", weights.q_norm, {Dh}},
                 {"weights.k_norm", weights.k_norm, {Dh}},

@@ -9,7 +9,7 @@
 
 namespace braid {
 
-// Extents of a gated attention mixer.
+// Extents of an attention mixer.
 struct AttentionDims {
   int64_t query_heads = 0;  // Hq, a multiple of Hkv
   int64_t kv_heads = 0;     // Hkv
@@ -17,10 +17,12 @@ struct AttentionDims {
   int64_t rotary_dim = 0;   // even; the first rotary_dim of each head rotate, the others pass
   double rope_theta = 0;
   double eps = 0;  // of the q and k norms
+  bool gated = true;
+  int64_t query_parts() const { return gated ? 2 : 1; }  // of a head in the projection: query and, if gated, gate
 };
 
 struct AttentionProjections {  // also holds their gradients
-  Tensor q_gate;               // (N, Hq, 2, Dh)   per head: query, then gate
+  Tensor q_gate;               // (N, Hq, 2, Dh)   per head: query, then gate; (N, Hq, 1, Dh) without gates
   Tensor k;                    // (N, Hkv, Dh)
 };
 struct AttentionInputWeights {  // also holds their gradients
@@ -34,8 +36,8 @@ struct AttentionInputs {
 
 // Zero-centred RMS norm of every query and key head, then rotary position embedding on the first rotary_dim
 // dimensions, pairs (i, i + rotary_dim / 2), inv_freq_i = theta^(-2 i / rotary_dim); positions restart at 0 in every
-// document, or go on in the first document of row b if past_tokens[b] of its tokens came before the row (CPU; empty: none).
-// The gate half of q_gate is not touched. Activations fp32, bf16 (GPU) or fp64 (CPU); norm weights, their
+// document, or go on in the first document of row b if past_tokens[b] of its tokens came before the row (CPU; empty:
+// none). The gate half of q_gate is not touched. Activations fp32, bf16 (GPU) or fp64 (CPU); norm weights, their
 // gradients and rstd in the wide dtype. Angles are formed in fp32 as torch does, in fp64 for fp64 activations.
 // Source: Qwen3NextAttention in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,

@@ -34,6 +34,7 @@ struct ModelConfig {
   std::string hidden_act = "silu";
   bool attention_bias = false;
   double attention_dropout = 0;
+  bool attn_output_gate = true;
   bool tie_word_embeddings = false;
   int64_t linear_num_key_heads = 16;
   int64_t linear_num_value_heads = 32;
@@ -64,6 +65,8 @@ struct ModelConfig {
     key("hidden_act", hidden_act, "activation of the experts; only silu");
     key("attention_bias", attention_bias, "only false");
     key("attention_dropout", attention_dropout, "only 0");
+    key("attn_output_gate", attn_output_gate,
+        "full attention multiplies its output by sigmoid(gate); false for studies");
     key("tie_word_embeddings", tie_word_embeddings, "only false");
     key("linear_num_key_heads", linear_num_key_heads, "key heads of Gated DeltaNet");
     key("linear_num_value_heads", linear_num_value_heads, "value heads of Gated DeltaNet");
@@ -88,7 +91,8 @@ struct ModelConfig {
             linear_conv_kernel_dim};
   }
   AttentionDims attention() const {
-    return {num_attention_heads, num_key_value_heads, head_dim, rotary_dim(), rope_theta, rms_norm_eps};
+    return {num_attention_heads, num_key_value_heads, head_dim,        rotary_dim(),
+            rope_theta,          rms_norm_eps,        attn_output_gate};
   }
   int64_t rotary_dim() const { return static_cast<int64_t>(static_cast<double>(head_dim) * partial_rotary_factor); }
 };
@@ -145,11 +149,13 @@ struct InitConfig {
   template <class Visit>
   void visit(Visit&& key) {
     key("from", from,
-        "take the weights of this checkpoint or run folder (its newest), or of hf:DIR, a model folder in the Hugging Face "
+        "take the weights of this checkpoint or run folder (its newest), or of hf:DIR, a model folder in the Hugging "
+        "Face "
         "format, instead of random ones; step, moments and data start anew");
     key("fresh_mtp", fresh_mtp, "make a new MTP block where init.from holds none");
     key("resize_vocabulary", resize_vocabulary,
-        "take a vocabulary of another size from init.from: tokens beyond its end get new rows, those beyond vocab_size go");
+        "take a vocabulary of another size from init.from: tokens beyond its end get new rows, those beyond vocab_size "
+        "go");
     key("equal_norm_router_rows", equal_norm_router_rows,
         "scale every row of the router to one norm, so that no expert is preferred at the start");
     key("scale_output_projections", scale_output_projections,

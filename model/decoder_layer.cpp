@@ -1,5 +1,6 @@
 #include "model/decoder_layer.h"
 
+#include "kernels/largest_magnitude.h"
 #include "kernels/rms_norm.h"
 #include "kernels/sum_squares.h"
 
@@ -22,6 +23,7 @@ void DecoderLayer::plan(SavedPlan& saved, DecoderLayerSaved& s, int64_t num_rows
   saved.keep("x", s.x, {N, C_}, dtype);
   saved.keep("x_mid", s.x_mid, {N, C_}, dtype);
   saved.planner().offer("hidden/rms", s.x_squares, NumberKind::kRootMeanSquare, N * C_);
+  saved.planner().offer("hidden/max", s.x_max, NumberKind::kLargest);
   saved.begin(LayerPart::kMixer);
   saved.by_elements("mixer_in", s.mixer_in, {N, C_}, dtype);
   saved.by_elements("mixer_rstd", s.mixer_rstd, {N}, wide_dtype(dtype));
@@ -37,6 +39,7 @@ Steps DecoderLayer::forward(Context& ctx, Tensor delta, const Tensor& x, const D
                             DecoderLayerSaved& s, const LayerPass& pass) const {
   add_rms_norm_forward(ctx, s.mixer_in, s.x, s.mixer_rstd, x, delta, p.input_norm, eps_);
   if (s.x_squares.defined()) sum_squares(ctx, s.x_squares, s.x);
+  if (s.x_max.defined()) largest_magnitude(ctx, s.x_max, s.x);
   mixer_.forward(ctx, delta, s.mixer_in, p.mixer, s.mixer, pass);
   add_rms_norm_forward(ctx, s.moe_in, s.x_mid, s.moe_rstd, s.x, delta, p.post_attention_norm, eps_);
   co_yield Steps::Pause();

@@ -26,7 +26,7 @@ struct DecoderLayerSaved {
   Tensor x_mid;                 // (N, C)  residual stream at the experts
   Tensor mixer_in, moe_in;      // (N, C)  after their norms
   Tensor mixer_rstd, moe_rstd;  // (N)
-  Tensor x_squares;             // (1) F64  sum of the squares of x; a number for metrics
+  Tensor x_squares, x_max;      // (1) F64  sum of the squares of x, its largest magnitude; numbers for metrics
   MixerSaved mixer;
   MoeSaved moe;
 };
@@ -41,8 +41,7 @@ class DecoderLayer {
     return Mixer::multiply_adds(c, type, document_tokens) + MoeLayer::multiply_adds(c);
   }
   // Of them, those that backward does again.
-  static double multiply_adds_again(const ModelConfig& c, LayerType type, int64_t document_tokens,
-                                    Recompute recompute);
+  static double multiply_adds_again(const ModelConfig& c, LayerType type, int64_t document_tokens, Recompute recompute);
   void plan(SavedPlan& saved, DecoderLayerSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
   void plan_cache(Planner& planner, MixerCache& cache, int64_t max_tokens, DType dtype) const {
     mixer_.plan_cache(planner, cache, max_tokens, dtype);

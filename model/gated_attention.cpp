@@ -9,8 +9,15 @@ namespace {
 // (N, heads, …) as the (N, columns) matrix that a projection reads or writes.
 Tensor flat(const Tensor& t) { return t.view({t.dim(0), t.dim(0) == 0 ? 0 : t.numel() / t.dim(0)}); }
 
+bool gated(const GatedAttentionSaved& s) { return s.outputs.y.defined(); }
+
 AttentionTensors attention_tensors(const GatedAttentionSaved& s) {
-  return {s.inputs.q, s.inputs.k, s.v, s.projections.q_gate};
+  return {s.inputs.q, s.inputs.k, s.v, gated(s) ? s.projections.q_gate : Tensor()};
+}
+AttentionOutputs attention_outputs(const GatedAttentionSaved& s) {
+  AttentionOutputs out = s.outputs;
+  if (!gated(s)) out.y = out.o;
+  return out;
 }
 
 }  // namespace
@@ -19,7 +26,7 @@ double GatedAttention::multiply_adds(const ModelConfig& c, int64_t document_toke
   const AttentionDims d = c.attention();
   const double C = double(c.hidden_size), q_width = double(d.query_heads * d.head_dim);
   const double kv_width = double(d.kv_heads * d.head_dim);
-  return C * (2 * q_width + 2 * kv_width) + q_width * C + q_width * double(document_tokens);
+  return C * (double(d.query_parts()) * q_width + 2 * kv_width) + q_width * C + q_width * double(document_tokens);
 }
 
 double GatedAttention::output_multiply_adds(const ModelConfig& c) {
@@ -29,7 +36,7 @@ double GatedAttention::output_multiply_adds(const ModelConfig& c) {
 void GatedAttention::plan(SavedPlan& saved, GatedAttentionSaved& s, int64_t N, DType dtype) const {
   const int64_t Hq = dims_.query_heads, Hkv = dims_.kv_heads, Dh = dims_.head_dim;
   const DType wide = wide_dtype(dtype);
-  saved.by_products("q_gate", s.projections.q_gate, {N, Hq, 2, Dh}, dtype);
+  saved.by_products("q_gate", s.projections.q_gate, {N, Hq, dims_.query_parts(), Dh}, dtype);
   saved.by_products("k_proj", s.projections.k, {N, Hkv, Dh}, dtype);
   saved.by_products("v", s.v, {N, Hkv, Dh}, dtype);
   saved.by_elements("q", s.inputs.q, {N, Hq, Dh}, dtype);
@@ -37,9 +44,10 @@ void GatedAttention::plan(SavedPlan& saved, GatedAttentionSaved& s, int64_t N, D
   saved.by_elements("q_rstd", s.inputs.q_rstd, {N, Hq}, wide);
   saved.by_elements("k_rstd", s.inputs.k_rstd, {N, Hkv}, wide);
   saved.by_products("o", s.outputs.o, {N, Hq, Dh}, dtype);
-  saved.by_products("y", s.outputs.y, {N, Hq, Dh}, dtype);
+  if (dims_.gated) saved.by_products("y", s.outputs.y, {N, Hq, Dh}, dtype);
   saved.by_products("lse", s.outputs.lse, {N, Hq}, wide);
   saved.planner().offer("attention/logit_max", s.outputs.score_max, NumberKind::kLargest);
+  saved.planner().offer("attention/first_token_share", s.outputs.first_token_share, NumberKind::kTokenMean);
 }
 
 void GatedAttention::plan_cache(Planner& planner, GatedAttentionCache& cache, int64_t max_tokens, DType dtype) const {
@@ -65,13 +73,13 @@ void GatedAttention::make(Context& ctx, Remake what, const Tensor& x, const Gate
     tensors.k = cache->k.rows(0, end);
     tensors.v = cache->v.rows(0, end);
   }
-  if (all) attention_forward(ctx, s.outputs, tensors, pass.segments);
+  if (all) attention_forward(ctx, attention_outputs(s), tensors, pass.segments);
 }
 
 void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,
                              GatedAttentionSaved& s, const LayerPass& pass, GatedAttentionCache* cache) const {
   make(ctx, Remake::kEverything, x, p, s, pass, cache);
-  linear_forward(ctx, out, flat(s.outputs.y), p.o_proj);
+  linear_forward(ctx, out, flat(attention_outputs(s).y), p.o_proj);
 }
 
 void GatedAttention::backward(Context& ctx, Tensor d_x, GatedAttentionParams& g, const Tensor& d_out, const Tensor& x,
@@ -82,14 +90,17 @@ void GatedAttention::backward(Context& ctx, Tensor d_x, GatedAttentionParams& g,
   Scratch scratch(ctx);
   auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), x.dtype()); };
 
-  Tensor d_y = like(s.outputs.y);
-  linear_backward_weight(ctx, g.o_proj, d_out, flat(s.outputs.y));
+  const AttentionOutputs outputs = attention_outputs(s);
+  Tensor d_y = like(outputs.y);
+  linear_backward_weight(ctx, g.o_proj, d_out, flat(outputs.y));
   linear_backward_input(ctx, flat(d_y), d_out, p.o_proj);
 
   AttentionProjections d_projections = {like(s.projections.q_gate), like(s.projections.k)};
   Tensor d_q = like(s.inputs.q), d_k = like(s.inputs.k), d_v = like(s.v);
-  attention_backward(ctx, {d_q, d_k, d_v, d_projections.q_gate}, d_y, attention_tensors(s), s.outputs, pass.segments);
-  attention_inputs_backward(ctx, d_projections, g.inputs, d_q, d_k, s.inputs, s.projections, p.inputs, pass.segments, dims_);
+  const Tensor d_gate = gated(s) ? d_projections.q_gate : Tensor();
+  attention_backward(ctx, {d_q, d_k, d_v, d_gate}, d_y, attention_tensors(s), outputs, pass.segments);
+  attention_inputs_backward(ctx, d_projections, g.inputs, d_q, d_k, s.inputs, s.projections, p.inputs, pass.segments,
+                            dims_);
 
   linear_backward_weight(ctx, g.q_proj, flat(d_projections.q_gate), x);
   linear_backward_weight(ctx, g.k_proj, flat(d_projections.k), x);

@@ -11,7 +11,7 @@
 namespace braid {
 
 struct GatedAttentionParams {    // weights; the same struct holds gradients
-  Tensor q_proj;                 // (Hq 2 Dh, C)  per head: query rows, then gate rows
+  Tensor q_proj;                 // (Hq 2 Dh, C)  per head: query rows, then gate rows; (Hq Dh, C) without gates
   Tensor k_proj, v_proj;         // (Hkv Dh, C)
   Tensor o_proj;                 // (C, Hq Dh)
   AttentionInputWeights inputs;  // q_norm, k_norm (Dh)
@@ -20,8 +20,9 @@ struct GatedAttentionParams {    // weights; the same struct holds gradients
   void visit(const ModelConfig& c, Visit&& tensor) {
     const AttentionDims d = c.attention();
     const int64_t C = c.hidden_size, Dq = d.query_heads * d.head_dim, Dkv = d.kv_heads * d.head_dim;
-    tensor("q_proj.weight", q_proj, {2 * Dq, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes,
-           {d.query_heads, {d.head_dim, d.head_dim}});
+    PackedRows queries;
+    if (d.gated) queries = {d.query_heads, {d.head_dim, d.head_dim}};
+    tensor("q_proj.weight", q_proj, {d.query_parts() * Dq, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes, queries);
     tensor("k_proj.weight", k_proj, {Dkv, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
     tensor("v_proj.weight", v_proj, {Dkv, C}, Owner::kEveryRank, Init::kNormal, Decay::kYes);
     tensor("o_proj.weight", o_proj, {C, Dq}, Owner::kEveryRank, Init::kOutputProjection, Decay::kYes);
@@ -31,10 +32,10 @@ struct GatedAttentionParams {    // weights; the same struct holds gradients
 };
 
 struct GatedAttentionSaved {
-  AttentionProjections projections;  // q_gate (N, Hq, 2, Dh), k (N, Hkv, Dh) before norm and rotation
+  AttentionProjections projections;  // before norm and rotation
   AttentionInputs inputs;
-  Tensor v;  // (N, Hkv, Dh)
-  AttentionOutputs outputs;
+  Tensor v;                  // (N, Hkv, Dh)
+  AttentionOutputs outputs;  // y undefined without gates: it is o
 };
 
 // Keys, rotated, and values of the tokens of a text so far.
@@ -45,7 +46,8 @@ struct GatedAttentionCache {
 // Gated softmax attention mixer:
 //   [query | gate], k, v = x W_q^T, x W_k^T, x W_v^T
 //   out = (attention(rope(norm(query)), rope(norm(k)), v) * sigmoid(gate)) W_o^T
-// Source: Qwen3NextAttention in transformers.
+// With attn_output_gate off there is neither gate nor sigmoid.
+// Source: Qwen3NextAttention in transformers; the switch is that of vLLM (Qwen3NextAttention, attn_output_gate).
 class GatedAttention {
  public:
   using Params = GatedAttentionParams;

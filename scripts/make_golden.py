@@ -171,6 +171,19 @@ SHAPES: dict[str, Shape] = {
         documents=(67, 1, 3, 64, 16),
         mtp=True,
     ),
+    "ungated": Shape(
+        covers="attention without output gates, in the MTP block too; training",
+        config=dict(
+            attn_output_gate=False,
+            hidden_size=24,
+            num_hidden_layers=2,
+            full_attention_interval=2,
+            num_experts=5,
+        ),
+        batch=(2, 70),
+        mtp=True,
+        train=True,
+    ),
     "short": Shape(
         covers="rows shorter than the conv; all experts chosen; bf16 weights in shards written by transformers",
         config=dict(
@@ -282,7 +295,35 @@ def check_environment() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The MTP block
+# Attention without output gates, and the MTP block
+
+
+class UngatedProjection(nn.Module):
+    """In place of q_proj, whose result transformers takes for query and gate of every head: its queries, beside gates
+    whose sigmoid is exactly 1 in every dtype."""
+
+    OPEN = 100.0
+
+    def __init__(self, heads: int, head_dim: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads * head_dim, hidden_size))
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = nn.functional.linear(x, self.weight).unflatten(-1, (self.heads, -1))
+        return torch.cat([queries, torch.full_like(queries, self.OPEN)], dim=-1).flatten(-2)
+
+
+class Attention(modeling.Qwen3NextAttention):
+    """transformers' attention, which knows no attn_output_gate: false, as vLLM's does."""
+
+    def __init__(self, config: Qwen3NextConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        if not getattr(config, "attn_output_gate", True):
+            self.q_proj = UngatedProjection(config.num_attention_heads, self.head_dim, config.hidden_size)
+
+
+modeling.Qwen3NextAttention = Attention
 
 
 class MtpBlock(nn.Module):

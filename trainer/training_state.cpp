@@ -55,8 +55,8 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
 
 void TrainingState::allocate(Context& ctx) {
   const Device device = ctx.device();
-  check<ConfigError>(!ctx.on_cuda() || !config_.log.wants("attention/logit_max"),
-                     "log.metrics: attention/logit_max is computed on CPUs only");
+  for (const char* name : {"attention/logit_max", "attention/first_token_share"})
+    check<ConfigError>(!ctx.on_cuda() || !config_.log.wants(name), "log.metrics: ", name, " is computed on CPUs only");
   assert(config_.memory.recompute != Recompute::kAuto);
   needs_ = count_memory(config_, mesh_, ctx);
   if (ctx.on_cuda()) check_gpu_memory(needs_, gpu_memory(), device_info(ctx).name);

@@ -16,8 +16,9 @@ std::string short_name(const std::string& implementation) {
 
 struct Heads {
   int64_t Hq, Hkv, Dh;
+  bool gated = true;
 };
-Heads heads_of(const AttentionDims& d) { return {d.query_heads, d.kv_heads, d.head_dim}; }
+Heads heads_of(const AttentionDims& d) { return {d.query_heads, d.kv_heads, d.head_dim, d.gated}; }
 
 void declare(Trial& t, const Segments& documents, const Heads& h) {
   const Segments segments = t.segments(documents);
@@ -39,7 +40,7 @@ void declare(Trial& t, const Segments& documents, const Heads& h) {
   if (longest == 1) of_scores.f32.absolute = of_scores.bf16.absolute = of_scores.cpu.absolute = 1e-4;
 
   const Var q = t.input("q", queries, normal()), k = t.input("k", keys, normal()), v = t.input("v", keys, normal());
-  const Var q_gate = t.input("q_gate", pairs, normal());
+  const Var q_gate = h.gated ? t.input("q_gate", pairs, normal()) : Var();
   const Var y = t.output("y", queries, kActivation, forward), o = t.output("o", queries, kActivation, forward);
   const Var lse = t.output("lse", {N, h.Hq}, kWide, of_lse);
   const AttentionTensors in = {q, k, v, q_gate};
@@ -51,9 +52,11 @@ void declare(Trial& t, const Segments& documents, const Heads& h) {
 
   const Var d_y = t.input("d_y", queries, normal()), d_q = t.output("d_q", queries, kActivation, of_scores);
   const Var d_k = t.output("d_k", keys, kActivation, of_scores), d_v = t.output("d_v", keys);
-  const Var d_q_gate = t.part("d_q_gate", pairs, kActivation, of_gate);  // the gate half
+  const Var d_q_gate = h.gated ? t.part("d_q_gate", pairs, kActivation, of_gate) : Var();  // the gate half
+  std::vector<Var> gradients = {d_q, d_k, d_v};
+  if (h.gated) gradients.push_back(d_q_gate);
   const AttentionGradients d_in = {d_q, d_k, d_v, d_q_gate};
-  t.backward("attention_backward", {d_q, d_k, d_v, d_q_gate},
+  t.backward("attention_backward", gradients,
              [=](Context& ctx) { attention_backward(ctx, d_in, d_y, in, out, segments); },
              {.bytes = 6 * bytes_of(q) + bytes_of(k, v, d_k, d_v), .flop = 5 * product, .by = short_name(by.backward)});
   t.loss(y, d_y);
@@ -62,7 +65,7 @@ void declare(Trial& t, const Segments& documents, const Heads& h) {
     t.gradient(k, d_k);
   }
   t.gradient(v, d_v);
-  t.gradient(q_gate, d_q_gate);
+  if (h.gated) t.gradient(q_gate, d_q_gate);
 }
 
 Variant of(const std::string& label, const Segments& documents, const Heads& heads) {
@@ -97,8 +100,11 @@ Variants hard() {
                          {4, 4, 128},
                          {2, 1, 144},
                          {2, 1, 256},
-                         {2, 1, 33}}) {
-    const std::string label = concat(", ", h.Hq, " and ", h.Hkv, " heads of ", h.Dh);
+                         {2, 1, 33},
+                         {6, 2, 5, false},
+                         {4, 2, 80, false},
+                         {2, 1, 256, false}}) {
+    const std::string label = concat(", ", h.Hq, " and ", h.Hkv, " heads of ", h.Dh, h.gated ? "" : " without gates");
     variants.push_back(of("packed" + label, Segments::packed(lengths), h));
     variants.push_back(of("2 x 128" + label, Segments::whole_rows(2, 128), h));
   }
@@ -130,7 +136,7 @@ Implementation implementation(Context& ctx, const Sizes& s) {
   const Heads h = heads_of(*s.attention);
   const int64_t N = s.tokens();
   const Tensor q = shaped(ctx, s.activation, {N, h.Hq, h.Dh}), k = shaped(ctx, s.activation, {N, h.Hkv, h.Dh});
-  const AttentionTensors in = {q, k, k, shaped(ctx, s.activation, {N, h.Hq, 2, h.Dh})};
+  const AttentionTensors in = {q, k, k, h.gated ? shaped(ctx, s.activation, {N, h.Hq, 2, h.Dh}) : Tensor()};
   Segments two_documents = whole_rows(s);  // in each row
   two_documents.offsets = {0};
   for (int64_t row = 0; row < s.rows; ++row) {

@@ -14,7 +14,7 @@ constexpr Closeness kNormSum = {{2e-5, 2e-4}, {2e-5, 2e-4}, {5e-6, 1e-4}};
 void declare(Trial& t, const Segments& documents, const AttentionDims& d) {
   const Segments segments = t.segments(documents);
   const int64_t N = segments.num_tokens(), Hq = d.query_heads, Hkv = d.kv_heads, Dh = d.head_dim;
-  const Shape pairs{N, Hq, 2, Dh}, queries{N, Hq, Dh}, keys{N, Hkv, Dh};
+  const Shape pairs{N, Hq, d.query_parts(), Dh}, queries{N, Hq, Dh}, keys{N, Hkv, Dh};
   const Var q_gate = t.input("q_gate", pairs, normal()), projected_k = t.input("projected k", keys, normal());
   const Var q_norm = t.input("q_norm", {Dh}, normal(0.3), kWide), k_norm = t.input("k_norm", {Dh}, normal(0.3), kWide);
   const Var q = t.output("q", queries, kActivation, kNarrow), k = t.output("k", keys, kActivation, kNarrow);
@@ -73,6 +73,11 @@ Variants hard() {
     dims.rotary_dim = rotary_dim;
     variants.push_back(
         of(concat("heads of ", head_dim, ", rotary ", rotary_dim), Segments::packed({3, 1, 40, 20}), dims));
+  }
+  for (AttentionDims dims : {tiny, released}) {
+    dims.gated = false;
+    variants.push_back(
+        of(concat("heads of ", dims.head_dim, " without gates"), Segments::packed({3, 1, 40, 20}), dims));
   }
   return variants;
 }

@@ -117,7 +117,7 @@ template <class T>
 T forward_tile(AttentionOutputs& out, const AttentionTensors& in, const Layout& l, const QueryTile& tile,
                const ForwardPanels<T>& p) {
   const int64_t rows = l.group * tile.tokens(), Dh = l.Dh, kv_stride = l.Hkv * Dh;
-  const T *q = in.q.data<T>(), *gate = in.q_gate.data<T>();
+  const T *q = in.q.data<T>(), *gate = in.q_gate.defined() ? in.q_gate.data<T>() : nullptr;
   tile.for_each_row(
       l, [&](int64_t row, int64_t n, int64_t head) { std::copy_n(q + l.q_at(n, head), Dh, p.q + row * Dh); });
   std::fill_n(p.sum_pv, rows * Dh, T(0));
@@ -138,8 +138,14 @@ T forward_tile(AttentionOutputs& out, const AttentionTensors& in, const Layout& 
   tile.for_each_row(l, [&](int64_t row, int64_t n, int64_t head) {
     lse[n * l.Hq + head] = p.highest_score[row] + std::log(p.sum_exp[row]);
     const T scale = 1 / p.sum_exp[row];
-    const T *sum_pv = p.sum_pv + row * Dh, *gate_n = gate + l.gate_at(n, head);
+    const T* sum_pv = p.sum_pv + row * Dh;
     T *o_n = o + l.q_at(n, head), *y_n = y + l.q_at(n, head);
+    if (!gate) {
+#pragma omp simd
+      for (int64_t d = 0; d < Dh; ++d) y_n[d] = o_n[d] = sum_pv[d] * scale;
+      return;
+    }
+    const T* gate_n = gate + l.gate_at(n, head);
 #pragma omp simd
     for (int64_t d = 0; d < Dh; ++d) {
       o_n[d] = sum_pv[d] * scale;
@@ -165,6 +171,14 @@ struct BackwardPanels {
         lse(d_score + l.tile_rows() * kTileKeys),
         delta(lse + l.tile_rows()) {}
 };
+
+template <class T>
+T dot(const T* x, const T* y, int64_t Dh) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t d = 0; d < Dh; ++d) sum += x[d] * y[d];
+  return sum;
+}
 
 // Gradient through the gate; returns sum d_o * o.
 template <class T>
@@ -198,14 +212,22 @@ void backward_tile(AttentionGradients& d_in, T* d_k, T* d_v, const Tensor& d_y, 
                    const AttentionOutputs& out, const Layout& l, const QueryTile& tile, const BackwardPanels<T>& p) {
   const int64_t rows = l.group * tile.tokens(), Dh = l.Dh, kv_stride = l.Hkv * Dh;
   const T scale = T(1) / std::sqrt(T(Dh));
-  const T *q = in.q.data<T>(), *gate = in.q_gate.data<T>(), *o = out.o.data<T>(), *lse = out.lse.data<T>();
+  const T *q = in.q.data<T>(), *o = out.o.data<T>(), *lse = out.lse.data<T>();
   const T* dy = d_y.data<T>();
-  T *d_q = d_in.q.data<T>(), *d_gate = d_in.q_gate.data<T>();
+  T* d_q = d_in.q.data<T>();
+  const bool gated = in.q_gate.defined();
+  const T* gate = gated ? in.q_gate.data<T>() : nullptr;
+  T* d_gate = gated ? d_in.q_gate.data<T>() : nullptr;
   tile.for_each_row(l, [&](int64_t row, int64_t n, int64_t head) {
     const int64_t at = l.q_at(n, head), gate_at = l.gate_at(n, head);
     std::copy_n(q + at, Dh, p.q + row * Dh);
     p.lse[row] = lse[n * l.Hq + head];
-    p.delta[row] = gate_backward(p.d_o + row * Dh, d_gate + gate_at, dy + at, o + at, gate + gate_at, Dh);
+    if (gated) {
+      p.delta[row] = gate_backward(p.d_o + row * Dh, d_gate + gate_at, dy + at, o + at, gate + gate_at, Dh);
+    } else {
+      std::copy_n(dy + at, Dh, p.d_o + row * Dh);
+      p.delta[row] = dot(dy + at, o + at, Dh);
+    }
   });
 
   tile.for_each_key_tile([&](int64_t key, int64_t keys) {
@@ -225,6 +247,19 @@ void backward_tile(AttentionGradients& d_in, T* d_k, T* d_v, const Tensor& d_y, 
 
   tile.for_each_row(
       l, [&](int64_t row, int64_t n, int64_t head) { std::copy_n(p.d_q + row * Dh, Dh, d_q + l.q_at(n, head)); });
+}
+
+// Of a tile whose outputs are there: the weight of the first token of the document, summed over valid tokens and heads.
+template <class T>
+double first_token_share(const AttentionOutputs& out, const AttentionTensors& in, const Layout& l,
+                         const QueryTile& tile, const std::vector<uint8_t>& valid) {
+  const T *q = in.q.data<T>(), *first = in.k.data<T>() + l.kv_at(tile.document_begin, tile.kv_head);
+  const T *lse = out.lse.data<T>(), scale = T(1) / std::sqrt(T(l.Dh));
+  double sum = 0;
+  tile.for_each_row(l, [&](int64_t, int64_t n, int64_t head) {
+    if (valid[n]) sum += std::exp(double(scale * dot(q + l.q_at(n, head), first, l.Dh) - lse[n * l.Hq + head]));
+  });
+  return sum;
 }
 
 // The query tiles set, set + num_sets, set + 2 num_sets, ... of a document: equal work for every set.
@@ -250,12 +285,16 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
     T* panels = scratch.array<T>(omp_get_max_threads() * ForwardPanels<T>::numel(l));
     if (ctx.counts_only()) return;
     T highest = -std::numeric_limits<T>::infinity();
+    std::vector<double> share(out.first_token_share.defined() ? tiles.size() : 0);
 #pragma omp parallel for schedule(dynamic) reduction(max : highest)
     for (size_t i = 0; i < tiles.size(); ++i) {
       T* own = panels + omp_get_thread_num() * ForwardPanels<T>::numel(l);
       highest = std::max(highest, forward_tile<T>(out, in, l, tiles[i], {own, l}));
+      if (!share.empty()) share[i] = first_token_share<T>(out, in, l, tiles[i], segments.valid);
     }
     if (out.score_max.defined()) *out.score_max.data<double>() = highest;
+    if (out.first_token_share.defined())
+      *out.first_token_share.data<double>() = std::accumulate(share.begin(), share.end(), 0.0) / double(l.Hq);
   });
 }
 

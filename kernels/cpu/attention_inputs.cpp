@@ -114,7 +114,7 @@ void head_backward(T* d_x, T* d_weight, const T* d_y, const T* x, const T* weigh
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
                               const AttentionInputWeights& weights, const Segments& segments, const AttentionDims& dims,
                               const std::vector<int64_t>& past_tokens) {
-  const int64_t Hq = dims.query_heads, Hkv = dims.kv_heads, Dh = dims.head_dim;
+  const int64_t Hq = dims.query_heads, Hkv = dims.kv_heads, Dh = dims.head_dim, q_stride = dims.query_parts() * Dh;
   const std::vector<TokenTile> tiles = token_tiles(segments, past_tokens);
   dispatch_float("x.q_gate", x.q_gate, [&]<class T> {
     Scratch scratch(ctx);
@@ -129,7 +129,7 @@ void attention_inputs_forward(Context& ctx, AttentionInputs out, const Attention
       for (int64_t n = tiles[t].begin; n < tiles[t].end; ++n) {
         const int64_t position = n - tiles[t].begin + tiles[t].first_position;
         for (int64_t i = n * Hq; i < (n + 1) * Hq; ++i)
-          q_rstd[i] = head_forward(q + i * Dh, x_q + i * 2 * Dh, q_norm, rotations, position, Dh, eps);
+          q_rstd[i] = head_forward(q + i * Dh, x_q + i * q_stride, q_norm, rotations, position, Dh, eps);
         for (int64_t i = n * Hkv; i < (n + 1) * Hkv; ++i)
           k_rstd[i] = head_forward(k + i * Dh, x_k + i * Dh, k_norm, rotations, position, Dh, eps);
       }
@@ -141,7 +141,7 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
                                const Tensor& d_q, const Tensor& d_k, const AttentionInputs& out,
                                const AttentionProjections& x, const AttentionInputWeights& weights,
                                const Segments& segments, const AttentionDims& dims) {
-  const int64_t Hq = dims.query_heads, Hkv = dims.kv_heads, Dh = dims.head_dim;
+  const int64_t Hq = dims.query_heads, Hkv = dims.kv_heads, Dh = dims.head_dim, q_stride = dims.query_parts() * Dh;
   const std::vector<TokenTile> tiles = token_tiles(segments);
   dispatch_float("x.q_gate", x.q_gate, [&]<class T> {
     Scratch scratch(ctx);
@@ -160,8 +160,8 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
       for (int64_t n = tiles[t].begin; n < tiles[t].end; ++n) {
         const int64_t position = n - tiles[t].begin + tiles[t].first_position;
         for (int64_t i = n * Hq; i < (n + 1) * Hq; ++i)
-          head_backward(d_x_q + i * 2 * Dh, d_q_norm, d_q_data + i * Dh, x_q + i * 2 * Dh, q_norm, q_rstd[i], rotations,
-                        position, Dh);
+          head_backward(d_x_q + i * q_stride, d_q_norm, d_q_data + i * Dh, x_q + i * q_stride, q_norm, q_rstd[i],
+                        rotations, position, Dh);
         for (int64_t i = n * Hkv; i < (n + 1) * Hkv; ++i)
           head_backward(d_x_k + i * Dh, d_k_norm, d_k_data + i * Dh, x_k + i * Dh, k_norm, k_rstd[i], rotations,
                         position, Dh);

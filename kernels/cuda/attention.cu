@@ -4,6 +4,7 @@
 #include <cub/block/block_scan.cuh>
 
 #include "kernels/build_config.h"
+#include "kernels/core/copy.h"
 #include "kernels/cuda/attention_backends.h"
 #include "kernels/cuda/row_access.cuh"
 
@@ -29,7 +30,8 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
 
 // d_o = d_y * sigmoid(gate), d_gate = d_o * o * (1 - sigmoid(gate)), delta = sum of d_o * o, and lse (N, Hq) to
 // (B, Hq, T). A warp per row; reads d_y, o and gate, writes d_o and d_gate: 10 Dh bytes per row in bf16.
-template <class V, class X>
+// Without a gate d_o = d_y.
+template <class V, bool kGated, class X>
 __global__ void __launch_bounds__(kWarpSize* kWarps)
     gate_backward_kernel(X* d_o, float* delta, float* lse_by_head, X* d_q_gate, const X* d_y, const X* o,
                          const X* q_gate, const float* lse, int64_t N, int Hq, int64_t Dh, int64_t T) {
@@ -38,17 +40,21 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
   float sum = 0;
   for (int64_t d = threadIdx.x * V::kSize; d < Dh; d += kWarpSize * V::kSize) {
     const V gradient = V::load(d_y + row * Dh + d), value = V::load(o + row * Dh + d);
-    const V gate = V::load(q_gate + (2 * row + 1) * Dh + d);
-    V out, out_gate;
+    V out = gradient;
+    if constexpr (kGated) {
+      const V gate = V::load(q_gate + (2 * row + 1) * Dh + d);
+      V out_gate;
 #pragma unroll
-    for (int i = 0; i < V::kSize; ++i) {
-      const float open = sigmoid(gate[i]), g = gradient[i] * open;
-      out.set(i, g);
-      out_gate.set(i, g * value[i] * (1 - open));
-      sum += out[i] * value[i];  // of the rounded d_o, so that it cancels against products with it
+      for (int i = 0; i < V::kSize; ++i) {
+        const float open = sigmoid(gate[i]), g = gradient[i] * open;
+        out.set(i, g);
+        out_gate.set(i, g * value[i] * (1 - open));
+      }
+      out_gate.store(d_q_gate + (2 * row + 1) * Dh + d);
     }
+#pragma unroll
+    for (int i = 0; i < V::kSize; ++i) sum += out[i] * value[i];  // of the rounded d_o: it cancels products with it
     out.store(d_o + row * Dh + d);
-    out_gate.store(d_q_gate + (2 * row + 1) * Dh + d);
   }
   sum = warp_sum(sum);
   if (threadIdx.x != 0) return;
@@ -57,8 +63,13 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
   if (lse_by_head) lse_by_head[(n / T * Hq + head) * T + n % T] = lse[row];
 }
 
+// Without a gate y = o, which may be one tensor.
 void gate_forward(Context& ctx, AttentionOutputs& out, const AttentionTensors& in) {
   if (ctx.counts_only()) return;
+  if (!in.q_gate.defined()) {
+    if (out.y.raw() != out.o.raw()) copy(ctx, out.y, out.o);
+    return;
+  }
   const int64_t num_rows = in.q.dim(0) * in.q.dim(1), Dh = in.q.dim(2);
   dispatch_activation("q", in.q, [&]<class X> {
     dispatch_width<X>(Dh, {out.y.raw(), out.o.raw(), in.q_gate.raw()}, [&]<class V> {
@@ -76,7 +87,8 @@ void gate_backward(Context& ctx, AttentionOutputGradient& d_out, Tensor& lse_by_
   const int64_t N = in.q.dim(0), Hq = in.q.dim(1), Dh = in.q.dim(2);
   dispatch_activation("q", in.q, [&]<class X> {
     dispatch_width<X>(Dh, {d_y.raw(), out.o.raw(), in.q_gate.raw(), d_q_gate.raw()}, [&]<class V> {
-      gate_backward_kernel<V><<<ceil_div(N * Hq, kWarps), dim3(kWarpSize, kWarps), 0, stream_of(ctx)>>>(
+      const auto kernel = in.q_gate.defined() ? gate_backward_kernel<V, true, X> : gate_backward_kernel<V, false, X>;
+      kernel<<<ceil_div(N * Hq, kWarps), dim3(kWarpSize, kWarps), 0, stream_of(ctx)>>>(
           pointer<X>(d_out.d_o), pointer<float>(d_out.delta), pointer<float>(lse_by_head), pointer<X>(d_q_gate),
           pointer<X>(d_y), pointer<X>(out.o), pointer<X>(in.q_gate), pointer<float>(out.lse), N, static_cast<int>(Hq),
           Dh, row_tokens);

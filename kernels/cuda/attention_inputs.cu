@@ -3,7 +3,7 @@
 #include "kernels/cuda/ordered_sum.cuh"
 #include "kernels/cuda/row_access.cuh"
 
-// A "row" here is one head of one token. Queries lie in rows of twice their width, beside the gates.
+// A "row" here is one head of one token. Queries lie in rows of twice their width, beside the gates, if there are any.
 namespace braid::cuda {
 namespace {
 
@@ -309,7 +309,7 @@ void attention_inputs_forward(Context& ctx, AttentionInputs out, const Attention
   if (ctx.counts_only()) return;
   dispatch_activation("x.q_gate", x.q_gate, [&]<class X> {
     const ForwardSide<X> q = {{pointer<X>(out.q), Hq, Dh},
-                              {pointer<X>(x.q_gate), Hq, 2 * Dh},
+                              {pointer<X>(x.q_gate), Hq, dims.query_parts() * Dh},
                               pointer<float>(out.q_rstd),
                               pointer<float>(weights.q_norm)};
     const ForwardSide<X> k = {{pointer<X>(out.k), Hkv, Dh},
@@ -336,9 +336,10 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
   const Rotations rotations = make_rotations(ctx, scratch, segments, dims);
   float *d_q_norm = pointer<float>(d_weights.q_norm), *d_k_norm = pointer<float>(d_weights.k_norm);
   dispatch_activation("x.q_gate", x.q_gate, [&]<class X> {
-    BackwardSide<X> q = {{pointer<X>(d_x.q_gate), Hq, 2 * Dh}, {pointer<X>(d_q), Hq, Dh},
-                         {pointer<X>(x.q_gate), Hq, 2 * Dh},   pointer<float>(out.q_rstd),
-                         pointer<float>(weights.q_norm),       nullptr};
+    const int64_t q_stride = dims.query_parts() * Dh;
+    BackwardSide<X> q = {{pointer<X>(d_x.q_gate), Hq, q_stride}, {pointer<X>(d_q), Hq, Dh},
+                         {pointer<X>(x.q_gate), Hq, q_stride},   pointer<float>(out.q_rstd),
+                         pointer<float>(weights.q_norm),         nullptr};
     BackwardSide<X> k = {{pointer<X>(d_x.k), Hkv, Dh}, {pointer<X>(d_k), Hkv, Dh},     {pointer<X>(x.k), Hkv, Dh},
                          pointer<float>(out.k_rstd),   pointer<float>(weights.k_norm), nullptr};
     const int slots =

@@ -127,7 +127,7 @@ constexpr int kForwardThreads = 128;
 struct ForwardPointers {
   bf16 *y, *o;
   float* lse;
-  const bf16 *q, *k, *v, *gate;  // gate: of head 0; heads are 2 Dh apart
+  const bf16 *q, *k, *v, *gate;  // gate: of head 0, or null; heads are 2 Dh apart
 };
 
 // A block owns 64 queries of one head, a warp 16 of them, with their sums of P V in registers. Per block of 64 keys
@@ -250,10 +250,13 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     const int row = warp * 16 + i / P::kPieces, p = i % P::kPieces, n = tile_begin + row;
     if (n >= tile_end || p * 8 >= Dh) continue;
     const int64_t at = int64_t(n) * problem.Hq + head;
-    const Vec<bf16> o = q.load(row, p), gate = Vec<bf16>::load(ptr.gate + at * 2 * Dh + p * 8);
-    Vec<bf16> y;
+    const Vec<bf16> o = q.load(row, p);
+    Vec<bf16> y = o;
+    if (ptr.gate) {
+      const Vec<bf16> gate = Vec<bf16>::load(ptr.gate + at * 2 * Dh + p * 8);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) y.set(e, o[e] * sigmoid(gate[e]));
+      for (int e = 0; e < 8; ++e) y.set(e, o[e] * sigmoid(gate[e]));
+    }
     o.store(ptr.o + at * Dh + p * 8);
     y.store(ptr.y + at * Dh + p * 8);
   }
@@ -485,7 +488,7 @@ void mma_attention_forward(Context& ctx, AttentionOutputs& out, const AttentionT
                                pointer<bf16>(in.q),
                                pointer<bf16>(in.k),
                                pointer<bf16>(in.v),
-                               pointer<bf16>(in.q_gate) + problem.Dh};
+                               in.q_gate.defined() ? pointer<bf16>(in.q_gate) + problem.Dh : nullptr};
   dispatch_head_size(problem.Dh, [&]<int kDh> {
     const int64_t bytes = 3 * Panel<kDh>::kBytes;
     allow_shared_memory(forward_kernel<kDh>, bytes);

@@ -66,7 +66,7 @@ double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 // Attention and its gradients with whole score rows, in double, for inputs of any dtype.
 struct Naive {
   Tensor y, o, lse, d_q, d_k, d_v, d_q_gate;
-  double score_max = -std::numeric_limits<double>::infinity();
+  double score_max = -std::numeric_limits<double>::infinity(), first_token_share = 0;
 
   explicit Naive(const Problem& p) {
     const int64_t Hq = p.in.q.dim(1), Hkv = p.in.k.dim(1), Dh = p.in.q.dim(2);
@@ -105,6 +105,7 @@ struct Naive {
               row(o, at)[d] += (prob[j - first] /= d == 0 ? sum : 1) * row(v, j * Hkv + kv)[d];
           for (int64_t d = 0; d < Dh; ++d) {
             const double open = sigmoid(row(gate, 2 * at + 1)[d]);
+            if (d == 0 && p.segments.valid[n]) first_token_share += prob[0] / double(Hq);
             row(y, at)[d] = row(o, at)[d] * open;
             d_o[d] = row(d_y, at)[d] * open;
             row(d_q_gate, 2 * at + 1)[d] = row(d_y, at)[d] * row(o, at)[d] * open * (1 - open);
@@ -126,6 +127,8 @@ struct Naive {
 
 void expect_equals_naive(Problem p, double forward_tolerance, double backward_tolerance) {
   p.out.score_max = poisoned({1}, DType::kF64);
+  p.out.first_token_share = poisoned({1}, DType::kF64);
+  p.segments.valid[0] = 0;
   p.forward();
   p.backward();
   const Naive expected(p);
@@ -133,6 +136,8 @@ void expect_equals_naive(Problem p, double forward_tolerance, double backward_to
   expect_close(p.out.o, expected.o, forward_tolerance, "o");
   expect_close(p.out.lse, expected.lse, forward_tolerance, "lse");
   EXPECT_NEAR(p.out.score_max.data<double>()[0], expected.score_max, forward_tolerance * std::abs(expected.score_max));
+  EXPECT_NEAR(p.out.first_token_share.data<double>()[0], expected.first_token_share,
+              forward_tolerance * expected.first_token_share);
   expect_close(p.d_in.q, expected.d_q, backward_tolerance, "d_q");
   expect_close(p.d_in.k, expected.d_k, backward_tolerance, "d_k");
   expect_close(p.d_in.v, expected.d_v, backward_tolerance, "d_v");
@@ -191,6 +196,30 @@ TEST(Attention, LeavesTheQueryHalfOfTheGateAlone) {
   for (int64_t i = 0; i < p.d_in.q_gate.numel() / 6; ++i) {
     for (int64_t d = 0; d < 3; ++d) EXPECT_EQ(p.d_in.q_gate.data<float>()[6 * i + d], 42);
     for (int64_t d = 3; d < 6; ++d) EXPECT_TRUE(std::isfinite(p.d_in.q_gate.data<float>()[6 * i + d]));
+  }
+}
+
+TEST(Attention, WithoutAGateIsAttentionThroughAnOpenOne) {
+  for (DType dtype : {DType::kF32, DType::kF64}) {
+    Problem open(Segments::packed(kLengths), {6, 2, 5}, dtype);
+    for (int64_t i = 0; i < open.in.q_gate.numel(); ++i) {
+      if (dtype == DType::kF64) open.in.q_gate.data<double>()[i] = 100;
+      else open.in.q_gate.data<float>()[i] = 100;
+    }
+    Problem without = open;
+    open.forward();
+    open.backward();
+    const std::vector<Tensor> expected = open.results();
+    const Tensor gate = std::exchange(without.in.q_gate, Tensor());
+    for (Tensor* t : {&without.out.o, &without.out.lse, &without.d_in.q, &without.d_in.k, &without.d_in.v})
+      *t = poisoned(t->shape(), dtype);
+    without.out.y = without.out.o;
+    without.d_in.q_gate = Tensor();
+    without.forward();
+    without.backward();
+    const std::vector<Tensor> results = without.results();
+    for (size_t i = 0; i + 1 < results.size(); ++i)
+      expect_same_bits(results[i], expected[i], concat("result ", i).c_str());
   }
 }
 

@@ -86,7 +86,8 @@ TEST(LayerNumbers, EqualADirectComputation) {
     SavedPlan plan(planner, Recompute::kNone);
     layer.plan(plan, saved, B, N, DType::kF64);
   }
-  LayerNumbers numbers({"attention/logit_max", "hidden/rms", "moe/router_entropy"});
+  LayerNumbers numbers(
+      {"attention/first_token_share", "attention/logit_max", "hidden/max", "hidden/rms", "moe/router_entropy"});
   numbers.plan(planner);
   Arena arena("a layer", planner);
   numbers.begin_step();
@@ -95,34 +96,42 @@ TEST(LayerNumbers, EqualADirectComputation) {
   segments.num_rows = B;
   segments.row_tokens = T;
   segments.valid[8] = 0;
-  double largest = -1e300, squares = 0, entropy = 0;
+  double largest = -1e300, squares = 0, entropy = 0, largest_x = 0, first_share = 0;
   for (uint64_t micro = 0; micro < 2; ++micro) {
     Tensor delta = zeros_f64({N, C});
     layer.forward(ctx, delta, random_f64({N, C}, 10 + micro, 2), weights, saved, {segments}).run();
     numbers.collect(ctx);
     squares += dot(saved.x, saved.x);
+    for (int64_t i = 0; i < saved.x.numel(); ++i) largest_x = std::max(largest_x, std::abs(value_at(saved.x, i)));
     for (int64_t n = 0; n < N; ++n)
       for (int64_t e = 0; segments.valid[n] && e < E; ++e)
         entropy -= value_at(saved.moe.router.prob, n * E + e) * std::log(value_at(saved.moe.router.prob, n * E + e));
     const AttentionInputs& in = std::get<GatedAttentionSaved>(saved.mixer).inputs;  // q (N, 4, 6), k (N, 2, 6)
     for (int64_t document = 0; document < 3; ++document) {
       for (int64_t n = segments.begin(document); n < segments.end(document); ++n) {
-        for (int64_t j = segments.begin(document); j <= n; ++j) {
-          for (int64_t head = 0; head < 4; ++head) {
+        for (int64_t head = 0; head < 4; ++head) {
+          double sum_exp = 0, exp_of_first = 0;
+          for (int64_t j = segments.begin(document); j <= n; ++j) {
             double score = 0;
             for (int64_t d = 0; d < 6; ++d)
               score += value_at(in.q, (n * 4 + head) * 6 + d) * value_at(in.k, (j * 2 + head / 2) * 6 + d);
             largest = std::max(largest, score / std::sqrt(6.0));
+            sum_exp += std::exp(score / std::sqrt(6.0));
+            if (j == segments.begin(document)) exp_of_first = sum_exp;
           }
+          if (segments.valid[n]) first_share += exp_of_first / sum_exp / 4;
         }
       }
     }
   }
   const auto result = numbers.end_step(ctx, *alone, {2 * (N - 1)});
-  ASSERT_EQ(result.size(), 3u);
-  const std::map<std::string, double> expected = {{"attention/layer_00/logit_max", largest},
-                                                  {"hidden/layer_00/rms", std::sqrt(squares / double(2 * N * C))},
-                                                  {"moe/layer_00/router_entropy", entropy / double(2 * (N - 1))}};
+  ASSERT_EQ(result.size(), 5u);
+  const std::map<std::string, double> expected = {
+      {"attention/layer_00/first_token_share", first_share / double(2 * (N - 1))},
+      {"attention/layer_00/logit_max", largest},
+      {"hidden/layer_00/max", largest_x},
+      {"hidden/layer_00/rms", std::sqrt(squares / double(2 * N * C))},
+      {"moe/layer_00/router_entropy", entropy / double(2 * (N - 1))}};
   for (const NamedNumber& number : result) {
     ASSERT_TRUE(expected.contains(number.name)) << number.name;
     EXPECT_NEAR(number.value, expected.at(number.name), 1e-12 * expected.at(number.name)) << number.name;

@@ -132,8 +132,9 @@ struct LogSection {
     key("interval_steps", interval_steps, "print a console line every so many steps; files get every step");
     key("tensorboard", tensorboard, "also write event files for TensorBoard, into <run.dir>/tensorboard");
     key("metrics", metrics,
-        "more to write about every step, as in [hidden/rms]: attention/logit_max (CPU only), grad_norm, hidden/rms, "
-        "moe/router_entropy");
+        "more to write about every step, as in [hidden/rms]: attention/first_token_share and attention/logit_max (CPU "
+        "only), "
+        "grad_norm, hidden/max, hidden/rms, moe/router_entropy");
   }
 };
 

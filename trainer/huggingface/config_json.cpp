@@ -28,10 +28,9 @@ ModelConfig transformers_defaults() {
 
 // Keys that are not in ModelConfig, with the one value that Braid builds.
 const Json& only_values() {
-  static const Json kOnly = {{"decoder_sparse_step", 1},     {"mlp_only_layers", Json::array()},
-                             {"use_sliding_window", false},  {"attn_output_gate", true},
-                             {"layer_scale", false},         {"mlp_bias", false},
-                             {"quantization_config", Json()}};
+  static const Json kOnly = {{"decoder_sparse_step", 1},    {"mlp_only_layers", Json::array()},
+                             {"use_sliding_window", false}, {"layer_scale", false},
+                             {"mlp_bias", false},           {"quantization_config", Json()}};
   return kOnly;
 }
 

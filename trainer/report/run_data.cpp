@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 
 #include "kernels/core/error.h"
@@ -26,6 +27,30 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 double number(const Json& line, const char* name) {
   const auto value = line.find(name);
   return value != line.end() && value->is_number() ? value->get<double>() : kNaN;
+}
+
+size_t last_twentieth(size_t steps) { return std::max<size_t>(1, steps / 20); }
+
+// "attention/layer_03/logit_max" -> "attention/logit_max"; empty if it is not of a layer of the main model.
+std::string name_without_layer(const std::string& field) {
+  const size_t begin = field.find('/'), end = field.rfind('/');
+  if (begin == end) return "";
+  const std::string layer = field.substr(begin + 1, end - begin - 1);
+  return layer.starts_with("layer_") ? field.substr(0, begin) + field.substr(end) : "";
+}
+
+// What layers told about one step, each number over the layers.
+std::map<std::string, double> over_layers(const RunData& run, const Json& line) {
+  std::map<std::string, std::vector<double>> by_name;
+  for (const auto& [field, value] : line.items()) {
+    const std::string name = name_without_layer(field);
+    if (!name.empty() && run.config->log.wants(name) && value.is_number()) by_name[name].push_back(value.get<double>());
+  }
+  std::map<std::string, double> result;
+  for (const auto& [name, values] : by_name)
+    result[name] = name.ends_with("max") ? *std::max_element(values.begin(), values.end())
+                                         : std::accumulate(values.begin(), values.end(), 0.0) / double(values.size());
+  return result;
 }
 
 void add_line(RunData& run, const Json& line) {
@@ -55,7 +80,7 @@ void add_line(RunData& run, const Json& line) {
 
 double RunData::final_loss() const {
   if (train.empty()) return kNaN;
-  const size_t count = std::max<size_t>(1, train.size() / 20);
+  const size_t count = last_twentieth(train.size());
   double sum = 0;
   for (size_t i = train.size() - count; i < train.size(); ++i) sum += train[i].loss;
   return sum / double(count);
@@ -83,10 +108,19 @@ RunData read_run(const std::string& run_dir) {
 
   const std::string path = (folder / "metrics.jsonl").string();
   check<IoError>(fs::exists(path), path, ": cannot be opened; a run folder holds what braid train wrote");
-  for_each_step_line(path, "a line of metrics", [&](const Json& line) { add_line(run, line); });
-
   const fs::path config = folder / "config.resolved.yaml";
   if (fs::exists(config)) run.config = read_config_text(file_text(config.string()), config.string());
+  std::map<std::string, std::vector<double>> of_layers;  // by step
+  for_each_step_line(path, "a line of metrics", [&](const Json& line) {
+    add_line(run, line);
+    if (!run.config || run.config->log.metrics.empty()) return;
+    for (const auto& [name, value] : over_layers(run, line)) of_layers[name].push_back(value);
+  });
+  for (const auto& [name, values] : of_layers) {
+    const auto count = static_cast<std::ptrdiff_t>(last_twentieth(values.size()));
+    run.layer_numbers[name] = std::accumulate(values.end() - count, values.end(), 0.0) / double(count);
+  }
+
   run.build = first_line(file_text((folder / "build.txt").string()));
   run.data_order = first_line(file_text((folder / "data_order.txt").string()));
   run.loads = read_expert_loads(folder.string());

@@ -36,6 +36,9 @@ struct RunData {
   std::map<std::string, std::vector<HeldOutPoint>> held_out;  // by name of the set
   std::vector<ExpertLoads> loads;
   std::vector<RunEvent> events;
+  // What log.metrics asked of layers, as it is called there: mean over the main model's layers, or the largest where the name ends
+  // in "max", of the last twentieth of the steps.
+  std::map<std::string, double> layer_numbers;
 
   bool finished() const { return config && !train.empty() && train.back().step >= config->run.steps; }
   // Mean training loss over the last twentieth of the steps, at least one; NaN without steps.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "kernels/core/error.h"
 #include "trainer/metrics/markup.h"
@@ -63,11 +64,26 @@ std::string tokens_text(double tokens) {
 struct Row {
   std::vector<std::string> cells;
 };
-constexpr const char* kColumns[] = {
-    "variant", "seeds", "loss", "spread", "against the first", "tokens to its loss", "tokens/s", "largest norm weight"};
 
+// Of the numbers that any variant's layers told, behind the columns that every study has.
+std::set<std::string> layer_columns(const std::vector<VariantResult>& results) {
+  std::set<std::string> names;
+  for (const VariantResult& r : results)
+    for (const auto& [name, values] : r.layer_numbers) names.insert(name);
+  return names;
+}
+
+double mean_of(const VariantResult& r, const std::string& layer_number) {
+  const auto found = r.layer_numbers.find(layer_number);
+  return found == r.layer_numbers.end() ? kNaN : mean_of_finite(found->second);
+}
+
+// The first row is the head.
 std::vector<Row> rows_of(const std::vector<VariantResult>& results) {
-  std::vector<Row> rows;
+  std::vector<Row> rows = {{{"variant", "seeds", "loss", "spread", "against the first", "tokens to its loss",
+                             "tokens/s", "largest norm weight"}}};
+  const std::set<std::string> of_layers = layer_columns(results);
+  rows[0].cells.insert(rows[0].cells.end(), of_layers.begin(), of_layers.end());
   for (size_t i = 0; i < results.size(); ++i) {
     const VariantResult& r = results[i];
     const Estimate loss = estimate(r.loss), difference = estimate(r.difference);
@@ -78,6 +94,10 @@ std::vector<Row> rows_of(const std::vector<VariantResult>& results) {
                                                                       : "–",
           i == 0 || difference.count == 0 ? "–" : to_text(difference, 4), tokens_text(r.tokens_to_base_loss),
           tokens_text(r.tokens_per_s), std::isfinite(norm) ? fmt::format("{:.4f}", norm) : "–"}});
+    for (const std::string& name : of_layers) {
+      const double value = mean_of(r, name);
+      rows.back().cells.push_back(std::isfinite(value) ? fmt::format("{:.4f}", value) : "–");
+    }
   }
   return rows;
 }
@@ -127,7 +147,7 @@ std::vector<VariantResult> compare_study(const std::vector<StudyOutcome>& outcom
   std::vector<VariantResult> results;
   for (const StudyOutcome& o : outcomes)
     if (std::none_of(results.begin(), results.end(), [&](auto& r) { return r.variant == o.run.variant; }))
-      results.push_back({o.run.variant, 0, {}, {}, kNaN, kNaN, {}});
+      results.push_back({o.run.variant, 0, {}, {}, kNaN, kNaN, {}, {}});
   for (VariantResult& r : results) {
     std::vector<double> tokens, speeds;
     for (const StudyOutcome& o : outcomes) {
@@ -136,6 +156,7 @@ std::vector<VariantResult> compare_study(const std::vector<StudyOutcome>& outcom
       r.loss.push_back(final_loss(o.data));
       speeds.push_back(o.data.median_tokens_per_s());
       r.largest_norm_weight.push_back(o.largest_norm_weight);
+      for (const auto& [name, value] : o.data.layer_numbers) r.layer_numbers[name].push_back(value);
       for (const StudyOutcome& base : outcomes) {
         if (base.run.variant != results[0].variant || base.run.seed != o.run.seed) continue;
         r.difference.push_back(final_loss(o.data) - final_loss(base.data));
@@ -151,9 +172,8 @@ std::vector<VariantResult> compare_study(const std::vector<StudyOutcome>& outcom
 }
 
 std::string study_table(const std::vector<VariantResult>& results) {
-  std::vector<Row> rows = rows_of(results);
-  rows.insert(rows.begin(), Row{{std::begin(kColumns), std::end(kColumns)}});
-  std::vector<size_t> widths(std::size(kColumns));
+  const std::vector<Row> rows = rows_of(results);
+  std::vector<size_t> widths(rows[0].cells.size());
   for (const Row& row : rows)
     for (size_t c = 0; c < row.cells.size(); ++c) widths[c] = std::max(widths[c], shown_length(row.cells[c]));
   std::string out;
@@ -172,13 +192,13 @@ std::string study_table_as_html(const StudyConfig& study, const std::vector<Vari
   std::string out;
   if (!study.question.empty()) out += "<p>" + escape_markup(study.question) + "</p>";
   if (!study.claim.empty()) out += "<p class=soft>" + escape_markup(study.claim) + "</p>";
-  out += "<h2>Result</h2><div class=scroll><table><tr>";
-  for (const char* column : kColumns) out += std::string("<th>") + column;
-  out += "</tr>";
+  out += "<h2>Result</h2><div class=scroll><table>";
+  const char* cell_tag = "th";
   for (const Row& row : rows_of(results)) {
     out += "<tr>";
-    for (const std::string& cell : row.cells) out += "<td>" + escape_markup(cell) + "</td>";
+    for (const std::string& cell : row.cells) out += fmt::format("<{0}>{1}</{0}>", cell_tag, escape_markup(cell));
     out += "</tr>";
+    cell_tag = "td";
   }
   return out +
          "</table></div><p class=soft>Loss: the last held-out loss, mean over the seeds; spread: standard deviation "
@@ -188,20 +208,27 @@ std::string study_table_as_html(const StudyConfig& study, const std::vector<Vari
          "saw the same rows in the same order, with its 95 % interval (Student's t). Tokens to its loss: tokens at "
          "which the "
          "variant reaches the first variant's final loss with every seed. Largest norm weight: absolute value over the "
-         "zero-centred norms of the last checkpoint, mean over the seeds.</p>";
+         "zero-centred norms of the last checkpoint, mean over the seeds. What layers told (docs/metrics.md): mean "
+         "over the "
+         "layers, or the largest, of the last twentieth of the steps, mean over the seeds.</p>";
 }
 
 std::string study_results_as_csv(const std::vector<VariantResult>& results) {
   const auto number = [](double v) { return std::isfinite(v) ? fmt::format("{}", v) : std::string(); };
   std::string out =
       "variant,seeds,loss_mean,loss_sd,difference_mean,difference_half_width,tokens_to_first,tokens_per_s,"
-      "largest_norm_weight\n";
+      "largest_norm_weight";
+  const std::set<std::string> of_layers = layer_columns(results);
+  for (const std::string& name : of_layers) out += "," + name;
+  out += '\n';
   for (const VariantResult& r : results) {
     const Estimate loss = estimate(r.loss), difference = estimate(r.difference);
-    out += fmt::format("\"{}\",{},{},{},{},{},{},{},{}\n", r.variant, r.runs, number(loss.mean),
+    out += fmt::format("\"{}\",{},{},{},{},{},{},{},{}", r.variant, r.runs, number(loss.mean),
                        number(loss.standard_deviation), number(difference.mean), number(difference.half_width),
                        number(r.tokens_to_base_loss), number(r.tokens_per_s),
                        number(mean_of_finite(r.largest_norm_weight)));
+    for (const std::string& name : of_layers) out += "," + number(mean_of(r, name));
+    out += '\n';
   }
   return out;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -27,7 +28,8 @@ struct VariantResult {
   double tokens_to_base_loss = 0;  // mean over seeds of the tokens at which the held-out loss reaches the first
                                    // variant's final one; NaN if it never does
   double tokens_per_s = 0;         // median over runs of a run's median
-  std::vector<double> largest_norm_weight;  // of runs that have a checkpoint
+  std::vector<double> largest_norm_weight;                   // of runs that have a checkpoint
+  std::map<std::string, std::vector<double>> layer_numbers;  // by name and seed, of runs that log them
 };
 
 struct StudyOutcome {

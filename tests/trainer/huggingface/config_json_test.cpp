@@ -252,8 +252,6 @@ TEST_F(ConfigJsonTest, RefusesWhatItCannotHonour) {
   EXPECT_EQ(refusal_with(R"("mlp_only_layers":[0])"), "mlp_only_layers is [0], expected [], the only value supported");
   EXPECT_EQ(refusal_with(R"("use_sliding_window":true)"),
             "use_sliding_window is true, expected false, the only value supported");
-  EXPECT_EQ(refusal_with(R"("attn_output_gate":false)"),
-            "attn_output_gate is false, expected true, the only value supported");
   EXPECT_EQ(refusal_with(R"("quantization_config":{"quant_method":"fp8"})"),
             "quantization_config is {\"quant_method\":\"fp8\"}, expected null, the only value supported");
   expect_contains(refusal_with(R"("tie_word_embeddings":true)"), "tie_word_embeddings is true, but only false");
@@ -289,7 +287,7 @@ TEST_F(ConfigJsonTest, RefusesWrongTypes) {
       EXPECT_EQ(refusal_with(concat("\"", key, "\":", wrong)),
                 concat(key, " is ", wrong, ", expected ", kind.expected));
   });
-  EXPECT_EQ(num_keys, 27);
+  EXPECT_EQ(num_keys, 28);
   EXPECT_EQ(refusal_with(R"("num_hidden_layers":1,"layer_types":["sliding_attention"])"),
             "layer_types holds \"sliding_attention\", expected linear_attention or full_attention");
   EXPECT_EQ(refusal_with(R"("num_hidden_layers":1,"layer_types":[0])"),

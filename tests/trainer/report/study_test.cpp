@@ -64,6 +64,21 @@ TEST(Study, ComparesVariantsSeedBySeed) {
   testing::expect_contains(table, "-0.5000 ± 0.0000");
 }
 
+TEST(Study, ShowsWhatLayersToldWhereRunsLogIt) {
+  StudyOutcome on = outcome("on", 1, {3}, "o"), again = outcome("on", 2, {3}, "o2"), off = outcome("off", 1, {3}, "o");
+  on.data.layer_numbers["hidden/max"] = 2;
+  again.data.layer_numbers["hidden/max"] = 5;
+  const auto results = compare_study({on, again, off});
+  const std::string table = study_table(results), csv = study_results_as_csv(results);
+  testing::expect_contains(table, "largest norm weight  hidden/max\n");
+  testing::expect_contains(table, "3.5000\n");
+  testing::expect_contains(csv, "largest_norm_weight,hidden/max\n");
+  testing::expect_contains(csv, ",1.5,3.5\n");
+  testing::expect_contains(csv, ",1,\n");
+  testing::expect_contains(study_table_as_html({}, results), "<th>hidden/max</th></tr>");
+  EXPECT_EQ(study_table(compare_study({off})).find("hidden"), std::string::npos);
+}
+
 TEST(Study, SaysNothingOfTokensToALossThatIsNotReached) {
   const auto results = compare_study({outcome("a", 1, {5, 3}, "o"), outcome("b", 1, {5, 4}, "o")});
   EXPECT_TRUE(std::isnan(results[1].tokens_to_base_loss));
