@@ -11,6 +11,10 @@ hostfile=$1
 shift
 [ -r "$hostfile" ] || { echo "hostfile.sh: $hostfile cannot be read" >&2; exit 2; }
 export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
+# A host out of reach ends the job after 20 + 4 * 5 seconds, instead of after eight minutes or, if Braid's own watch (run.hang_timeout, 120 s)
+# is first, when TCP gives up.
+export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-20}
+export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-5} OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-4}
 if [ -n "${HOST_INTERFACE:-}" ]; then
   export OMPI_MCA_btl_tcp_if_include=$HOST_INTERFACE OMPI_MCA_oob_tcp_if_include=$HOST_INTERFACE
   export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$HOST_INTERFACE}
