@@ -16,6 +16,7 @@
 #include "trainer/cli/commands.h"
 #include "trainer/huggingface/export.h"
 #include "trainer/huggingface/import.h"
+#include "trainer/metrics/progress_bar.h"
 #include "trainer/run/run_folder.h"
 #include "trainer/run_tokenizer.h"
 
@@ -104,6 +105,7 @@ int list(const std::string& path, bool as_json) {
 
 int verify(const std::string& path, bool deep, bool as_json) {
   const CheckpointReader reader = open_checkpoint(path);
+  const ReadingBar bar("checked: ", bytes_in(reader.path()));
   Json norms = Json::object();
   if (deep) {
     for (const TensorNorm& norm : check_finite(reader)) norms[norm.name] = norm.rms;
@@ -153,7 +155,10 @@ int diff(const std::string& path_a, const std::string& path_b, double rtol, bool
 
 int reshard(const std::string& from, const std::string& to, int64_t ranks, bool as_json) {
   const CheckpointReader source = open_checkpoint(from);
-  reshard_checkpoint(source, to, ranks);
+  {
+    const ReadingBar bar("read: ", bytes_in(source.path()));
+    reshard_checkpoint(source, to, ranks);
+  }
   if (as_json)
     return print({{"from", source.path()}, {"to", to}, {"ranks", ranks}, {"bytes_read", source.bytes_read()}}), 0;
   say(concat(to, ": the state of ", source.path(), " in ", ranks, " files"));
@@ -194,10 +199,20 @@ int import_from(const std::string& from, const std::string& to, NonFinite non_fi
     const HuggingFaceReader source(from, non_finite);
     say(concat(from, ": ", source.parameters().size(), " parameters, ", source.has_mtp() ? "with" : "without",
                " an MTP block, ", source.total_bytes(), " bytes"));
-    import_model(source, to);
+    {
+      const ReadingBar bar("read: ", source.total_bytes());
+      import_model(source, to);
+    }
     say(to + ": a checkpoint with these weights; train from it with init.from");
   });
   return 0;
+}
+
+int64_t weight_bytes(const CheckpointReader& source) {
+  int64_t bytes = 0;
+  for (const auto& t : source.tensors())
+    if (t.name.starts_with("weights/")) bytes += t.shape.numel() * size_of(t.dtype);
+  return bytes;
 }
 
 int export_to(const std::string& from, const std::string& to, const std::string& dtype) {
@@ -206,7 +221,10 @@ int export_to(const std::string& from, const std::string& to, const std::string&
     std::optional<DType> wanted;
     if (!dtype.empty()) wanted = dtype == "bf16" ? DType::kBF16 : DType::kF32;
     const auto tokenizer = run_tokenizer(source.path());
-    export_model(source, to, wanted);
+    {
+      const ReadingBar bar("read: ", weight_bytes(source));
+      export_model(source, to, wanted);
+    }
     if (!tokenizer->file().empty()) write_file_atomically(to + "/tokenizer.json", tokenizer->file());
     say(concat(to, ": the weights of ", source.path(), " as a Hugging Face folder"));
   });

@@ -1,5 +1,5 @@
+#include <fmt/format.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -18,6 +18,7 @@
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
+#include "trainer/metrics/progress_bar.h"
 
 namespace braid {
 namespace {
@@ -31,37 +32,6 @@ int usable_cores() {
   return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? std::max(1, CPU_COUNT(&allowed)) : 1;
 }
 
-std::string duration(double seconds) {
-  const auto s = static_cast<int64_t>(seconds + 0.5);
-  return s < 60 ? concat(s, " s") : s < 3600 ? concat(s / 60, " min ", s % 60, " s") : concat(s / 3600, " h ", s / 60 % 60, " min");
-}
-
-// A line on the terminal that is written over, or one every ten seconds in a log.
-class ProgressLine {
- public:
-  void show(const CorpusProgress& p) {
-    const auto now = Clock::now();
-    if (first_bytes_ < 0) first_bytes_ = p.bytes, begin_ = now;  // what was skipped is no speed
-    if (now - shown_at_ < (is_terminal_ ? std::chrono::milliseconds(250) : std::chrono::milliseconds(10000))) return;
-    shown_at_ = now;
-    const double seconds = std::chrono::duration<double>(now - begin_).count();
-    const double rate = double(p.bytes - first_bytes_) / seconds;
-    std::string left;
-    if (p.all_bytes > 0 && rate > 0) left = ", " + duration(double(p.all_bytes - p.bytes) / rate) + " left";
-    std::fprintf(stderr, "%s%s%lld documents, %.2f million tokens, %.1f MB/s%s%s", is_terminal_ ? "\r\033[K" : "",
-                 p.all_bytes > 0 ? concat(100 * p.bytes / p.all_bytes, " %: ").c_str() : "", static_cast<long long>(p.documents),
-                 double(p.tokens) / 1e6, rate / 1e6, left.c_str(), is_terminal_ ? "" : "\n");
-  }
-  ~ProgressLine() {
-    if (is_terminal_) std::fprintf(stderr, "\r\033[K");
-  }
-
- private:
-  bool is_terminal_ = isatty(STDERR_FILENO) != 0;
-  Clock::time_point begin_ = Clock::now(), shown_at_ = begin_;
-  int64_t first_bytes_ = -1;
-};
-
 struct TokenizeOptions {
   std::string tokenizer, end_of_document;
   CorpusOptions corpus;
@@ -72,8 +42,14 @@ int tokenize(const TokenizeOptions& options) {
   const auto begin = Clock::now();
   CorpusReport report;
   {
-    ProgressLine line;
-    report = tokenize_corpus(*tokenizer, options.corpus, [&](const CorpusProgress& p) { line.show(p); });
+    ProgressBar bar("");
+    int64_t bytes_before = -1;  // of an earlier start, which are no speed
+    report = tokenize_corpus(*tokenizer, options.corpus, [&](const CorpusProgress& p) {
+      if (bytes_before < 0) bytes_before = p.bytes;
+      bar.show(p.bytes, p.all_bytes,
+               fmt::format("{} documents, {:.2f} million tokens, {:.1f} MB/s", p.documents, double(p.tokens) / 1e6,
+                           double(p.bytes - bytes_before) / 1e6 / std::max(1e-3, bar.seconds())));
+    });
   }
   const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   const DatasetManifest& m = report.manifest;

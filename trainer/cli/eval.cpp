@@ -19,35 +19,12 @@
 #include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
+#include "trainer/metrics/progress_bar.h"
 #include "trainer/run_tokenizer.h"
 #include "trainer/training_state.h"
 
 namespace braid {
 namespace {
-
-// Says on stderr how much is evaluated and, while it lasts, every few seconds how much is done.
-class Progress {
- public:
-  Progress(const TokenDataset& data, int64_t sequences, bool is_shown) : name_(data.name()), is_shown_(is_shown) {
-    if (!is_shown || data.size() == 0) return;
-    const int64_t rows = sequences > 0 ? std::min(sequences, data.size()) : data.size();
-    std::fprintf(stderr, "%s: %lld of %lld sequences\n", name_.c_str(), static_cast<long long>(rows),
-                 static_cast<long long>(data.size()));
-  }
-  void show(int64_t rows, int64_t all_rows) {
-    const auto now = Clock::now();
-    if (!is_shown_ || rows == all_rows || now - shown_at_ < std::chrono::seconds(3)) return;
-    shown_at_ = now;
-    std::fprintf(stderr, "%s: %lld of %lld done\n", name_.c_str(), static_cast<long long>(rows),
-                 static_cast<long long>(all_rows));
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  std::string name_;
-  bool is_shown_;
-  Clock::time_point shown_at_ = Clock::now();
-};
 
 namespace fs = std::filesystem;
 
@@ -97,9 +74,9 @@ TokenDataset open_named(const std::string& path, const RunConfig& config, const 
   TokenDataset data(name, shards, config.train.seq_length, Split::kTrain, 0);
   for (const TokenShard& shard : data.shards()) {
     const ShardInfo& info = shard.info();
-    check<DataError>(info.tokenizer_digest == tokenizer.digest(), info.path, ": was made with tokenizer ", info.tokenizer, " ",
-                     info.tokenizer_digest, ", but the model speaks ", tokenizer.name(), " ", tokenizer.digest(),
-                     "; --tokenizer names another");
+    check<DataError>(info.tokenizer_digest == tokenizer.digest(), info.path, ": was made with tokenizer ",
+                     info.tokenizer, " ", info.tokenizer_digest, ", but the model speaks ", tokenizer.name(), " ",
+                     tokenizer.digest(), "; --tokenizer names another");
     check<DataError>(info.vocab_size <= config.model.vocab_size, info.path, ": its vocabulary of ", info.vocab_size,
                      " ids does not fit model.vocab_size ", config.model.vocab_size);
   }
@@ -123,8 +100,9 @@ void add_eval_command(CLI::App& app, Action& action) {
   command->add_option("--sequences", options->sequences,
                       "sequences per source; if not given the run's eval.sequences, or all of --data; 0 = all");
   command
-      ->add_option("--data", options->data,
-                   "evaluate on this instead, whole: a text, JSON lines, a dataset, a token shard, or a folder; repeatable")
+      ->add_option(
+          "--data", options->data,
+          "evaluate on this instead, whole: a text, JSON lines, a dataset, a token shard, or a folder; repeatable")
       ->allow_extra_args(false);
   command->add_option("--tokenizer", options->tokenizer,
                       "of --data: bytes or a tokenizer.json; if not given that of the model's run");
@@ -163,9 +141,15 @@ void add_eval_command(CLI::App& app, Action& action) {
           all.push_back(open_named(path, config, *tokenizer, *scratch, all.size()));
       }
       for (const TokenDataset& data : all) {
-        Progress progress(data, sequences, mesh.rank() == 0 && !options->json);
-        evaluations.push_back(evaluate(ctx, state.model, mesh, data, B, sequences,
-                                       [&](int64_t rows, int64_t all_rows) { progress.show(rows, all_rows); }));
+        const bool is_shown = mesh.rank() == 0 && !options->json;
+        if (is_shown && data.size() > 0)
+          std::fprintf(stderr, "%s: %lld of %lld sequences\n", data.name().c_str(),
+                       static_cast<long long>(sequences > 0 ? std::min(sequences, data.size()) : data.size()),
+                       static_cast<long long>(data.size()));
+        ProgressBar bar(data.name() + ": ", is_shown);
+        evaluations.push_back(evaluate(ctx, state.model, mesh, data, B, sequences, [&](int64_t rows, int64_t all_rows) {
+          bar.show(rows, all_rows, concat(rows, " of ", all_rows, " sequences"));
+        }));
         const Evaluation& e = evaluations.back();
         if (mesh.rank() != 0 || options->json) continue;
         const char* kind = options->data.empty() ? "held-out loss" : "loss";

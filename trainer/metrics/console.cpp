@@ -1,36 +1,20 @@
 #include "trainer/metrics/console.h"
 
 #include <fmt/format.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <string_view>
 #include <utility>
+
+#include "trainer/metrics/progress_bar.h"
 
 namespace braid {
 namespace {
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-int terminal_columns(std::FILE* file) {
-  winsize size = {};
-  return ioctl(fileno(file), TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
-}
-
-// mpirun gives its ranks a pseudo-terminal even if its own output goes to a file; only in front of a real terminal does
-// that one have a width.
-bool is_terminal(std::FILE* file) {
-  const char* term = std::getenv("TERM");
-  const char* no_color = std::getenv("NO_COLOR");
-  return isatty(fileno(file)) == 1 && terminal_columns(file) > 0 && term && std::string_view(term) != "dumb" &&
-         (!no_color || !*no_color);
-}
 
 std::string message_line(const std::string& text) {
   const nlohmann::json message = {{"message", text}};
@@ -112,15 +96,9 @@ void Console::step(const ConsoleStep& s, bool print_line) {
   if (!terminal_ || (progress_shown_ && s.step < s.run_steps && now_s() - drawn_s_ < kRedrawSeconds)) return;
 
   const double share = double(s.step) / double(s.run_steps);
-  std::string text =
-      fmt::format("{:3.0f}%  step {}/{}  lm {:.4f}  {} left", share * 100, s.step, s.run_steps, s.loss_lm, left);
-  const int columns = terminal_columns(out_) - 1;  // the last one would wrap on some terminals
-  const int bar = std::min(40, columns - static_cast<int>(text.size()) - 3);
-  if (bar >= 10) {
-    const auto done = std::clamp<size_t>(size_t(share * bar), 0, bar);
-    text = fmt::format("[{}{}] {}", std::string(done, '#'), std::string(bar - done, '-'), text);
-  }
-  put(cleared_progress() + text.substr(0, std::max(0, columns)));
+  const std::string text = fmt::format("step {}/{}  lm {:.4f}  {} left", s.step, s.run_steps, s.loss_lm, left);
+  // The last column would wrap on some terminals.
+  put(cleared_progress() + bar_line(share, text, terminal_columns(out_) - 1));
   progress_shown_ = true;
   drawn_s_ = now_s();
 }
