@@ -1,7 +1,6 @@
 #pragma once
 
 #include <string>
-#include <vector>
 
 #include "kernels/core/context.h"
 #include "kernels/core/segments.h"
@@ -11,15 +10,13 @@ namespace braid {
 
 struct AttentionTensors {  // what attention reads; query head h uses key/value head h / (Hq / Hkv)
   Tensor q;                // (N, Hq, Dh)
-  Tensor k, v;             // (N, Hkv, Dh); with past tokens (N + all of them, Hkv, Dh)
-  Tensor q_gate;           // (N, Hq, 2, Dh)  only the gate half is read; undefined: no gate
-  // (B) or empty: tokens of each row's first document that came before the row, in a cache or on other ranks. In k and
-  // v they lie before those of the row. Forward on the CPU only.
-  std::vector<int64_t> past_tokens = {};
+  // (M, Hkv, Dh), M = N + all tokens that came before the rows (see Segments; CPU), which lie before those of their row
+  Tensor k, v;
+  Tensor q_gate;  // (N, Hq, 2, Dh)  only the gate half is read; undefined: no gate
 };
 struct AttentionGradients {
   Tensor q;       // (N, Hq, Dh)
-  Tensor k, v;    // (N, Hkv, Dh)
+  Tensor k, v;    // (M, Hkv, Dh)
   Tensor q_gate;  // (N, Hq, 2, Dh)  only the gate half is written; undefined without a gate
 };
 struct AttentionOutputs {

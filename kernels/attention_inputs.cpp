@@ -12,9 +12,7 @@ decltype(braid::attention_inputs_forward) attention_inputs_forward;
 decltype(braid::attention_inputs_backward) attention_inputs_backward;
 }  // namespace cpu
 namespace cuda {
-void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
-                              const AttentionInputWeights& weights, const Segments& segments,
-                              const AttentionDims& dims);
+decltype(braid::attention_inputs_forward) attention_inputs_forward;
 decltype(braid::attention_inputs_backward) attention_inputs_backward;
 decltype(braid::attention_inputs_implementation) attention_inputs_implementation;
 }  // namespace cuda
@@ -44,19 +42,15 @@ void check_inputs(const AttentionInputs& out, const AttentionProjections& x, con
 }  // namespace
 
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
-                              const AttentionInputWeights& weights, const Segments& segments, const AttentionDims& dims,
-                              const std::vector<int64_t>& past_tokens) {
+                              const AttentionInputWeights& weights, const Segments& segments,
+                              const AttentionDims& dims) {
   const OperatorScope scope(ctx, "attention_inputs_forward");
   check_inputs(out, x, weights, segments, dims);
-  check<ShapeError>(past_tokens.empty() || std::ssize(past_tokens) == segments.num_rows, "past_tokens: expected ",
-                    segments.num_rows, " rows, got ", past_tokens.size());
-  check<EnvironmentError>(past_tokens.empty() || !ctx.on_cuda(),
-                          "attention_inputs_forward: past tokens are computed with on the CPU only");
   if (segments.num_tokens() == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::attention_inputs_forward(ctx, out, x, weights, segments, dims);
   }
-  cpu::attention_inputs_forward(ctx, out, x, weights, segments, dims, past_tokens);
+  cpu::attention_inputs_forward(ctx, out, x, weights, segments, dims);
 }
 
 void attention_inputs_backward(Context& ctx, AttentionProjections d_x, AttentionInputWeights d_weights,

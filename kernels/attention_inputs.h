@@ -1,7 +1,5 @@
 #pragma once
 
-#include <vector>
-
 #include "kernels/core/context.h"
 #include "kernels/core/implementation.h"
 #include "kernels/core/segments.h"
@@ -36,13 +34,13 @@ struct AttentionInputs {
 
 // Zero-centred RMS norm of every query and key head, then rotary position embedding on the first rotary_dim
 // dimensions, pairs (i, i + rotary_dim / 2), inv_freq_i = theta^(-2 i / rotary_dim); positions restart at 0 in every
-// document, or go on in the first document of row b if past_tokens[b] of its tokens came before the row (CPU; empty:
-// none). The gate half of q_gate is not touched. Activations fp32, bf16 (GPU) or fp64 (CPU); norm weights, their
+// document; tokens that came before a row (see Segments; CPU) count.
+// The gate half of q_gate is not touched. Activations fp32, bf16 (GPU) or fp64 (CPU); norm weights, their
 // gradients and rstd in the wide dtype. Angles are formed in fp32 as torch does, in fp64 for fp64 activations.
 // Source: Qwen3NextAttention in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
-                              const AttentionInputWeights& weights, const Segments& segments, const AttentionDims& dims,
-                              const std::vector<int64_t>& past_tokens = {});
+                              const AttentionInputWeights& weights, const Segments& segments,
+                              const AttentionDims& dims);
 
 // Overwrites the query half of d_x.q_gate (the gate half belongs to attention_backward) and d_x.k; accumulates into
 // d_weights: on the CPU one partial sum per document added in document order, on the GPU one per tile of tokens.

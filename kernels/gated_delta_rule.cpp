@@ -1,6 +1,10 @@
 #include "kernels/gated_delta_rule.h"
 
+#include <algorithm>
+#include <array>
 #include <utility>
+
+#include "kernels/core/copy.h"
 
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
@@ -10,12 +14,16 @@ namespace braid {
 namespace cpu {
 decltype(braid::gated_delta_rule_forward) gated_delta_rule_forward;
 decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
+decltype(braid::carry_states) carry_states;
+// Of every row that a document passes through, the identity, of all others 0.   state (B, Hv, Dk, Dk)
+void set_passing_states(Context& ctx, Tensor state, const Segments& segments);
 decltype(braid::gated_delta_rule_recurrent_forward) gated_delta_rule_recurrent_forward;
 decltype(braid::gated_delta_rule_recurrent_backward) gated_delta_rule_recurrent_backward;
 }  // namespace cpu
 namespace cuda {
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
-decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
+void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
+                               const Segments& segments);
 decltype(braid::gated_delta_rule_implementation) gated_delta_rule_implementation;
 }  // namespace cuda
 
@@ -36,13 +44,19 @@ void check_inputs(const char* o_name, const Tensor& o, const DeltaRuleInputs& in
   check<ShapeError>(segments.num_tokens() == N, "q: expected ", segments.num_tokens(), " tokens, got ", N);
 }
 
-void check_states(const DeltaRuleStates& states, const DeltaRuleInputs& in, const Segments& segments) {
+// Returns whether there are any.
+bool check_states(const Context& ctx, std::initializer_list<std::pair<const char*, Tensor>> states,
+                  const DeltaRuleInputs& in, const Segments& segments) {
   const Shape shape = {segments.num_rows, in.v.dim(1), in.q.dim(2), in.v.dim(2)};
-  for (const auto& [name, state] : {std::pair("states.initial", states.initial), {"states.final", states.final}}) {
+  bool any = false;
+  for (const auto& [name, state] : states) {
     if (!state.defined()) continue;
+    any = true;
     check_shapes({{name, state, shape}});
     check_dtype(wide_dtype(in.q.dtype()), {{name, state}});
+    check<EnvironmentError>(!ctx.on_cuda(), name, ": is computed with on the CPU only");
   }
+  return any;
 }
 
 void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaRuleInputs& in,
@@ -62,28 +76,54 @@ void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaR
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments,
                               DeltaRuleStates states) {
   const OperatorScope scope(ctx, "gated_delta_rule_forward");
-  check_inputs("o", o, in, segments);
-  check_states(states, in, segments);
+  check_inputs("o", o.defined() ? o : in.v, in, segments);
+  check_states(ctx, {{"states.initial", states.initial}, {"states.final", states.final}}, in, segments);
+  check<ShapeError>(o.defined() || states.final.defined(), "o: neither it nor the final states are asked for");
+  if (in.q.dim(0) == 0) return;
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) {
-      check<EnvironmentError>(!states.initial.defined() && !states.final.defined(),
-                              "gated_delta_rule_forward: states are computed with on the CPU only");
-      if (in.q.dim(0) > 0) cuda::gated_delta_rule_forward(ctx, o, in, segments);
-      return;
-    }
+    if (ctx.on_cuda()) return cuda::gated_delta_rule_forward(ctx, o, in, segments);
   }
-  if (in.q.dim(0) > 0) cpu::gated_delta_rule_forward(ctx, o, in, segments, states);
+  cpu::gated_delta_rule_forward(ctx, o, in, segments, states);
 }
 
 void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
-                               const Segments& segments) {
+                               const Segments& segments, DeltaRuleStateGradients states) {
   const OperatorScope scope(ctx, "gated_delta_rule_backward");
   check_backward(d_in, d_o, in, segments);
+  check_states(
+      ctx,
+      {{"states.initial", states.initial}, {"states.d_initial", states.d_initial}, {"states.d_final", states.d_final}},
+      in, segments);
   if (in.q.dim(0) == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::gated_delta_rule_backward(ctx, d_in, d_o, in, segments);
   }
-  cpu::gated_delta_rule_backward(ctx, d_in, d_o, in, segments);
+  cpu::gated_delta_rule_backward(ctx, d_in, d_o, in, segments, states);
+}
+
+void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRuleInputs& in, const Segments& segments) {
+  const int64_t N = in.q.dim(0), Hv = in.v.dim(1), Dk = in.q.dim(2);
+  check_shapes({{"transition", transition, {segments.num_rows, Hv, Dk, Dk}}});
+  check_dtype(wide_dtype(in.q.dtype()), {{"transition", transition}});
+  check<EnvironmentError>(!ctx.on_cuda(), "transition: is computed on the CPU only");
+  // With nothing to write, the rule only passes on: the identity becomes A.
+  Scratch scratch(ctx);
+  DeltaRuleInputs passing = in;
+  passing.v = scratch.tensor({N, Hv, Dk}, in.v.dtype());
+  fill_zero(ctx, passing.v);
+  cpu::set_passing_states(ctx, transition, segments);
+  gated_delta_rule_forward(ctx, {}, passing, segments, {transition, transition});
+}
+
+void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,
+                  const std::vector<int64_t>& parts, StateDirection direction) {
+  const OperatorScope scope(ctx, "carry_states");
+  const int64_t L = transitions.dim(0), Hv = state.dim(0), Dk = state.dim(1), Dv = state.dim(2);
+  check_shapes({{"transitions", transitions, {L, Hv, Dk, Dk}}, {"contributions", contributions, {L, Hv, Dk, Dv}}});
+  check_dtype(state.dtype(), {{"transitions", transitions}, {"contributions", contributions}});
+  for (int64_t part : parts) check<ShapeError>(0 <= part && part < L, "parts: ", part, " is none of ", L);
+  check<EnvironmentError>(!ctx.on_cuda(), "carry_states: is computed on the CPU only");
+  cpu::carry_states(ctx, state, transitions, contributions, parts, direction);
 }
 
 void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {

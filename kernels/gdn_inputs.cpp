@@ -8,11 +8,14 @@ namespace braid {
 namespace cpu {
 decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
 decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
+decltype(braid::add_halo_gradient) add_halo_gradient;
 }  // namespace cpu
 namespace cuda {
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
                         const Segments& segments, const GdnDims& dims);
-decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
+void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
+                         const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
+                         const Segments& segments, const GdnDims& dims);
 decltype(braid::gdn_inputs_implementation) gdn_inputs_implementation;
 }  // namespace cuda
 
@@ -46,17 +49,28 @@ void check_all(const GdnInputs& out, const GdnProjections& x, const GdnInputWeig
   check<ShapeError>(segments.num_tokens() == N, "qkvz: expected ", segments.num_tokens(), " tokens, got ", N);
 }
 
+// d_halo too, under its name.
+void check_halo(const Context& ctx, const char* name, const Tensor& halo, const GdnProjections& x,
+                const Segments& segments, const GdnDims& dims) {
+  if (!halo.defined()) return;
+  check_shapes({{name, halo, {segments.num_rows, dims.conv_kernel - 1, dims.qkvz_columns()}}});
+  check_dtype(x.qkvz.dtype(), {{name, halo}});
+  check<EnvironmentError>(!ctx.on_cuda(), name, ": is computed with on the CPU only");
+}
+void check_halo_is_there(const Tensor& halo, const Segments& segments) {
+  for (int64_t row = 0; row < segments.num_rows; ++row)
+    check<ShapeError>(halo.defined() || segments.before(row) == 0, "halo: row ", row, " goes on from ",
+                      segments.before(row), " tokens before it, of which there is none");
+}
+
 }  // namespace
 
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
                         const Segments& segments, const GdnDims& dims, const Tensor& halo) {
   const OperatorScope scope(ctx, "gdn_inputs_forward");
   check_all(out, x, weights, segments, dims);
-  if (halo.defined()) {
-    check_shapes({{"halo", halo, {segments.num_rows, dims.conv_kernel - 1, dims.qkvz_columns()}}});
-    check_dtype(x.qkvz.dtype(), {{"halo", halo}});
-    check<EnvironmentError>(!ctx.on_cuda(), "gdn_inputs_forward: a halo is computed with on the CPU only");
-  }
+  check_halo(ctx, "halo", halo, x, segments, dims);
+  check_halo_is_there(halo, segments);
   if (x.qkvz.dim(0) == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::gdn_inputs_forward(ctx, out, x, weights, segments, dims);
@@ -66,7 +80,7 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
 
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
                          const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
-                         const Segments& segments, const GdnDims& dims) {
+                         const Segments& segments, const GdnDims& dims, const GdnHalo& halo) {
   const OperatorScope scope(ctx, "gdn_inputs_backward");
   check_all(out, x, weights, segments, dims);
   check_shapes({{"d_qkvz", d_x.qkvz, x.qkvz.shape()},
@@ -87,11 +101,25 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
                                        {"d_dt_bias", d_weights.dt_bias},
                                        {"d_beta", d_out.beta},
                                        {"d_log_decay", d_out.log_decay}});
+  check_halo(ctx, "halo", halo.rows, x, segments, dims);
+  check_halo(ctx, "d_halo", halo.d_rows, x, segments, dims);
+  check_halo_is_there(halo.rows, segments);
   if (x.qkvz.dim(0) == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
   }
-  cpu::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
+  cpu::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims, halo);
+}
+
+void add_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo) {
+  const OperatorScope scope(ctx, "add_halo_gradient");
+  const int64_t B = d_halo.dim(0), H = d_halo.dim(1), N = d_qkvz.dim(0);
+  check_shapes({{"d_halo", d_halo, {B, H, d_qkvz.dim(1)}}});
+  check_dtype(d_qkvz.dtype(), {{"d_halo", d_halo}});
+  check<ShapeError>(B == 0 || (N % B == 0 && N / B >= H), "d_halo: ", H, " tokens of each of ", B,
+                    " rows are more than the ", N, " of d_qkvz");
+  check<EnvironmentError>(!ctx.on_cuda(), "d_halo: is computed with on the CPU only");
+  if (d_halo.numel() > 0) cpu::add_halo_gradient(ctx, d_qkvz, d_halo);
 }
 
 Implementation gdn_inputs_implementation(Context& ctx, DType activation, const GdnDims& dims) {

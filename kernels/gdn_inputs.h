@@ -59,9 +59,10 @@ struct GdnInputs {
 //   beta      = sigmoid(b)
 //   log_decay = -exp(a_log) softplus(a + dt_bias),   softplus(x) = x for x > 20
 // Activations are fp32, bf16 (GPU) or fp64 (CPU). Taps and gates are computed in the wide dtype and rounded once.
-//   halo (B, conv_kernel - 1, qkvz_columns)  of the dtype of qkvz, on the CPU: the rows of qkvz before the first token of
-//        each row of the batch, 0 before its document's start. The first document of each row goes on from there; not
-//        defined: every document starts in its row.
+//   halo (B, conv_kernel - 1, qkvz_columns)  of the dtype of qkvz, on the CPU: the rows of qkvz before the first token
+//   of
+//        each row of the batch, of which as many are read as `segments` says that tokens came before the row; needed
+//        where it says so.
 // Source: Qwen3NextGatedDeltaNet in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
                         const Segments& segments, const GdnDims& dims, const Tensor& halo = {});
@@ -70,9 +71,18 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
 // into d_weights partial sums of tiles, added in order. On the CPU tiles restart at every document: packed and separate
 // documents give the same bits, for every thread count. `out` is what the forward wrote; `d_out` the gradients of the
 // delta rule's inputs.
+struct GdnHalo {
+  Tensor rows;    // what forward read as its halo
+  Tensor d_rows;  // like it, overwritten: their gradient, 0 where it was not read; may be undefined
+};
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
                          const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
-                         const Segments& segments, const GdnDims& dims);
+                         const Segments& segments, const GdnDims& dims, const GdnHalo& halo = {});
+
+// What the rows behind found as the gradient of their halo belongs to the last rows before them.
+//   d_qkvz (N, columns) += d_halo (B, H, columns) at the last H tokens of each of its B rows, which are as long at
+//   least
+void add_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo);
 
 Implementation gdn_inputs_implementation(Context& ctx, DType activation, const GdnDims& dims);
 

@@ -64,10 +64,9 @@ void GatedAttention::make(Context& ctx, Remake what, const Tensor& x, const Gate
     linear_forward(ctx, flat(s.v), x, p.v_proj);
   }
   AttentionTensors tensors = attention_tensors(s);
-  if (cache) tensors.past_tokens = {pass.past_tokens};
-  attention_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, tensors.past_tokens);
+  attention_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_);
   if (cache) {
-    const int64_t begin = pass.past_tokens, end = begin + x.dim(0);
+    const int64_t begin = pass.segments.before(0), end = begin + x.dim(0);
     copy(ctx, cache->k.rows(begin, end), s.inputs.k);
     copy(ctx, cache->v.rows(begin, end), s.v);
     tensors.k = cache->k.rows(0, end);

@@ -22,10 +22,9 @@ struct LayerPass {
   BalanceGradient balance = {};
   Accumulate expert_gradients = Accumulate::kYes;  // of the weights of the experts: add to them, or overwrite them
   Recompute recompute = Recompute::kNone;          // what backward makes again first, as it was planned
-  // For a text that comes in pieces: what the mixer keeps of the past_tokens before this one, brought up to date by
-  // forward. The piece is then one document of one row.
+  // For a text that comes in pieces: what the mixer keeps of the tokens before this one, brought up to date by forward.
+  // The piece is then one document of one row.
   MixerCache* cache = nullptr;
-  int64_t past_tokens = 0;
 };
 
 }  // namespace braid

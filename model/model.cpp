@@ -70,7 +70,7 @@ Steps Model::forward_layers(Context& ctx, ModelCache* cache) {
   const Tensor* x = &embedding;
   for (size_t i = 0; i < layers_.size(); ++i) {
     LayerPass pass{segments_};
-    if (cache) pass.cache = &cache->layers[i], pass.past_tokens = cache->num_tokens;
+    if (cache) pass.cache = &cache->layers[i];
     Steps layer = layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
     while (layer.next()) co_yield Steps::Pause();
     x = &saved_[i].x_mid;
@@ -102,6 +102,7 @@ void Model::forward(Context& ctx, const Batch& batch, ModelCache& cache) {
                     "the next tokens of a text: ", cache.num_tokens, " and ", num_tokens(),
                     " more do not fit a cache for ", cache.max_tokens);
   set_inputs(ctx, batch);
+  segments_.tokens_before = {cache.num_tokens};
   exchange_.wait_for_counts();  // what the cache holds cannot be done again
   forward_layers(ctx, &cache).run();
   cache.num_tokens += num_tokens();

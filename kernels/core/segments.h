@@ -20,6 +20,7 @@ struct Segments {
   struct Tables {
     Tensor offsets;         // (D + 1) I32
     Tensor document_begin;  // (N) I32      first token of the document that the token belongs to
+    Tensor position;        // (N) I32      in its document, with what came before the row
     Tensor valid;           // (N) U8
     Tensor first_chunk;     // (D + 1) I32  chunks [first_chunk[d], first_chunk[d + 1]) cut document d, in order
     Tensor chunk_begin;  // (num_chunks + 1) I32, last entry N: chunk i owns tokens [chunk_begin[i], chunk_begin[i + 1])
@@ -32,6 +33,9 @@ struct Segments {
   std::vector<int64_t> offsets;  // (D + 1), offsets[0] = 0, offsets[D] = N, strictly increasing
   std::vector<uint8_t> valid;    // (N)
   Tables on_gpu;                 // defined after upload()
+  // (B) or empty: none. Where rows are parts of a text: tokens of each row's first document that came before the row,
+  // in a cache or in another part, and tokens of its last document that come behind it.
+  std::vector<int64_t> tokens_before, tokens_behind;
 
   // Every row is one document, every token valid.
   static Segments whole_rows(int64_t num_rows, int64_t row_tokens) {
@@ -64,6 +68,12 @@ struct Segments {
   int64_t begin(int64_t document) const { return offsets[document]; }
   int64_t end(int64_t document) const { return offsets[document + 1]; }
   int64_t length(int64_t document) const { return end(document) - begin(document); }
+  int64_t before(int64_t row) const { return tokens_before.empty() ? 0 : tokens_before[row]; }
+  int64_t behind(int64_t row) const { return tokens_behind.empty() ? 0 : tokens_behind[row]; }
+  // Of the document that goes on from before the row, that is of its first; else 0.
+  int64_t before_document(int64_t document) const {
+    return tokens_before.empty() || begin(document) % row_tokens != 0 ? 0 : tokens_before[begin(document) / row_tokens];
+  }
   int64_t num_valid() const {
     int64_t count = 0;
     for (uint8_t v : valid) count += v;

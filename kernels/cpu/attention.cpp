@@ -35,7 +35,7 @@ struct Layout {
 };
 
 // The queries [begin, end) of one group of heads. Its rows are ordered by head, then by token.
-// Keys are counted in k and v, where past tokens lie between those of the queries.
+// Keys are counted in k and v, where tokens that came before a row lie between those of the queries.
 struct QueryTile {
   int64_t document_begin, begin, end, kv_head;  // document_begin: its first key
   int64_t key_shift;                            // key of token n: n + key_shift
@@ -59,17 +59,30 @@ int64_t num_query_tiles(const Segments& segments, int64_t document) {
   return (segments.length(document) + kTileQueries - 1) / kTileQueries;
 }
 
-QueryTile query_tile(const Segments& segments, int64_t document, int64_t kv_head, int64_t tile,
-                     const std::vector<int64_t>& past_tokens = {}) {
-  const int64_t document_begin = segments.begin(document), begin = document_begin + tile * kTileQueries;
-  int64_t key_shift = 0, past = 0;
-  if (!past_tokens.empty()) {
-    const int64_t row = document_begin / segments.row_tokens;
-    key_shift = std::accumulate(past_tokens.begin(), past_tokens.begin() + row + 1, int64_t{0});
-    if (document_begin % segments.row_tokens == 0) past = past_tokens[row];
+// Where the keys of documents lie in k and v. Rows bring the tokens that came before them.
+class DocumentKeys {
+ public:
+  explicit DocumentKeys(const Segments& segments) : segments_(segments), before_rows_(segments.num_rows + 1, 0) {
+    for (int64_t row = 0; row < segments.num_rows; ++row)
+      before_rows_[row + 1] = before_rows_[row] + segments.before(row);
   }
-  return {document_begin + key_shift - past, begin, std::min(begin + kTileQueries, segments.end(document)), kv_head,
-          key_shift};
+  // Key of token n of the document: n + shift.
+  int64_t shift(int64_t document) const { return before_rows_[segments_.begin(document) / segments_.row_tokens + 1]; }
+  int64_t begin(int64_t document) const {
+    return segments_.begin(document) + shift(document) - segments_.before_document(document);
+  }
+  int64_t count(int64_t document) const { return segments_.length(document) + segments_.before_document(document); }
+
+ private:
+  const Segments& segments_;
+  std::vector<int64_t> before_rows_;  // (B + 1)  tokens that rows before bring
+};
+
+QueryTile query_tile(const Segments& segments, const DocumentKeys& keys, int64_t document, int64_t kv_head,
+                     int64_t tile) {
+  const int64_t begin = segments.begin(document) + tile * kTileQueries;
+  return {keys.begin(document), begin, std::min(begin + kTileQueries, segments.end(document)), kv_head,
+          keys.shift(document)};
 }
 
 template <class T>
@@ -206,7 +219,7 @@ void softmax_backward(T* prob, T* d_score, T lse, T delta, T scale, int64_t visi
   std::fill(d_score + visible, d_score + keys, T(0));
 }
 
-// d_q and d_gate of the tile are complete; d_k and d_v (document tokens, Hkv, Dh) of the keys it sees are added to.
+// d_q and d_gate of the tile are complete; d_k and d_v (keys of the document, Hkv, Dh) of those it sees are added to.
 template <class T>
 void backward_tile(AttentionGradients& d_in, T* d_k, T* d_v, const Tensor& d_y, const AttentionTensors& in,
                    const AttentionOutputs& out, const Layout& l, const QueryTile& tile, const BackwardPanels<T>& p) {
@@ -237,7 +250,7 @@ void backward_tile(AttentionGradients& d_in, T* d_k, T* d_v, const Tensor& d_y, 
     gemm({rows, keys, Dh}, T(1), {p.d_o, Dh}, {v, kv_stride, true}, T(0), p.d_score, kTileKeys);
     tile.for_each_row(l, [&](int64_t row, int64_t n, int64_t) {
       softmax_backward(p.prob + row * kTileKeys, p.d_score + row * kTileKeys, p.lse[row], p.delta[row], scale,
-                       std::min(keys, n - key + 1), keys);
+                       std::min(keys, n + tile.key_shift - key + 1), keys);
     });
     gemm({rows, Dh, keys}, T(1), {p.d_score, kTileKeys}, {k, kv_stride}, key == tile.document_begin ? T(0) : T(1),
          p.d_q, Dh);
@@ -275,11 +288,12 @@ int64_t num_tile_sets(const Segments& segments, int64_t document) {
 
 void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments) {
   const Layout l(in);
+  const DocumentKeys keys(segments);
   std::vector<QueryTile> tiles;  // the longest of a document first, which evens out the end
   for (int64_t document = 0; document < segments.num_documents(); ++document)
     for (int64_t tile = num_query_tiles(segments, document) - 1; tile >= 0; --tile)
       for (int64_t kv_head = 0; kv_head < l.Hkv; ++kv_head)
-        tiles.push_back(query_tile(segments, document, kv_head, tile, in.past_tokens));
+        tiles.push_back(query_tile(segments, keys, document, kv_head, tile));
   dispatch_float("q", in.q, [&]<class T> {
     Scratch scratch(ctx);
     T* panels = scratch.array<T>(omp_get_max_threads() * ForwardPanels<T>::numel(l));
@@ -302,13 +316,14 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
                         const AttentionOutputs& out, const Segments& segments) {
   const Layout l(in);
   const int64_t D = segments.num_documents(), kv_width = l.Hkv * l.Dh;
+  const DocumentKeys keys(segments);
   std::vector<TileSet> sets;
-  std::vector<int64_t> later_begin(D + 1, 0);  // tokens of gradients in scratch before those of the document
+  std::vector<int64_t> later_begin(D + 1, 0);  // keys of gradients in scratch before those of the document
   for (int64_t document = 0; document < D; ++document) {
     const int64_t num_sets = num_tile_sets(segments, document);
     for (int64_t set = 0; set < num_sets; ++set)
       for (int64_t kv_head = 0; kv_head < l.Hkv; ++kv_head) sets.push_back({document, kv_head, set, num_sets});
-    later_begin[document + 1] = later_begin[document] + (num_sets - 1) * segments.length(document);
+    later_begin[document + 1] = later_begin[document] + (num_sets - 1) * keys.count(document);
   }
 
   dispatch_float("q", in.q, [&]<class T> {
@@ -320,28 +335,28 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
     if (ctx.counts_only()) return;
     T *d_k_data = d_in.k.data<T>(), *d_v_data = d_in.v.data<T>();
     auto later_at = [&](int64_t document, int64_t set) {
-      return (later_begin[document] + (set - 1) * segments.length(document)) * kv_width;
+      return (later_begin[document] + (set - 1) * keys.count(document)) * kv_width;
     };
 
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < sets.size(); ++i) {
       const auto [document, kv_head, set, num_sets] = sets[i];
-      const int64_t first_at = segments.begin(document) * kv_width;
+      const int64_t first_at = keys.begin(document) * kv_width;
       T* d_k = set == 0 ? d_k_data + first_at : later_d_k + later_at(document, set);
       T* d_v = set == 0 ? d_v_data + first_at : later_d_v + later_at(document, set);
-      for (int64_t n = 0; n < segments.length(document); ++n) {
+      for (int64_t n = 0; n < keys.count(document); ++n) {
         std::fill_n(d_k + l.kv_at(n, kv_head), l.Dh, T(0));
         std::fill_n(d_v + l.kv_at(n, kv_head), l.Dh, T(0));
       }
       for (int64_t tile = set; tile < num_query_tiles(segments, document); tile += num_sets)
-        backward_tile<T>(d_in, d_k, d_v, d_y, in, out, l, query_tile(segments, document, kv_head, tile),
+        backward_tile<T>(d_in, d_k, d_v, d_y, in, out, l, query_tile(segments, keys, document, kv_head, tile),
                          {panels + omp_get_thread_num() * BackwardPanels<T>::numel(l), l});
     }
 
     if (later_begin[D] == 0) return;
 #pragma omp parallel
     for (int64_t document = 0; document < D; ++document) {
-      const int64_t numel = segments.length(document) * kv_width, first_at = segments.begin(document) * kv_width;
+      const int64_t numel = keys.count(document) * kv_width, first_at = keys.begin(document) * kv_width;
       for (int64_t set = 1; set < num_tile_sets(segments, document); ++set) {
         const T *later_k = later_d_k + later_at(document, set), *later_v = later_d_v + later_at(document, set);
 #pragma omp for simd schedule(static) nowait  // a static schedule gives an element to the same thread in every set

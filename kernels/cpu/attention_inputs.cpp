@@ -16,18 +16,12 @@ struct TokenTile {
   int64_t document, begin, end, first_position;
 };
 
-// Position of a document's first token.
-int64_t first_position(const Segments& segments, int64_t document, const std::vector<int64_t>& past_tokens) {
-  const int64_t begin = segments.begin(document), T = segments.row_tokens;
-  return past_tokens.empty() || begin % T != 0 ? 0 : past_tokens[begin / T];
-}
-
-std::vector<TokenTile> token_tiles(const Segments& segments, const std::vector<int64_t>& past_tokens = {}) {
+std::vector<TokenTile> token_tiles(const Segments& segments) {
   std::vector<TokenTile> tiles;
   for (int64_t d = 0; d < segments.num_documents(); ++d)
     for (int64_t begin = segments.begin(d); begin < segments.end(d); begin += kTileTokens)
       tiles.push_back({d, begin, std::min(begin + kTileTokens, segments.end(d)),
-                       first_position(segments, d, past_tokens) + begin - segments.begin(d)});
+                       segments.before_document(d) + begin - segments.begin(d)});
   return tiles;
 }
 
@@ -39,11 +33,10 @@ struct Rotations {
 };
 
 template <class T>
-Rotations<T> make_rotations(Scratch& scratch, const Segments& segments, const AttentionDims& dims,
-                            const std::vector<int64_t>& past_tokens = {}) {
-  int64_t first = segments.num_documents() > 0 ? first_position(segments, 0, past_tokens) : 0, last = first;
+Rotations<T> make_rotations(Scratch& scratch, const Segments& segments, const AttentionDims& dims) {
+  int64_t first = segments.num_documents() > 0 ? segments.before_document(0) : 0, last = first;
   for (int64_t d = 0; d < segments.num_documents(); ++d) {
-    const int64_t position = first_position(segments, d, past_tokens);
+    const int64_t position = segments.before_document(d);
     first = std::min(first, position);
     last = std::max(last, position + segments.length(d));
   }
@@ -112,13 +105,13 @@ void head_backward(T* d_x, T* d_weight, const T* d_y, const T* x, const T* weigh
 }  // namespace
 
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
-                              const AttentionInputWeights& weights, const Segments& segments, const AttentionDims& dims,
-                              const std::vector<int64_t>& past_tokens) {
+                              const AttentionInputWeights& weights, const Segments& segments,
+                              const AttentionDims& dims) {
   const int64_t Hq = dims.query_heads, Hkv = dims.kv_heads, Dh = dims.head_dim, q_stride = dims.query_parts() * Dh;
-  const std::vector<TokenTile> tiles = token_tiles(segments, past_tokens);
+  const std::vector<TokenTile> tiles = token_tiles(segments);
   dispatch_float("x.q_gate", x.q_gate, [&]<class T> {
     Scratch scratch(ctx);
-    const Rotations<T> rotations = make_rotations<T>(scratch, segments, dims, past_tokens);
+    const Rotations<T> rotations = make_rotations<T>(scratch, segments, dims);
     const T eps = static_cast<T>(dims.eps);
     T *q = out.q.data<T>(), *k = out.k.data<T>(), *q_rstd = out.q_rstd.data<T>(), *k_rstd = out.k_rstd.data<T>();
     const T *x_q = x.q_gate.data<T>(), *x_k = x.k.data<T>();

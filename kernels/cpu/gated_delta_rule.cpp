@@ -57,33 +57,47 @@ struct Inputs {
 // and k is summed inside one task.
 struct Task {
   int64_t begin, end, key_head;
-  int64_t initial_row = -1, final_row = -1;  // rows of the batch that start and end with it, where that matters
+  // Rows of the batch that start and end with it, where states (or gradients of states) come or go there.
+  int64_t initial_row = -1, final_row = -1;
   int64_t num_chunks() const { return (end - begin + kChunk - 1) / kChunk; }
 };
 
-std::vector<Task> tasks_of(const Segments& segments, int64_t key_heads, const DeltaRuleStates& states = {}) {
+std::vector<Task> tasks_of(const Segments& segments, int64_t key_heads, bool initial, bool final) {
   std::vector<Task> tasks;
   const int64_t T = segments.row_tokens;
   for (int64_t d = 0; d < segments.num_documents(); ++d) {
     const int64_t begin = segments.begin(d), end = segments.end(d);
-    const int64_t initial_row = states.initial.defined() && begin % T == 0 ? begin / T : -1;
-    const int64_t final_row = states.final.defined() && end % T == 0 ? end / T - 1 : -1;
+    const int64_t initial_row = initial && begin % T == 0 ? begin / T : -1;
+    const int64_t final_row = final && end % T == 0 ? end / T - 1 : -1;
     for (int64_t h = 0; h < key_heads; ++h) tasks.push_back({begin, end, h, initial_row, final_row});
   }
   return tasks;
 }
 
-// The states (Dk, W) of a key head's value heads, side by side, from or to a row of DeltaRuleStates (Hv, Dk, Dv).
-enum class StateCopy { kLoad, kStore };
-template <StateCopy kWhat, class T, class In>
-void copy_states(T* state, T* row, const In& in, int64_t key_head) {
-  for (int64_t r = 0; r < in.G; ++r) {
-    for (int64_t a = 0; a < in.Dk; ++a) {
-      T *here = state + a * in.W + r * in.Dv, *there = row + ((key_head * in.G + r) * in.Dk + a) * in.Dv;
-      if constexpr (kWhat == StateCopy::kLoad) std::copy_n(there, in.Dv, here);
-      else std::copy_n(here, in.Dv, there);
-    }
+// The states (Dk, W) of a key head's value heads, side by side, from or to a row of `states` (B, Hv, Dk, Dv).
+template <class T, class In, class Copy>
+void for_each_state_row(const In& in, int64_t row, int64_t key_head, Copy&& copy) {
+  for (int64_t r = 0; r < in.G; ++r)
+    for (int64_t a = 0; a < in.Dk; ++a)
+      copy(a * in.W + r * in.Dv, ((row * in.Hv + key_head * in.G + r) * in.Dk + a) * in.Dv);
+}
+// Zeros where there is no such row, or nothing is defined.
+template <class T, class In>
+void load_states(T* state, const Tensor& states, int64_t row, const In& in, int64_t key_head) {
+  if (row < 0 || !states.defined()) {
+    std::fill_n(state, in.Dk * in.W, T(0));
+    return;
   }
+  for_each_state_row<T>(in, row, key_head, [&](int64_t here, int64_t there) {
+    std::copy_n(states.data<T>() + there, in.Dv, state + here);
+  });
+}
+template <class T, class In>
+void store_states(Tensor states, const T* state, int64_t row, const In& in, int64_t key_head) {
+  if (row < 0 || !states.defined()) return;
+  for_each_state_row<T>(in, row, key_head, [&](int64_t here, int64_t there) {
+    std::copy_n(state + here, in.Dv, states.data<T>() + there);
+  });
 }
 
 // exp(x) of a sum of log-decays. What is left of less than 1e-26 counts as forgotten: numbers below the smallest normal
@@ -293,21 +307,22 @@ struct ForwardWork {
   T* state;  // (Dk, W)
 };
 
+// Without o only the final states are wanted.
 template <class T>
 void forward(T* o, const DeltaRuleStates& states, const Inputs<T>& in, const Task& task, ForwardWork<T>& w) {
-  const int64_t Dv = in.Dv, W = in.W, stride = in.Hv * Dv, row_size = in.Hv * in.Dk * Dv;
+  const int64_t Dv = in.Dv, W = in.W, stride = in.Hv * Dv;
+  if (!o && task.final_row < 0) return;
   Chunk<T>& chunk = w.chunk;
-  if (task.initial_row < 0) {
-    std::fill_n(w.state, in.Dk * W, T(0));
-  } else {
-    Tensor initial = states.initial;
-    copy_states<StateCopy::kLoad>(w.state, initial.data<T>() + task.initial_row * row_size, in, task.key_head);
-  }
+  load_states(w.state, states.initial, task.initial_row, in, task.key_head);
   for (int64_t begin = task.begin; begin < task.end; begin += kChunk) {
-    chunk.load(task, begin, w.state, Chunk<T>::Load::kKeysAndQueries);
+    chunk.load(task, begin, w.state, o ? Chunk<T>::Load::kKeysAndQueries : Chunk<T>::Load::kKeys);
     const int64_t n = chunk.n;
     for (int64_t r = 0; r < in.G; ++r) {
       chunk.solve(r);
+      if (!o) {
+        chunk.decay_state(w.state, w.state, r);
+        continue;
+      }
       chunk.weigh_outputs();
       T* o_head = o + begin * stride + (task.key_head * in.G + r) * Dv;
       for (int64_t i = 0; i < n; ++i) {
@@ -321,9 +336,7 @@ void forward(T* o, const DeltaRuleStates& states, const Inputs<T>& in, const Tas
     }
     if (begin + n < task.end || task.final_row >= 0) chunk.write_to_state(w.state);
   }
-  if (task.final_row < 0) return;
-  Tensor final = states.final;
-  copy_states<StateCopy::kStore>(w.state, final.data<T>() + task.final_row * row_size, in, task.key_head);
+  store_states(states.final, w.state, task.final_row, in, task.key_head);
 }
 
 template <class T>
@@ -366,10 +379,10 @@ struct BackwardWork {
 
 // S0 of every chunk of the task.
 template <class T>
-void recompute_states(const Inputs<T>& in, const Task& task, BackwardWork<T>& w) {
+void recompute_states(const Tensor& initial, const Inputs<T>& in, const Task& task, BackwardWork<T>& w) {
   Chunk<T>& chunk = w.chunk;
   T* state = w.states;
-  std::fill_n(state, in.Dk * in.W, T(0));
+  load_states(state, initial, task.initial_row, in, task.key_head);
   for (int64_t begin = task.begin; begin + kChunk < task.end; begin += kChunk) {
     T* next = state + in.Dk * in.W;
     chunk.load(task, begin, state, Chunk<T>::Load::kKeys);
@@ -465,17 +478,19 @@ void backward_value_head(const Gradients<T>& d, const T* d_o, const Inputs<T>& i
 }
 
 template <class T>
-void backward(const Gradients<T>& d, const T* d_o, const Inputs<T>& in, const Task& task, BackwardWork<T>& w) {
+void backward(const Gradients<T>& d, const T* d_o, const DeltaRuleStateGradients& states, const Inputs<T>& in,
+              const Task& task, BackwardWork<T>& w) {
   const int64_t Dk = in.Dk, W = in.W;
   Chunk<T>& chunk = w.chunk;
-  recompute_states(in, task, w);
-  std::fill_n(w.d_state, Dk * W, T(0));
+  recompute_states(states.initial, in, task, w);
+  load_states(w.d_state, states.d_final, task.final_row, in, task.key_head);
   for (int64_t c = task.num_chunks() - 1; c >= 0; --c) {
     const int64_t begin = task.begin + c * kChunk;
     const T* state = w.states + c * Dk * W;
     chunk.load(task, begin, state, Chunk<T>::Load::kKeysAndQueries);
     const int64_t n = chunk.n;
-    const bool is_first = c == 0, is_last = begin + n == task.end;
+    // Nothing comes from before the first chunk, nothing goes on behind the last.
+    const bool is_first = c == 0 && task.initial_row < 0, is_last = begin + n == task.end && task.final_row < 0;
     product_or_zero<T>(is_last, {n, W, Dk}, {chunk.keys(), Dk}, {w.d_state, W}, w.k_d_state);
     std::fill_n(w.d_kk, n * kChunk, T(0));
     std::fill_n(w.d_qk, n * kChunk, T(0));
@@ -496,16 +511,17 @@ void backward(const Gradients<T>& d, const T* d_o, const Inputs<T>& in, const Ta
       std::copy_n(d_q + i * Dk, Dk, d.q + row);
     }
   }
+  store_states(states.d_initial, w.d_state, task.initial_row, in, task.key_head);
 }
 
 }  // namespace
 
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segments& segments,
                               DeltaRuleStates states) {
-  const std::vector<Task> tasks = tasks_of(segments, inputs.q.dim(1), states);
+  const std::vector<Task> tasks = tasks_of(segments, inputs.q.dim(1), states.initial.defined(), states.final.defined());
   dispatch_float("q", inputs.q, [&]<class T> {
     const Inputs<T> in(inputs);
-    T* o_data = o.data<T>();
+    T* o_data = o.defined() ? o.data<T>() : nullptr;
     Scratch scratch(ctx);
     std::vector<ForwardWork<T>> work;
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, in);
@@ -516,8 +532,9 @@ void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& inp
 }
 
 void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& inputs,
-                               const Segments& segments) {
-  const std::vector<Task> tasks = tasks_of(segments, inputs.q.dim(1));
+                               const Segments& segments, DeltaRuleStateGradients states) {
+  const std::vector<Task> tasks = tasks_of(
+      segments, inputs.q.dim(1), states.initial.defined() || states.d_initial.defined(), states.d_final.defined());
   int64_t max_chunks = 0;
   for (const Task& task : tasks) max_chunks = std::max(max_chunks, task.num_chunks());
   dispatch_float("q", inputs.q, [&]<class T> {
@@ -530,7 +547,42 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, in, max_chunks);
     if (ctx.counts_only()) return;
 #pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); ++i) backward(d, d_o_data, in, tasks[i], work[omp_get_thread_num()]);
+    for (size_t i = 0; i < tasks.size(); ++i) backward(d, d_o_data, states, in, tasks[i], work[omp_get_thread_num()]);
+  });
+}
+
+void set_passing_states(Context& ctx, Tensor state, const Segments& segments) {
+  if (ctx.counts_only()) return;
+  const int64_t B = state.dim(0), Hv = state.dim(1), Dk = state.dim(2);
+  dispatch_float("state", state, [&]<class T> {
+    T* data = state.data<T>();
+    std::fill_n(data, state.numel(), T(0));
+    for (int64_t row = 0; row < B; ++row) {
+      if (segments.before(row) == 0 || segments.behind(row) == 0) continue;
+      for (int64_t at = row * Hv * Dk; at < (row + 1) * Hv * Dk; ++at) data[at * Dk + at % Dk] = 1;
+    }
+  });
+}
+
+void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,
+                  const std::vector<int64_t>& parts, StateDirection direction) {
+  const int64_t Hv = state.dim(0), Dk = state.dim(1), Dv = state.dim(2);
+  dispatch_float("state", state, [&]<class T> {
+    Scratch scratch(ctx);
+    T* next = scratch.array<T>(Hv * Dk * Dv);
+    if (ctx.counts_only()) return;
+    T* now = state.data<T>();
+    std::fill_n(now, Hv * Dk * Dv, T(0));
+    for (const int64_t part : parts) {
+#pragma omp parallel for
+      for (int64_t head = 0; head < Hv; ++head) {
+        const T* a = transitions.data<T>() + (part * Hv + head) * Dk * Dk;
+        const int64_t at = head * Dk * Dv;
+        std::copy_n(contributions.data<T>() + part * Hv * Dk * Dv + at, Dk * Dv, next + at);
+        gemm({Dk, Dv, Dk}, T(1), {a, Dk, direction == StateDirection::kBackward}, {now + at, Dv}, T(1), next + at, Dv);
+      }
+      std::copy_n(next, Hv * Dk * Dv, now);
+    }
   });
 }
 

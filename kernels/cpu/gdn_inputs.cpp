@@ -20,17 +20,17 @@ constexpr double kSoftplusIsIdentity = 20;  // above this, in value and in slope
 // Tokens of one document, with the bounds that the convolution may not cross.
 struct Tile {
   int64_t begin, end, document_begin, document_end;
-  int64_t halo_row;  // of the batch, if the document goes on from its halo, or -1
+  int64_t before;  // tokens of the document that came before its row
+  int64_t row;     // of the batch
 };
 
-std::vector<Tile> tiles_of(const Segments& segments, const Tensor& halo = {}) {
+std::vector<Tile> tiles_of(const Segments& segments) {
   std::vector<Tile> tiles;
-  const int64_t T = segments.row_tokens;
   for (int64_t d = 0; d < segments.num_documents(); ++d) {
     const int64_t begin = segments.begin(d), end = segments.end(d);
-    const int64_t halo_row = halo.defined() && begin % T == 0 ? begin / T : -1;
     for (int64_t t = begin; t < end; t += kTileTokens)
-      tiles.push_back({t, std::min(t + kTileTokens, end), begin, end, halo_row});
+      tiles.push_back(
+          {t, std::min(t + kTileTokens, end), begin, end, segments.before_document(d), begin / segments.row_tokens});
   }
   return tiles;
 }
@@ -87,6 +87,41 @@ void convolve(T* u, const T* taps, int64_t tap_stride, const T* rows, int64_t ro
   }
 }
 
+// What the convolution reads: the rows of a tile's document, the first of which may lie in the halo.
+template <class T>
+struct ConvolutionInputs {
+  ConvolutionInputs(const GdnDims& d, const Tensor& qkvz, const Tensor& halo, const T* taps)
+      : kernel(d.conv_kernel),
+        columns(d.qkvz_columns()),
+        channels(d.conv_channels()),
+        qkvz(qkvz.data<T>()),
+        halo(halo.defined() ? halo.data<T>() : nullptr),
+        taps(taps) {}
+  static int64_t window_numel(const GdnDims& d) { return d.conv_kernel * std::max(d.key_dim, d.value_dim); }
+
+  // Tokens that t reads, with itself.
+  int64_t num_read(const Tile& tile, int64_t t) const {
+    return std::min(kernel, t - tile.document_begin + 1 + tile.before);
+  }
+  const T* row(const Tile& tile, int64_t t) const {
+    const int64_t back = tile.document_begin - t;  // beyond what the document has in its row
+    return back <= 0 ? qkvz + t * columns : halo + ((tile.row + 1) * (kernel - 1) - back) * columns;
+  }
+  // The convolution's output of a head at token t. `window` (window_numel) is scratch.
+  void convolve_head(T* u, const Tile& tile, int64_t t, const Head& head, T* window) const {
+    const int64_t count = num_read(tile, t), first = t + 1 - count;
+    const T* head_taps = taps + (kernel - count) * channels + head.channel;
+    if (first >= tile.document_begin)
+      return convolve(u, head_taps, channels, row(tile, first) + head.column, columns, count, head.width);
+    for (int64_t j = 0; j < count; ++j)
+      std::copy_n(row(tile, first + j) + head.column, head.width, window + j * head.width);
+    convolve(u, head_taps, channels, window, head.width, count, head.width);
+  }
+
+  int64_t kernel, columns, channels;
+  const T *qkvz, *halo, *taps;  // taps as transpose_taps leaves them
+};
+
 // rate (Hv) = -exp(a_log)
 template <class T>
 void decay_rates(T* rate, const Tensor& a_log) {
@@ -102,19 +137,19 @@ T softplus(T x) {
 
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
                         const Segments& segments, const GdnDims& dims, const Tensor& halo) {
-  const std::vector<Tile> tiles = tiles_of(segments, halo);
+  const std::vector<Tile> tiles = tiles_of(segments);
   const std::vector<Head> heads = heads_of(dims);
-  const int64_t columns = dims.qkvz_columns(), channels = dims.conv_channels(), kernel = dims.conv_kernel;
-  const int64_t Hv = dims.value_heads, window_numel = kernel * std::max(dims.key_dim, dims.value_dim);
+  const int64_t Hv = dims.value_heads;
   dispatch_float("qkvz", x.qkvz, [&]<class T> {
     T* const y_of_part[] = {out.rule.q.data<T>(), out.rule.k.data<T>(), out.rule.v.data<T>()};
     T* const rstd_of_part[] = {out.q_rstd.data<T>(), out.k_rstd.data<T>(), nullptr};
     T *beta = out.rule.beta.data<T>(), *log_decay = out.rule.log_decay.data<T>();
-    const T *qkvz = x.qkvz.data<T>(), *ba = x.ba.data<T>();
-    const T* dt_bias = weights.dt_bias.data<T>();
+    const T *ba = x.ba.data<T>(), *dt_bias = weights.dt_bias.data<T>();
     Scratch scratch(ctx);
-    T *taps = scratch.array<T>(kernel * channels), *rate = scratch.array<T>(Hv);
-    T* windows = scratch.array<T>(halo.defined() ? omp_get_max_threads() * window_numel : 0);
+    T *taps = scratch.array<T>(dims.conv_kernel * dims.conv_channels()), *rate = scratch.array<T>(Hv);
+    const ConvolutionInputs<T> in(dims, x.qkvz, halo, taps);
+    const int64_t window_numel = halo.defined() ? in.window_numel(dims) : 0;
+    T* windows = scratch.array<T>(omp_get_max_threads() * window_numel);
     if (ctx.counts_only()) return;
     transpose_taps(taps, weights.conv.data<T>(), dims);
     decay_rates(rate, weights.a_log);
@@ -122,23 +157,9 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
     for (size_t i = 0; i < tiles.size(); ++i) {
       const Tile& tile = tiles[i];
       for (int64_t t = tile.begin; t < tile.end; ++t) {
-        const int64_t count = std::min(kernel, t - tile.document_begin + 1);
         for (const Head& head : heads) {
-          const T* rows = qkvz + (t + 1 - count) * columns + head.column;
-          const T* head_taps = taps + (kernel - count) * channels + head.channel;
           T* y = y_of_part[head.part] + head.row(t);
-          if (count < kernel && tile.halo_row >= 0) {
-            // The rows that it reads, part of them from the halo, one after the other.
-            T* window = windows + omp_get_thread_num() * window_numel;
-            const T* before = halo.data<T>() + tile.halo_row * (kernel - 1) * columns + head.column;
-            for (int64_t j = 0; j < kernel - count; ++j)
-              std::copy_n(before + (count - 1 + j) * columns, head.width, window + j * head.width);
-            for (int64_t j = 0; j < count; ++j)
-              std::copy_n(rows + j * columns, head.width, window + (kernel - count + j) * head.width);
-            convolve(y, taps + head.channel, channels, window, head.width, kernel, head.width);
-          } else {
-            convolve(y, head_taps, channels, rows, columns, count, head.width);
-          }
+          in.convolve_head(y, tile, t, head, windows + omp_get_thread_num() * window_numel);
           T sum_sq = 0;
 #pragma omp simd reduction(+ : sum_sq)
           for (int64_t c = 0; c < head.width; ++c) {
@@ -171,16 +192,18 @@ template <class T>
 struct BackwardWork {
   BackwardWork(Scratch& scratch, const GdnDims& d)
       : d_u(scratch.array<T>((kTileTokens + d.conv_kernel - 1) * d.conv_channels())),
-        d_taps(scratch.array<T>(d.conv_kernel * d.conv_channels())) {}
+        d_taps(scratch.array<T>(d.conv_kernel * d.conv_channels())),
+        window(scratch.array<T>(ConvolutionInputs<T>::window_numel(d))) {}
   T* d_u;     // (tokens, conv_channels)  of the tile, and of the tokens behind it that read the tile
   T* d_taps;  // (conv_kernel, conv_channels)
+  T* window;
 };
 
 }  // namespace
 
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
                          const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
-                         const Segments& segments, const GdnDims& dims) {
+                         const Segments& segments, const GdnDims& dims, const GdnHalo& halo) {
   const std::vector<Tile> tiles = tiles_of(segments);
   const std::vector<Head> heads = heads_of(dims);
   const int64_t columns = dims.qkvz_columns(), channels = dims.conv_channels(), kernel = dims.conv_kernel;
@@ -189,13 +212,17 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
     const T* const y_of_part[] = {out.rule.q.data<T>(), out.rule.k.data<T>(), out.rule.v.data<T>()};
     const T* const rstd_of_part[] = {out.q_rstd.data<T>(), out.k_rstd.data<T>(), nullptr};
     const T* const d_y_of_part[] = {d_out.q.data<T>(), d_out.k.data<T>(), d_out.v.data<T>()};
-    const T *qkvz = x.qkvz.data<T>(), *ba = x.ba.data<T>();
+    const T* ba = x.ba.data<T>();
     T *d_qkvz = d_x.qkvz.data<T>(), *d_ba = d_x.ba.data<T>();
     Scratch scratch(ctx);
     T *taps = scratch.array<T>(kernel * channels), *rate = scratch.array<T>(Hv);
     std::vector<BackwardWork<T>> work;
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, dims);
+    const ConvolutionInputs<T> in(dims, x.qkvz, halo.rows, taps);
+    Tensor d_rows = halo.d_rows;
+    T* d_halo = d_rows.defined() ? d_rows.data<T>() : nullptr;
     if (!ctx.counts_only()) {
+      if (d_halo) std::fill_n(d_halo, halo.d_rows.numel(), T(0));
       transpose_taps(taps, weights.conv.data<T>(), dims);
       decay_rates(rate, weights.a_log);
     }
@@ -204,12 +231,9 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
     auto add_tile = [&](T* d_conv, int64_t i, int64_t) {
       const Tile& tile = tiles[i];
       const int64_t halo_end = std::min(tile.end + kernel - 1, tile.document_end);
-      auto [d_u, d_taps] = work[omp_get_thread_num()];
+      auto [d_u, d_taps, window] = work[omp_get_thread_num()];
       for (int64_t t = tile.begin; t < halo_end; ++t) {
-        const int64_t count = std::min(kernel, t - tile.document_begin + 1);
         for (const Head& head : heads) {
-          const T* rows = qkvz + (t + 1 - count) * columns + head.column;
-          const T* head_taps = taps + (kernel - count) * channels + head.channel;
           const T *y = y_of_part[head.part] + head.row(t), *d_y = d_y_of_part[head.part] + head.row(t);
           T* d_u_row = d_u + (t - tile.begin) * channels + head.channel;
           T r = 1, along_y = 0;  // v is not normalised
@@ -218,7 +242,7 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
 #pragma omp simd reduction(+ : along_y)
             for (int64_t c = 0; c < head.width; ++c) along_y += y[c] * d_y[c];
           }
-          convolve(d_u_row, head_taps, channels, rows, columns, count, head.width);
+          in.convolve_head(d_u_row, tile, t, head, window);
 #pragma omp simd
           for (int64_t c = 0; c < head.width; ++c) {
             const T u = d_u_row[c], s = sigmoid(u);
@@ -228,20 +252,31 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
       }
       std::fill_n(d_taps, kernel * channels, T(0));
       for (int64_t t = tile.begin; t < tile.end; ++t) {
-        const int64_t num_before = std::min(kernel, t - tile.document_begin + 1);  // tokens that t reads, with itself
+        const int64_t num_read = in.num_read(tile, t);
         const int64_t num_behind = std::min(kernel, tile.document_end - t);        // tokens that read t
         for (const Head& head : heads) {
           const T* d_u_row = d_u + (t - tile.begin) * channels + head.channel;
           // The token i behind t reads it through tap kernel - 1 - i.
           convolve(d_qkvz + t * columns + head.column, taps + (kernel - 1) * channels + head.channel, -channels,
                    d_u_row, channels, num_behind, head.width);
-          for (int64_t i = 0; i < num_before; ++i) {
-            const T* x_row = qkvz + (t - i) * columns + head.column;
+          for (int64_t i = 0; i < num_read; ++i) {
+            const T* x_row = in.row(tile, t - i) + head.column;
             T* d_tap = d_taps + (kernel - 1 - i) * channels + head.channel;
 #pragma omp simd
             for (int64_t c = 0; c < head.width; ++c) d_tap[c] += d_u_row[c] * x_row[c];
           }
         }
+      }
+      for (int64_t back = 1; d_halo && tile.begin == tile.document_begin && back <= std::min(kernel - 1, tile.before);
+           ++back) {
+        T* d_row = d_halo + ((tile.row + 1) * (kernel - 1) - back) * columns;
+        for (const Head& head : heads)  // the token i behind, of which d_u starts with the one `back` behind
+          for (int64_t i = back; i < std::min(kernel, tile.document_end - tile.begin + back); ++i) {
+            const T* tap = taps + (kernel - 1 - i) * channels + head.channel;
+            const T* d_u_row = d_u + (i - back) * channels + head.channel;
+#pragma omp simd
+            for (int64_t c = 0; c < head.width; ++c) d_row[head.column + c] += tap[c] * d_u_row[c];
+          }
       }
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t j = 0; j < kernel; ++j) d_conv[c * kernel + j] = d_taps[j * channels + c];
@@ -268,6 +303,19 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
       for (int64_t t = tiles[i].begin; t < tiles[i].end; ++t)
         for (int64_t j = 0; j < Hv; ++j) d_a_log[j] += d_log_decay[t * Hv + j] * log_decay[t * Hv + j];
     });
+  });
+}
+
+void add_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo) {
+  if (ctx.counts_only()) return;
+  const int64_t B = d_halo.dim(0), numel = d_halo.numel() / B, row_numel = d_qkvz.numel() / B;
+  dispatch_float("d_qkvz", d_qkvz, [&]<class T> {
+    for (int64_t row = 0; row < B; ++row) {
+      T* to = d_qkvz.data<T>() + (row + 1) * row_numel - numel;
+      const T* from = d_halo.data<T>() + row * numel;
+#pragma omp parallel for simd
+      for (int64_t i = 0; i < numel; ++i) to[i] += from[i];
+    }
   });
 }
 

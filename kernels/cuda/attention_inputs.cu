@@ -1,5 +1,7 @@
 #include "kernels/attention_inputs.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/ordered_sum.cuh"
 #include "kernels/cuda/row_access.cuh"
 
@@ -10,11 +12,11 @@ namespace {
 // (cos, sin) of the angle of every position and every pair of dimensions.
 struct Rotations {
   const float2* cos_sin;          // (positions, pairs)
-  const int32_t* document_begin;  // (N)
+  const int32_t* position;  // (N)
   int pairs;
 
   __device__ __forceinline__ const float2* of(int64_t token) const {
-    return cos_sin + (token - document_begin[token]) * int64_t(pairs);
+    return cos_sin + position[token] * int64_t(pairs);
   }
 };
 
@@ -276,14 +278,16 @@ struct WeightGradientTerm {
 
 Rotations make_rotations(Context& ctx, Scratch& scratch, const Segments& segments, const AttentionDims& dims) {
   const int pairs = static_cast<int>(dims.rotary_dim / 2);
-  const int64_t count = segments.row_tokens * pairs;
+  const auto& before = segments.tokens_before;
+  const int64_t most_before = before.empty() ? 0 : *std::max_element(before.begin(), before.end());
+  const int64_t count = (most_before + segments.row_tokens) * pairs;
   auto* cos_sin = reinterpret_cast<float2*>(scratch.array<float>(2 * count));
   if (count > 0 && !ctx.counts_only()) {
     rotations_kernel<<<ceil_div(count, 128), 128, 0, stream_of(ctx)>>>(
         cos_sin, count, pairs, static_cast<float>(dims.rope_theta), static_cast<float>(dims.rotary_dim));
     check_launch("attention_inputs rotations");
   }
-  return {cos_sin, pointer<int32_t>(segments.on_gpu.document_begin), pairs};
+  return {cos_sin, pointer<int32_t>(segments.on_gpu.position), pairs};
 }
 
 // Vectors per lane if the fast kernels can work on heads of these dims at these addresses, otherwise 0.

@@ -251,7 +251,9 @@ TEST(GatedDeltaRule, NamesTheTensorOfAWrongShapeOrDtype) {
     });
     expect_error<ShapeError>("q: expected 4 tokens, got 3", [&] { forward(ctx, o, in, Segments::whole_rows(1, 4)); });
   }
-  for (auto backward : {gated_delta_rule_backward, gated_delta_rule_recurrent_backward}) {
+  const auto chunked = [](Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
+                          const Segments& segments) { gated_delta_rule_backward(ctx, d_in, d_o, in, segments); };
+  for (auto backward : {+chunked, gated_delta_rule_recurrent_backward}) {
     DeltaRuleInputs d_in = in;
     d_in.beta = zeros_f64({3, 5});
     expect_error<ShapeError>("d_beta: expected shape (3, 4), got (3, 5)",
