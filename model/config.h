@@ -28,6 +28,7 @@ struct ModelConfig {
   int64_t head_dim = 256;
   double partial_rotary_factor = 0.25;
   double rope_theta = 1e7;
+  RopeParameters rope_parameters;
   int64_t max_position_embeddings = 262144;
   double rms_norm_eps = 1e-6;
   double initializer_range = 0.02;
@@ -59,6 +60,7 @@ struct ModelConfig {
     key("head_dim", head_dim, "width of a full-attention head");
     key("partial_rotary_factor", partial_rotary_factor, "share of head_dim that rotates");
     key("rope_theta", rope_theta, "base of the rotary frequencies");
+    key("rope_parameters", rope_parameters, "rotary positions over longer rows than the model was first trained on");
     key("max_position_embeddings", max_position_embeddings, "longest sequence the model is meant for");
     key("rms_norm_eps", rms_norm_eps, "epsilon of every RMS norm");
     key("initializer_range", initializer_range, "standard deviation of initial weights");
@@ -91,8 +93,10 @@ struct ModelConfig {
             linear_conv_kernel_dim};
   }
   AttentionDims attention() const {
-    return {num_attention_heads, num_key_value_heads, head_dim,        rotary_dim(),
-            rope_theta,          rms_norm_eps,        attn_output_gate};
+    RopeParameters rope = rope_parameters;
+    if (rope.original_max_position_embeddings == 0) rope.original_max_position_embeddings = max_position_embeddings;
+    return {num_attention_heads, num_key_value_heads, head_dim,         rotary_dim(),
+            rope_theta,          rms_norm_eps,        attn_output_gate, rope};
   }
   int64_t rotary_dim() const { return static_cast<int64_t>(static_cast<double>(head_dim) * partial_rotary_factor); }
 };

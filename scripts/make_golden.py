@@ -199,6 +199,35 @@ SHAPES: dict[str, Shape] = {
         layout="saved",
         dtype=torch.bfloat16,
     ),
+    "yarn": Shape(
+        covers="rotary positions stretched by yarn, with pairs on either side of the ramp and on it; rows twice as long as "
+        "the original length",
+        config=dict(
+            num_hidden_layers=2,
+            full_attention_interval=2,
+            partial_rotary_factor=1.0,
+            rope=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=4.0, beta_slow=0.5),
+        ),
+        batch=(2, 130),
+        mtp=True,
+    ),
+    "yarn_by_hand": Shape(
+        covers="yarn with a ramp that is not truncated and attention_factor from mscale",
+        config=dict(
+            num_hidden_layers=1,
+            full_attention_interval=1,
+            rope=dict(
+                rope_type="yarn", factor=8.0, original_max_position_embeddings=32, mscale=0.8, mscale_all_dim=0.4, truncate=False
+            ),
+            partial_rotary_factor=0.5,
+        ),
+        batch=(1, 100),
+    ),
+    "linear_rope": Shape(
+        covers="rotary positions divided by 2.5",
+        config=dict(num_hidden_layers=1, full_attention_interval=1, rope=dict(rope_type="linear", factor=2.5)),
+        batch=(1, 70),
+    ),
     "fresh": Shape(
         covers="weights as transformers initialises them, but decay of all speeds; training",
         config=dict(vocab_size=96, hidden_size=24, num_experts=6),
@@ -250,7 +279,7 @@ def make_config(shape: Shape) -> Qwen3NextConfig:
         rope_type="default",
         rope_theta=keys.pop("rope_theta"),
         partial_rotary_factor=keys.pop("partial_rotary_factor"),
-    )
+    ) | keys.pop("rope", {})
     return Qwen3NextConfig(
         **keys, rope_parameters=rope, architectures=["Qwen3NextForCausalLM"], dtype=shape.dtype, use_cache=False
     )

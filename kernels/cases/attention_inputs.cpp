@@ -79,6 +79,12 @@ Variants hard() {
     variants.push_back(
         of(concat("heads of ", dims.head_dim, " without gates"), Segments::packed({3, 1, 40, 20}), dims));
   }
+  for (const RopeParameters& rope : {RopeParameters{RopeType::kLinear, 2.5}, RopeParameters{RopeType::kYarn, 4, 64},
+                                     RopeParameters{RopeType::kYarn, 8, 32, 0, 4, 0.5, 0.8, 0.4, false}}) {
+    AttentionDims dims = {2, 1, 16, 16, 1e4, 1e-6, true, rope};
+    variants.push_back(
+        of(concat("positions of ", name_of_enum(rope.rope_type), ", ", rope.factor), Segments::packed({3, 70}), dims));
+  }
   return variants;
 }
 

@@ -44,14 +44,16 @@ Rotations<T> make_rotations(Scratch& scratch, const Segments& segments, const At
   T *cosine = scratch.array<T>((last - first) * pairs), *sine = scratch.array<T>((last - first) * pairs);
   T* inv_freq = scratch.array<T>(pairs);
   if (scratch.counts_only()) return {};
+  const RotaryFrequencies<T> frequencies(dims.rope, dims.rotary_dim, dims.rope_theta);
+  const T scale = static_cast<T>(dims.rope.rotation_scale());
   for (int64_t i = 0; i < pairs; ++i)  // torch rounds the exponent, the power and the reciprocal to fp32
-    inv_freq[i] = T(1) / std::pow(T(dims.rope_theta), T(2 * i) / T(dims.rotary_dim));
+    inv_freq[i] = frequencies.of(i, std::pow(T(dims.rope_theta), T(2 * i) / T(dims.rotary_dim)));
 #pragma omp parallel for schedule(static)
   for (int64_t position = first; position < last; ++position) {
     for (int64_t i = 0; i < pairs; ++i) {
       const T angle = T(position) * inv_freq[i];
-      cosine[(position - first) * pairs + i] = std::cos(angle);
-      sine[(position - first) * pairs + i] = std::sin(angle);
+      cosine[(position - first) * pairs + i] = std::cos(angle) * scale;
+      sine[(position - first) * pairs + i] = std::sin(angle) * scale;
     }
   }
   return {cosine, sine, pairs, first};

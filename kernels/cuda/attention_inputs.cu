@@ -22,13 +22,16 @@ struct Rotations {
 
 // A thread per position and pair. Exponent, power, reciprocal and angle are each rounded to fp32, as torch does; the
 // power is formed in fp64, so that its rounding is the exact one.
-__global__ void rotations_kernel(float2* cos_sin, int64_t count, int pairs, float theta, float rotary_dim) {
+__global__ void rotations_kernel(float2* cos_sin, int64_t count, int pairs, float theta, float rotary_dim,
+                                 RotaryFrequencies<float> frequencies, float scale) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const float exponent = __fdiv_rn(float(2 * (i % pairs)), rotary_dim);
-  const float inv_freq = __fdiv_rn(1.0f, static_cast<float>(pow(double(theta), double(exponent))));
+  const float inv_freq = frequencies.of(i % pairs, static_cast<float>(pow(double(theta), double(exponent))));
   const float angle = __fmul_rn(float(i / pairs), inv_freq);
-  sincosf(angle, &cos_sin[i].y, &cos_sin[i].x);
+  float sine, cosine;
+  sincosf(angle, &sine, &cosine);
+  cos_sin[i] = make_float2(cosine * scale, sine * scale);
 }
 
 // Heads of all tokens: `num` per token, `stride` elements from one to the next.
@@ -284,7 +287,9 @@ Rotations make_rotations(Context& ctx, Scratch& scratch, const Segments& segment
   auto* cos_sin = reinterpret_cast<float2*>(scratch.array<float>(2 * count));
   if (count > 0 && !ctx.counts_only()) {
     rotations_kernel<<<ceil_div(count, 128), 128, 0, stream_of(ctx)>>>(
-        cos_sin, count, pairs, static_cast<float>(dims.rope_theta), static_cast<float>(dims.rotary_dim));
+        cos_sin, count, pairs, static_cast<float>(dims.rope_theta), static_cast<float>(dims.rotary_dim),
+        RotaryFrequencies<float>(dims.rope, dims.rotary_dim, dims.rope_theta),
+        static_cast<float>(dims.rope.rotation_scale()));
     check_launch("attention_inputs rotations");
   }
   return {cos_sin, pointer<int32_t>(segments.on_gpu.position), pairs};

@@ -77,7 +77,8 @@ void check_divides(const std::string& key, int64_t value, const std::string& div
 void check_model(const ModelConfig& model) {
   ModelConfig copy = model;  // visit hands out references
   visit_keys(copy, "model", [](const std::string& key, auto& value, const char*) {
-    if constexpr (std::is_same_v<decltype(value), int64_t&>) check_count(key, value, 1);
+    const bool has_default = key.ends_with(".original_max_position_embeddings");
+    if constexpr (std::is_same_v<decltype(value), int64_t&>) check_count(key, value, has_default ? 0 : 1);
   });
   check_divides("model.num_attention_heads", model.num_attention_heads, "model.num_key_value_heads",
                 model.num_key_value_heads);
@@ -89,6 +90,22 @@ void check_model(const ModelConfig& model) {
               "must make an even number, at least 2, of the ", model.head_dim, " dimensions of a head rotate, not ",
               model.rotary_dim());
   check_positive("model.rope_theta", model.rope_theta);
+  const RopeParameters& rope = model.rope_parameters;
+  const double most = std::numeric_limits<double>::max();
+  check_value(rope.factor >= 1 && rope.factor <= most, "model.rope_parameters.factor", rope.factor,
+              "must be at least 1");
+  if (rope.rope_type == RopeType::kDefault)
+    check_value(rope.factor == 1, "model.rope_parameters.factor", rope.factor,
+                "is for model.rope_parameters.rope_type linear or yarn");
+  if (rope.rope_type == RopeType::kYarn) {
+    check_positive("model.rope_parameters.beta_slow", rope.beta_slow);
+    check_value(rope.beta_fast >= rope.beta_slow && rope.beta_fast <= most, "model.rope_parameters.beta_fast",
+                rope.beta_fast, "must be at least model.rope_parameters.beta_slow, ", rope.beta_slow);
+    check_not_negative("model.rope_parameters.attention_factor", rope.attention_factor);
+    check_not_negative("model.rope_parameters.mscale", rope.mscale);
+    check_not_negative("model.rope_parameters.mscale_all_dim", rope.mscale_all_dim);
+    check_value(model.rope_theta > 1, "model.rope_theta", model.rope_theta, "must be greater than 1 for yarn");
+  }
   check_positive("model.rms_norm_eps", model.rms_norm_eps);
   check_positive("model.initializer_range", model.initializer_range);
   check_value(model.num_experts_per_tok <= model.num_experts, "model.num_experts_per_tok", model.num_experts_per_tok,

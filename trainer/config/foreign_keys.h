@@ -263,7 +263,7 @@ inline constexpr ForeignKey kForeignKeys[] = {
     {"intermediate_size", "", "every layer is a mixture of experts: see model.moe_intermediate_size"},
     {"mlp_only_layers", "", "every layer is a mixture of experts"},
     {"decoder_sparse_step", "", "every layer is a mixture of experts"},
-    {"rope_scaling", "", "rotary positions are not scaled"},
+    {"rope_scaling", "model.rope_parameters"},
     {"use_cache", "", "it matters for generation only"},
     {"architectures", "", "the architecture is always Qwen3-Next"},
     {"model_type", "", "the architecture is always Qwen3-Next"},

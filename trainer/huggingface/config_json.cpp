@@ -4,6 +4,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <tuple>
 #include <type_traits>
 
 #include "trainer/checkpoint/json_text.h"
@@ -109,6 +110,16 @@ class Section {
     expect(found->is_number(), key, *found, "a number");
     value = found->get<double>();
   }
+  void read(const std::string& key, RopeType& type) const {
+    const Json& word = *find(key);
+    for (RopeType known : {RopeType::kDefault, RopeType::kLinear, RopeType::kYarn}) {
+      if (word != name_of_enum(known)) continue;
+      type = known;
+      return;
+    }
+    expect(false, key, word, "\"default\", \"linear\" or \"yarn\"");
+  }
+  void read(const std::string&, RopeParameters&) const {}  // see read_rope
   void read(const std::string& key, std::vector<LayerType>& types) const {
     const Json* found = find_not_null(key);
     if (found == nullptr) return;
@@ -138,31 +149,40 @@ class Section {
 // Rotary embeddings are described by keys of their own (version 4), by rope_parameters (version 5, which also takes it
 // for rope_scaling), or by both.
 void read_rope(const std::string& path, const Section& top, ModelConfig& model) {
-  std::map<std::string, double> stated;  // the numbers of the dictionaries
+  std::map<std::string, Json> stated;  // in the dictionaries
+  RopeParameters& rope_parameters = model.rope_parameters;
   for (const std::string name : {"rope_parameters", "rope_scaling"}) {
     const Json* found = top.find_not_null(name);
     if (found == nullptr) continue;
     top.expect(found->is_object(), name, *found, "an object");
     const Section rope(path, name + ".", *found);
     for (const auto& [key, value] : found->items()) {
-      if (key == "rope_type" || key == "type") {
-        rope.expect(value == "default", key, value, "\"default\": scaled rotary embeddings are not supported");
-      } else {
-        check<CheckpointError>(key == "rope_theta" || key == "partial_rotary_factor", path, ": ", name, " holds ",
-                               shown_value(key), ", expected rope_type, rope_theta and partial_rotary_factor");
-        double number = 0;
-        rope.read(key, number);
-        const auto [at, is_new] = stated.emplace(key, number);
-        rope.expect(at->second == number, key, value, concat(at->second, " as elsewhere in the file"));
+      bool known = true;
+      if (key == "rope_type" || key == "type") rope.read(key, rope_parameters.rope_type);
+      else if (key == "rope_theta") rope.read(key, model.rope_theta);
+      else if (key == "partial_rotary_factor") rope.read(key, model.partial_rotary_factor);
+      else {
+        known = false;
+        rope_parameters.visit([&](const char* its, auto& member, const char*) {
+          if (key != its) return;
+          known = true;
+          if (!value.is_null()) rope.read(key, member);  // transformers takes null for absent
+        });
       }
+      check<CheckpointError>(
+          known, path, ": ", name, " holds ", shown_value(key),
+          ", expected rope_theta, partial_rotary_factor and the keys of rope_type default, linear or yarn");
+      if (value.is_null()) continue;
+      const auto [at, is_new] = stated.emplace(key == "type" ? "rope_type" : key, value);
+      rope.expect(at->second == value, key, value, concat(shown_value(at->second), " as elsewhere in the file"));
     }
   }
-  for (const auto& [key, number] : stated) {
+  for (const std::string key : {"rope_theta", "partial_rotary_factor"}) {
     const Json* also = top.find(key);
-    top.expect(also == nullptr || *also == number, key, also == nullptr ? Json() : *also,
-               concat(number, " as elsewhere in the file"));
-    (key == "rope_theta" ? model.rope_theta : model.partial_rotary_factor) = number;
+    if (also == nullptr || !stated.contains(key)) continue;
+    top.expect(*also == stated[key], key, *also, concat(shown_value(stated[key]), " as elsewhere in the file"));
   }
+  if (rope_parameters.rope_type == RopeType::kDefault) rope_parameters = {};  // nothing else is read of it
 }
 
 // One model, one config: layer_types, which version 5 always writes, goes where full_attention_interval says the same.
@@ -172,6 +192,23 @@ ModelConfig without_regular_layer_types(const ModelConfig& model) {
   for (size_t layer = 0; layer < model.layer_types.size(); ++layer)
     if (model.layer_types[layer] != regular.layer_type(static_cast<int64_t>(layer))) return model;
   return regular;
+}
+
+// What differs from its default.
+Json rope_json(const RopeParameters& rope) {
+  Json json = {{"rope_type", name_of_enum(rope.rope_type)}, {"factor", rope.factor}};
+  if (rope.rope_type != RopeType::kYarn) return json;
+  if (rope.original_max_position_embeddings != 0)
+    json["original_max_position_embeddings"] = rope.original_max_position_embeddings;
+  const RopeParameters usual;
+  for (const auto& [key, value, default_value] :
+       {std::tuple("attention_factor", rope.attention_factor, usual.attention_factor),
+        std::tuple("beta_fast", rope.beta_fast, usual.beta_fast),
+        std::tuple("beta_slow", rope.beta_slow, usual.beta_slow), std::tuple("mscale", rope.mscale, usual.mscale),
+        std::tuple("mscale_all_dim", rope.mscale_all_dim, usual.mscale_all_dim)})
+    if (value != default_value) json[key] = value;
+  if (!rope.truncate) json["truncate"] = false;
+  return json;
 }
 
 }  // namespace
@@ -215,6 +252,8 @@ std::string to_config_json(const ModelConfig& model, DType dtype) {
     if constexpr (std::is_same_v<decltype(value), const std::vector<LayerType>&>) {
       if (value.empty()) return;  // full_attention_interval says it
       for (LayerType type : value) json[key].push_back(name_of_enum(type));
+    } else if constexpr (std::is_same_v<decltype(value), const RopeParameters&>) {
+      if (value.rope_type != RopeType::kDefault) json["rope_scaling"] = rope_json(value);
     } else {
       json[key] = value;
     }

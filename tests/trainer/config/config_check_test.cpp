@@ -88,6 +88,20 @@ TEST(CheckModelConfig, RefusesWhatTheModelCannotBe) {
       {[](RunConfig& c) { c.model.head_dim = 4; }, "model.partial_rotary_factor is 0.25, but must make an even"},
       {[](RunConfig& c) { c.model.rope_theta = 0; }, "model.rope_theta is 0, but must be greater than 0"},
       {[](RunConfig& c) { c.model.rope_theta = kInf; }, "model.rope_theta is inf, but"},
+      {[](RunConfig& c) { c.model.rope_parameters.factor = 4; },
+       "model.rope_parameters.factor is 4, but is for model.rope_parameters.rope_type linear or yarn"},
+      {[](RunConfig& c) {
+         c.model.rope_parameters = {RopeType::kLinear, 0.5};
+       },
+       "model.rope_parameters.factor is 0.5, but must be at least 1"},
+      {[](RunConfig& c) { c.model.rope_parameters = {RopeType::kYarn, 4, 0, 0, 1, 2}; },
+       "model.rope_parameters.beta_fast is 1, but must be at least model.rope_parameters.beta_slow, 2"},
+      {[](RunConfig& c) {
+         c.model.rope_parameters = {RopeType::kYarn, 4, 0, -1};
+       },
+       "model.rope_parameters.attention_factor is -1, but must be at least 0"},
+      {[](RunConfig& c) { c.model.rope_parameters.rope_type = RopeType::kYarn, c.model.rope_theta = 0.5; },
+       "model.rope_theta is 0.5, but must be greater than 1 for yarn"},
       {[](RunConfig& c) { c.model.rms_norm_eps = -1e-6; }, "model.rms_norm_eps is -1.0e-6, but"},
       {[](RunConfig& c) { c.model.initializer_range = 0; }, "model.initializer_range is 0, but"},
       {[](RunConfig& c) { c.model.num_experts_per_tok = 513; },
@@ -116,14 +130,15 @@ TEST(CheckModelConfig, HoldsEveryIntegerOfTheModelToItsRange) {
   RunConfig names;
   visit_keys(names.model, "model", [](const std::string& key, auto& value, const char*) {
     if constexpr (std::is_same_v<decltype(value), int64_t&>) {
-      for (int64_t bad : {int64_t{0}, int64_t{-1}, int64_t{1} << 31, std::numeric_limits<int64_t>::min()}) {
+      const int least = key.ends_with(".original_max_position_embeddings") ? 0 : 1;  // 0: of another key
+      for (int64_t bad : {int64_t{least} - 1, int64_t{-1}, int64_t{1} << 31, std::numeric_limits<int64_t>::min()}) {
         RunConfig config;
         visit_keys(config.model, "model", [&](const std::string& other, auto& slot, const char*) {
           if constexpr (std::is_same_v<decltype(slot), int64_t&>)
             if (other == key) slot = bad;
         });
         EXPECT_EQ(message_of<ConfigError>([&] { check_model_config(config); }),
-                  concat(key, " is ", bad, ", but must be within 1 and 2147483647"));
+                  concat(key, " is ", bad, ", but must be within ", least, " and 2147483647"));
       }
     }
   });

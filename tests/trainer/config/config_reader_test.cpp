@@ -287,7 +287,7 @@ TEST_F(ConfigReader, TranslatesTheNamesOfOtherFrameworks) {
       error("warmup_ratio: 0.1"),
       "c.yaml:1: warmup_ratio: unknown key, here it is called schedule.warmup_steps (a number of steps, not a share)");
   EXPECT_EQ(error("model: {rope_scaling: ~}"),
-            "c.yaml:1: model.rope_scaling: unknown key, leave it out: rotary positions are not scaled");
+            "c.yaml:1: model.rope_scaling: unknown key, here it is called model.rope_parameters");
 }
 
 // Two hundred mistakes of people who come from elsewhere: see the table.

@@ -198,6 +198,15 @@ TEST_F(ConfigJsonTest, TakesBothSpellingsOfRotaryEmbeddings) {
                     "rope_parameters":{"rope_type":"default","rope_theta":500000,"partial_rotary_factor":0.5})"),
             expected);
   EXPECT_EQ(rope(R"("rope_parameters":{"rope_theta":5e5})"), (std::pair(5e5, 0.25)));
+  const RopeParameters scaled =
+      read_with(
+          R"("rope_scaling":{"type":"yarn","factor":4,"original_max_position_embeddings":1024,"beta_fast":null,"truncate":false})")
+          .rope_parameters;
+  EXPECT_EQ(scaled.rope_type, RopeType::kYarn);
+  EXPECT_EQ(scaled.factor, 4);
+  EXPECT_EQ(scaled.original_max_position_embeddings, 1024);
+  EXPECT_EQ(scaled.beta_fast, 32);
+  EXPECT_FALSE(scaled.truncate);
   EXPECT_EQ(rope(R"("rope_parameters":null)"), (std::pair(1e4, 0.25)));
 }
 
@@ -221,21 +230,27 @@ TEST_F(ConfigJsonTest, IgnoresWhatItHasNoUseFor) {
             yaml_of(read(R"({"model_type":"qwen3_next"})")));
 }
 
-TEST_F(ConfigJsonTest, RefusesRotaryEmbeddingsThatDisagreeOrAreScaled) {
+TEST_F(ConfigJsonTest, RefusesRotaryEmbeddingsThatDisagreeOrAreOthers) {
   EXPECT_EQ(refusal_with(R"("rope_theta":5e5,"rope_parameters":{"rope_theta":1e4})"),
-            "rope_theta is 500000.0, expected 10000 as elsewhere in the file");
+            "rope_theta is 500000.0, expected 10000.0 as elsewhere in the file");
   EXPECT_EQ(refusal_with(R"("partial_rotary_factor":0.25,"rope_parameters":{"partial_rotary_factor":1})"),
             "partial_rotary_factor is 0.25, expected 1 as elsewhere in the file");
   EXPECT_EQ(refusal_with(R"("rope_scaling":{"rope_theta":2},"rope_parameters":{"rope_theta":1})"),
             "rope_scaling.rope_theta is 2, expected 1 as elsewhere in the file");
-  EXPECT_EQ(refusal_with(R"("rope_parameters":{"rope_type":"yarn","factor":4.0})"),
-            "rope_parameters holds \"factor\", expected rope_type, rope_theta and partial_rotary_factor");
-  EXPECT_EQ(refusal_with(R"("rope_scaling":{"type":"linear"})"),
-            "rope_scaling.type is \"linear\", expected \"default\": scaled rotary embeddings are not supported");
+  EXPECT_EQ(
+      refusal_with(R"("rope_parameters":{"rope_type":"yarn","long_factor":4.0})"),
+      "rope_parameters holds \"long_factor\", expected rope_theta, partial_rotary_factor and the keys of rope_type "
+      "default, linear or yarn");
+  EXPECT_EQ(refusal_with(R"("rope_scaling":{"type":"longrope"})"),
+            "rope_scaling.type is \"longrope\", expected \"default\", \"linear\" or \"yarn\"");
   EXPECT_EQ(refusal_with(R"("rope_scaling":{"rope_type":null})"),
-            "rope_scaling.rope_type is null, expected \"default\": scaled rotary embeddings are not supported");
-  EXPECT_EQ(refusal_with(R"("rope_parameters":{"full_attention":{"rope_theta":1e4}})"),
-            "rope_parameters holds \"full_attention\", expected rope_type, rope_theta and partial_rotary_factor");
+            "rope_scaling.rope_type is null, expected \"default\", \"linear\" or \"yarn\"");
+  EXPECT_EQ(refusal_with(R"("rope_scaling":{"rope_type":"linear"},"rope_parameters":{"rope_type":"yarn"})"),
+            "rope_scaling.rope_type is \"linear\", expected \"yarn\" as elsewhere in the file");
+  EXPECT_EQ(
+      refusal_with(R"("rope_parameters":{"full_attention":{"rope_theta":1e4}})"),
+      "rope_parameters holds \"full_attention\", expected rope_theta, partial_rotary_factor and the keys of rope_type "
+      "default, linear or yarn");
   EXPECT_EQ(refusal_with(R"("rope_parameters":[])"), "rope_parameters is [], expected an object");
   EXPECT_EQ(refusal_with(R"("rope_parameters":{"rope_theta":"1e4"})"),
             "rope_parameters.rope_theta is \"1e4\", expected a number");
@@ -283,6 +298,7 @@ TEST_F(ConfigJsonTest, RefusesWrongTypes) {
   ModelConfig().visit([&](const std::string& key, const auto& value, const char*) {
     ++num_keys;
     const Kind& kind = kind_of(value);
+    if constexpr (std::is_same_v<std::decay_t<decltype(value)>, RopeParameters>) return;  // in the tests of rope
     for (const char* wrong : kind.wrong)
       EXPECT_EQ(refusal_with(concat("\"", key, "\":", wrong)),
                 concat(key, " is ", wrong, ", expected ", kind.expected));
@@ -354,6 +370,11 @@ TEST_F(ConfigJsonTest, ReadsWhatItWrites) {
   model.rms_norm_eps = 1.0 / 3;
   model.layer_types.assign(8, LayerType::kFullAttention);
   EXPECT_EQ(yaml_of(read(to_config_json(model, DType::kF32))), yaml_of(model));
+  for (const RopeParameters& rope : {RopeParameters{RopeType::kLinear, 2.5}, RopeParameters{RopeType::kYarn, 8, 4096},
+                                     RopeParameters{RopeType::kYarn, 4, 0, 1.25, 16, 2, 0.7, 0.9, false}}) {
+    model.rope_parameters = rope;
+    EXPECT_EQ(yaml_of(read(to_config_json(model, DType::kF32))), yaml_of(model));
+  }
 }
 
 }  // namespace
