@@ -32,8 +32,9 @@ PlannedRow planned_row(const std::vector<TokenDataset>& datasets, const BatchPla
   return {pick.source, shuffled_index(pick.index % size, size, plan.seed, static_cast<uint64_t>(epoch)), epoch};
 }
 
-void StepBatches::add(Batch batch) {
+void StepBatches::add(Batch batch, const RowShare& share) {
   batch.complete();
+  if (!share.is_whole()) batch = share_of(batch, share);
   counts += batch.counts;
   micro_batches.push_back(std::move(batch));
 }
@@ -49,7 +50,7 @@ StepBatches BatchStream::read_step(const std::vector<TokenDataset>& datasets, co
       const PlannedRow planned = planned_row(datasets, plan, position);
       datasets[planned.source].append_row(planned.row, batch);
     }
-    result.add(std::move(batch));
+    result.add(std::move(batch), plan.share);
   }
   return result;
 }

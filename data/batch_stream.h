@@ -21,7 +21,8 @@ namespace braid {
 struct BatchPlan {
   int64_t global_batch_size = 0;  // rows
   int64_t micro_batch_size = 0;   // rows
-  int64_t num_ranks = 1, rank = 0;
+  int64_t num_ranks = 1, rank = 0;  // those who share rows are one
+  RowShare share;                   // of every row
   uint64_t seed = 0;
   Mixture mixture;  // of the datasets
   int64_t prefetch_steps = 2;
@@ -41,7 +42,7 @@ struct StepBatches {
   int64_t step = 0;
   std::vector<Batch> micro_batches;
   TokenCounts counts;  // of this rank
-  void add(Batch batch);  // with all its rows; completes it
+  void add(Batch batch, const RowShare& share = {});  // with all its rows, whole; completes it and keeps the share
 };
 
 // Reads ahead on a thread. An exception of that thread is rethrown by next_step.

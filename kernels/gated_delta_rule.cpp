@@ -62,6 +62,7 @@ bool check_states(const Context& ctx, std::initializer_list<std::pair<const char
 void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaRuleInputs& in,
                     const Segments& segments) {
   check_inputs("d_o", d_o, in, segments);
+  if (!d_in.q.defined()) return;
   check_shapes({{"d_q", d_in.q, in.q.shape()},
                 {"d_k", d_in.k, in.k.shape()},
                 {"d_v", d_in.v, in.v.shape()},
@@ -94,6 +95,8 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
       ctx,
       {{"states.initial", states.initial}, {"states.d_initial", states.d_initial}, {"states.d_final", states.d_final}},
       in, segments);
+  check<ShapeError>(d_in.q.defined() || states.d_initial.defined(),
+                    "d_q: neither the gradients nor those of the initial states are asked for");
   if (in.q.dim(0) == 0) return;
   if constexpr (kWithCuda) {
     if (ctx.on_cuda()) return cuda::gated_delta_rule_backward(ctx, d_in, d_o, in, segments);

@@ -45,10 +45,11 @@ inline constexpr int64_t kDeltaRuleChunk = Segments::kChunkTokens;
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments,
                               DeltaRuleStates states = {});
 
-// All five gradients are overwritten; those of q and k are summed over the value heads that share a key head. Nothing
-// is kept from the forward pass: the state before every chunk is recomputed, in scratch that holds those of one
-// document and key head per thread (CPU), or of all (GPU). For bf16 the GPU takes a beta below 2^-80 as 2^-80: what that
-// writes is far below rounding, and d_beta may be a quotient by beta.
+// All five gradients are overwritten; those of q and k are summed over the value heads that share a key head. Without
+// them (none is defined) only d_initial is wanted, which is less work. Nothing is kept from the forward pass: the state
+// before every chunk is recomputed, in scratch that holds those of one document and key head per thread (CPU), or of
+// all (GPU). For bf16 the GPU takes a beta below 2^-80 as 2^-80: what that writes is far below rounding, and d_beta may
+// be a quotient by beta.
 void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
                                const Segments& segments, DeltaRuleStateGradients states = {});
 

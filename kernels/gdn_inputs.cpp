@@ -8,7 +8,6 @@ namespace braid {
 namespace cpu {
 decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
 decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
-decltype(braid::add_halo_gradient) add_halo_gradient;
 }  // namespace cpu
 namespace cuda {
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
@@ -109,17 +108,6 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
     if (ctx.on_cuda()) return cuda::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
   }
   cpu::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims, halo);
-}
-
-void add_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo) {
-  const OperatorScope scope(ctx, "add_halo_gradient");
-  const int64_t B = d_halo.dim(0), H = d_halo.dim(1), N = d_qkvz.dim(0);
-  check_shapes({{"d_halo", d_halo, {B, H, d_qkvz.dim(1)}}});
-  check_dtype(d_qkvz.dtype(), {{"d_halo", d_halo}});
-  check<ShapeError>(B == 0 || (N % B == 0 && N / B >= H), "d_halo: ", H, " tokens of each of ", B,
-                    " rows are more than the ", N, " of d_qkvz");
-  check<EnvironmentError>(!ctx.on_cuda(), "d_halo: is computed with on the CPU only");
-  if (d_halo.numel() > 0) cpu::add_halo_gradient(ctx, d_qkvz, d_halo);
 }
 
 Implementation gdn_inputs_implementation(Context& ctx, DType activation, const GdnDims& dims) {

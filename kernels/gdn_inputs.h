@@ -73,16 +73,13 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
 // delta rule's inputs.
 struct GdnHalo {
   Tensor rows;    // what forward read as its halo
-  Tensor d_rows;  // like it, overwritten: their gradient, 0 where it was not read; may be undefined
+  // like it, overwritten: their gradient, 0 where they were not read, which is to be added where they came from; may be
+  // undefined
+  Tensor d_rows;
 };
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
                          const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
                          const Segments& segments, const GdnDims& dims, const GdnHalo& halo = {});
-
-// What the rows behind found as the gradient of their halo belongs to the last rows before them.
-//   d_qkvz (N, columns) += d_halo (B, H, columns) at the last H tokens of each of its B rows, which are as long at
-//   least
-void add_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo);
 
 Implementation gdn_inputs_implementation(Context& ctx, DType activation, const GdnDims& dims);
 

@@ -1,7 +1,10 @@
 #include "model/gated_attention.h"
 
+#include <numeric>
+
 #include "kernels/core/copy.h"
 #include "kernels/matmul.h"
+#include "parallel/rounded_reduction.h"
 
 namespace braid {
 namespace {
@@ -18,6 +21,49 @@ AttentionOutputs attention_outputs(const GatedAttentionSaved& s) {
   AttentionOutputs out = s.outputs;
   if (!gated(s)) out.y = out.o;
   return out;
+}
+
+// body(first key, first place token, number): pieces of the keys of this batch's documents, in order, and where they
+// lie among what was gathered. Keys are those before each row and the row's own.
+template <class Body>
+void for_each_piece(const ContextGroup& context, const Segments& segments, Body&& body) {
+  const int64_t R = segments.num_rows, T = segments.row_tokens;
+  for (int64_t row = 0, key = 0; row < R; ++row) {
+    const int64_t part = context.part_of(row);
+    int64_t token = part * T - segments.before(row);  // of the whole row
+    while (token < (part + 1) * T) {
+      const int64_t count = (token / T + 1) * T - token;
+      body(key, context.place(context.whole_row_of(row), token / T, R) * T + token % T, count);
+      token += count;
+      key += count;
+    }
+  }
+}
+
+int64_t num_keys(const Segments& segments) {
+  return std::accumulate(segments.tokens_before.begin(), segments.tokens_before.end(), segments.num_tokens());
+}
+
+// own (N, Hkv, Dh) of all ranks, and of them keys (M, Hkv, Dh) as attention wants them.
+void gather_keys(Context& ctx, Tensor keys, const Tensor& own, const ContextGroup& context, const Segments& segments) {
+  Scratch scratch(ctx);
+  Tensor all = scratch.tensor({context.share().count * own.dim(0), own.dim(1), own.dim(2)}, own.dtype());
+  context.gather(ctx, all, own);
+  for_each_piece(context, segments, [&](int64_t key, int64_t token, int64_t count) {
+    copy(ctx, keys.rows(key, key + count), all.rows(token, token + count));
+  });
+}
+
+// d_own (N, Hkv, Dh) = the sum of what all ranks have in d_keys (M, Hkv, Dh), in their order
+void return_key_gradients(Context& ctx, Tensor d_own, const Tensor& d_keys, const ContextGroup& context,
+                          const Segments& segments) {
+  Scratch scratch(ctx);
+  Tensor all = scratch.tensor({context.share().count * d_own.dim(0), d_own.dim(1), d_own.dim(2)}, d_own.dtype());
+  fill_zero(ctx, all);
+  for_each_piece(context, segments, [&](int64_t key, int64_t token, int64_t count) {
+    add(ctx, all.rows(token, token + count), d_keys.rows(key, key + count));
+  });
+  reduce_scatter_rounded(ctx, context.ranks(), d_own, all);
 }
 
 }  // namespace
@@ -72,7 +118,19 @@ void GatedAttention::make(Context& ctx, Remake what, const Tensor& x, const Gate
     tensors.k = cache->k.rows(0, end);
     tensors.v = cache->v.rows(0, end);
   }
-  if (all) attention_forward(ctx, attention_outputs(s), tensors, pass.segments);
+  if (!all) return;
+  Scratch scratch(ctx);
+  if (pass.context) gather_context(ctx, scratch, tensors, pass);
+  attention_forward(ctx, attention_outputs(s), tensors, pass.segments);
+}
+
+void GatedAttention::gather_context(Context& ctx, Scratch& scratch, AttentionTensors& tensors,
+                                    const LayerPass& pass) const {
+  for (Tensor* keys : {&tensors.k, &tensors.v}) {
+    const Tensor own = *keys;
+    *keys = scratch.tensor({num_keys(pass.segments), own.dim(1), own.dim(2)}, own.dtype());
+    gather_keys(ctx, *keys, own, *pass.context, pass.segments);
+  }
 }
 
 void GatedAttention::forward(Context& ctx, Tensor out, const Tensor& x, const GatedAttentionParams& p,
@@ -97,7 +155,16 @@ void GatedAttention::backward(Context& ctx, Tensor d_x, GatedAttentionParams& g,
   AttentionProjections d_projections = {like(s.projections.q_gate), like(s.projections.k)};
   Tensor d_q = like(s.inputs.q), d_k = like(s.inputs.k), d_v = like(s.v);
   const Tensor d_gate = gated(s) ? d_projections.q_gate : Tensor();
-  attention_backward(ctx, {d_q, d_k, d_v, d_gate}, d_y, attention_tensors(s), outputs, pass.segments);
+  AttentionTensors tensors = attention_tensors(s);
+  if (pass.context) {
+    gather_context(ctx, scratch, tensors, pass);
+    Tensor d_keys = like(tensors.k), d_values = like(tensors.v);
+    attention_backward(ctx, {d_q, d_keys, d_values, d_gate}, d_y, tensors, outputs, pass.segments);
+    return_key_gradients(ctx, d_k, d_keys, *pass.context, pass.segments);
+    return_key_gradients(ctx, d_v, d_values, *pass.context, pass.segments);
+  } else {
+    attention_backward(ctx, {d_q, d_k, d_v, d_gate}, d_y, tensors, outputs, pass.segments);
+  }
   attention_inputs_backward(ctx, d_projections, g.inputs, d_q, d_k, s.inputs, s.projections, p.inputs, pass.segments,
                             dims_);
 

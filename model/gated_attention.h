@@ -71,6 +71,9 @@ class GatedAttention {
   void make(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p, const GatedAttentionSaved& s,
             const LayerPass& pass, GatedAttentionCache* cache) const;
 
+  // Keys and values of the documents that reach into this rank's parts from others, with its own.
+  void gather_context(Context& ctx, Scratch& scratch, AttentionTensors& tensors, const LayerPass& pass) const;
+
   AttentionDims dims_;
 };
 

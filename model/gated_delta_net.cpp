@@ -18,6 +18,71 @@ void advance_halo(Context& ctx, Tensor halo, const Tensor& qkvz) {
   copy(ctx, rows.rows(kept, H), qkvz.rows(N - (H - kept), N));
 }
 
+// halo (R, H, columns) = the last rows of qkvz in the parts before those of this batch
+void gather_halo(Context& ctx, Tensor halo, const Tensor& qkvz, const ContextGroup& context) {
+  const int64_t R = halo.dim(0), H = halo.dim(1), T = qkvz.dim(0) / R;
+  if (H == 0) return;
+  Scratch scratch(ctx);
+  Tensor own = scratch.tensor(halo.shape(), halo.dtype());
+  Tensor all = scratch.tensor({context.num_places(R), H, halo.dim(2)}, halo.dtype());
+  for (int64_t row = 0; row < R; ++row) copy(ctx, own.rows(row, row + 1), qkvz.rows((row + 1) * T - H, (row + 1) * T));
+  context.gather(ctx, all, own);
+  for (int64_t row = 0; row < R; ++row) {
+    const int64_t part = context.part_of(row);
+    Tensor to = halo.rows(row, row + 1);
+    if (part == 0) {
+      fill_zero(ctx, to);
+      continue;
+    }
+    const int64_t place = context.place(context.whole_row_of(row), part - 1, R);
+    copy(ctx, to, all.rows(place, place + 1));
+  }
+}
+
+// d_qkvz of the last rows of every part += what the parts behind found as the gradient of their halo
+void return_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo, const ContextGroup& context) {
+  const int64_t R = d_halo.dim(0), H = d_halo.dim(1), T = d_qkvz.dim(0) / R, columns = d_halo.dim(2);
+  if (H == 0) return;
+  Scratch scratch(ctx);
+  Tensor all = scratch.tensor({context.num_places(R), H, columns}, d_halo.dtype());
+  context.gather(ctx, all, d_halo);
+  for (int64_t row = 0; row < R; ++row) {
+    const int64_t behind = context.part_of(row) + 1;
+    if (behind == context.share().num_parts()) continue;
+    const int64_t place = context.place(context.whole_row_of(row), behind, R);
+    add(ctx, d_qkvz.rows((row + 1) * T - H, (row + 1) * T), all.rows(place, place + 1).view({H, columns}));
+  }
+}
+
+// The states at the borders of the parts of this batch, from the transitions (R, Hv, Dk, Dk) and contributions (R, Hv,
+// Dk, Dv) of all parts before them (kForward), or behind them.
+void exchange_states(Context& ctx, Tensor states, const Tensor& transition, const Tensor& contribution,
+                     const ContextGroup& context, StateDirection direction) {
+  const int64_t R = states.dim(0), places = context.num_places(R), Hv = states.dim(1), Dk = states.dim(2);
+  Scratch scratch(ctx);
+  Tensor transitions = scratch.tensor({places, Hv, Dk, Dk}, states.dtype());
+  Tensor contributions = scratch.tensor({places, Hv, Dk, states.dim(3)}, states.dtype());
+  context.gather(ctx, transitions, transition);
+  context.gather(ctx, contributions, contribution);
+  for (int64_t row = 0; row < R; ++row) {
+    const int64_t part = context.part_of(row), whole_row = context.whole_row_of(row);
+    std::vector<int64_t> on_the_way;
+    if (direction == StateDirection::kForward)
+      for (int64_t p = 0; p < part; ++p) on_the_way.push_back(context.place(whole_row, p, R));
+    else
+      for (int64_t p = context.share().num_parts() - 1; p > part; --p)
+        on_the_way.push_back(context.place(whole_row, p, R));
+    carry_states(ctx, states.rows(row, row + 1).view({Hv, Dk, states.dim(3)}), transitions, contributions, on_the_way,
+                 direction);
+  }
+}
+
+// States of rows from which, or into which, no document goes.
+void clear_rows(Context& ctx, Tensor states, const std::vector<int64_t>& tokens_beyond) {
+  for (int64_t row = 0; row < states.dim(0); ++row)
+    if (tokens_beyond[row] == 0) fill_zero(ctx, states.rows(row, row + 1));
+}
+
 }  // namespace
 
 double GatedDeltaNet::multiply_adds(const ModelConfig& c, int64_t) {
@@ -46,6 +111,11 @@ void GatedDeltaNet::plan(SavedPlan& saved, GatedDeltaNetSaved& s, int64_t N, DTy
   saved.by_products("o", s.o, {N, Hv, Dv}, dtype);
   saved.by_elements("rstd", s.rstd, {N, Hv}, wide);
   saved.by_elements("y", s.y, {N, Hv, Dv}, dtype);
+  const int64_t R = saved.num_parts();
+  if (R == 0) return;
+  saved.by_products("halo", s.halo, {R, taps - 1, dims_.qkvz_columns()}, dtype);
+  saved.by_products("initial", s.initial, {R, Hv, Dk, Dv}, wide);
+  saved.by_products("transition", s.transition, {R, Hv, Dk, Dk}, wide);
 }
 
 void GatedDeltaNet::plan_cache(Planner& planner, GatedDeltaNetCache& cache, int64_t, DType dtype) const {
@@ -60,7 +130,14 @@ void GatedDeltaNet::make(Context& ctx, Remake what, const Tensor& x, const Gated
     linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
     linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
   }
-  if (cache) {
+  if (pass.context) {
+    if (all) gather_halo(ctx, s.halo, s.projections.qkvz, *pass.context);
+    gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, s.halo);
+    if (all) {
+      enter_states(ctx, s, pass);
+      gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments, {s.initial, {}});
+    }
+  } else if (cache) {
     gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, cache->halo);
     gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments, {cache->state, cache->state});
     advance_halo(ctx, cache->halo, s.projections.qkvz);
@@ -69,6 +146,27 @@ void GatedDeltaNet::make(Context& ctx, Remake what, const Tensor& x, const Gated
     if (all) gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments);
   }
   gated_rms_norm_forward(ctx, s.y, s.rstd, s.o, s.projections.qkvz, p.norm, eps_, dims_);
+}
+
+// The states before the parts of this batch. All ranks work at once: each finds how states pass its parts, and what the
+// parts add; a chain would have them wait for one another.
+void GatedDeltaNet::enter_states(Context& ctx, const GatedDeltaNetSaved& s, const LayerPass& pass) const {
+  Scratch scratch(ctx);
+  Tensor contribution = scratch.tensor(s.initial.shape(), s.initial.dtype());
+  gated_delta_rule_transition(ctx, s.transition, s.inputs.rule, pass.segments);
+  gated_delta_rule_forward(ctx, {}, s.inputs.rule, pass.segments, {{}, contribution});
+  clear_rows(ctx, contribution, pass.segments.tokens_behind);
+  exchange_states(ctx, s.initial, s.transition, contribution, *pass.context, StateDirection::kForward);
+}
+
+// The gradients of the states behind the parts of this batch, in the same way.
+void GatedDeltaNet::enter_state_gradients(Context& ctx, Tensor d_final, const Tensor& d_o, const GatedDeltaNetSaved& s,
+                                          const LayerPass& pass) const {
+  Scratch scratch(ctx);
+  Tensor contribution = scratch.tensor(s.initial.shape(), s.initial.dtype());
+  gated_delta_rule_backward(ctx, {}, d_o, s.inputs.rule, pass.segments, {{}, contribution, {}});
+  clear_rows(ctx, contribution, pass.segments.tokens_before);
+  exchange_states(ctx, d_final, s.transition, contribution, *pass.context, StateDirection::kBackward);
 }
 
 void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p,
@@ -96,8 +194,17 @@ void GatedDeltaNet::backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, c
 
   const DeltaRuleInputs& in = s.inputs.rule;
   DeltaRuleInputs d_in = {like(in.q), like(in.k), like(in.v), like(in.beta), like(in.log_decay)};
-  gated_delta_rule_backward(ctx, d_in, d_o, in, pass.segments);
-  gdn_inputs_backward(ctx, d_projections, g.inputs, d_in, s.inputs, s.projections, p.inputs, pass.segments, dims_);
+  if (pass.context) {
+    Tensor d_final = like(s.initial), d_halo = like(s.halo);
+    enter_state_gradients(ctx, d_final, d_o, s, pass);
+    gated_delta_rule_backward(ctx, d_in, d_o, in, pass.segments, {s.initial, {}, d_final});
+    gdn_inputs_backward(ctx, d_projections, g.inputs, d_in, s.inputs, s.projections, p.inputs, pass.segments, dims_,
+                        {s.halo, d_halo});
+    return_halo_gradient(ctx, d_projections.qkvz, d_halo, *pass.context);
+  } else {
+    gated_delta_rule_backward(ctx, d_in, d_o, in, pass.segments);
+    gdn_inputs_backward(ctx, d_projections, g.inputs, d_in, s.inputs, s.projections, p.inputs, pass.segments, dims_);
+  }
 
   linear_backward_weight(ctx, g.in_proj_qkvz, d_projections.qkvz, x);
   linear_backward_weight(ctx, g.in_proj_ba, d_projections.ba, x);

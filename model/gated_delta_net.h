@@ -42,6 +42,10 @@ struct GatedDeltaNetSaved {
   Tensor o;     // (N, Hv, Dv)
   Tensor rstd;  // (N, Hv)
   Tensor y;     // (N, Hv, Dv)
+  // Where rows are parts of longer ones, R of them: what came from the parts before, and how states pass through these.
+  Tensor halo;        // (R, taps - 1, qkvz columns)
+  Tensor initial;     // (R, Hv, Dk, Dv)  wide
+  Tensor transition;  // (R, Hv, Dk, Dk)  wide
 };
 
 // What the next tokens of a text need of those before: all of it in a size that does not grow.
@@ -76,6 +80,9 @@ class GatedDeltaNet {
   // What backward reads, all of it or what passes over elements make of the rest.
   void make(Context& ctx, Remake what, const Tensor& x, const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
             const LayerPass& pass, GatedDeltaNetCache* cache) const;
+  void enter_states(Context& ctx, const GatedDeltaNetSaved& s, const LayerPass& pass) const;
+  void enter_state_gradients(Context& ctx, Tensor d_final, const Tensor& d_o, const GatedDeltaNetSaved& s,
+                             const LayerPass& pass) const;
 
   GdnDims dims_;
   double eps_;

@@ -4,6 +4,7 @@
 #include "kernels/core/tensor.h"
 #include "kernels/matmul.h"
 #include "model/recompute.h"
+#include "parallel/context_group.h"
 
 namespace braid {
 
@@ -22,6 +23,7 @@ struct LayerPass {
   BalanceGradient balance = {};
   Accumulate expert_gradients = Accumulate::kYes;  // of the weights of the experts: add to them, or overwrite them
   Recompute recompute = Recompute::kNone;          // what backward makes again first, as it was planned
+  const ContextGroup* context = nullptr;           // where rows are shares; see Segments for what lies beyond them
   // For a text that comes in pieces: what the mixer keeps of the tokens before this one, brought up to date by forward.
   // The piece is then one document of one row.
   MixerCache* cache = nullptr;

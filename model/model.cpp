@@ -10,13 +10,14 @@
 namespace braid {
 
 Model::Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
-             Communicator& expert_group, double max_rows_factor, Recompute recompute)
+             Communicator& expert_group, double max_rows_factor, Recompute recompute, const ContextGroup* context)
     : config_(config),
-      num_rows_(num_rows),
-      row_tokens_(row_tokens),
+      num_rows_(num_rows * (context ? context->share().parts_held() : 1)),
+      row_tokens_(row_tokens / (context ? context->share().num_parts() : 1)),
       dtype_(dtype),
       recompute_(recompute),
-      exchange_(expert_group, config.num_experts, config.num_experts_per_tok, num_rows * row_tokens, max_rows_factor),
+      context_(context),
+      exchange_(expert_group, config.num_experts, config.num_experts_per_tok, num_tokens(), max_rows_factor),
       weights_(config, mtp),
       gradients_(config, mtp),
       mtp_(mtp.on() ? std::make_unique<MtpBlock>(config, exchange_) : nullptr),
@@ -29,7 +30,7 @@ void Model::plan_activations(Planner& planner) {
   planner.add("tokens", tokens_, {N}, DType::kI64);
   planner.add("targets", targets_, {N}, DType::kI64);
   Segments::plan_tables(planner, tables_, N);
-  SavedPlan saved(planner, recompute_);
+  SavedPlan saved(planner, recompute_, context_ ? num_rows_ : 0);
   for (size_t i = 0; i < layers_.size(); ++i) {
     Planner::Scope scope(planner, "layers." + std::to_string(i) + ".");
     layers_[i].plan(saved, saved_[i], num_rows_, N, dtype_);
@@ -69,7 +70,7 @@ Steps Model::forward_layers(Context& ctx, ModelCache* cache) {
   embedding_forward(ctx, embedding, tokens_, weights_.embed_tokens);
   const Tensor* x = &embedding;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    LayerPass pass{segments_};
+    LayerPass pass{.segments = segments_, .context = context_};
     if (cache) pass.cache = &cache->layers[i];
     Steps layer = layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
     while (layer.next()) co_yield Steps::Pause();
@@ -88,7 +89,7 @@ Steps Model::forward_steps(Context& ctx, const Batch& batch) {
   Steps layers = forward_layers(ctx, nullptr);
   while (layers.next()) co_yield Steps::Pause();
   if (!mtp_) co_return;
-  const LayerPass pass = {mtp_segments_};
+  const LayerPass pass = {.segments = mtp_segments_, .context = context_};
   Steps block = mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0],
                               mtp_saved_, pass);
   while (block.next()) co_yield Steps::Pause();
@@ -148,7 +149,7 @@ Steps Model::backward_steps(Context& ctx, LossScales scales, const BalanceGradie
     Tensor d_mtp_hidden = scratch.tensor(hidden_.shape(), dtype_);
     lm_head_loss_forward_backward(ctx, loss_sums_.rows(1, 2), d_mtp_hidden, gradients_.lm_head, mtp_hidden_,
                                   weights_.lm_head, next_targets_, scales.mtp);
-    const LayerPass pass = {mtp_segments_, balance.layers[layer], expert_gradients, recompute_};
+    const LayerPass pass = {mtp_segments_, balance.layers[layer], expert_gradients, recompute_, context_};
     Steps block = mtp_->backward(ctx, d_hidden, d_next_embedding, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0],
                                  mtp_saved_, pass);
     while (block.next()) co_yield Steps::Pause();
@@ -159,7 +160,7 @@ Steps Model::backward_steps(Context& ctx, LossScales scales, const BalanceGradie
   const auto num_layers = static_cast<int64_t>(layers_.size());
   if (left) left(num_layers);
   for (int64_t i = num_layers - 1; i >= 0; --i) {
-    const LayerPass pass = {segments_, balance.layers[i], expert_gradients, recompute_};
+    const LayerPass pass = {segments_, balance.layers[i], expert_gradients, recompute_, context_};
     Steps layer = layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], pass);
     while (layer.next()) co_yield Steps::Pause();
     if (left) left(i);

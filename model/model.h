@@ -32,13 +32,16 @@ struct ModelCache {
 class Model {
  public:
   // num_rows (B), row_tokens (T): shape of every micro-batch. expert_group: ranks that share the experts. recompute:
-  // what a backward makes again; a model for forward alone takes least memory with kLayer.
+  // what a backward makes again; a model for forward alone takes least memory with kLayer. context: ranks that share
+  // every row; the batches of this rank are then its shares of B rows with T tokens.
   Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
-        Communicator& expert_group, double max_rows_factor, Recompute recompute = Recompute::kNone);
+        Communicator& expert_group, double max_rows_factor, Recompute recompute = Recompute::kNone,
+        const ContextGroup* context = nullptr);
 
   const ModelConfig& config() const { return config_; }
   int64_t num_moe_layers() const { return static_cast<int64_t>(layers_.size()) + (mtp_ ? 1 : 0); }
   bool has_mtp() const { return mtp_ != nullptr; }
+  int64_t num_rows() const { return num_rows_; }  // of a batch of this rank
   int64_t num_tokens() const { return num_rows_ * row_tokens_; }
 
   // Weights and gradients live in flat buffers that the caller owns; see ParameterLayout.
@@ -102,6 +105,7 @@ class Model {
   int64_t num_rows_, row_tokens_;
   DType dtype_;
   Recompute recompute_;
+  const ContextGroup* context_;
   ExpertExchange exchange_;
   ModelParams weights_, gradients_;
   std::vector<DecoderLayer> layers_;

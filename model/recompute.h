@@ -45,8 +45,11 @@ constexpr Remake remake_of(LayerPart part, Recompute recompute) {
 // that the parts of all layers share.
 class SavedPlan {
  public:
-  SavedPlan(Planner& planner, Recompute recompute) : planner_(planner), recompute_(recompute) {}
+  // num_parts: rows of a batch whose rows are parts of longer ones, or 0.
+  SavedPlan(Planner& planner, Recompute recompute, int64_t num_parts = 0)
+      : planner_(planner), recompute_(recompute), num_parts_(num_parts) {}
   Planner& planner() { return planner_; }
+  int64_t num_parts() const { return num_parts_; }
 
   void begin(LayerPart part) {
     remake_ = remake_of(part, recompute_);
@@ -68,6 +71,7 @@ class SavedPlan {
   }
   Planner& planner_;
   Recompute recompute_;
+  int64_t num_parts_;
   Remake remake_ = Remake::kNothing;
 };
 

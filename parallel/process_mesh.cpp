@@ -17,11 +17,20 @@ void check_expert_size(int64_t expert, int64_t num_ranks, int64_t num_experts) {
 
 }  // namespace
 
-ProcessMesh::ProcessMesh(std::unique_ptr<Communicator> world, int64_t expert, int64_t num_experts)
+ProcessMesh::ProcessMesh(std::unique_ptr<Communicator> world, int64_t expert, int64_t num_experts, int64_t context)
     : world_(std::move(world)) {
   check_expert_size(expert, world_->size(), num_experts);
   expert_ = world_->split(static_cast<int>(world_->rank() / expert));
   expert_data_ = world_->split(static_cast<int>(world_->rank() % expert));
+  check<ConfigError>(context >= 1 && world_->size() % context == 0, "parallel.context is ", context,
+                     ", but must divide the ", world_->size(), " ranks");
+  if (context > 1) share_rows(world_->split(static_cast<int>(world_->rank() / context)));
+}
+
+void ProcessMesh::share_rows(std::unique_ptr<Communicator> ranks) {
+  if (!ranks || ranks->size() == 1) return;
+  context_ranks_ = std::move(ranks);
+  context_ = std::make_unique<ContextGroup>(*context_ranks_);
 }
 
 }  // namespace braid

@@ -152,15 +152,21 @@ Mixture mixture_of(const RunConfig& config) {
   return Mixture(std::move(intervals));
 }
 
-BatchPlan batch_plan(const RunConfig& config, int64_t num_ranks, int64_t rank) {
+BatchPlan batch_plan(const RunConfig& config) {
   BatchPlan plan;
   plan.global_batch_size = config.train.global_batch_size;
   plan.micro_batch_size = config.train.micro_batch_size;
-  plan.num_ranks = num_ranks;
-  plan.rank = rank;
   plan.seed = static_cast<uint64_t>(config.train.seed);
   plan.mixture = mixture_of(config);
   plan.prefetch_steps = config.data.prefetch_steps;
+  return plan;
+}
+
+BatchPlan batch_plan(const RunConfig& config, const ProcessMesh& mesh) {
+  BatchPlan plan = batch_plan(config);
+  plan.num_ranks = mesh.num_data_ranks();
+  plan.rank = mesh.data_rank();
+  plan.share = mesh.share();
   return plan;
 }
 

@@ -6,6 +6,7 @@
 #include "data/batch_stream.h"
 #include "data/mixture.h"
 #include "data/token_dataset.h"
+#include "parallel/process_mesh.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/config/config.h"
 
@@ -39,7 +40,8 @@ Datasets open_datasets(const RunConfig& config);
 Mixture mixture_of(const RunConfig& config);
 
 // Which rows this rank trains on at every step.
-BatchPlan batch_plan(const RunConfig& config, int64_t num_ranks = 1, int64_t rank = 0);
+BatchPlan batch_plan(const RunConfig& config);                           // of all rows, whole
+BatchPlan batch_plan(const RunConfig& config, const ProcessMesh& mesh);  // of what this rank holds
 
 // SHA-256 over what decides which rows there are: the shards' sizes, tokenizers, document boundaries and how rows are
 // cut.

@@ -36,10 +36,12 @@ Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const T
   Evaluation result;
   result.name = dataset.name();
   const int64_t rows = sequences > 0 ? std::min(sequences, dataset.size()) : dataset.size();
-  const int64_t row_tokens = model.num_tokens() / micro_batch_size, stride = micro_batch_size * mesh.size();
+  const RowShare share = mesh.share();
+  const int64_t row_tokens = model.num_tokens() * share.count / micro_batch_size;
+  const int64_t stride = micro_batch_size * mesh.num_data_ranks(), own = micro_batch_size * mesh.data_rank();
   double loss_sum = 0;
   std::vector<int64_t> histogram(model.config().vocab_size, 0);
-  for (int64_t first = mesh.rank() * micro_batch_size; first - mesh.rank() * micro_batch_size < rows; first += stride) {
+  for (int64_t first = own; first - own < rows; first += stride) {
     if (leave && leave()) {
       result.complete = false;
       return result;
@@ -50,11 +52,12 @@ Evaluation evaluate(Context& ctx, Model& model, const ProcessMesh& mesh, const T
       else append_empty_row(batch, row_tokens);
     }
     batch.complete();
+    if (!share.is_whole()) batch = share_of(batch, share);
     model.forward(ctx, batch);
     loss_sum += model.losses(ctx).lm;
     for (int64_t target : batch.targets)
       if (target >= 0) ++histogram[target];
-    if (progress) progress(std::min(rows, first - mesh.rank() * micro_batch_size + stride), rows);
+    if (progress) progress(std::min(rows, first - own + stride), rows);
   }
   mesh.world().all_reduce(ctx, Tensor::of(&loss_sum, {1}), ReduceOp::kSum);
   mesh.world().all_reduce(ctx, Tensor::of(histogram.data(), {static_cast<int64_t>(histogram.size())}), ReduceOp::kSum);

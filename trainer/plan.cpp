@@ -48,9 +48,12 @@ ParameterCounts count_parameters(const ModelConfig& model, const MtpConfig& mtp)
 
 MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
   const int64_t expert = config.parallel.expert;
+  check<ConfigError>(!gpu || config.parallel.context == 1, "parallel.context is ", config.parallel.context,
+                     ", but rows are shared on CPUs only");
   const PlannedRanks ranks = gpu && expert <= kGpusPerHost ? PlannedRanks::kGpusOfOneHost : PlannedRanks::kAnywhere;
   const ProcessMesh mesh(make_planned_communicator(num_ranks), make_planned_communicator(expert, ranks),
-                         make_planned_communicator(num_ranks / expert));
+                         make_planned_communicator(num_ranks / expert),
+                         make_planned_communicator(config.parallel.context));
   if (!gpu) return count_memory(config, mesh, Context::cpu());
   if constexpr (kWithCuda) return count_memory(config, mesh, Context::counter_on(*gpu));
   return memory_without_scratch(config, mesh, Device::kCuda);
@@ -126,7 +129,7 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
           },
           [](Change& c) {
             const int64_t batch = c.config.train.global_batch_size, unit = c.config.train.micro_batch_size;
-            if (batch % (2 * c.ranks * unit) != 0) return false;
+            if (batch % (2 * c.ranks / c.config.parallel.context * unit) != 0) return false;
             c.ranks *= 2;
             c.setting = concat("--ranks ", c.ranks);
             c.price = "twice the GPUs";
@@ -199,6 +202,7 @@ std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuMod
 
   const MemoryEstimate memory = estimate_memory(config, num_ranks, gpu);
   out += concat("memory of each of ", num_ranks, " ranks, expert parallel ", config.parallel.expert, ", ",
+                config.parallel.context > 1 ? concat("rows shared by ", config.parallel.context, ", ") : "",
                 name_of_enum(config.precision), ", micro-batch ", config.train.micro_batch_size, " x ",
                 config.train.seq_length, " tokens, recompute ", name_of_enum(config.memory.recompute), '\n');
   for (const MemoryEstimate::Row& line : memory.rows()) row(line.what, gib_text(line.bytes));

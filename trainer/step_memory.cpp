@@ -13,14 +13,15 @@ namespace braid {
 namespace {
 
 // Rows without padding, of documents of that many tokens. Two micro-batches stand for any number of them.
-StepBatches batches_of_documents(const RunConfig& config, int64_t tokens) {
+StepBatches batches_of_documents(const RunConfig& config, const RowShare& share, int64_t tokens) {
   const int64_t B = config.train.micro_batch_size, T = config.train.seq_length;
   const auto N = static_cast<size_t>(B * T);
   Segments segments = Segments::whole_rows(B, T);
   segments.offsets.clear();
   for (int64_t n = 0; n <= B * T; n += tokens) segments.offsets.push_back(n);
   StepBatches batches;
-  for (int i = 0; i < 2; ++i) batches.add({B, T, std::vector<int64_t>(N, 0), std::vector<int64_t>(N, 0), segments});
+  for (int i = 0; i < 2; ++i)
+    batches.add({B, T, std::vector<int64_t>(N, 0), std::vector<int64_t>(N, 0), segments}, share);
   return batches;
 }
 
@@ -59,7 +60,7 @@ MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, co
   counted.bind();
   Context counter = where.counter();
   for (const int64_t tokens : {config.train.seq_length, int64_t{1}}) {
-    const StepBatches batches = batches_of_documents(config, tokens);
+    const StepBatches batches = batches_of_documents(config, mesh.share(), tokens);
     train_step(counter, counted, batches, mesh, config, 1);
     counted.model.forward(counter, batches.micro_batches.front());
     counted.model.losses(counter);

@@ -236,7 +236,7 @@ class TrainingRun {
   }
 
   ExitCode run() {
-    BatchStream stream(data_.train, batch_plan(config_, mesh_.size(), mesh_.rank()), step_);
+    BatchStream stream(data_.train, batch_plan(config_, mesh_), step_);
     StopRequests stop(config_.run.dir, config_.run.time_limit, front_.has_value());
     stop_ = &stop;
     const CheckpointSection& c = config_.checkpoint;
@@ -558,7 +558,8 @@ class TrainingRun {
       check<CheckpointError>(!reader.holds_weights_alone(), path, ": holds weights alone, no state of a run to go on "
                              "with: start a run with init.from=", path);
       stored = read_config_text(info.config_yaml, path);
-      check_resume_config(stored, config_, path, {info.num_ranks, mesh_.size(), overrides_});
+      check_resume_config(stored, config_, path,
+                          {info.num_ranks / stored.parallel.context, mesh_.num_data_ranks(), overrides_});
       check<CheckpointError>(info.data_digest == data_digest_, path,
                              ": the run was trained on other data (or other shards of it, or rows that an earlier build "
                              "packed otherwise) than data.sources now names");

@@ -16,13 +16,13 @@ constexpr const char* kBalanceTensor = "balance/previous_counts";
 
 std::vector<std::unique_ptr<TrainingState::Lane>> lanes_of(const RunConfig& config, const ProcessMesh& mesh) {
   std::vector<std::unique_ptr<TrainingState::Lane>> lanes;
-  const int64_t micro_batches = config.train.global_batch_size / (config.train.micro_batch_size * mesh.size());
+  const int64_t micro_batches = config.train.global_batch_size / (config.train.micro_batch_size * mesh.num_data_ranks());
   const int64_t in_flight = std::clamp<int64_t>(micro_batches, 1, config.parallel.micro_batches_in_flight);
   for (int64_t i = 0; i < in_flight; ++i)
     lanes.push_back(std::unique_ptr<TrainingState::Lane>(new TrainingState::Lane{
         Model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
               dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor,
-              config.memory.recompute),
+              config.memory.recompute, mesh.context()),
         {}}));
   return lanes;
 }
@@ -48,7 +48,7 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
     if (lane != lanes.front()) plan_.activations.begin_other_shared();
     lane->model.plan_activations(plan_.activations);
     lane->model.want_numbers(of_layers, plan_.activations);
-    balance.plan_gradients(plan_.activations, lane->balance, config.train.micro_batch_size);
+    balance.plan_gradients(plan_.activations, lane->balance, lane->model.num_rows());
   }
   balance.plan(plan_.activations);
 }
@@ -116,7 +116,7 @@ std::vector<CheckpointSlice> TrainingState::slices(CheckpointContents contents) 
 InferenceState::InferenceState(Context& ctx, const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows,
                                int64_t row_tokens)
     : model(config.model, config.mtp, num_rows, row_tokens, dtype_of_precision(config.precision), mesh.expert(),
-            config.parallel.max_rows_factor, Recompute::kLayer),
+            config.parallel.max_rows_factor, Recompute::kLayer, mesh.context()),
       layout_(config.model, config.mtp, mesh) {
   Planner weights, activations;
   layout_.plan_weights(weights, flat_weights_, dtype_of_precision(config.precision));

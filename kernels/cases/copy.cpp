@@ -16,6 +16,9 @@ void declare(Trial& t, Shape shape) {
             {.bytes = bytes_of(wide, rounded)});
   const Var widened = t.output("to, widened", shape, kWide, kExact);
   t.forward("convert", {widened}, [=](Context& ctx) { convert(ctx, widened, narrow); });
+  const Var added = t.sum("to, added", shape, kActivation);
+  t.forward("add", {added}, [=](Context& ctx) { add(ctx, added, narrow); },
+            {.bytes = bytes_of(narrow) + 2 * bytes_of(added)});
   const Var zeros = t.output("x", shape, kActivation, kExact);
   t.forward("fill_zero", {zeros}, [=](Context& ctx) { fill_zero(ctx, zeros); }, {.bytes = bytes_of(zeros)});
 }

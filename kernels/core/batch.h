@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/core/row_share.h"
 #include "kernels/core/segments.h"
 
 namespace braid {
@@ -37,6 +38,10 @@ struct Batch {
   // Fills the MTP view and the counts, once the rows are all there: on the thread that reads ahead, not in the step.
   void complete();
 };
+
+// What a share of the rows holds of a complete batch, complete itself: tokens, targets and MTP view are those of the
+// whole rows, whose documents `segments` cuts. T must be a multiple of the parts of a row.
+Batch share_of(const Batch& whole, const RowShare& share);
 
 // Host memory as a tensor, for reading only.
 const Tensor view_of(const std::vector<int64_t>& values);

@@ -11,6 +11,7 @@ namespace braid {
 namespace cuda {
 decltype(braid::fill_zero) fill_zero;
 decltype(braid::copy) copy;
+decltype(braid::add) add;
 void convert(Context& ctx, Tensor to, const Tensor& from);
 }  // namespace cuda
 
@@ -32,6 +33,31 @@ void copy(Context& ctx, Tensor to, const Tensor& from) {
     if (to.device() == Device::kCuda || from.device() == Device::kCuda) return cuda::copy(ctx, to, from);
   }
   std::memmove(to.raw(), from.raw(), static_cast<size_t>(from.bytes()));
+}
+
+namespace {
+
+template <class T>
+void add_numbers(T* to, const T* from, int64_t count) {
+#pragma omp parallel for simd
+  for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
+}  // namespace
+
+void add(Context& ctx, Tensor to, const Tensor& from) {
+  const OperatorScope scope(ctx, "add");
+  check_shapes({{"to", to, from.shape()}});
+  check_dtype(from.dtype(), {{"to", to}});
+  if (from.bytes() == 0 || ctx.counts_only()) return;
+  if constexpr (kWithCuda) {
+    if (to.device() == Device::kCuda) return cuda::add(ctx, to, from);
+  }
+  switch (to.dtype()) {
+    case DType::kF32: return add_numbers(to.data<float>(), from.data<float>(), to.numel());
+    case DType::kF64: return add_numbers(to.data<double>(), from.data<double>(), to.numel());
+    default: throw DTypeError(concat("to: expected F32 or F64, got ", name_of(to.dtype())));
+  }
 }
 
 void convert(Context& ctx, Tensor to, const Tensor& from) {

@@ -13,6 +13,10 @@ void fill_zero(Context& ctx, Tensor x);
 // Errors: ShapeError, DTypeError.
 void copy(Context& ctx, Tensor to, const Tensor& from);
 
+// to += from, element by element, the same shape and floating-point dtype, on one device. Sums are fp32 for bf16 (GPU).
+// Errors: ShapeError, DTypeError.
+void add(Context& ctx, Tensor to, const Tensor& from);
+
 // to = from, element by element, between floating-point dtypes (rounding to nearest even), on one device.
 // Errors: ShapeError, DTypeError.
 void convert(Context& ctx, Tensor to, const Tensor& from);

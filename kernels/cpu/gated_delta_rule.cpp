@@ -200,7 +200,7 @@ struct Chunk {
   const T* value(int64_t i, int64_t r) const { return in.v + ((begin + i) * in.Hv + h * in.G + r) * in.Dv; }
 
   // The chunk of `task` that starts at token `first`, with the state before it, which is zero in the first chunk of a
-  // document that starts here.
+  // document that starts here, or if it is null.
   void load(const Task& task, int64_t first, const T* state, Load what) {
     begin = first;
     n = std::min(kChunk, task.end - begin);
@@ -213,7 +213,8 @@ struct Chunk {
     }
     lower_product<T>(n, in.Dk, {keys(), in.Dk}, {keys(), in.Dk}, kk);
     if (what == Load::kKeysAndQueries) lower_product<T>(n, in.Dk, {queries(), in.Dk}, {keys(), in.Dk}, qk);
-    product_or_zero<T>(begin == task.begin && task.initial_row < 0, {num_rows, in.W, in.Dk}, {kq, in.Dk}, {state, in.W}, ks);
+    product_or_zero<T>(!state || (begin == task.begin && task.initial_row < 0), {num_rows, in.W, in.Dk}, {kq, in.Dk},
+                       {state, in.W}, ks);
   }
 
   // Gates, D, Tm, delta and scaled delta of value head r of the key head.
@@ -395,6 +396,22 @@ void recompute_states(const Tensor& initial, const Inputs<T>& in, const Task& ta
   }
 }
 
+// d_delta and y of value head r, which was solved and weighed last.   d_o_head: of the chunk's first token and that
+// head
+template <class T>
+void form_y(const T* d_o_head, int64_t r, BackwardWork<T>& w) {
+  const Chunk<T>& chunk = w.chunk;
+  const int64_t n = chunk.n, Dv = chunk.in.Dv, stride = chunk.in.Hv * Dv;
+  for (int64_t i = 0; i < n; ++i) {
+    const T *row = w.k_d_state + i * chunk.in.W + r * Dv, e_rest = chunk.e_rest[i];
+    T* d_delta_row = w.d_delta + i * Dv;
+#pragma omp simd
+    for (int64_t c = 0; c < Dv; ++c) d_delta_row[c] = e_rest * row[c];
+  }
+  lower_transposed_times<T>(n, Dv, chunk.p, {d_o_head, stride}, T(1), w.d_delta, Dv);
+  lower_transposed_times<T>(n, Dv, chunk.tm, {w.d_delta, Dv}, T(0), w.y, Dv);
+}
+
 // What value head r contributes in a chunk. Writes the gradients of its own inputs and its columns of d_ks, adds to
 // d_kk and d_qk, and starts its columns of d_state_before.
 template <class T>
@@ -407,14 +424,7 @@ void backward_value_head(const Gradients<T>& d, const T* d_o, const Inputs<T>& i
   const int64_t column = r * Dv, head = chunk.begin * in.Hv + chunk.h * in.G + r;
   const T* d_o_head = d_o + head * Dv;
 
-  for (int64_t i = 0; i < n; ++i) {
-    const T *row = w.k_d_state + i * W + column, e_rest = chunk.e_rest[i];
-    T* d_delta_row = w.d_delta + i * Dv;
-#pragma omp simd
-    for (int64_t c = 0; c < Dv; ++c) d_delta_row[c] = e_rest * row[c];
-  }
-  lower_transposed_times<T>(n, Dv, chunk.p, {d_o_head, stride}, T(1), w.d_delta, Dv);
-  lower_transposed_times<T>(n, Dv, chunk.tm, {w.d_delta, Dv}, T(0), w.y, Dv);
+  form_y(d_o_head, r, w);
   lower_product<T>(n, Dv, {w.y, Dv}, {chunk.delta + column, W}, w.y_delta);
   lower_product<T>(n, Dv, {d_o_head, stride}, {chunk.delta + column, W}, w.d_p);
 
@@ -514,6 +524,41 @@ void backward(const Gradients<T>& d, const T* d_o, const DeltaRuleStateGradients
   store_states(states.d_initial, w.d_state, task.initial_row, in, task.key_head);
 }
 
+// The gradient of the initial state alone, which sees neither states nor values.
+template <class T>
+void backward_state(const T* d_o, const DeltaRuleStateGradients& states, const Inputs<T>& in, const Task& task,
+                    BackwardWork<T>& w) {
+  if (task.initial_row < 0) return;
+  const int64_t Dk = in.Dk, Dv = in.Dv, W = in.W, stride = in.Hv * Dv;
+  Chunk<T>& chunk = w.chunk;
+  load_states(w.d_state, states.d_final, task.final_row, in, task.key_head);
+  for (int64_t c = task.num_chunks() - 1; c >= 0; --c) {
+    chunk.load(task, task.begin + c * kChunk, nullptr, Chunk<T>::Load::kKeysAndQueries);
+    const int64_t n = chunk.n;
+    gemm({n, W, Dk}, T(1), {chunk.keys(), Dk}, {w.d_state, W}, T(0), w.k_d_state, W);
+    for (int64_t r = 0; r < in.G; ++r) {
+      chunk.solve(r);
+      chunk.weigh_outputs();
+      const T* d_o_head = d_o + chunk.begin * stride + (task.key_head * in.G + r) * Dv;
+      form_y(d_o_head, r, w);
+      chunk.decay_state(w.d_state_before, w.d_state, r);
+      for (int64_t i = 0; i < n; ++i) {
+        const T e_gamma = chunk.e_gamma[i], beta = chunk.beta[i], s = in.s;
+        const T *y_row = w.y + i * Dv, *d_o_row = d_o_head + i * stride;
+        T *d_ks_row = w.d_ks + i * W + r * Dv, *d_qs_row = d_ks_row + n * W;
+#pragma omp simd
+        for (int64_t v = 0; v < Dv; ++v) {
+          d_ks_row[v] = -e_gamma * beta * y_row[v];
+          d_qs_row[v] = s * e_gamma * d_o_row[v];
+        }
+      }
+    }
+    gemm({Dk, W, 2 * n}, T(1), {chunk.kq, Dk, true}, {w.d_ks, W}, T(1), w.d_state_before, W);
+    std::swap(w.d_state, w.d_state_before);
+  }
+  store_states(states.d_initial, w.d_state, task.initial_row, in, task.key_head);
+}
+
 }  // namespace
 
 void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segments& segments,
@@ -536,18 +581,24 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
   const std::vector<Task> tasks = tasks_of(
       segments, inputs.q.dim(1), states.initial.defined() || states.d_initial.defined(), states.d_final.defined());
   int64_t max_chunks = 0;
-  for (const Task& task : tasks) max_chunks = std::max(max_chunks, task.num_chunks());
+  const bool state_alone = !d_in.q.defined();
+  for (const Task& task : tasks) max_chunks = std::max(max_chunks, state_alone ? 0 : task.num_chunks());
   dispatch_float("q", inputs.q, [&]<class T> {
     const Inputs<T> in(inputs);
-    const Gradients<T> d{d_in.q.data<T>(), d_in.k.data<T>(), d_in.v.data<T>(), d_in.beta.data<T>(),
-                         d_in.log_decay.data<T>()};
+    Gradients<T> d = {};
+    if (!state_alone)
+      d = {d_in.q.data<T>(), d_in.k.data<T>(), d_in.v.data<T>(), d_in.beta.data<T>(), d_in.log_decay.data<T>()};
     const T* d_o_data = d_o.data<T>();
     Scratch scratch(ctx);
     std::vector<BackwardWork<T>> work;
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) work.emplace_back(scratch, in, max_chunks);
     if (ctx.counts_only()) return;
 #pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); ++i) backward(d, d_o_data, states, in, tasks[i], work[omp_get_thread_num()]);
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      BackwardWork<T>& own = work[omp_get_thread_num()];
+      if (state_alone) backward_state(d_o_data, states, in, tasks[i], own);
+      else backward(d, d_o_data, states, in, tasks[i], own);
+    }
   });
 }
 

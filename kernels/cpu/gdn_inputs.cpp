@@ -306,17 +306,4 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
   });
 }
 
-void add_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo) {
-  if (ctx.counts_only()) return;
-  const int64_t B = d_halo.dim(0), numel = d_halo.numel() / B, row_numel = d_qkvz.numel() / B;
-  dispatch_float("d_qkvz", d_qkvz, [&]<class T> {
-    for (int64_t row = 0; row < B; ++row) {
-      T* to = d_qkvz.data<T>() + (row + 1) * row_numel - numel;
-      const T* from = d_halo.data<T>() + row * numel;
-#pragma omp parallel for simd
-      for (int64_t i = 0; i < numel; ++i) to[i] += from[i];
-    }
-  });
-}
-
 }  // namespace braid::cpu

@@ -27,6 +27,13 @@ __global__ void __launch_bounds__(kThreads) convert_kernel(To* to, const From* f
   *reinterpret_cast<Written*>(to + i) = written;
 }
 
+// Reads two numbers and writes one per element.
+template <class X>
+__global__ void __launch_bounds__(kThreads) add_kernel(X* to, const X* from, int64_t count) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < count) to[i] = static_cast<X>(static_cast<float>(to[i]) + static_cast<float>(from[i]));
+}
+
 }  // namespace
 
 void fill_zero(Context& ctx, Tensor x) {
@@ -40,6 +47,14 @@ void copy(Context& ctx, Tensor to, const Tensor& from) {
       cudaMemcpyAsync(to.raw(), from.raw(), static_cast<size_t>(from.bytes()), cudaMemcpyDefault, stream_of(ctx)),
       "cudaMemcpyAsync");
   if (to_host) ctx.synchronize();
+}
+
+void add(Context& ctx, Tensor to, const Tensor& from) {
+  dispatch_activation("to", to, [&]<class X> {
+    const int64_t count = from.numel();
+    add_kernel<X><<<ceil_div(count, kThreads), kThreads, 0, stream_of(ctx)>>>(pointer<X>(to), pointer<X>(from), count);
+    check_launch("add");
+  });
 }
 
 void convert(Context& ctx, Tensor to, const Tensor& from) {

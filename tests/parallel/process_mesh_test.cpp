@@ -37,6 +37,34 @@ TEST(ProcessMesh, GroupsOfFourRanksInPairs) {
   EXPECT_EQ(members(ctx, mesh.expert_data()), expert_data[world().rank()]);
 }
 
+TEST(ProcessMesh, AContextGroupIsConsecutiveRanksAndOneRankToTheData) {
+  Context ctx = Context::cpu();
+  const int W = world().size(), rank = world().rank();
+  for (int CP = 1; CP <= W; CP *= 2) {
+    const ProcessMesh mesh(all_ranks(), W, 8, CP);
+    EXPECT_EQ(mesh.num_data_ranks(), W / CP);
+    EXPECT_EQ(mesh.data_rank(), rank / CP);
+    EXPECT_EQ(mesh.share().count, CP);
+    EXPECT_EQ(mesh.share().index, rank % CP);
+    ASSERT_EQ(mesh.context() == nullptr, CP == 1);
+    if (CP == 1) continue;
+    std::vector<int32_t> context;
+    for (int i = 0; i < CP; ++i) context.push_back(rank / CP * CP + i);
+    EXPECT_EQ(members(ctx, mesh.context()->ranks()), context);
+    // What is gathered lies where place() says, for both rows of a batch.
+    const int64_t R = 4;
+    std::vector<int64_t> own, all(static_cast<size_t>(mesh.context()->num_places(R)));
+    for (int64_t row = 0; row < R; ++row)
+      own.push_back(100 * mesh.context()->whole_row_of(row) + mesh.context()->part_of(row));
+    mesh.context()->gather(ctx, Tensor::of(all.data(), {std::ssize(all)}), Tensor::of(own.data(), {R}));
+    for (int64_t row = 0; row < 2; ++row)
+      for (int64_t part = 0; part < 2 * CP; ++part)
+        EXPECT_EQ(all[mesh.context()->place(row, part, R)], 100 * row + part);
+  }
+  EXPECT_EQ(message_of<ConfigError>([&] { ProcessMesh(all_ranks(), 1, 8, W + 1); }),
+            concat("parallel.context is ", W + 1, ", but must divide the ", W, " ranks"));
+}
+
 TEST(ProcessMesh, SaysWhichExpertSizesWouldFit) {
   const int W = world().size();
   auto message = [](int64_t expert, int64_t num_experts) {

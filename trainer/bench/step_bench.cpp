@@ -31,9 +31,11 @@ Batch random_batch(const RunConfig& config, uint64_t stream) {
 StepBatches random_step(const RunConfig& config, const ProcessMesh& mesh, int64_t step) {
   StepBatches batches;
   batches.step = step;
-  const int64_t micro_batches = config.train.global_batch_size / (config.train.micro_batch_size * mesh.size());
+  const int64_t ranks = mesh.num_data_ranks();
+  const int64_t micro_batches = config.train.global_batch_size / (config.train.micro_batch_size * ranks);
   for (int64_t i = 0; i < micro_batches; ++i)
-    batches.add(random_batch(config, static_cast<uint64_t>((step * mesh.size() + mesh.rank()) * micro_batches + i)));
+    batches.add(random_batch(config, static_cast<uint64_t>((step * ranks + mesh.data_rank()) * micro_batches + i)),
+                mesh.share());
   return batches;
 }
 

@@ -102,7 +102,8 @@ void add_bench_command(CLI::App& app, Action& action) {
       check_config_for_ranks(config, machine->world->size());
       check<ConfigError>(options->tune.empty() || (machine->ctx.on_cuda() && machine->world->size() == 1),
                          "--tune chooses algorithms for one GPU, and one process does it");
-      const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
+      const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts,
+                             config.parallel.context);
       std::string chosen;
       config = with_recompute_that_fits(config, mesh, machine->ctx, available_memory(machine->ctx, mesh), chosen);
       if (mesh.rank() == 0 && !chosen.empty()) std::fprintf(stderr, "%s\n", chosen.c_str());

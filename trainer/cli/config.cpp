@@ -31,9 +31,10 @@ std::string summary(const RunConfig& config, int64_t num_ranks) {
                             " = ", train.global_batch_size * train.seq_length, " tokens");
   if (num_ranks > 0)
     text += concat("; on ", num_ranks, num_ranks == 1 ? " rank " : " ranks ",
-                   train.global_batch_size / (train.micro_batch_size * num_ranks), " micro-batches of ",
-                   train.micro_batch_size, " each, ", model.num_experts / config.parallel.expert,
-                   " experts of a layer per rank");
+                   train.global_batch_size / (train.micro_batch_size * num_ranks / config.parallel.context),
+                   " micro-batches of ", train.micro_batch_size, " each, ", model.num_experts / config.parallel.expert,
+                   " experts of a layer per rank",
+                   config.parallel.context > 1 ? concat(", rows shared by ", config.parallel.context) : "");
   return text;
 }
 

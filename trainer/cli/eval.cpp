@@ -89,7 +89,7 @@ void add_eval_command(CLI::App& app, Action& action) {
   struct Options {
     std::string model;
     int64_t sequences = -1;
-    int64_t expert = 1;
+    int64_t expert = 1, context = 1;
     bool json = false;
     std::vector<std::string> data;
     std::string tokenizer;
@@ -107,15 +107,18 @@ void add_eval_command(CLI::App& app, Action& action) {
   command->add_option("--tokenizer", options->tokenizer,
                       "of --data: bytes or a tokenizer.json; if not given that of the model's run");
   command->add_option("--expert", options->expert, "expert parallel size");
+  command->add_option("--context", options->context, "ranks that share every row");
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([options, &action] {
     action = [options] {
       TrainedModel trained = open_trained_model(options->model);
       RunConfig& config = trained.config;
+      config.parallel.context = options->context;
+      check_context(config);
       use_default_threads();
       const std::unique_ptr<Machine> machine = open_machine(config);
       Context& ctx = machine->ctx;
-      const ProcessMesh mesh(std::move(machine->world), options->expert, config.model.num_experts);
+      const ProcessMesh mesh(std::move(machine->world), options->expert, config.model.num_experts, options->context);
       const int64_t B = config.train.micro_batch_size;
       InferenceState state(ctx, config, mesh, B, config.train.seq_length);
       state.load(ctx, trained.reader);

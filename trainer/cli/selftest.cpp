@@ -41,7 +41,7 @@ std::vector<Part> parts_of(const RunConfig& config) {
 
 int isolation(const std::string& path, const std::vector<std::string>& overrides) {
   RunConfig config = read_config(path, overrides);
-  config.parallel.expert = 1;
+  config.parallel.expert = config.parallel.context = 1;
   config.memory.recompute = config.memory.recompute == Recompute::kAuto ? Recompute::kNone : config.memory.recompute;
   check_model_config(config);
   use_default_threads();

@@ -61,7 +61,8 @@ void add_train_command(CLI::App& app, Action& action) {
       });
       use_default_threads();
       const std::unique_ptr<Machine> machine = open_machine(config, std::move(world));
-      const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts);
+      const ProcessMesh mesh(std::move(machine->world), config.parallel.expert, config.model.num_experts,
+                             config.parallel.context);
       std::string chosen;
       const RunConfig fitting =
           with_recompute_that_fits(config, mesh, machine->ctx, available_memory(machine->ctx, mesh), chosen);

@@ -278,6 +278,7 @@ void check_config(const RunConfig& config) {
   const int64_t in_flight = config.parallel.micro_batches_in_flight;
   check_value(in_flight == 1 || in_flight == 2, "parallel.micro_batches_in_flight", in_flight, "must be 1 or 2");
   check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
+  check_context(config);
   check_batches(config);
   check_optimizer(config.optimizer, config.precision);
   check_schedule(config.schedule);
@@ -293,6 +294,19 @@ void check_config(const RunConfig& config) {
   check_count("log.interval_steps", config.log.interval_steps, 1);
 }
 
+// The parts of a row are as long, and the convolution reaches into the part before at most.
+void check_context(const RunConfig& config) {
+  const int64_t context = config.parallel.context, T = config.train.seq_length;
+  check_count("parallel.context", context, 1);
+  if (context == 1) return;
+  const int64_t parts = RowShare{context}.num_parts(),
+                least = std::max<int64_t>(1, config.model.linear_conv_kernel_dim - 1);
+  check_value(T % parts == 0 && T >= parts * least, "parallel.context", context, "cuts rows into ", parts,
+              " equal parts of at least ", least, " tokens, but train.seq_length is ", T);
+  check_value(config.balance.scope == BalanceScope::kGlobalBatch, "parallel.context", context,
+              "needs balance.scope global_batch: the others count the tokens of rows that one rank holds whole");
+}
+
 void check_config_for_ranks(const RunConfig& config, int64_t num_ranks) {
   const int64_t expert = config.parallel.expert, num_experts = config.model.num_experts;
   const std::vector<int64_t> legal = divisors(std::gcd(num_ranks, num_experts));
@@ -306,14 +320,18 @@ void check_config_for_ranks(const RunConfig& config, int64_t num_ranks) {
   const int64_t global = config.train.global_batch_size, micro = config.train.micro_batch_size;
   check_count("train.micro_batch_size", micro, 1);
   check_count("train.global_batch_size", global, 1);
+  check_value(num_ranks % config.parallel.context == 0, "parallel.context", config.parallel.context, "must divide the ",
+              num_ranks, " ranks");
+  num_ranks /= config.parallel.context;  // those who share rows are one to the data
+  const std::string ranks = config.parallel.context == 1 ? "ranks" : "(ranks / parallel.context)";
   const int64_t unit = micro * num_ranks;
   if (global % unit == 0) return;
   std::string micro_sizes;
   if (global % num_ranks == 0)
     micro_sizes = concat("; or train.micro_batch_size ", list_text(nearest(micro, divisors(global / num_ranks))));
-  check_value(false, "train.global_batch_size", global,
-              "must be a multiple of train.micro_batch_size * ranks = ", micro, " * ", num_ranks, " = ", unit,
-              "; nearest: ", list_text(nearest_multiples(global, unit)), micro_sizes);
+  check_value(false, "train.global_batch_size", global, "must be a multiple of train.micro_batch_size * ", ranks, " = ",
+              micro, " * ", num_ranks, " = ", unit, "; nearest: ", list_text(nearest_multiples(global, unit)),
+              micro_sizes);
 }
 
 }  // namespace braid

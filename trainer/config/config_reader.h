@@ -33,6 +33,7 @@ void check_config(const RunConfig& config);
 // run, train and data sections must meet.
 void check_model_config(const RunConfig& config);
 // The rules that depend on the number of ranks (batch sizes, expert parallelism), for a model that passes its check.
+void check_context(const RunConfig& config);  // parallel.context alone
 void check_config_for_ranks(const RunConfig& config, int64_t num_ranks);
 
 // YAML that read_config reads back to the same values; comments are the documentation of each key if asked for.

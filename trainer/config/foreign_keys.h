@@ -182,7 +182,7 @@ inline constexpr ForeignKey kForeignKeys[] = {
      "there is no tensor parallelism; ranks share experts (parallel.expert) and data"},
     {"pipeline_model_parallel_size", "",
      "there is no pipeline parallelism; ranks share experts (parallel.expert) and data"},
-    {"context_parallel_size", "", "there is no context parallelism; ranks share experts (parallel.expert) and data"},
+    {"context_parallel_size", "parallel.context"},
     {"moe_expert_capacity_factor", "", "no token is ever dropped"},
     {"parallelism", "parallel"},
     {"expert_parallel", "parallel.expert"},

@@ -154,6 +154,13 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
           {[](RunConfig& c) { c.precision = Precision::kFp64, c.device = DeviceChoice::kCuda; },
            "precision is fp64, but a GPU computes"},
           {[](RunConfig& c) { c.parallel.expert = 0; }, "parallel.expert is 0, but must be within 1 and"},
+          {[](RunConfig& c) { c.parallel.context = 0; }, "parallel.context is 0, but must be within 1 and"},
+          {[](RunConfig& c) { c.parallel.context = 2, c.train.seq_length = 66; },
+           "parallel.context is 2, but cuts rows into 4 equal parts of at least 3 tokens, but train.seq_length is 66"},
+          {[](RunConfig& c) {
+             c.parallel.context = 2, c.train.seq_length = 64, c.balance.scope = BalanceScope::kSequence;
+           },
+           "parallel.context is 2, but needs balance.scope global_batch"},
           {[](RunConfig& c) { c.parallel.max_rows_factor = -0.5; },
            "parallel.max_rows_factor is -0.5, but must be 0 or"},
           {[](RunConfig& c) { c.parallel.max_rows_factor = kInf; }, "parallel.max_rows_factor is inf, but"},
@@ -207,28 +214,42 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
           {[](RunConfig& c) { c.data.sources[1].text[0] = ""; }, "data.sources[1].text is \"\", but is no path"},
           {[](RunConfig& c) { c.data.sources[0].weight = 0; }, "data.sources[0].weight is 0, but must be greater"},
           {[](RunConfig& c) { c.data.sources[0].weight = -1; }, "data.sources[0].weight is -1, but must be at least 0"},
-          {[](RunConfig& c) { c.data.sources[0].weight_changes = {{1, 1}}; },
+          {[](RunConfig& c) {
+             c.data.sources[0].weight_changes = {{1, 1}};
+           },
            "data.sources[0].weight_changes[0].from_step is 1, but must be within 2 and"},
-          {[](RunConfig& c) { c.data.sources[0].weight_changes = {{5, 1}, {5, 2}}; },
-           "data.sources[0].weight_changes[1].from_step is 5, but must be greater than that of the change before it, 5"},
-          {[](RunConfig& c) { c.data.sources[0].weight_changes = {{5, kNan}}; },
+          {[](RunConfig& c) {
+             c.data.sources[0].weight_changes = {{5, 1}, {5, 2}};
+           },
+           "data.sources[0].weight_changes[1].from_step is 5, but must be greater than that of the change before it, "
+           "5"},
+          {[](RunConfig& c) {
+             c.data.sources[0].weight_changes = {{5, kNan}};
+           },
            "data.sources[0].weight_changes[0].weight is nan, but"},
           {[](RunConfig& c) {
              for (SourceConfig& s : c.data.sources) s.weight_changes = {{7, 0}};
-           }, "data.sources: from step 7 on all weights are 0"},
-          {[](RunConfig& c) { c.data.sources[1].tokens = -1; }, "data.sources[1].token_budget is -1, but must be at least 0"},
+           },
+           "data.sources: from step 7 on all weights are 0"},
+          {[](RunConfig& c) { c.data.sources[1].tokens = -1; },
+           "data.sources[1].token_budget is -1, but must be at least 0"},
           {[](RunConfig& c) { c.data.sources[1].tokens = 100; },
            "data.sources[1] (b) has tokens, but a has none; all sources have a budget of tokens, or none"},
           {[](RunConfig& c) {
              for (SourceConfig& s : c.data.sources) s.tokens = 51200;
              c.data.sources[0].weight_changes = {{7, 1}};
-           }, "data.sources[0] (a) has a token_budget and weight_changes, but"},
+           },
+           "data.sources[0] (a) has a token_budget and weight_changes, but"},
+          {[](RunConfig& c) { c.data.sources[0].tokens = 20000, c.data.sources[1].tokens = 30000; },
+           "run.steps is 100, which takes 51200 tokens, but the budgets of data.sources sum to 50000; 98 steps use "
+           "them up"},
           {[](RunConfig& c) {
-             c.data.sources[0].tokens = 20000, c.data.sources[1].tokens = 30000;
-           }, "run.steps is 100, which takes 51200 tokens, but the budgets of data.sources sum to 50000; 98 steps use them up"},
-          {[](RunConfig& c) { c.data.validation_sets = {{"a", "x", {}, {}}}; },
+             c.data.validation_sets = {{"a", "x", {}, {}}};
+           },
            "data.validation_sets[0].name is a, but another source has that name already"},
-          {[](RunConfig& c) { c.data.validation_sets = {{"v", "", {}, {}}}; },
+          {[](RunConfig& c) {
+             c.data.validation_sets = {{"v", "", {}, {}}};
+           },
            "data.validation_sets[0] (v) must have one of dataset, shards and text, but has none"},
           {[](RunConfig& c) { c.data.validation_fraction = 1; }, "data.validation_fraction is 1, but"},
           {[](RunConfig& c) { c.data.prefetch_steps = 0; }, "data.prefetch_steps is 0, but"},
@@ -294,6 +315,20 @@ TEST(CheckConfigForRanks, RefusesExactlyTheInvalidCombinations) {
   }
   EXPECT_GT(num_legal, 100);
   EXPECT_GT(num_refused, 100);
+}
+
+TEST(CheckConfigForRanks, RanksThatShareRowsAreOneToTheBatch) {
+  RunConfig c = valid_config();
+  c.parallel.context = 4;
+  c.train.micro_batch_size = 2;
+  c.train.global_batch_size = 6;
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(c, 12); }), "");
+  EXPECT_EQ(message_of<ConfigError>([&] { check_config_for_ranks(c, 6); }),
+            "parallel.context is 4, but must divide the 6 ranks");
+  EXPECT_EQ(
+      message_of<ConfigError>([&] { check_config_for_ranks(c, 16); }),
+      "train.global_batch_size is 6, but must be a multiple of train.micro_batch_size * (ranks / parallel.context) = "
+      "2 * 4 = 8; nearest: 8, 16, 24");
 }
 
 TEST(CheckConfigForRanks, SaysWhichValuesWouldDo) {
