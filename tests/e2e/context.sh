@@ -54,6 +54,9 @@ train 0 "$WORK/fp32-whole" precision=fp32
 close_numbers "$WORK/fp32-whole" "$WORK/fp32-a" 1e-4
 pass "fp32: two runs with shared rows have the same bits, and are close to whole rows"
 
+"$BRAID" eval "$WORK/whole" --passkey 120,200 --trials 1 --json | grep -q '"tokens":200,"depth":1.0,"found":0,"trials":1' ||
+  fail "a model of 8 steps finds a pass key, or nobody asks it"
+pass "eval --passkey asks at every depth"
 mpirun -n 2 "$BRAID" eval "$WORK/whole" --context 2 --json >"$WORK/eval-2"
 "$BRAID" eval "$WORK/whole" --json >"$WORK/eval-1"
 paste <(grep -o '"val/short/loss": *[^,}]*' "$WORK/eval-1" | sed 's/.*: *//') <(grep -o '"val/short/loss": *[^,}]*' "$WORK/eval-2" | sed 's/.*: *//') |

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <system_error>
 
@@ -20,6 +21,7 @@
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
 #include "trainer/metrics/progress_bar.h"
+#include "trainer/passkey.h"
 #include "trainer/run_tokenizer.h"
 #include "trainer/training_state.h"
 
@@ -83,6 +85,35 @@ TokenDataset open_named(const std::string& path, const RunConfig& config, const 
   return data;
 }
 
+// Whether the model finds what a long text says once.
+int eval_passkey(TrainedModel& trained, const std::vector<int64_t>& lengths, int64_t trials, bool json) {
+  RunConfig& config = trained.config;
+  use_default_threads();
+  Context ctx = Context::cpu();  // which reads a text piece by piece
+  if (config.precision == Precision::kBf16) config.precision = Precision::kFp32;
+  config.mtp.depth = 0;
+  const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
+  InferenceState state(ctx, config, mesh, 1, 1);
+  state.load(ctx, trained.reader);
+  const auto tokenizer = run_tokenizer(trained.reader.path());
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  for (const int64_t length : lengths) {
+    std::string line;
+    int64_t found = 0, all = 0;
+    for (const double depth : {0.0, 0.25, 0.5, 0.75, 1.0}) {
+      const PasskeyScore score = passkey_score(ctx, state.model, *tokenizer, length, depth, trials, 1);
+      found += score.found, all += score.trials;
+      line += concat("  ", score.found, " at ", depth);
+      rows.push_back({{"tokens", length}, {"depth", depth}, {"found", score.found}, {"trials", score.trials}});
+    }
+    if (!json)
+      std::printf("pass key in %lld tokens: %lld of %lld found;%s\n", static_cast<long long>(length),
+                  static_cast<long long>(found), static_cast<long long>(all), line.c_str());
+  }
+  if (json) std::printf("%s\n", rows.dump().c_str());
+  return 0;
+}
+
 }  // namespace
 
 void add_eval_command(CLI::App& app, Action& action) {
@@ -91,6 +122,8 @@ void add_eval_command(CLI::App& app, Action& action) {
     int64_t sequences = -1;
     int64_t expert = 1, context = 1;
     bool json = false;
+    std::vector<int64_t> passkey;
+    int64_t trials = 5;
     std::vector<std::string> data;
     std::string tokenizer;
   };
@@ -107,11 +140,20 @@ void add_eval_command(CLI::App& app, Action& action) {
   command->add_option("--tokenizer", options->tokenizer,
                       "of --data: bytes or a tokenizer.json; if not given that of the model's run");
   command->add_option("--expert", options->expert, "expert parallel size");
+  command
+      ->add_option(
+          "--passkey", options->passkey,
+          "instead: hide a number in texts of so many tokens and ask for it at their end; on the CPU, in one process")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 30));
+  command->add_option("--trials", options->trials, "of --passkey, for each of five places")
+      ->check(CLI::Range(1, 1 << 20));
   command->add_option("--context", options->context, "ranks that share every row");
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([options, &action] {
     action = [options] {
       TrainedModel trained = open_trained_model(options->model);
+      if (!options->passkey.empty()) return eval_passkey(trained, options->passkey, options->trials, options->json);
       RunConfig& config = trained.config;
       config.parallel.context = options->context;
       check_context(config);
