@@ -183,6 +183,7 @@ inline constexpr ForeignKey kForeignKeys[] = {
     {"pipeline_model_parallel_size", "",
      "there is no pipeline parallelism; ranks share experts (parallel.expert) and data"},
     {"context_parallel_size", "parallel.context"},
+    {"context_parallel_degree", "parallel.context"},
     {"moe_expert_capacity_factor", "", "no token is ever dropped"},
     {"parallelism", "parallel"},
     {"expert_parallel", "parallel.expert"},
