@@ -131,6 +131,12 @@ small_on_two_gpus() {
   same_numbers "$WORK/small-two-a" "$WORK/small-two-b" "two runs of gpu-small with expert parallel 2"
   same_weights "$WORK/small-two-a" "$WORK/small-two-b" "two runs of gpu-small with expert parallel 2"
   pass "gpu-small on 2 GPUs, expert parallel 2: losses within $small_band_bf16 of one GPU; two runs have the same bits"
+  for flight in 1 2; do
+    small 2 "$WORK/small-flight-$flight" parallel.expert=2 train.micro_batch_size=1 memory.recompute=layer parallel.micro_batches_in_flight=$flight
+  done
+  same_numbers "$WORK/small-flight-1" "$WORK/small-flight-2" "micro-batches of gpu-small side by side"
+  same_weights "$WORK/small-flight-1" "$WORK/small-flight-2" "micro-batches of gpu-small side by side"
+  pass "gpu-small on 2 GPUs: two micro-batches side by side leave the bits of one after the other"
 }
 
 on_two_gpus() {
