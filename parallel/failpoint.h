@@ -8,7 +8,7 @@ namespace braid {
 //   BRAID_FAULT="site=step.begin,rank=1,nth=3,do=kill"     several, separated by ';'
 // rank: of the launcher, all if left out; nth: the nth time that the rank comes by, 1 if left out; every=yes: from then
 // on each time. do: kill | stop | segv | exit=N | hang | delay=SECONDS | oom   happen there;   nan | inf | flip |
-// errno=N   are for the caller. Sites: init, data, step.begin, loss, optim, eval, save, load, log.write,
+// errno=N   are for the caller. Sites: init, data, step.begin, loss, optim, eval, save, load, end,
 // comm.all_reduce and so on for every collective.
 enum class FaultKind { kNone, kNan, kInf, kFlip, kErrno };
 struct Fault {

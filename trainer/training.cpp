@@ -281,6 +281,7 @@ class TrainingRun {
     }
     flush_metrics();
     note("finished", concat("after ", step_, " steps"));
+    fault_point("end");
     if (front_) {
       const std::string lost = front_->pump.finish(std::chrono::seconds(10));
       check<IoError>(lost.empty(), "the run is complete, but of its output ", lost);

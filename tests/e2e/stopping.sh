@@ -23,6 +23,36 @@ train 2 "$stopped" run.steps=20 "${common[@]}" --resume=auto
 same_numbers "$WORK/straight" "$stopped" "stopped by a file and resumed"
 pass "a stop file: exit 75, and the same bits afterwards"
 
+# a signal at any other time: a run that starts or loads has nothing to lose and ends at once, one that is complete is complete
+handles() { for pid in $(pgrep -P "$1" -x braid); do (( 0x$(awk '/^SigCgt/ { print $2 }' "/proc/$pid/status") & 0x200 )) && echo "$pid"; done; }
+signal_in() {  # signal_in SITE SIGNAL CODE RUN_DIR [overrides and flags]: two ranks that pause there, of which one gets the signal
+  local pause=2; case $1 in init | load) pause=20 ;; esac  # which nobody waits for
+  BRAID_FAULT="site=$1,do=delay=$pause" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$4" run.steps=20 "${common[@]}" "${@:5}" >"$4.log" 2>&1 &
+  job=$!
+  for _ in $(seq 1500); do
+    case $1 in
+      init) [ "$(handles $job | wc -l)" = 2 ] && break ;;
+      step*) [ "$(lines_of "$4")" = 7 ] && break ;;
+      load) [ -e "$4/OWNER.json" ] && grep -q '^ranks:' "$4.log" && break ;;
+      end) [ -d "$4/checkpoints/step-000000020" ] && grep -q finished "$4/events.jsonl" && break ;;
+    esac
+    sleep 0.02
+  done
+  kill -"$2" "$(handles $job | head -1)"
+  status=0; wait $job || status=$?
+  [ $status = "$3" ] || { cat "$4.log" >&2; fail "exit code $status instead of $3 after SIG$2 in $1"; }
+}
+signalled=$WORK/signalled
+signal_in init TERM 75 "$signalled"
+grep -q '^braid: stopped on request while it started' "$signalled.log" || fail "a stop while starting is not said"
+signal_in step.begin,nth=8 TERM 75 "$signalled"
+signal_in init USR1 75 "$signalled" --resume
+signal_in load INT 75 "$signalled" --resume
+signal_in end TERM 0 "$signalled" --resume
+same_numbers "$WORK/straight" "$signalled" "asked to stop while it started, loaded and ended"
+[ "$(lines_of "$signalled")" = 20 ] || fail "steps are missing"
+pass "a signal while a run starts or loads ends it with 75, after its last save it changes nothing"
+
 # a time limit
 limited=$WORK/limited
 status=0

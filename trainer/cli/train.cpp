@@ -3,10 +3,12 @@
 #include <memory>
 
 #include "kernels/core/nearest_words.h"
+#include "parallel/failpoint.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/run/agreement.h"
+#include "trainer/run/stop_signal.h"
 #include "trainer/step_memory.h"
 #include "trainer/training.h"
 
@@ -41,6 +43,8 @@ void add_train_command(CLI::App& app, Action& action) {
   command->add_flag("--json", options->json, "one JSON object per line instead of text");
   command->callback([options, &action] {
     action = [options] {
+      end_on_stop_signal(world_rank() == 0);
+      fault_point("init");
       ResumeFrom& resume = options->resume;
       resume.mode = options->resume_mode == "auto"                                   ? ResumeMode::kAuto
                     : options->resume_mode == "strict"                               ? ResumeMode::kStrict

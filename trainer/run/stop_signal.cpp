@@ -1,5 +1,7 @@
 #include "trainer/run/stop_signal.h"
 
+#include <unistd.h>
+
 #include <csignal>
 #include <filesystem>
 #include <initializer_list>
@@ -21,6 +23,22 @@ void remember(int signal) {
   received_signal = signal;
 }
 
+void end_silently(int) { _exit(static_cast<int>(ExitCode::kStoppedOnRequest)); }
+
+void end_with_a_word(int signal) {
+  constexpr char kSentence[] = "braid: stopped on request while it started; nothing was begun, nothing is lost\n";
+  [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kSentence, sizeof kSentence - 1);
+  end_silently(signal);
+}
+
+void handle_stop_signals(void (*handler)(int)) {
+  struct sigaction action = {};
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;  // file writes go on
+  sigemptyset(&action.sa_mask);
+  for (int signal : {SIGTERM, SIGUSR1, SIGINT}) sigaction(signal, &action, nullptr);
+}
+
 const auto start_of_process = std::chrono::steady_clock::now();
 
 // What one rank tells the others. Above them: numbers of signals.
@@ -40,30 +58,26 @@ std::string text_of(int64_t reason) {
 
 }  // namespace
 
-StopSignal::StopSignal() {
+void end_on_stop_signal(bool speaks) { handle_stop_signals(speaks ? end_with_a_word : end_silently); }
+
+void remember_stop_signal() {
   received_signal = 0;
-  struct sigaction action = {};
-  action.sa_handler = remember;
-  action.sa_flags = SA_RESTART;  // file writes go on
-  sigemptyset(&action.sa_mask);
-  for (int signal : {SIGTERM, SIGUSR1, SIGINT}) sigaction(signal, &action, nullptr);
+  handle_stop_signals(remember);
 }
 
-StopSignal::~StopSignal() {
-  for (int signal : {SIGTERM, SIGUSR1, SIGINT}) std::signal(signal, SIG_DFL);
-}
-
-int StopSignal::received() { return received_signal; }
+int received_stop_signal() { return received_signal; }
 
 StopRequests::StopRequests(std::string run_dir, double time_limit_s, bool is_first_rank)
-    : path_(std::move(run_dir) + "/STOP"), time_limit_s_(time_limit_s), is_first_rank_(is_first_rank) {}
+    : path_(std::move(run_dir) + "/STOP"), time_limit_s_(time_limit_s), is_first_rank_(is_first_rank) {
+  remember_stop_signal();
+}
 
 double StopRequests::process_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_of_process).count();
 }
 
 int64_t StopRequests::own_reason(double seconds_to_leave) {
-  if (const int signal = StopSignal::received()) return kSignals + signal;
+  if (const int signal = received_stop_signal()) return kSignals + signal;
   if (!is_first_rank_) return kGoOn;
   constexpr auto kPause = std::chrono::milliseconds(250);  // file systems of many hosts do not like to be asked often
   const auto now = std::chrono::steady_clock::now();

@@ -8,23 +8,20 @@
 
 namespace braid {
 
-// While it lives, SIGTERM, SIGUSR1 and SIGINT ask for a stop instead of ending the process. A second SIGINT ends the
-// process at once.
-class StopSignal {
- public:
-  StopSignal();
-  ~StopSignal();
-  StopSignal(const StopSignal&) = delete;
-  StopSignal& operator=(const StopSignal&) = delete;
-  static int received();  // number of the signal, 0 if none
-};
+// SIGTERM, SIGUSR1 and SIGINT ask for a stop. A run that is still starting has nothing to lose: from here on one ends
+// the process at once, with exit code 75 and, if it is to speak, a sentence.
+void end_on_stop_signal(bool speaks);
+// From here on, until the process ends, they are remembered: the run saves and leaves, and what came too late for that
+// changes nothing. A second SIGINT ends the process at once.
+void remember_stop_signal();
+int received_stop_signal();  // its number, 0 if none
 
 // Everything that can ask a run to save and leave: a signal to any rank, a file <run_dir>/STOP, a limit on the time
 // since the process started. Asked between steps and between the micro-batches of an evaluation, by every rank; all get
 // the same answer.
 class StopRequests {
  public:
-  // time_limit_s: 0 for none.
+  // From here on signals are remembered. time_limit_s: 0 for none.
   StopRequests(std::string run_dir, double time_limit_s, bool is_first_rank);
 
   // Why to stop now, as in "SIGTERM"; empty: go on. Once given, an answer stays. seconds_to_leave: what a stop at the
@@ -37,7 +34,6 @@ class StopRequests {
 
  private:
   int64_t own_reason(double seconds_to_leave);
-  StopSignal signals_;
   std::string path_;
   double time_limit_s_;
   bool is_first_rank_;
