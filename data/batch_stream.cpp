@@ -9,11 +9,12 @@
 namespace braid {
 namespace {
 
-void check_plan(const std::vector<TokenDataset>& datasets, const BatchPlan& plan) {
-  check<ConfigError>(plan.global_batch_size > 0 && plan.micro_batch_size > 0 && plan.num_ranks > 0 &&
-                         plan.global_batch_size % (plan.micro_batch_size * plan.num_ranks) == 0,
-                     "global_batch_size ", plan.global_batch_size, " is not a multiple of micro_batch_size ",
-                     plan.micro_batch_size, " times ", plan.num_ranks, " ranks");
+void check_plan(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t first_step) {
+  const int64_t rows = plan.global_batch_size.rows_after(first_step);
+  check<ConfigError>(rows > 0 && plan.micro_batch_size > 0 && plan.num_ranks > 0 &&
+                         rows % (plan.micro_batch_size * plan.num_ranks) == 0,
+                     "global_batch_size ", rows, " is not a multiple of micro_batch_size ", plan.micro_batch_size,
+                     " times ", plan.num_ranks, " ranks");
   check<ConfigError>(0 <= plan.rank && plan.rank < plan.num_ranks, "rank ", plan.rank, " of ", plan.num_ranks);
   check<ConfigError>(plan.prefetch_steps >= 1, "prefetch_steps is ", plan.prefetch_steps, ", expected at least 1");
   const auto num_sources = static_cast<int64_t>(datasets.size());
@@ -42,9 +43,9 @@ void StepBatches::add(Batch batch, const RowShare& share) {
 StepBatches BatchStream::read_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t step) {
   StepBatches result;
   result.step = step;
-  const int64_t rows_per_rank = plan.global_batch_size / plan.num_ranks;
-  int64_t position = step * plan.global_batch_size + plan.rank * rows_per_rank;
-  for (int64_t micro = 0; micro < plan.micro_batches_per_step(); ++micro) {
+  const int64_t rows_per_rank = plan.global_batch_size.rows_after(step) / plan.num_ranks;
+  int64_t position = plan.global_batch_size.rows_of_first(step) + plan.rank * rows_per_rank;
+  for (int64_t micro = 0; micro < plan.micro_batches_of(step); ++micro) {
     Batch batch;
     for (int64_t row = 0; row < plan.micro_batch_size; ++row, ++position) {
       const PlannedRow planned = planned_row(datasets, plan, position);
@@ -57,7 +58,7 @@ StepBatches BatchStream::read_step(const std::vector<TokenDataset>& datasets, co
 
 BatchStream::BatchStream(const std::vector<TokenDataset>& datasets, BatchPlan plan, int64_t first_step)
     : datasets_(datasets), plan_(std::move(plan)) {
-  check_plan(datasets_, plan_);
+  check_plan(datasets_, plan_, first_step);
   thread_ = std::thread(&BatchStream::read_ahead, this, first_step);
 }
 

@@ -9,17 +9,18 @@
 #include <thread>
 #include <vector>
 
+#include "data/batch_sizes.h"
 #include "data/mixture.h"
 #include "data/token_dataset.h"
 #include "kernels/core/batch.h"
 
 namespace braid {
 
-// Which rows a step trains on: slot s (0 <= s < global_batch_size) of step t is sample t * global_batch_size + s of the
-// mixture, and sample i of a source is row shuffled_index(i mod size, size, seed, epoch i / size). A pure function of
-// (seed, step, slot): nothing to save for resume, nothing that depends on ranks or micro-batches.
+// Which rows a step trains on: the samples of the mixture in their order, the rows of one step behind those of the
+// other, and sample i of a source is row shuffled_index(i mod size, size, seed, epoch i / size). A pure function of
+// (seed, batch sizes, step, slot): nothing that depends on ranks or micro-batches.
 struct BatchPlan {
-  int64_t global_batch_size = 0;  // rows
+  BatchSizes global_batch_size;
   int64_t micro_batch_size = 0;   // rows
   int64_t num_ranks = 1, rank = 0;  // those who share rows are one
   RowShare share;                   // of every row
@@ -27,7 +28,9 @@ struct BatchPlan {
   Mixture mixture;  // of the datasets
   int64_t prefetch_steps = 2;
   // Rank r owns slots [r, r + 1) * global / ranks, cut into micro-batches in order.
-  int64_t micro_batches_per_step() const { return global_batch_size / (micro_batch_size * num_ranks); }
+  int64_t micro_batches_of(int64_t step) const {
+    return global_batch_size.rows_after(step) / (micro_batch_size * num_ranks);
+  }
 };
 
 // Where sample `position` of the mixture comes from.

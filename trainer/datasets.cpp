@@ -142,32 +142,36 @@ Datasets open_datasets(const RunConfig& config) {
   return data;
 }
 
-Mixture mixture_of(const RunConfig& config) {
+Mixture mixture_of(const RunConfig& config, const BatchSizes& batch_sizes) {
   std::vector<MixtureInterval> intervals;
   for (const int64_t step : config.data.steps_of_weights()) {
-    MixtureInterval interval{(step - 1) * config.train.global_batch_size, {}};
+    MixtureInterval interval{batch_sizes.rows_of_first(step - 1), {}};
     for (const SourceConfig& source : config.data.sources) interval.weights.push_back(source.weight_at(step));
     intervals.push_back(std::move(interval));
   }
   return Mixture(std::move(intervals));
 }
 
-BatchPlan batch_plan(const RunConfig& config) {
+BatchPlan batch_plan(const RunConfig& config, const BatchSizes& batch_sizes) {
   BatchPlan plan;
-  plan.global_batch_size = config.train.global_batch_size;
+  plan.global_batch_size = batch_sizes;
   plan.micro_batch_size = config.train.micro_batch_size;
   plan.seed = static_cast<uint64_t>(config.train.seed);
-  plan.mixture = mixture_of(config);
+  plan.mixture = mixture_of(config, batch_sizes);
   plan.prefetch_steps = config.data.prefetch_steps;
   return plan;
 }
 
-BatchPlan batch_plan(const RunConfig& config, const ProcessMesh& mesh) {
-  BatchPlan plan = batch_plan(config);
+BatchPlan batch_plan(const RunConfig& config, const BatchSizes& batch_sizes, const ProcessMesh& mesh) {
+  BatchPlan plan = batch_plan(config, batch_sizes);
   plan.num_ranks = mesh.num_data_ranks();
   plan.rank = mesh.data_rank();
   plan.share = mesh.share();
   return plan;
+}
+
+BatchSizes batch_sizes_of(const CheckpointInfo& info, const RunConfig& stored) {
+  return info.batch_sizes.empty() ? BatchSizes(stored.train.global_batch_size) : BatchSizes(info.batch_sizes);
 }
 
 std::string data_digest(const RunConfig& config, const std::vector<TokenDataset>& train) {

@@ -36,12 +36,18 @@ struct Datasets {
 // Errors: DataError, also if a shard's vocabulary is larger than the model's.
 Datasets open_datasets(const RunConfig& config);
 
-// Which source the samples of the run come from.   Errors: ConfigError if all weights are 0 somewhere.
-Mixture mixture_of(const RunConfig& config);
+// Which source the samples of the run come from. Steps had these rows; those of the config, if nothing else is known.
+// Errors: ConfigError if all weights are 0 somewhere.
+Mixture mixture_of(const RunConfig& config, const BatchSizes& batch_sizes);
+inline Mixture mixture_of(const RunConfig& config) { return mixture_of(config, config.train.global_batch_size); }
 
 // Which rows this rank trains on at every step.
-BatchPlan batch_plan(const RunConfig& config);                           // of all rows, whole
-BatchPlan batch_plan(const RunConfig& config, const ProcessMesh& mesh);  // of what this rank holds
+BatchPlan batch_plan(const RunConfig& config, const BatchSizes& batch_sizes);  // of all rows, whole
+BatchPlan batch_plan(const RunConfig& config, const BatchSizes& batch_sizes,
+                     const ProcessMesh& mesh);  // of what this rank holds
+
+// Those of the run that a checkpoint was saved by; one before format 1.2 knows its config's alone.
+BatchSizes batch_sizes_of(const CheckpointInfo& info, const RunConfig& stored);
 
 // SHA-256 over what decides which rows there are: the shards' sizes, tokenizers, document boundaries and how rows are
 // cut.

@@ -236,7 +236,7 @@ class TrainingRun {
   }
 
   ExitCode run() {
-    BatchStream stream(data_.train, batch_plan(config_, mesh_), step_);
+    BatchStream stream(data_.train, batch_plan(config_, batch_sizes_, mesh_), step_);
     StopRequests stop(config_.run.dir, config_.run.time_limit, front_.has_value());
     stop_ = &stop;
     const CheckpointSection& c = config_.checkpoint;
@@ -308,7 +308,9 @@ class TrainingRun {
   std::string data_order_digest() const {
     const TrainSection& train = config_.train;
     std::string text =
-        concat(data_digest_, " seed ", train.seed, " batch ", train.global_batch_size, " x ", train.seq_length);
+        concat(data_digest_, " seed ", train.seed, " batch ", batch_sizes_.rows_after(0), " x ", train.seq_length);
+    for (size_t i = 1; i < batch_sizes_.changes().size(); ++i)
+      text += concat(" after step ", batch_sizes_.changes()[i][0], " batch ", batch_sizes_.changes()[i][1]);
     for (const SourceConfig& source : config_.data.sources) {
       text += " weight " + yaml_text(source.tokens > 0 ? static_cast<double>(source.tokens) : source.weight);
       for (const WeightChange& change : source.weight_changes)
@@ -480,7 +482,7 @@ class TrainingRun {
     say(concat("ranks ", mesh_.size(), ", expert parallel ", mesh_.expert().size(), ", ", parameters, " parameters, ",
                state_.needs().total() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu", ", ",
                name_of_enum(config_.precision)));
-    const std::vector<int64_t> taken = mixture_.taken(config_.run.steps * config_.train.global_batch_size);
+    const std::vector<int64_t> taken = mixture_.taken(batch_sizes_.rows_of_first(config_.run.steps));
     for (size_t i = 0; i < data_.train.size(); ++i) {
       const TokenDataset& data = data_.train[i];
       char epochs[32];
@@ -530,12 +532,12 @@ class TrainingRun {
   }
 
   // Weights may differ from here on, but not before: the sources would go on elsewhere.
-  void check_mixture_so_far(RunConfig stored, const std::string& path, int64_t step) const {
-    const int64_t global = config_.train.global_batch_size;
-    stored.train.global_batch_size = global;  // it may differ on purpose
-    check<CheckpointError>(mixture_of(stored).is_same_before(mixture_, step * global), path,
-                           ": the weights of data.sources up to step ", step, " were others; change them by "
-                           "weight_changes from a later step on");
+  void check_mixture_so_far(const RunConfig& stored, const CheckpointInfo& info, const std::string& path) const {
+    const int64_t step = info.step;
+    const BatchSizes before = batch_sizes_of(info, stored);
+    check<CheckpointError>(
+        mixture_of(stored, before).is_same_before(mixture_of(config_, before), before.rows_of_first(step)), path, ": the weights of data.sources up to step ", step,
+        " were others; change them by weight_changes from a later step on");
   }
 
   // What is told of a load, once there is where to tell it.
@@ -564,7 +566,7 @@ class TrainingRun {
       check<CheckpointError>(info.data_digest == data_digest_, path,
                              ": the run was trained on other data (or other shards of it, or rows that an earlier build "
                              "packed otherwise) than data.sources now names");
-      check_mixture_so_far(stored, path, info.step);
+      check_mixture_so_far(stored, info, path);
       check<CheckpointError>(info.step <= config_.run.steps, path, ": is after step ", info.step, ", run.steps is ",
                              config_.run.steps);
     };
@@ -575,6 +577,9 @@ class TrainingRun {
     loaded_checkpoint_ = resumed.path;
     step_ = resumed.info.step;
     tokens_ = resumed.info.tokens;
+    batch_sizes_ = batch_sizes_of(resumed.info, stored);
+    batch_sizes_.change(step_, config_.train.global_batch_size);
+    mixture_ = mixture_of(config_, batch_sizes_);
     for (const ConfigDifference& d : compare_configs(stored, config_))
       if (d.key != "run.dir") changed_.push_back(d);
     if (stored.run.steps != config_.run.steps) schedule_notes_ = what_steps_change(stored, config_, step_);
@@ -601,7 +606,7 @@ class TrainingRun {
 
   // What every source has given so far.
   void add_sources(MetricsLine& line) const {
-    const std::vector<int64_t> taken = mixture_.taken(step_ * config_.train.global_batch_size);
+    const std::vector<int64_t> taken = mixture_.taken(batch_sizes_.rows_of_first(step_));
     for (size_t i = 0; i < data_.train.size(); ++i) {
       line.set("data/" + data_.train[i].name() + "/epoch", double(taken[i]) / double(data_.train[i].size()));
       line.set("data/" + data_.train[i].name() + "/tokens", taken[i] * config_.train.seq_length);
@@ -665,6 +670,7 @@ class TrainingRun {
     CheckpointInfo info;
     info.step = step_;
     info.tokens = tokens_;
+    info.batch_sizes = batch_sizes_.changes();
     info.config_yaml = to_yaml(config_);
     info.build_id = kBuildId;
     info.data_digest = data_digest_;
@@ -703,7 +709,8 @@ class TrainingRun {
   Context& ctx_;
   const ProcessMesh& mesh_;
   const RunConfig& config_;
-  const Mixture mixture_ = mixture_of(config_);
+  BatchSizes batch_sizes_ = config_.train.global_batch_size;
+  Mixture mixture_ = mixture_of(config_, batch_sizes_);
   ProgressBoard board_;
   TrainingState state_;
   std::optional<Front> front_;

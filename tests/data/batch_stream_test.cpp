@@ -48,6 +48,40 @@ class BatchStreamTest : public ::testing::Test {
   std::vector<TokenDataset> datasets_;
 };
 
+TEST(BatchSizes, SayWhereAStepBegins) {
+  BatchSizes sizes = 8;
+  EXPECT_EQ(sizes.rows_of_first(0), 0);
+  EXPECT_EQ(sizes.rows_of_first(5), 40);
+  sizes.change(3, 8);
+  EXPECT_EQ(sizes.changes().size(), 1u);
+  sizes.change(3, 4);
+  sizes.change(5, 16);
+  const std::vector<std::array<int64_t, 3>> expected = {{0, 8, 0}, {2, 8, 16}, {3, 4, 24}, {4, 4, 28}, {5, 16, 32}, {7, 16, 64}};
+  for (const auto& [steps, rows, before] : expected) {
+    EXPECT_EQ(sizes.rows_after(steps), rows) << steps;
+    EXPECT_EQ(sizes.rows_of_first(steps), before) << steps;
+  }
+  EXPECT_EQ(BatchSizes(sizes.changes()).rows_of_first(9), 96);
+  sizes.change(4, 2);  // from an older checkpoint: what came later is gone
+  EXPECT_EQ(sizes.changes(), (std::vector<BatchSizes::Change>{{0, 8}, {3, 4}, {4, 2}}));
+  sizes.change(0, 6);
+  EXPECT_EQ(sizes.changes(), (std::vector<BatchSizes::Change>{{0, 6}}));
+}
+
+// Whatever sizes its steps have, a run reads the samples of the mixture once and in their order.
+TEST_F(BatchStreamTest, StepsOfOtherSizesGoOnWithTheNextSample) {
+  const StepBatches whole = BatchStream::read_step(datasets_, plan(40, 4), 0);
+  std::vector<int64_t> expected, read;
+  for (const Batch& batch : whole.micro_batches) expected.insert(expected.end(), batch.tokens.begin(), batch.tokens.end());
+  BatchPlan changing = plan(8, 4);
+  changing.global_batch_size.change(2, 4);
+  changing.global_batch_size.change(3, 20);
+  for (int64_t step = 0; step < 4; ++step)
+    for (const Batch& batch : BatchStream::read_step(datasets_, changing, step).micro_batches)
+      read.insert(read.end(), batch.tokens.begin(), batch.tokens.end());
+  EXPECT_EQ(read, expected);
+}
+
 void expect_equal(const StepBatches& actual, const StepBatches& expected) {
   EXPECT_EQ(actual.step, expected.step);
   ASSERT_EQ(actual.micro_batches.size(), expected.micro_batches.size());
@@ -104,7 +138,7 @@ std::vector<std::vector<int64_t>> rows_of_step(const std::vector<TokenDataset>& 
   std::vector<std::vector<int64_t>> rows;
   for (plan.rank = 0; plan.rank < plan.num_ranks; ++plan.rank) {
     const StepBatches batches = BatchStream::read_step(datasets, plan, step);
-    EXPECT_EQ(static_cast<int64_t>(batches.micro_batches.size()), plan.micro_batches_per_step());
+    EXPECT_EQ(static_cast<int64_t>(batches.micro_batches.size()), plan.micro_batches_of(0));
     for (const Batch& batch : batches.micro_batches)
       for (int64_t row = 0; row < batch.num_rows; ++row)
         rows.emplace_back(batch.tokens.begin() + row * batch.row_tokens,

@@ -90,6 +90,24 @@ resume optimizer.lr=2e-3 train.global_batch_size=16 --override optimizer.lr --ov
 grep -q '{"step": 12, "override/train.global_batch_size": 16.0, "override/optimizer.lr": 0.002}' "$WORK/again/metrics.jsonl" || fail "the change is not marked in the metrics"
 grep -q '"changed".*optimizer.lr from' "$WORK/again/events.jsonl" || fail "the change is not in the list of events"
 pass "learning rate and batch size change on purpose, and that is recorded"
+# 12 steps of 8 rows and 2 of 16 are the first 128 rows of the run, each once and in their order
+"$BRAID" data replay "$WORK/again" --step 1 --steps 14 | tail -n +2 | cut -f 3- >"$WORK/changed.rows"
+"$BRAID" data replay "$TINY" "run.dir=$WORK/again" run.steps=16 --step 1 --steps 16 | tail -n +2 | cut -f 3- | diff - "$WORK/changed.rows" >/dev/null ||
+  fail "a batch of another size begins elsewhere in the data"
+tokens=$(sed -n 's/.*"step": *14,.*"data\/fixed\/tokens": *\([0-9]*\).*/\1/p' "$WORK/again/metrics.jsonl")
+[ "$tokens" = $((128 * 64)) ] || fail "metrics count $tokens tokens of 128 rows of 64"
+resume run.steps=15 optimizer.lr=2e-3 train.global_batch_size=16 >"$WORK/again.log" 2>&1 || fail "a resume behind the change"
+grep -q '"batch_sizes": \[\[0,8\],\[12,16\]\]' "$WORK/again/checkpoints/step-000000015/MANIFEST.json" || fail "the change is not in the checkpoint"
+# and what it trained on: with weights that stay, the loss of 16 rows is the mean of those of the next 8 and the 8 behind them
+losses=
+for rows in 8 16; do
+  again
+  resume optimizer.lr=0 "train.global_batch_size=$rows" --override optimizer.lr --override train.global_batch_size >"$WORK/again.log" 2>&1
+  losses+=$(grep -oE '"step": 1[34],.*"train/loss_lm": [0-9.]+' "$WORK/again/metrics.jsonl" | sed 's/.* //' | tr '\n' ' ')
+done
+awk -v losses="$losses" 'BEGIN { split(losses, l, " "); d = l[3] - (l[1] + l[2]) / 2; exit !(l[4] > 0 && d < 1e-6 && d > -1e-6) }' ||
+  fail "a batch of another size has other rows: losses $losses"
+pass "a batch of another size goes on with the next sample"
 train 2 "$WORK/by-micro" "${common[@]}" balance.scope=micro_batch train.micro_batch_size=2
 expect_error 4 'train.micro_batch_size was 2 and is 1, which the balance loss counts by' \
   mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/by-micro" "${resumed[@]}" balance.scope=micro_batch train.micro_batch_size=1 --resume

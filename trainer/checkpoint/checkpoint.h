@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -33,6 +34,8 @@ std::string weights_name(const Parameter& parameter);
 struct CheckpointInfo {
   int64_t step = 0;         // updates done
   int64_t tokens = 0;       // valid training tokens seen
+  // Rows of the steps so far: {steps done when it began, rows of a step}; empty before format 1.2.
+  std::vector<std::array<int64_t, 2>> batch_sizes;
   std::string config_yaml;  // resolved config of the run
   std::string build_id;
   std::string data_digest;  // of the training data, so that a resume notices other data

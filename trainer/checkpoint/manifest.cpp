@@ -1,6 +1,7 @@
 #include "trainer/checkpoint/manifest.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -16,7 +17,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kFormat = "braid-checkpoint";
-constexpr int64_t kMajor = 1, kMinor = 1;          // 1.1: CRC-32C of headers and blocks
+constexpr int64_t kMajor = 1, kMinor = 2;          // 1.1: CRC-32C of headers and blocks, 1.2: batch_sizes
 constexpr int kMaxDepth = 4;                       // of a line: tensors, tensor, extents, extent
 constexpr size_t kMaxLineBytes = size_t{4} << 20;  // which the JSON library takes many times over
 constexpr size_t kCrcDigits = 8;
@@ -145,6 +146,19 @@ Manifest::File read_file(const Json& json) {
   return file;
 }
 
+std::vector<std::array<int64_t, 2>> read_batch_sizes(const Json& json) {
+  std::vector<std::array<int64_t, 2>> sizes;
+  for (const Json& change : json) {
+    require(change.is_array() && change.size() == 2, "batch_sizes has an entry that is not [steps, rows]");
+    const int64_t steps = number(change[0], "steps in batch_sizes"), rows = number(change[1], "rows in batch_sizes");
+    require(rows > 0 && (sizes.empty() ? steps == 0 : steps > sizes.back()[0]),
+            "batch_sizes does not begin at 0 and ascend, with rows in each step");
+    sizes.push_back({steps, rows});
+  }
+  require(!sizes.empty(), "batch_sizes is empty");
+  return sizes;
+}
+
 void read_tensor(Manifest& manifest, const std::string& name, const Json& json) {
   const std::string dtype_name = text_field(json, "dtype");
   const auto dtype = find_dtype(dtype_name);
@@ -233,8 +247,9 @@ class LineReader {
       fields_[name] = json.begin().value();
   }
 
-  static constexpr const char* kFields[] = {"format", "format_version",  "step",        "tokens", "build_id",
-                                            "world",  "expert_parallel", "data_digest", "config", "parameter_table"};
+  static constexpr const char* kFields[] = {"format",      "format_version", "step",           "tokens",
+                                            "batch_sizes", "build_id",       "world",          "expert_parallel",
+                                            "data_digest", "config",         "parameter_table"};
   Manifest& manifest_;
   Json fields_ = Json::object();
   At at_ = At::kFields;
@@ -254,6 +269,7 @@ std::string Manifest::to_text() const {
     line("format_version", version);
     line("step", info.step);
     line("tokens", info.tokens);
+    if (!info.batch_sizes.empty()) line("batch_sizes", info.batch_sizes);
     line("build_id", info.build_id);
     line("world", info.num_ranks);
     line("expert_parallel", info.expert_parallel);
@@ -289,6 +305,7 @@ Manifest Manifest::parse(const std::string& text, const std::string& path) {
     CheckpointInfo& info = manifest.info;
     info.step = number_field(json, "step");
     info.tokens = number_field(json, "tokens");
+    if (json.contains("batch_sizes")) info.batch_sizes = read_batch_sizes(list_field(json, "batch_sizes"));
     info.build_id = text_field(json, "build_id");
     info.num_ranks = number_field(json, "world");
     info.expert_parallel = number_field(json, "expert_parallel");

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "data/batch_stream.h"
+#include "trainer/checkpoint/checkpoint.h"
 #include "trainer/cli/commands.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
@@ -23,8 +24,8 @@ struct Options {
 
 // The rows of a step, one line for every piece of a document in them, in the order in which training has them.
 void print_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan, int64_t step, bool json) {
-  const int64_t first = (step - 1) * plan.global_batch_size;
-  for (int64_t row = 0; row < plan.global_batch_size; ++row) {
+  const int64_t first = plan.global_batch_size.rows_of_first(step - 1);
+  for (int64_t row = 0; row < plan.global_batch_size.rows_after(step - 1); ++row) {
     const PlannedRow planned = planned_row(datasets, plan, first + row);
     const TokenDataset& dataset = datasets[planned.source];
     for (const TokenDataset::RowPiece& piece : dataset.pieces_of_row(planned.row)) {
@@ -44,6 +45,16 @@ void print_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan
   }
 }
 
+// Of a run those that its newest checkpoint knows, as they may have changed on the way.
+BatchSizes batch_sizes_so_far(const fs::path& run, const RunConfig& config) {
+  const auto checkpoints = branch_checkpoints((run / "checkpoints").string());
+  if (checkpoints.empty()) return config.train.global_batch_size;
+  const CheckpointReader newest(checkpoints.front().path);
+  BatchSizes sizes = batch_sizes_of(newest.info(), read_config_text(newest.info().config_yaml, newest.path()));
+  sizes.change(newest.info().step, config.train.global_batch_size);
+  return sizes;
+}
+
 int replay(const Options& options) {
   const fs::path resolved = fs::path(options.config) / "config.resolved.yaml";
   const RunConfig config =
@@ -55,7 +66,7 @@ int replay(const Options& options) {
                      " steps of the run");
   prepare_shards(config.data, config.run.dir, ShardsOnDisk::kKeep);
   const std::vector<TokenDataset> datasets = open_datasets(config).train;
-  const BatchPlan plan = batch_plan(config);
+  const BatchPlan plan = batch_plan(config, batch_sizes_so_far(options.config, config));
   if (!options.json) std::printf("step\trow\tsource\tepoch\tshard\tdocument\toffset\ttokens\n");
   for (int64_t step = options.step; step < options.step + options.steps; ++step)
     print_step(datasets, plan, step, options.json);

@@ -13,6 +13,7 @@ Manifest example() {
   Manifest m;
   m.info.step = 12;
   m.info.tokens = 9007199254740993;
+  m.info.batch_sizes = {{0, 8}, {5, 16}};
   m.info.config_yaml = "run: {steps: 3}\n# \"quoted\" and ünïcode\n";
   m.info.build_id = "test build";
   m.info.data_digest = "abc";
@@ -39,6 +40,7 @@ TEST(Manifest, ReadsBackWhatItWrote) {
   m.check_coverage("PATH");
   EXPECT_EQ(m.info.step, 12);
   EXPECT_EQ(m.info.tokens, 9007199254740993);
+  EXPECT_EQ(m.info.batch_sizes, expected.info.batch_sizes);
   EXPECT_EQ(m.info.config_yaml, expected.info.config_yaml);
   EXPECT_EQ(m.info.build_id, "test build");
   EXPECT_EQ(m.info.data_digest, "abc");
@@ -92,8 +94,8 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
   };
   const std::string deep(100000, '['), closed(100000, ']');
   const Case cases[] = {
-      {"\"major\":1", "\"major\":2", "it has format version 2.1, this program reads 1.x; use a newer braid"},
-      {"\"major\":1", "\"major\":0", "it has format version 0.1, this program reads 1.x; use the braid that wrote it"},
+      {"\"major\":1", "\"major\":2", "it has format version 2.2, this program reads 1.x; use a newer braid"},
+      {"\"major\":1", "\"major\":0", "it has format version 0.2, this program reads 1.x; use the braid that wrote it"},
       {"\"major\":1", "\"major\":\"1\"", "major is no number of 0 or more"},
       {"braid-checkpoint", "something", "its format is not braid-checkpoint"},
       {"\"format\": ", "\"formal\": ", "it has no format"},
@@ -101,6 +103,13 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
       {"\"step\": 12", "\"step\": 12.0", "step is no number of 0 or more"},
       {"\"step\": 12", "\"step\": 18446744073709551615", "step is no number of 0 or more"},
       {"\"step\": 12", "\"stop\": 12", "it has no step"},
+      {"[[0,8],[5,16]]", "8", "batch_sizes is not a list"},
+      {"[[0,8],[5,16]]", "[]", "batch_sizes is empty"},
+      {"[[0,8],[5,16]]", "[[0,8,1]]", "batch_sizes has an entry that is not [steps, rows]"},
+      {"[[0,8],[5,16]]", "[[1,8]]", "batch_sizes does not begin at 0 and ascend"},
+      {"[[0,8],[5,16]]", "[[0,8],[0,16]]", "batch_sizes does not begin at 0 and ascend"},
+      {"[[0,8],[5,16]]", "[[0,0]]", "batch_sizes does not begin at 0 and ascend, with rows in each step"},
+      {"[[0,8],[5,16]]", "[[0,-8]]", "rows in batch_sizes is no number of 0 or more"},
       {"\"build_id\": \"test build\"", "\"build_id\": 7", "build_id is not a text"},
       {"\"world\": 2", "\"world\": null", "world is no number of 0 or more"},
       {"rank-00000.safetensors\",\"sha", "../rank-00000.safetensors\",\"sha", "it names the file \"../rank-00000"},
@@ -153,7 +162,7 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
 
 TEST(Manifest, ReadsNewerMinorVersions) {
   std::string body = without_digest(example().to_text());
-  const std::string minor = "\"minor\":1";
+  const std::string minor = "\"minor\":2";
   body.replace(body.find(minor), minor.size(), "\"minor\":7");
   body.replace(body.find("\"step\""), 0, "\"new_field\": [1, {\"x\": \"[[[[[[[[ \\\" [[[[[[[\"}],\n");
   EXPECT_EQ(Manifest::parse(with_digest(body), "PATH").info.step, 12);
