@@ -348,9 +348,10 @@ class TrainingRun {
       std::erase_if(skipped_, [&](int64_t s) { return s <= step - kWindow; });
       const auto in_a_row =
           std::count_if(skipped_.begin(), skipped_.end(), [&](int64_t s) { return s > step - kSkipsInARow; });
-      check<NumericsError>(in_a_row < kSkipsInARow && static_cast<int64_t>(skipped_.size()) <= kSkips, result.problem,
-                           ", also when computed again; no update was applied, and ", skipped_.size(), " of the last ",
-                           std::min(step, kWindow), " steps were like this");
+      if (in_a_row >= kSkipsInARow || std::ssize(skipped_) > kSkips)
+        throw_on_every_rank(NumericsError(concat(result.problem, ", also when computed again; no update was applied, and ",
+                                                 skipped_.size(), " of the last ", std::min(step, kWindow),
+                                                 " steps were like this")));
       say(result.problem + ", also when computed again; the step is left out");
       note("skipped_step", result.problem);
       return result;
