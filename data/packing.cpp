@@ -1,36 +1,50 @@
 #include "data/packing.h"
 
 #include <algorithm>
-#include <numeric>
+#include <iterator>
+
+#include "data/row_window.h"
 
 namespace braid {
 
-int64_t RowWindow::open_row(int32_t tokens) {
-  if (num_open_ == kOpenRows) {
-    // The fullest row leaves the window: it is the least likely to take another piece.
-    const auto fullest = std::min_element(free_.begin(), free_.end());
-    std::copy(row_.begin() + (fullest - free_.begin()) + 1, row_.end(), row_.begin() + (fullest - free_.begin()));
-    std::copy(fullest + 1, free_.end(), fullest);
-    --num_open_;
-  }
-  free_[num_open_] = row_tokens_ - tokens;
-  row_[num_open_] = num_rows_;
-  ++num_open_;
-  return num_rows_++;
+BlockRows::BlockRows(int64_t row_tokens) : row_tokens_(row_tokens), window_(std::make_unique<RowWindow>(row_tokens)) {}
+BlockRows::~BlockRows() = default;
+
+void BlockRows::reserve(int64_t parts) {
+  parts_.reserve(parts);
+  first_row_.reserve(parts);
+  window_row_.reserve(parts);
 }
 
-BlockRows pack(const std::vector<Piece>& pieces, int64_t row_tokens) {
-  RowWindow window(row_tokens);
-  std::vector<int64_t> row_of(pieces.size());
-  for (size_t i = 0; i < pieces.size(); ++i) row_of[i] = window.row_for(pieces[i].tokens);
-  BlockRows packed;
-  packed.row_begin.assign(window.num_rows() + 1, 0);
-  for (int64_t row : row_of) ++packed.row_begin[row + 1];
-  std::partial_sum(packed.row_begin.begin(), packed.row_begin.end(), packed.row_begin.begin());
-  packed.pieces.resize(pieces.size());
-  std::vector<int64_t> next(packed.row_begin.begin(), packed.row_begin.end() - 1);
-  for (size_t i = 0; i < pieces.size(); ++i) packed.pieces[next[row_of[i]]++] = pieces[i];
-  return packed;
+void BlockRows::add(const Part& part) {
+  const RowCut cut = RowCut::of(part.tokens, row_tokens_);
+  parts_.push_back(part);
+  first_row_.push_back(num_rows_);
+  num_rows_ += cut.whole_rows;
+  window_row_.push_back(-1);
+  if (!cut.has_rest()) return;
+  const int64_t row = window_->row_for(cut.rest);
+  window_row_.back() = static_cast<int32_t>(row);
+  if (row == std::ssize(packed_row_)) packed_row_.push_back(num_rows_++);
+}
+
+std::vector<Piece> BlockRows::row(int64_t index) const {
+  const auto piece_of = [&](size_t p, int64_t skipped, int64_t tokens, Ending ending) {
+    return Piece{parts_[p].begin + skipped, parts_[p].document, parts_[p].shard, static_cast<int32_t>(tokens), ending};
+  };
+  const auto packed = std::lower_bound(packed_row_.begin(), packed_row_.end(), index);
+  if (packed == packed_row_.end() || *packed != index) {
+    const size_t p = std::upper_bound(first_row_.begin(), first_row_.end(), index) - first_row_.begin() - 1;
+    return {piece_of(p, (index - first_row_[p]) * row_tokens_, row_tokens_, Ending::kNextPiece)};
+  }
+  std::vector<Piece> pieces;
+  const auto row = static_cast<int32_t>(packed - packed_row_.begin());
+  for (size_t p = 0; p < parts_.size(); ++p) {
+    if (window_row_[p] != row) continue;
+    const RowCut cut = RowCut::of(parts_[p].tokens, row_tokens_);
+    pieces.push_back(piece_of(p, cut.whole_rows * row_tokens_, cut.rest, parts_[p].ending));
+  }
+  return pieces;
 }
 
 }  // namespace braid

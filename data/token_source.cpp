@@ -12,6 +12,7 @@
 #include <thread>
 #include <utility>
 
+#include "data/row_window.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/file_text.h"
@@ -24,7 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kMinTokens = 2;  // of a document or split that can predict anything
-constexpr int64_t kRowsOfBlock = 256, kLeastDocuments = 4096, kMostDocuments = 65536;
+constexpr int64_t kRowsOfBlock = 256, kLeastDocuments = 4096, kMostDocuments = 32768;
 constexpr int64_t kBlocksWorthStoring = 64;  // fewer are counted in a moment
 constexpr const char* kIndexFormat = "braid packing 1\n";
 
@@ -59,6 +60,19 @@ bool HeldOut::holds(int64_t document) const {
   return std::binary_search(documents.begin(), documents.end(), document);
 }
 
+void HeldOut::hold(int64_t first, std::span<uint8_t> held) const {
+  const auto count = std::ssize(held);
+  if (!by_hash || fraction == 0) {
+    std::fill(held.begin(), held.end(), 0);
+    for (auto d = std::lower_bound(documents.begin(), documents.end(), first); d != documents.end() && *d < first + count; ++d)
+      held[*d - first] = 1;
+    return;
+  }
+  // hash * 2^-53 < fraction, in whole numbers
+  const auto bound = static_cast<uint64_t>(std::ceil(std::ldexp(fraction, 53)));
+  for (int64_t i = 0; i < count; ++i) held[i] = split_hash(first + i) >> 11 < bound;
+}
+
 TokenSource::TokenSource(std::string name, const std::vector<std::string>& shard_paths, int64_t row_tokens,
                          double validation_fraction)
     : name_(std::move(name)), row_tokens_(row_tokens), first_document_{0} {
@@ -90,9 +104,12 @@ TokenSource::TokenSource(std::string name, const std::vector<std::string>& shard
 }
 
 template <class F>
-void TokenSource::for_each_document(int64_t block, std::vector<int64_t>& offsets, F&& document) const {
+void TokenSource::for_each_document(int64_t block, Scratch& scratch, F&& document) const {
   int64_t first = block * block_documents_;
   const int64_t last = std::min(first + block_documents_, num_documents());
+  scratch.held.resize(last - first);
+  held_.hold(first, scratch.held);
+  std::vector<int64_t>& offsets = scratch.offsets;
   size_t shard = std::upper_bound(first_document_.begin(), first_document_.end(), first) - first_document_.begin() - 1;
   for (; first < last; ++shard) {
     const int64_t begin = first - first_document_[shard];
@@ -105,13 +122,13 @@ void TokenSource::for_each_document(int64_t block, std::vector<int64_t>& offsets
 }
 
 template <class F>
-void TokenSource::for_each_part(int64_t document, int64_t begin, int64_t end, F&& part) const {
+void TokenSource::for_each_part(int64_t document, int64_t begin, int64_t end, bool is_held, F&& part) const {
   if (document == held_.cut_document) {
     const int64_t cut = end - held_.cut_tokens;
     part(Split::kTrain, begin, cut, Ending::kHeldOut);
     part(Split::kValidation, cut, end, Ending::kDocument);
   } else {
-    part(held_.holds(document) ? Split::kValidation : Split::kTrain, begin, end, Ending::kDocument);
+    part(is_held ? Split::kValidation : Split::kTrain, begin, end, Ending::kDocument);
   }
 }
 
@@ -124,34 +141,33 @@ void TokenSource::count_rows() {
     std::array<char, 32> digest = {};
   };
   std::vector<Counts> counts;
-  const auto count = [&](int64_t block, std::vector<int64_t>& offsets) {
+  const auto count = [&](int64_t block, Scratch& scratch) {
     Counts& c = counts[block];
     std::array<RowWindow, 2> windows = {RowWindow(row_tokens_), RowWindow(row_tokens_)};
-    std::vector<int64_t> lengths;
-    lengths.reserve(block_documents_);
-    for_each_document(block, offsets, [&](size_t, int64_t, int64_t begin, int64_t end, int64_t document) {
+    const int64_t first = block * block_documents_;
+    scratch.lengths.resize(block_documents_);
+    int64_t* lengths = scratch.lengths.data();
+    for_each_document(block, scratch, [&](size_t, int64_t, int64_t begin, int64_t end, int64_t document) {
       const int64_t length = end - begin;
-      lengths.push_back(length);
+      *lengths++ = length;
       bool is_held = false;
-      for_each_part(document, begin, end, [&](Split held_by, int64_t from, int64_t to, Ending ending) {
+      for_each_part(document, begin, end, scratch.held[document - first], [&](Split held_by, int64_t from, int64_t to, Ending) {
         const size_t split = index_of(held_by);
         is_held |= held_by == Split::kValidation;
-        // Whole rows need no window; at most one remainder does.
-        const int64_t whole = to > from ? (to - from - 1) / row_tokens_ : 0;
-        c.rows[split] += whole;
-        c.tokens[split] += whole * row_tokens_;
-        for_each_piece(from + whole * row_tokens_, to, ending, row_tokens_, [&](int64_t, int64_t tokens, Ending) {
-          windows[split].row_for(static_cast<int32_t>(tokens));
-          c.tokens[split] += tokens;
-        });
+        const RowCut cut = RowCut::of(to - from, row_tokens_);
+        c.rows[split] += cut.whole_rows;
+        c.tokens[split] += cut.whole_rows * row_tokens_;
+        if (!cut.has_rest()) return;
+        windows[split].row_for(cut.rest);
+        c.tokens[split] += cut.rest;
       });
       if (length < kMinTokens) return;
       c.countable += length;
       if (is_held) c.countable_held += length;
     });
     for (size_t split : {0, 1}) c.rows[split] += windows[split].num_rows();
-    sha256({reinterpret_cast<const char*>(lengths.data()), lengths.size() * sizeof(lengths[0])})
-        .copy(c.digest.data(), c.digest.size());
+    const char* bytes = reinterpret_cast<const char*>(scratch.lengths.data());
+    sha256({bytes, static_cast<size_t>(reinterpret_cast<const char*>(lengths) - bytes)}).copy(c.digest.data(), c.digest.size());
   };
 
   const auto count_all = [&] {
@@ -161,8 +177,8 @@ void TokenSource::count_rows() {
     std::mutex mutex;
     const auto work = [&] {
       try {
-        std::vector<int64_t> offsets;
-        for (int64_t block; (block = next++) < num_blocks();) count(block, offsets);
+        Scratch scratch;
+        for (int64_t block; (block = next++) < num_blocks();) count(block, scratch);
       } catch (...) {
         next = num_blocks();
         std::scoped_lock lock(mutex);
@@ -212,10 +228,10 @@ HeldOut TokenSource::hold_out_by_list() const {
     int64_t document, length;
   };
   std::vector<Document> all;
-  std::vector<int64_t> offsets;
+  Scratch scratch;
   int64_t total = 0;
   for (int64_t block = 0; block < num_blocks(); ++block)
-    for_each_document(block, offsets, [&](size_t, int64_t, int64_t begin, int64_t end, int64_t document) {
+    for_each_document(block, scratch, [&](size_t, int64_t, int64_t begin, int64_t end, int64_t document) {
       if (end - begin < kMinTokens) return;
       all.push_back({split_hash(document), document, end - begin});
       total += end - begin;
@@ -253,18 +269,16 @@ std::shared_ptr<const BlockRows> TokenSource::packed(Split split, int64_t block)
       return found->rows;
     }
   }
-  std::vector<Piece> pieces;
-  std::vector<int64_t> offsets;
-  for_each_document(block, offsets, [&](size_t shard, int64_t d, int64_t begin, int64_t end, int64_t document) {
-    for_each_part(document, begin, end, [&](Split part, int64_t from, int64_t to, Ending end_of_part) {
-      if (part != split) return;
-      for_each_piece(from, to, end_of_part, row_tokens_, [&](int64_t at, int64_t tokens, Ending ending) {
-        pieces.push_back({at, d, static_cast<int32_t>(shard), static_cast<int32_t>(tokens), ending});
-      });
+  auto rows = std::make_shared<BlockRows>(row_tokens_);
+  if (split == Split::kTrain) rows->reserve(block_documents_);
+  Scratch scratch;
+  const int64_t first = block * block_documents_;
+  for_each_document(block, scratch, [&](size_t shard, int64_t d, int64_t begin, int64_t end, int64_t document) {
+    for_each_part(document, begin, end, scratch.held[document - first], [&](Split part, int64_t from, int64_t to, Ending ending) {
+      if (part == split) rows->add({from, to - from, d, static_cast<int32_t>(shard), ending});
     });
   });
-  auto rows = std::make_shared<const BlockRows>(pack(pieces, row_tokens_));
-  const auto found = static_cast<int64_t>(rows->row_begin.size()) - 1;
+  const int64_t found = rows->num_rows();
   const int64_t counted = rows_before_[index_of(split)][block + 1] - rows_before_[index_of(split)][block];
   if (found != counted)
     throw DataError(concat(name_, ": documents ", block * block_documents_, " and on make ", found, " rows, but ",
@@ -279,10 +293,7 @@ std::vector<Piece> TokenSource::row(Split split, int64_t index) const {
   assert(0 <= index && index < num_rows(split));
   const std::vector<int64_t>& before = rows(split);
   const int64_t block = std::upper_bound(before.begin(), before.end(), index) - before.begin() - 1;
-  const auto block_rows = packed(split, block);
-  const int64_t row = index - before[block];
-  return {block_rows->pieces.begin() + block_rows->row_begin[row],
-          block_rows->pieces.begin() + block_rows->row_begin[row + 1]};
+  return packed(split, block)->row(index - before[block]);
 }
 
 // ---- The index file: format, key, counts, SHA-256 of all that

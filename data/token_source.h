@@ -5,6 +5,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,11 +24,13 @@ struct HeldOut {
   std::vector<int64_t> documents;  // rising, where not
   int64_t cut_document = -1, cut_tokens = 0;
   bool holds(int64_t document) const;
+  // held[i] = holds(first + i), many at once.
+  void hold(int64_t first, std::span<uint8_t> held) const;
 };
 
 // The shards of a source and how its documents become rows, for any number of documents. They stay in the shards: they
 // are packed in blocks of consecutive documents, at least 256 rows or 4096 documents each, and what is kept of a block
-// is how many rows it has. A row is found by packing its block again (0.3 to 2 ms), the last few blocks are kept.
+// is how many rows it has. A row is found by packing its block again, the last few blocks are kept.
 // The counts of large sources are stored beside the first shard, so that later starts need not read the documents.
 class TokenSource {
  public:
@@ -54,12 +57,18 @@ class TokenSource {
   const std::vector<int64_t>& rows(Split split) const { return rows_before_[index_of(split)]; }
   int64_t num_blocks() const { return (num_documents() + block_documents_ - 1) / block_documents_; }
 
-  // document(shard, document of it, begin, end, document of the source) for the documents of a block.
+  // Buffers for the documents of a block.
+  struct Scratch {
+    std::vector<int64_t> offsets, lengths;
+    std::vector<uint8_t> held;
+  };
+  // document(shard, document of it, begin, end, document of the source) for the documents of a block. scratch.held says of each
+  // whether it is held out.
   template <class F>
-  void for_each_document(int64_t block, std::vector<int64_t>& offsets, F&& document) const;
+  void for_each_document(int64_t block, Scratch& scratch, F&& document) const;
   // part(split, begin, end, ending) for what each split has of a document.
   template <class F>
-  void for_each_part(int64_t document, int64_t begin, int64_t end, F&& part) const;
+  void for_each_part(int64_t document, int64_t begin, int64_t end, bool is_held, F&& part) const;
   std::shared_ptr<const BlockRows> packed(Split split, int64_t block) const;
 
   void count_rows();

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "data/pooled_file.h"
+#include "data/row_window.h"
 #include "data/token_dataset.h"
 #include "kernels/core/error.h"
 #include "tests/data/shard_files.h"
@@ -55,6 +56,49 @@ TEST(RowWindow, IsFirstFit) {
     for (const int64_t size : sizes) rows.push_back(window.row_for(static_cast<int32_t>(size)));
     EXPECT_EQ(rows, reference_rows(sizes, row_tokens)) << row_tokens;
     EXPECT_EQ(window.num_rows(), *std::max_element(rows.begin(), rows.end()) + 1);
+  }
+}
+
+// A row as it is listed is what all rows of the block, written out one by one, have there.
+TEST(BlockRows, ListsTheRowsThatPackingMakes) {
+  std::mt19937 random(4);
+  for (const int64_t row_tokens : {2, 7, 100}) {
+    BlockRows block(row_tokens);
+    std::vector<Piece> pieces;
+    std::vector<int64_t> sizes;
+    int64_t begin = 0;
+    for (int64_t d = 0; d < 3000; ++d) {
+      const auto ending = random() % 5 ? Ending::kDocument : Ending::kHeldOut;
+      const auto tokens = static_cast<int64_t>(d % 3 == 0 ? random() % (9 * row_tokens) : random() % (row_tokens + 2));
+      block.add({begin, tokens, d, static_cast<int32_t>(d / 1000), ending});
+      int64_t at = begin;
+      for (; begin + tokens - at > row_tokens; at += row_tokens) pieces.push_back({at, d, static_cast<int32_t>(d / 1000), static_cast<int32_t>(row_tokens), Ending::kNextPiece});
+      if (begin + tokens - at >= 2) pieces.push_back({at, d, static_cast<int32_t>(d / 1000), static_cast<int32_t>(begin + tokens - at), ending});
+      begin += tokens;
+    }
+    for (const Piece& piece : pieces) sizes.push_back(piece.tokens);
+    const std::vector<int64_t> rows = reference_rows(sizes, row_tokens);
+    ASSERT_EQ(block.num_rows(), *std::max_element(rows.begin(), rows.end()) + 1);
+    std::vector<std::vector<Piece>> expected(block.num_rows());
+    for (size_t p = 0; p < pieces.size(); ++p) expected[rows[p]].push_back(pieces[p]);
+    for (int64_t r = 0; r < block.num_rows(); ++r) {
+      const std::vector<Piece> found = block.row(r);
+      ASSERT_EQ(found.size(), expected[r].size()) << r;
+      for (size_t p = 0; p < found.size(); ++p) {
+        const Piece &a = found[p], &b = expected[r][p];
+        ASSERT_TRUE(a.begin == b.begin && a.document == b.document && a.shard == b.shard && a.tokens == b.tokens && a.ending == b.ending) << r;
+      }
+    }
+  }
+}
+
+TEST(HeldOut, SaysOfManyDocumentsWhatItSaysOfEach) {
+  for (const HeldOut& held : {HeldOut{.fraction = 0.3}, HeldOut{.fraction = 0}, HeldOut{.fraction = 0.5, .by_hash = false, .documents = {3, 70, 71, 500}}}) {
+    std::vector<uint8_t> many(100);
+    for (const int64_t first : {0, 60, 1000000}) {
+      held.hold(first, many);
+      for (int64_t i = 0; i < 100; ++i) ASSERT_EQ(many[i] != 0, held.holds(first + i)) << first << ' ' << i;
+    }
   }
 }
 
