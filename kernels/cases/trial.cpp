@@ -156,8 +156,13 @@ Segments Trial::segments(Segments segments) {
   if (!on_cuda()) return segments;
   const int64_t N = segments.num_tokens();
   auto ints = [&](int64_t count) { return take(Device::kCuda, {count}, DType::kI32); };
-  const Segments::Tables tables = {ints(N + 1), ints(N),     take(Device::kCuda, {N}, DType::kU8),
-                                   ints(N + 1), ints(N + 1), ints(N)};
+  const Segments::Tables tables = {.offsets = ints(N + 1),
+                                   .document_begin = ints(N),
+                                   .position = ints(N),
+                                   .valid = take(Device::kCuda, {N}, DType::kU8),
+                                   .first_chunk = ints(N + 1),
+                                   .chunk_begin = ints(N + 1),
+                                   .by_length = ints(N)};
   if (kind_ != Kind::kListed) segments.upload(*ctx_, tables);
   return segments;
 }

@@ -52,9 +52,14 @@ Tensor CudaTest::to_gpu(const Tensor& host, DType dtype) {
 
 Segments CudaTest::to_gpu(Segments segments) {
   const int64_t N = segments.num_tokens();
-  Segments::Tables tables = {allocate_on_gpu({N + 1}, DType::kI32), allocate_on_gpu({N}, DType::kI32),
-                             allocate_on_gpu({N}, DType::kU8),      allocate_on_gpu({N + 1}, DType::kI32),
-                             allocate_on_gpu({N + 1}, DType::kI32), allocate_on_gpu({N}, DType::kI32)};
+  auto ints = [&](int64_t count) { return allocate_on_gpu({count}, DType::kI32); };
+  const Segments::Tables tables = {.offsets = ints(N + 1),
+                                   .document_begin = ints(N),
+                                   .position = ints(N),
+                                   .valid = allocate_on_gpu({N}, DType::kU8),
+                                   .first_chunk = ints(N + 1),
+                                   .chunk_begin = ints(N + 1),
+                                   .by_length = ints(N)};
   segments.upload(*gpu_context(), tables);
   return segments;
 }

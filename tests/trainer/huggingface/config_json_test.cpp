@@ -303,7 +303,7 @@ TEST_F(ConfigJsonTest, RefusesWrongTypes) {
       EXPECT_EQ(refusal_with(concat("\"", key, "\":", wrong)),
                 concat(key, " is ", wrong, ", expected ", kind.expected));
   });
-  EXPECT_EQ(num_keys, 28);
+  EXPECT_EQ(num_keys, 29);
   EXPECT_EQ(refusal_with(R"("num_hidden_layers":1,"layer_types":["sliding_attention"])"),
             "layer_types holds \"sliding_attention\", expected linear_attention or full_attention");
   EXPECT_EQ(refusal_with(R"("num_hidden_layers":1,"layer_types":[0])"),
