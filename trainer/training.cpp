@@ -685,9 +685,10 @@ class TrainingRun {
   void finish_saves() {
     saver_->finish();
     const std::vector<SaveReport> reports = report_saves();
-    check<IoError>(
-        reports.empty() || reports.back().problem.empty(),
-        "the last checkpoint of the run could not be saved: ", reports.empty() ? "" : reports.back().problem);
+    if (reports.empty() || reports.back().problem.empty()) return;
+    const bool had_memory = reports.back().code != ExitCode::kOutOfMemory;
+    throw_on_every_rank(Error(had_memory ? ExitCode::kIo : ExitCode::kOutOfMemory,
+                              "the last checkpoint of the run could not be saved: " + reports.back().problem));
   }
 
   std::vector<SaveReport> report_saves() {

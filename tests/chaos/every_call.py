@@ -7,7 +7,7 @@ no more of them.
 A tiny model on two ranks, three saves and a pruning, or a load. Then the run goes on without a fault: every committed
 checkpoint is whole, and state and numbers are those of the run that nothing happened to. WHAT: kill-change, kill-read
 (-9 at a call on checkpoints that writes, flushes, renames, removes …, or reads), error-change, error-read (EIO once),
-full (ENOSPC from there on), kill-collective. --step N takes every Nth.
+full (ENOSPC from there on), memory (a request for host memory that finds none), kill-collective. --step N takes every Nth.
 """
 
 import argparse
@@ -30,7 +30,7 @@ class EveryCall:
         check(job.wait(300) == 0, "the run to be resumed failed:", job.log()[-2000:])
 
     def plan(self, what, rank, nth):
-        on = "read" if what.endswith("read") else "change"
+        on = "read" if what.endswith("read") else "memory" if what == "memory" else "change"
         plan = {
             "rank": rank,
             "on": on,
@@ -54,7 +54,7 @@ class EveryCall:
             was_hit = code != 0
         else:
             was_hit = code != 0 or "WARNING" in log
-            check(code in (0, 4, 9), name, f"exit code {code}:", log[-2000:])
+            check(code in ((0, 7) if what == "memory" else (0, 4, 9)), name, f"exit code {code}:", log[-2000:])
             check(
                 code == 0 or log.count("\nbraid: ") + log.startswith("braid: ") == 1,
                 name,
@@ -101,7 +101,7 @@ def main():
     parser = argparse.ArgumentParser()
     add_common_arguments(parser, seed=False)
     parser.add_argument("calls")
-    parser.add_argument("--what", default="kill-change,kill-read,error-change,error-read,full,kill-collective")
+    parser.add_argument("--what", default="kill-change,kill-read,error-change,error-read,full,memory,kill-collective")
     parser.add_argument("--step", type=int, default=1)
     options = parser.parse_args()
     begin = time.monotonic()

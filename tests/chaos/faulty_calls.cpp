@@ -3,7 +3,7 @@
 //   BRAID_CALLS="rank=1,on=change,nth=17,times=1,do=kill"
 // which rank of the launcher; which calls of it that have to do with checkpoints: `change` creates, reserves, writes,
 // flushes, renames and removes, `read` opens and reads; at which of them, and how many from there on; `kill`, or the
-// number of an error (28: no space).
+// number of an error (28: no space). on=memory,nth=N: the Nth request of at least 4 KiB of host memory finds none left.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -16,12 +16,13 @@
 #include <cstdarg>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <string>
 
 namespace {
 
 struct Plan {
-  bool on_change = false, on_read = false;
+  bool on_change = false, on_read = false, on_memory = false;
   long nth = 0, times = 1;
   int error = 0;  // 0: kill
 };
@@ -37,7 +38,8 @@ Plan read_plan() {
   const char *text = std::getenv("BRAID_CALLS"), *rank = std::getenv("OMPI_COMM_WORLD_RANK");
   if (!text || value_of(text, "rank") != (rank ? rank : "0")) return {};
   Plan plan;
-  (value_of(text, "on") == "read" ? plan.on_read : plan.on_change) = true;
+  const std::string on = value_of(text, "on");
+  (on == "read" ? plan.on_read : on == "memory" ? plan.on_memory : plan.on_change) = true;
   plan.nth = std::atol(value_of(text, "nth").c_str());
   if (const std::string times = value_of(text, "times"); !times.empty()) plan.times = std::atol(times.c_str());
   if (const std::string deed = value_of(text, "do"); deed != "kill") plan.error = std::atoi(deed.c_str());
@@ -53,10 +55,24 @@ bool is_of_checkpoints(int fd) {
   return is_of_checkpoints(path);
 }
 
+const Plan& the_plan() {
+  static const Plan plan = read_plan();
+  return plan;
+}
+
+// Is there to be no memory for this request?
+bool has_no_memory(size_t bytes) {
+  constexpr size_t kSmall = 4096;  // also what reading the plan takes
+  static std::atomic<long> calls{0};
+  if (bytes < kSmall) return false;
+  const Plan& plan = the_plan();
+  return plan.on_memory && ++calls == plan.nth;
+}
+
 // The error of this call, 0 if it is to be done.
 template <class Where>
 int fault(bool changes, Where where) {
-  static const Plan plan = read_plan();
+  const Plan& plan = the_plan();
   static std::atomic<long> calls{0};
   if (!(changes ? plan.on_change : plan.on_read)) return 0;
   const int before = errno;
@@ -136,4 +152,16 @@ int remove(const char* path) noexcept {
   return next<int (*)(const char*)>("remove")(path);
 }
 
+void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
+  if (has_no_memory(bytes)) return errno = ENOMEM, nullptr;
+  return next<void* (*)(size_t, size_t)>("aligned_alloc")(alignment, bytes);
+}
+
 }  // extern "C"
+
+// What the C++ library's throwing forms all come to.
+void* operator new(size_t bytes) {
+  void* block = has_no_memory(bytes) ? nullptr : std::malloc(bytes);
+  if (!block) throw std::bad_alloc();
+  return block;
+}

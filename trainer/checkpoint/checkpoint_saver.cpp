@@ -182,10 +182,12 @@ void CheckpointSaver::fail(const Error& error) {
   ++failures_;
   report_.path.clear();
   report_.problem = error.what();
+  report_.code = error.code();
   end_save();
   if (is_passing(error.code()) && !options_.stop_on_failure && failures_ < kMostFailures) return;
-  throw Error(error.code(), concat("the checkpoint of step ", report_.step, " could not be saved",
-                                   failures_ == kMostFailures ? ", the 3rd in a row" : "", ": ", error.what()));
+  throw_on_every_rank(
+      Error(error.code(), concat("the checkpoint of step ", report_.step, " could not be saved",
+                                 failures_ == kMostFailures ? ", the 3rd in a row" : "", ": ", error.what())));
 }
 
 }  // namespace braid

@@ -16,12 +16,13 @@ namespace braid {
 // How a save went.
 struct SaveReport {
   int64_t step = 0;
-  std::string path;         // where it is committed; empty: it failed,
-  std::string problem;      // because of this
-  int64_t bytes = 0;        // of all ranks,
-  double write_ms = 0;      // until the slowest rank's were on its disk
-  double read_back_ms = 0;  // and until it had read them again
-  double stall_ms = 0;      // that the training of this rank waited for the save
+  std::string path;                 // where it is committed; empty: it failed,
+  std::string problem;              // because of this
+  ExitCode code = ExitCode::kDone;  // of the problem
+  int64_t bytes = 0;                // of all ranks,
+  double write_ms = 0;              // until the slowest rank's were on its disk
+  double read_back_ms = 0;          // and until it had read them again
+  double stall_ms = 0;              // that the training of this rank waited for the save
 };
 
 // Saves a run's checkpoints while it goes on. start() copies what is to be saved into memory of its own; a thread of
