@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <initializer_list>
 #include <system_error>
@@ -23,19 +24,19 @@ void remember(int signal) {
   received_signal = signal;
 }
 
-void end_silently(int) { _exit(static_cast<int>(ExitCode::kStoppedOnRequest)); }
+bool speaks_of_stop = false, has_launcher = false;
 
-void end_with_a_word(int signal) {
+// SIGTERM from the launcher is how it ends the others after one has failed, which has said why.
+void end_at_once(int signal, siginfo_t* info, void*) {
   constexpr char kSentence[] = "braid: stopped on request while it started; nothing was begun, nothing is lost\n";
-  [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kSentence, sizeof kSentence - 1);
-  end_silently(signal);
+  const bool is_clean_up = signal == SIGTERM && has_launcher && info->si_pid == getppid();
+  if (speaks_of_stop && !is_clean_up) {
+    [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kSentence, sizeof kSentence - 1);
+  }
+  _exit(static_cast<int>(ExitCode::kStoppedOnRequest));
 }
 
-void handle_stop_signals(void (*handler)(int)) {
-  struct sigaction action = {};
-  action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;  // file writes go on
-  sigemptyset(&action.sa_mask);
+void handle_stop_signals(const struct sigaction& action) {
   for (int signal : {SIGTERM, SIGUSR1, SIGINT}) sigaction(signal, &action, nullptr);
 }
 
@@ -58,11 +59,21 @@ std::string text_of(int64_t reason) {
 
 }  // namespace
 
-void end_on_stop_signal(bool speaks) { handle_stop_signals(speaks ? end_with_a_word : end_silently); }
+void end_on_stop_signal(bool speaks) {
+  speaks_of_stop = speaks;
+  has_launcher = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
+  struct sigaction action = {};
+  action.sa_sigaction = end_at_once;
+  action.sa_flags = SA_SIGINFO;
+  handle_stop_signals(action);
+}
 
 void remember_stop_signal() {
   received_signal = 0;
-  handle_stop_signals(remember);
+  struct sigaction action = {};
+  action.sa_handler = remember;
+  action.sa_flags = SA_RESTART;  // file writes go on
+  handle_stop_signals(action);
 }
 
 int received_stop_signal() { return received_signal; }
