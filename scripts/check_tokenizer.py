@@ -50,7 +50,7 @@ def translations(size, rng):
         try:
             with open(name, "rb") as file:
                 catalog = gettext.GNUTranslations(file)._catalog
-        except (OSError, UnicodeError, ValueError):
+        except (OSError, UnicodeError, ValueError, IndexError):
             continue
         data = "\n".join(v for v in catalog.values() if isinstance(v, str)).encode()
         size -= len(data)
