@@ -181,7 +181,7 @@ def check_command(where: str, command: str) -> None:
 # 2. They run
 
 
-def make_workplace(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """What the commands find: the repository's configs, cut short, a model of others, a config of one's own, runs."""
     for name in ("scripts", "tests", "kernels", "docs"):
         (folder / name).symlink_to(SOURCE / name)
@@ -246,7 +246,7 @@ def main() -> None:
             check_command(str(path.relative_to(SOURCE)), command)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_workplace(folder)
+        make_folder(folder)
         for path in documents:
             if path.name == "tutorial.md":
                 continue

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Two "hosts": network namespaces with a name, an address and a loopback of their own, and one cable between them. mpirun on the first starts
-# a daemon on the second through an agent in the place of ssh. The same bits as on one host; a cable that is cut, and a host whose
+# a daemon on the second through a script in the place of ssh. The same bits as on one host; a cable that is cut, and a host whose
 # ranks all die, end the job with the host's name. Needs root and `ip netns`; else it is skipped (77).
 source "$(dirname "$0")/common.sh" "$@"
 command -v ip >/dev/null && [ "$(id -u)" = 0 ] && unshare --uts --net true 2>/dev/null || { echo "not checked: needs root and ip"; exit 77; }
@@ -30,17 +30,17 @@ name=$1
 shift
 exec ip netns exec "$name" unshare --uts bash -c 'hostname "${0%-*}" && exec "$@"' "$name" "$@"
 EOF
-# What mpirun calls instead of ssh: AGENT [options] ADDRESS COMMAND
-cat >"$WORK/agent" <<EOF
+# What mpirun calls instead of ssh: REMOTE [options] ADDRESS COMMAND
+cat >"$WORK/remote" <<EOF
 #!/usr/bin/env bash
 while [[ \$1 == -* ]]; do shift; done
-[ "\$1" = 10.77.0.2 ] || { echo "agent: unknown host \$1" >&2; exit 1; }
+[ "\$1" = 10.77.0.2 ] || { echo "remote: unknown host \$1" >&2; exit 1; }
 shift
 exec "$WORK/on" $two bash -c "\$*"
 EOF
-chmod +x "$WORK/on" "$WORK/agent"
+chmod +x "$WORK/on" "$WORK/remote"
 printf '10.77.0.1 slots=2\n10.77.0.2 slots=2\n' >"$WORK/hosts"
-across=("$WORK/on" $one mpirun --hostfile "$WORK/hosts" --mca plm_rsh_agent "$WORK/agent" --mca oob_tcp_if_include 10.77.0.0/24
+across=("$WORK/on" $one mpirun --hostfile "$WORK/hosts" --mca plm_rsh_agent "$WORK/remote" --mca oob_tcp_if_include 10.77.0.0/24
   --mca btl_tcp_if_include 10.77.0.0/24 -n 4)
 
 same=(parallel.expert=2 run.steps=4 schedule.warmup_steps=1 checkpoint.interval_steps=2)
