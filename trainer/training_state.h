@@ -52,7 +52,7 @@ class TrainingState {
   };
   // As many as there are micro-batches in flight; one serves whatever is computed alone.
   std::vector<std::unique_ptr<Lane>> lanes;
-  Model& model;                       // of the first lane
+  Model& model;                         // of the first lane
   BalanceGradients& balance_gradients;  // of the first lane
   ShardedParameters parameters;
   Optimizer optimizer;
