@@ -43,8 +43,7 @@ Steps DecoderLayer::forward(Context& ctx, Tensor delta, const Tensor& x, const D
   mixer_.forward(ctx, delta, s.mixer_in, p.mixer, s.mixer, pass);
   add_rms_norm_forward(ctx, s.moe_in, s.x_mid, s.moe_rstd, s.x, delta, p.post_attention_norm, eps_);
   co_yield Steps::Pause();
-  Steps experts = moe_.forward(ctx, delta, s.moe_in, p.moe, s.moe, pass);
-  while (experts.next()) co_yield Steps::Pause();
+  moe_.forward(ctx, delta, s.moe_in, p.moe, s.moe, pass);
 }
 
 Steps DecoderLayer::backward(Context& ctx, Tensor d_stream, DecoderLayerParams& g, const DecoderLayerParams& p,
@@ -53,9 +52,9 @@ Steps DecoderLayer::backward(Context& ctx, Tensor d_stream, DecoderLayerParams& 
   Tensor d_normed = scratch.tensor(s.x.shape(), s.x.dtype());
   if (remake_of(LayerPart::kMoe, pass.recompute) != Remake::kNothing)
     rms_norm_forward(ctx, s.moe_in, s.moe_rstd, s.x_mid, p.post_attention_norm, eps_);
-  Steps experts = moe_.backward(ctx, d_normed, g.moe, d_stream, s.moe_in, p.moe, s.moe, pass);
-  while (experts.next()) co_yield Steps::Pause();
+  moe_.backward(ctx, d_normed, g.moe, d_stream, s.moe_in, p.moe, s.moe, pass);
   add_rms_norm_backward(ctx, d_stream, g.post_attention_norm, d_normed, s.x_mid, p.post_attention_norm, s.moe_rstd);
+  co_yield Steps::Pause();
   if (remake_of(LayerPart::kMixer, pass.recompute) != Remake::kNothing)
     rms_norm_forward(ctx, s.mixer_in, s.mixer_rstd, s.x, p.input_norm, eps_);
   mixer_.backward(ctx, d_normed, g.mixer, d_stream, s.mixer_in, p.mixer, s.mixer, pass);

@@ -75,6 +75,7 @@ Steps Model::forward_layers(Context& ctx, ModelCache* cache) {
     Steps layer = layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
     while (layer.next()) co_yield Steps::Pause();
     x = &saved_[i].x_mid;
+    co_yield Steps::Pause();
   }
   add_rms_norm_forward(ctx, hidden_, x_final_, rstd_, *x, delta, weights_.norm, config_.rms_norm_eps);
 }

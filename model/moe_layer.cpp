@@ -59,8 +59,8 @@ void MoeLayer::for_each_round(Context& ctx, const ExpertRoute& route, Body&& bod
   }
 }
 
-Steps MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s,
-                        const LayerPass& pass) const {
+void MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s,
+                       const LayerPass& pass) const {
   const int64_t N = x.dim(0);
   Scratch scratch(ctx);
 
@@ -94,7 +94,6 @@ Steps MoeLayer::forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams
   linear_forward(ctx, s.shared_gate, x, p.shared.gate);
   swiglu_forward(ctx, h, s.shared_a, s.shared_b, s.shared_gate);
   linear_forward(ctx, y, h, p.shared.down_proj);
-  co_yield Steps::Pause();
   exchange_.finish_combine(ctx, y, returning, s.route, Accumulate::kYes);
 }
 
@@ -124,8 +123,8 @@ void MoeLayer::remake(Context& ctx, Remake what, const Tensor& x, const MoeParam
   experts_forward(ctx, {}, s.gate_up_out.rows(0, R), rows, row_gate, s.route.rows_per_expert(), p.experts);
 }
 
-Steps MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
-                         const MoeSaved& s, const LayerPass& pass) const {
+void MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
+                        const MoeSaved& s, const LayerPass& pass) const {
   remake(ctx, remake_of(LayerPart::kMoe, pass.recompute), x, p, s, pass);
   const int64_t N = x.dim(0), Rmax = std::min(s.route.num_rows, exchange_.max_rows());
   const DType dtype = x.dtype(), wide = wide_dtype(dtype);
@@ -200,7 +199,6 @@ Steps MoeLayer::backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d
   router_backward(ctx, d_logits, d_gate, pass.balance.d_prob, pass.balance.z_weight, s.router, pass.segments, norm_);
   linear_backward_weight(ctx, g.router, d_logits, x);
   linear_backward_input(ctx, d_x, d_logits, p.router, Accumulate::kYes);
-  co_yield Steps::Pause();
   exchange_.finish_combine(ctx, d_x, travelling, s.route, Accumulate::kYes);
 }
 

@@ -7,7 +7,6 @@
 #include "model/config.h"
 #include "model/layer_pass.h"
 #include "model/parameters.h"
-#include "model/steps.h"
 #include "parallel/expert_exchange.h"
 
 namespace braid {
@@ -63,12 +62,11 @@ class MoeLayer {
   static double multiply_adds(const ModelConfig& c);         // of the forward pass of one token
   static double output_multiply_adds(const ModelConfig& c);  // of them, of what is never made again
   void plan(SavedPlan& saved, MoeSaved& s, int64_t num_rows, int64_t N, DType dtype) const;
-  // Both passes pause once, where nothing is left to compute before the rows that travel back are here.
   //   x, y (N, C)
-  Steps forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s, const LayerPass& pass) const;
+  void forward(Context& ctx, Tensor y, const Tensor& x, const MoeParams& p, MoeSaved& s, const LayerPass& pass) const;
   //   d_x overwritten, g +=
-  Steps backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
-                 const MoeSaved& s, const LayerPass& pass) const;
+  void backward(Context& ctx, Tensor d_x, MoeParams& g, const Tensor& d_y, const Tensor& x, const MoeParams& p,
+                const MoeSaved& s, const LayerPass& pass) const;
 
  private:
   // Whether rows need not travel to be made again.
