@@ -72,8 +72,7 @@ Steps Model::forward_layers(Context& ctx, ModelCache* cache) {
   for (size_t i = 0; i < layers_.size(); ++i) {
     LayerPass pass{.segments = segments_, .context = context_};
     if (cache) pass.cache = &cache->layers[i];
-    Steps layer = layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
-    while (layer.next()) co_yield Steps::Pause();
+    co_yield layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
     x = &saved_[i].x_mid;
     co_yield Steps::Pause();
   }
@@ -87,13 +86,11 @@ void Model::forward(Context& ctx, const Batch& batch) {
 
 Steps Model::forward_steps(Context& ctx, const Batch& batch) {
   set_inputs(ctx, batch);
-  Steps layers = forward_layers(ctx, nullptr);
-  while (layers.next()) co_yield Steps::Pause();
+  co_yield forward_layers(ctx, nullptr);
   if (!mtp_) co_return;
   const LayerPass pass = {.segments = mtp_segments_, .context = context_};
-  Steps block = mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0],
-                              mtp_saved_, pass);
-  while (block.next()) co_yield Steps::Pause();
+  co_yield mtp_->forward(ctx, mtp_hidden_, hidden_, next_tokens_, weights_.embed_tokens, weights_.mtp[0], mtp_saved_,
+                         pass);
 }
 
 void Model::forward(Context& ctx, const Batch& batch, ModelCache& cache) {
@@ -151,9 +148,8 @@ Steps Model::backward_steps(Context& ctx, LossScales scales, const BalanceGradie
     lm_head_loss_forward_backward(ctx, loss_sums_.rows(1, 2), d_mtp_hidden, gradients_.lm_head, mtp_hidden_,
                                   weights_.lm_head, next_targets_, scales.mtp);
     const LayerPass pass = {mtp_segments_, balance.layers[layer], expert_gradients, recompute_, context_};
-    Steps block = mtp_->backward(ctx, d_hidden, d_next_embedding, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0],
-                                 mtp_saved_, pass);
-    while (block.next()) co_yield Steps::Pause();
+    co_yield mtp_->backward(ctx, d_hidden, d_next_embedding, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0],
+                            mtp_saved_, pass);
   }
 
   Tensor d_stream = scratch.tensor(hidden_.shape(), dtype_);
@@ -162,8 +158,7 @@ Steps Model::backward_steps(Context& ctx, LossScales scales, const BalanceGradie
   if (left) left(num_layers);
   for (int64_t i = num_layers - 1; i >= 0; --i) {
     const LayerPass pass = {segments_, balance.layers[i], expert_gradients, recompute_, context_};
-    Steps layer = layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], pass);
-    while (layer.next()) co_yield Steps::Pause();
+    co_yield layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], pass);
     if (left) left(i);
     co_yield Steps::Pause();
   }

@@ -37,8 +37,7 @@ Steps MtpBlock::forward(Context& ctx, Tensor out, const Tensor& hidden, const Te
   linear_forward(ctx, s.x, s.inputs.joined, p.fc);
   Tensor delta = scratch.tensor(s.x.shape(), s.x.dtype());
   fill_zero(ctx, delta);
-  Steps layer = layer_.forward(ctx, delta, s.x, p.layer, s.layer, pass);
-  while (layer.next()) co_yield Steps::Pause();
+  co_yield layer_.forward(ctx, delta, s.x, p.layer, s.layer, pass);
   add_rms_norm_forward(ctx, out, s.x_final, s.rstd, s.layer.x_mid, delta, p.norm, eps_);
 }
 
@@ -48,8 +47,7 @@ Steps MtpBlock::backward(Context& ctx, Tensor d_hidden, Tensor d_embedding, MtpB
   Tensor d_stream = scratch.tensor(s.x.shape(), s.x.dtype());
   Tensor d_joined = scratch.tensor(s.inputs.joined.shape(), s.x.dtype());
   rms_norm_backward(ctx, d_stream, g.norm, d_out, s.x_final, p.norm, s.rstd);
-  Steps layer = layer_.backward(ctx, d_stream, g.layer, p.layer, s.layer, pass);
-  while (layer.next()) co_yield Steps::Pause();
+  co_yield layer_.backward(ctx, d_stream, g.layer, p.layer, s.layer, pass);
   co_yield Steps::Pause();
   linear_backward_weight(ctx, g.fc, d_stream, s.inputs.joined);
   linear_backward_input(ctx, d_joined, d_stream, p.fc);

@@ -2,6 +2,7 @@
 
 #include <coroutine>
 #include <exception>
+#include <memory>
 #include <span>
 #include <utility>
 
@@ -9,17 +10,23 @@
 
 namespace braid {
 
-// A computation in steps: a function that returns one pauses at every co_yield, so that steps of others may be enqueued
-// between its own. It begins with the first next(); whatever was given to it by reference must stay until it has ended.
+// A computation in steps: a function that returns one pauses at every co_yield Pause(), so that steps of others may be
+// enqueued between its own, and co_yield of another computation in steps has that done, with its pauses, before it goes
+// on. It begins with the first next(); whatever was given to it by reference must stay until it has ended.
 class Steps {
  public:
   struct promise_type {
     std::exception_ptr error;
+    std::unique_ptr<Steps> part;  // under way
     Steps get_return_object() { return Steps(std::coroutine_handle<promise_type>::from_promise(*this)); }
     std::suspend_always initial_suspend() noexcept { return {}; }
     std::suspend_always final_suspend() noexcept { return {}; }
     struct Pause {};
     std::suspend_always yield_value(Pause) noexcept { return {}; }
+    std::suspend_always yield_value(Steps steps) {
+      part = std::make_unique<Steps>(std::move(steps));
+      return {};
+    }
     void return_void() {}
     void unhandled_exception() { error = std::current_exception(); }
   };
@@ -34,8 +41,15 @@ class Steps {
 
   // Enqueues the next step. False behind the last.
   bool next() {
-    handle_.resume();
-    if (handle_.promise().error) std::rethrow_exception(handle_.promise().error);
+    promise_type& promise = handle_.promise();
+    do {
+      if (promise.part) {
+        if (promise.part->next()) return true;
+        promise.part.reset();
+      }
+      handle_.resume();
+      if (promise.error) std::rethrow_exception(promise.error);
+    } while (promise.part);
     return !handle_.done();
   }
   void run() {

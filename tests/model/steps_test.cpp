@@ -54,6 +54,29 @@ TEST(Steps, TakeTurnsSideBySide) {
   EXPECT_EQ(log, (std::vector<std::string>{"a1", "b1", "a2", "b2", "a3", "b3"}));
 }
 
+Steps with_parts(std::vector<std::string>& log) {
+  log.push_back("before");
+  co_yield count("a", 2, log);
+  co_yield count("b", 1, log);
+  log.push_back("behind");
+  co_yield Steps::Pause();
+  co_yield fail_in_second(log);
+  log.push_back("never");
+}
+
+TEST(Steps, TakeThePausesOfTheirPartsAndTheirErrors) {
+  std::vector<std::string> log;
+  Steps steps = with_parts(log);
+  EXPECT_TRUE(steps.next());
+  EXPECT_EQ(log, (std::vector<std::string>{"before", "a1"}));
+  EXPECT_TRUE(steps.next());
+  EXPECT_EQ(log, (std::vector<std::string>{"before", "a1", "a2", "b1", "behind"}));
+  EXPECT_TRUE(steps.next());
+  EXPECT_EQ(log.back(), "first");
+  EXPECT_THROW(steps.next(), std::runtime_error);
+  EXPECT_EQ(log.back(), "first");
+}
+
 TEST(Steps, PassErrorsOn) {
   std::vector<std::string> log;
   Steps steps = fail_in_second(log);
