@@ -154,15 +154,10 @@ Var Trial::input(const char* name, Shape shape, const std::vector<double>& value
 
 Segments Trial::segments(Segments segments) {
   if (!on_cuda()) return segments;
-  const int64_t N = segments.num_tokens();
-  auto ints = [&](int64_t count) { return take(Device::kCuda, {count}, DType::kI32); };
-  const Segments::Tables tables = {.offsets = ints(N + 1),
-                                   .document_begin = ints(N),
-                                   .position = ints(N),
-                                   .valid = take(Device::kCuda, {N}, DType::kU8),
-                                   .first_chunk = ints(N + 1),
-                                   .chunk_begin = ints(N + 1),
-                                   .by_length = ints(N)};
+  Segments::Tables tables;
+  Planner plan;
+  Segments::plan_tables(plan, tables, segments.num_tokens());
+  for (const auto& entry : plan.entries()) *entry.slot = take(Device::kCuda, entry.slot->shape(), entry.slot->dtype());
   if (kind_ != Kind::kListed) segments.upload(*ctx_, tables);
   return segments;
 }

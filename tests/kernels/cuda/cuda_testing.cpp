@@ -51,15 +51,10 @@ Tensor CudaTest::to_gpu(const Tensor& host, DType dtype) {
 }
 
 Segments CudaTest::to_gpu(Segments segments) {
-  const int64_t N = segments.num_tokens();
-  auto ints = [&](int64_t count) { return allocate_on_gpu({count}, DType::kI32); };
-  const Segments::Tables tables = {.offsets = ints(N + 1),
-                                   .document_begin = ints(N),
-                                   .position = ints(N),
-                                   .valid = allocate_on_gpu({N}, DType::kU8),
-                                   .first_chunk = ints(N + 1),
-                                   .chunk_begin = ints(N + 1),
-                                   .by_length = ints(N)};
+  Segments::Tables tables;
+  Planner plan;
+  Segments::plan_tables(plan, tables, segments.num_tokens());
+  for (const auto& entry : plan.entries()) *entry.slot = allocate_on_gpu(entry.slot->shape(), entry.slot->dtype());
   segments.upload(*gpu_context(), tables);
   return segments;
 }
