@@ -106,7 +106,7 @@ void TrainingState::load_weights(Context& ctx, const WeightSource& source) {
 }
 
 std::vector<CheckpointSlice> TrainingState::slices(CheckpointContents contents) {
-  if (contents == CheckpointContents::kWeights) return parameters.slices_without_low_bits();
+  if (contents == CheckpointContents::kWeights) return parameters.slices(ShardedParameters::Stored::kComputedWith);
   std::vector<CheckpointSlice> slices = parameters.slices();
   for (CheckpointSlice& slice : optimizer.slices()) slices.push_back(std::move(slice));
   if (mesh_.rank() == 0) slices.push_back(balance_slice());

@@ -150,19 +150,13 @@ ShardedParameters::Shard ShardedParameters::shard(size_t group) {
   return {g.own(weights_[group]), g.low, g.own(gradients_[group])};
 }
 
-std::vector<CheckpointSlice> ShardedParameters::slices() {
+std::vector<CheckpointSlice> ShardedParameters::slices(Stored stored) {
   std::vector<CheckpointSlice> slices;
   for (size_t i = 0; i < groups_.size(); ++i) {
     const Shard own = shard(i);
-    for (const Piece& piece : groups_[i].pieces) slices.push_back(piece.slice("weights", own.weights, own.low));
+    const Tensor low = stored == Stored::kMasters ? own.low : Tensor();
+    for (const Piece& piece : groups_[i].pieces) slices.push_back(piece.slice("weights", own.weights, low));
   }
-  return slices;
-}
-
-std::vector<CheckpointSlice> ShardedParameters::slices_without_low_bits() {
-  std::vector<CheckpointSlice> slices;
-  for (size_t i = 0; i < groups_.size(); ++i)
-    for (const Piece& piece : groups_[i].pieces) slices.push_back(piece.slice("weights", shard(i).weights));
   return slices;
 }
 

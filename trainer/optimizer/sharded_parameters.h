@@ -71,8 +71,8 @@ class ShardedParameters {
   }  // and computed with
 
   // What this rank stores of the weights in a checkpoint: the masters, or what a model computes with.
-  std::vector<CheckpointSlice> slices();
-  std::vector<CheckpointSlice> slices_without_low_bits();
+  enum class Stored { kMasters, kComputedWith };
+  std::vector<CheckpointSlice> slices(Stored stored = Stored::kMasters);
   // The own shards, low bits included: no other rank takes part.
   // Errors: CheckpointError of the source.
   void load_shards(Context& ctx, const WeightSource& source);
