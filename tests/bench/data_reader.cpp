@@ -17,6 +17,7 @@
 #include "data/batch_stream.h"
 #include "data/token_dataset.h"
 #include "kernels/core/error.h"
+#include "tests/data/shard_attributes.h"
 
 namespace braid {
 namespace {
@@ -65,21 +66,7 @@ void make_shard(const std::string& path, int64_t documents, double tokens, uint6
   };
   dataset("tokens", H5T_STD_U16LE, offsets.back(), nullptr);
   dataset("document_offsets", H5T_STD_U64LE, offsets.size(), offsets.data());
-  const auto attribute = [&](const char* name, hid_t type, const void* value) {
-    const hid_t space = H5Screate(H5S_SCALAR), id = H5Acreate2(root, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
-    H5Awrite(id, type, value);
-    H5Aclose(id), H5Sclose(space);
-  };
-  const auto number = [&](const char* name, int64_t value) { attribute(name, H5T_NATIVE_INT64, &value); };
-  const auto text = [&](const char* name, const std::string& value) {
-    const hid_t type = H5Tcopy(H5T_C_S1);
-    H5Tset_size(type, value.size() + 1);
-    attribute(name, type, value.c_str());
-    H5Tclose(type);
-  };
-  text("format", "braid-tokens"), text("tokenizer", "none"), text("tokenizer_digest", "none");
-  number("format_version", 1), number("vocab_size", 1000), number("end_of_document", 0);
-  number("num_tokens", offsets.back()), number("num_documents", documents);
+  testing::ShardAttributes{"none", "none", 1000, 0, offsets.back(), documents}.write(root);
   H5Gclose(root), H5Fclose(file);
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/core/file_text.h"
+#include "tests/data/shard_attributes.h"
 #include "tests/fuzz/fuzz_target.h"
 
 namespace braid::fuzz {
@@ -23,23 +24,8 @@ inline std::string plain_hdf5(const std::vector<int64_t>& tokens, const std::vec
   };
   dataset("tokens", H5T_STD_U16LE, tokens);
   dataset("document_offsets", H5T_STD_U64LE, offsets);
-  const hid_t scalar = H5Screate(H5S_SCALAR);
-  const auto attribute = [&](const char* name, hid_t type, const void* value) {
-    const hid_t id = H5Acreate2(root, name, type, scalar, H5P_DEFAULT, H5P_DEFAULT);
-    H5Awrite(id, type, value);
-    H5Aclose(id);
-  };
-  const auto number = [&](const char* name, int64_t value) { attribute(name, H5T_NATIVE_INT64, &value); };
-  const auto text = [&](const char* name, const std::string& value) {
-    const hid_t type = H5Tcopy(H5T_C_S1);
-    H5Tset_size(type, value.size() + 1);
-    attribute(name, type, value.c_str());
-    H5Tclose(type);
-  };
-  text("format", "braid-tokens"), text("tokenizer", "letters"), text("tokenizer_digest", "0123abcd");
-  number("format_version", 1), number("vocab_size", 10), number("end_of_document", 9);
-  number("num_tokens", static_cast<int64_t>(tokens.size())), number("num_documents", static_cast<int64_t>(offsets.size()) - 1);
-  H5Sclose(scalar), H5Gclose(root), H5Fclose(file);
+  testing::ShardAttributes{"letters", "0123abcd", 10, 9, std::ssize(tokens), std::ssize(offsets) - 1}.write(root);
+  H5Gclose(root), H5Fclose(file);
   return file_text(path);
 }
 

@@ -1,8 +1,6 @@
 #include "trainer/metrics/console.h"
 
 #include <gtest/gtest.h>
-#include <pty.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +8,8 @@
 #include <cstdlib>
 #include <optional>
 #include <thread>
+
+#include "tests/trainer/metrics/terminal.h"
 
 namespace braid {
 namespace {
@@ -50,22 +50,10 @@ class Environment {
 // What a Console writes to a terminal of `columns`; 0 is one that does not know its width.
 template <class Body>
 std::string output_on_terminal(unsigned short columns, Body body) {
-  winsize size = {};
-  size.ws_col = columns;
-  int master = -1, slave = -1;
-  EXPECT_EQ(openpty(&master, &slave, nullptr, nullptr, &size), 0);
-  std::FILE* out = fdopen(slave, "w");
-  {
+  return testing::text_on_terminal(columns, [&](std::FILE* out) {
     Console console(out);
     body(console);
-  }
-  std::fclose(out);
-  // What was written may arrive in pieces; behind the last one the closed terminal gives an error.
-  std::string text;
-  char piece[4096];
-  for (ssize_t bytes; (bytes = ::read(master, piece, sizeof piece)) > 0;) text.append(piece, bytes);
-  close(master);
-  return text;
+  });
 }
 
 template <class Body>

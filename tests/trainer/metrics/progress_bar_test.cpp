@@ -1,12 +1,13 @@
 #include "trainer/metrics/progress_bar.h"
 
 #include <gtest/gtest.h>
-#include <pty.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <fstream>
 #include <vector>
+
+#include "tests/trainer/metrics/terminal.h"
 
 namespace braid {
 namespace {
@@ -16,18 +17,7 @@ template <class Body>
 std::string on_terminal(Body body) {
   setenv("TERM", "xterm", 1);
   unsetenv("NO_COLOR");
-  winsize size = {};
-  size.ws_col = 80;
-  int master = -1, slave = -1;
-  EXPECT_EQ(openpty(&master, &slave, nullptr, nullptr, &size), 0);
-  std::FILE* out = fdopen(slave, "w");
-  body(out);
-  std::fclose(out);
-  std::string text;
-  char piece[4096];
-  for (ssize_t bytes; (bytes = ::read(master, piece, sizeof piece)) > 0;) text.append(piece, bytes);
-  close(master);
-  return text;
+  return testing::text_on_terminal(80, body);
 }
 
 void wait_for_a_redraw() { std::this_thread::sleep_for(std::chrono::milliseconds(300)); }
