@@ -153,13 +153,12 @@ struct InitConfig {
   template <class Visit>
   void visit(Visit&& key) {
     key("from", from,
-        "take the weights of this checkpoint or run folder (its newest), or of hf:DIR, a model folder in the Hugging "
-        "Face "
-        "format, instead of random ones; step, moments and data start anew");
+        "take the weights of this checkpoint or run folder (its newest), or of hf:DIR, a model folder in the "
+        "Hugging Face format, instead of random ones; step, moments and data start anew");
     key("fresh_mtp", fresh_mtp, "make a new MTP block where init.from holds none");
     key("resize_vocabulary", resize_vocabulary,
-        "take a vocabulary of another size from init.from: tokens beyond its end get new rows, those beyond vocab_size "
-        "go");
+        "take a vocabulary of another size from init.from: tokens beyond its end get new rows, those beyond "
+        "vocab_size go");
     key("equal_norm_router_rows", equal_norm_router_rows,
         "scale every row of the router to one norm, so that no expert is preferred at the start");
     key("scale_output_projections", scale_output_projections,

@@ -536,9 +536,9 @@ class TrainingRun {
   void check_mixture_so_far(const RunConfig& stored, const CheckpointInfo& info, const std::string& path) const {
     const int64_t step = info.step;
     const BatchSizes before = batch_sizes_of(info, stored);
-    check<CheckpointError>(
-        mixture_of(stored, before).is_same_before(mixture_of(config_, before), before.rows_of_first(step)), path, ": the weights of data.sources up to step ", step,
-        " were others; change them by weight_changes from a later step on");
+    const bool is_same = mixture_of(stored, before).is_same_before(mixture_of(config_, before), before.rows_of_first(step));
+    check<CheckpointError>(is_same, path, ": the weights of data.sources up to step ", step,
+                           " were others; change them by weight_changes from a later step on");
   }
 
   // What is told of a load, once there is where to tell it.
