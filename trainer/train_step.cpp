@@ -30,16 +30,35 @@ std::vector<int64_t> tokens_per_layer(const Model& model, const TokenCounts& cou
 
 namespace {
 
-// Micro-batches side by side: each with what is its own.
+// A micro-batch that is computed beside others: where it is enqueued and what is its own.
 struct InFlight {
   Context& ctx;
   TrainingState::Lane& lane;
   const Batch& batch;
+  bool is_first, is_last;  // of the step
 };
+using SideBySide = std::vector<InFlight>;
 
-void forward(std::span<InFlight> in_flight) {
+// The micro-batches of a step in their order, as many side by side as there are lanes; while operators are timed, one.
+std::vector<SideBySide> in_flight(Context& ctx, TrainingState& state, const std::vector<Batch>& micro_batches) {
+  const size_t num_lanes = ctx.profile() ? 1 : state.lanes.size();
+  std::vector<SideBySide> groups;
+  for (size_t i = 0; i < micro_batches.size(); ++i) {
+    const size_t lane = i % num_lanes;
+    if (lane == 0) groups.emplace_back();
+    groups.back().push_back({lane == 0 ? ctx : ctx.second(), *state.lanes[lane], micro_batches[i], i == 0,
+                             i + 1 == micro_batches.size()});
+  }
+  return groups;
+}
+
+// One whose rows an exchange had to cut is computed again, with rounds for all of them.
+void forward(Context& ctx, SideBySide& group) {
   std::vector<InFlight*> left;
-  for (InFlight& one : in_flight) left.push_back(&one);
+  for (InFlight& one : group) {
+    one.ctx.wait_for(ctx);
+    left.push_back(&one);
+  }
   while (!left.empty()) {
     std::vector<StepsOn> passes;
     for (InFlight* one : left) passes.push_back({&one->ctx, one->lane.model.forward_steps(one->ctx, one->batch)});
@@ -48,91 +67,52 @@ void forward(std::span<InFlight> in_flight) {
   }
 }
 
-}  // namespace
+void count_experts(Context& ctx, BalanceLoss& balance, const InFlight& one) {
+  ctx.wait_for(one.ctx);
+  balance.count(ctx, one.lane.model.routers());
+}
 
-StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& batches, const ProcessMesh& mesh,
-                      const RunConfig& c, int64_t step, const SpikeRule* spikes) {
-  Model& model = state.model;
-  ShardedParameters& parameters = state.parameters;
-  BalanceLoss& balance = state.balance;
-  const TokenCounts counts = sum_over_ranks(ctx, batches.counts, mesh.world());
-  const LossScales scales = loss_scales(counts, c.mtp);
-
-  parameters.zero_gradients(ctx, Accumulate::kNo);  // the first micro-batch writes the experts'
-  balance.begin_step(ctx, tokens_per_layer(model, counts));
-  // Micro-batches that are computed side by side. While operators are timed, one by one.
-  const auto num_micro_batches = static_cast<int64_t>(batches.micro_batches.size());
-  const auto most = ctx.profile() ? 1 : std::ssize(state.lanes);
-  auto in_flight_from = [&](int64_t first) {
-    std::vector<InFlight> in_flight;
-    for (int64_t i = 0; i < std::min(most, num_micro_batches - first); ++i) {
-      in_flight.push_back({i == 0 ? ctx : ctx.second(), *state.lanes[i], batches.micro_batches[first + i]});
-      in_flight.back().ctx.wait_for(ctx);
-    }
-    return in_flight;
-  };
-
-  const bool counts_first = balance.counts_come_first(num_micro_batches);
-  auto count = [&](InFlight& one) {
-    ctx.wait_for(one.ctx);
-    balance.count(ctx, one.lane.model.routers());
-  };
-  for (int64_t first = 0; counts_first && first < num_micro_batches; first += most) {
-    std::vector<InFlight> in_flight = in_flight_from(first);
-    forward(in_flight);
-    std::ranges::for_each(in_flight, count);
+// Gradients are added in the order of micro-batches, as each waits for the one before it. Those of the experts are
+// overwritten by the first; behind the last, what is complete is summed over the ranks beside the rest of backward.
+void backward(Context& ctx, SideBySide& group, ShardedParameters& parameters, const LossScales& scales) {
+  std::vector<StepsOn> passes;
+  for (InFlight& one : group) {
+    one.ctx.wait_for(ctx);
+    std::function<void(int64_t)> left;
+    if (one.is_last) left = [&](int64_t layer) { parameters.reduce_complete_gradients(ctx, one.ctx, layer); };
+    const Accumulate of_experts = one.is_first ? Accumulate::kNo : Accumulate::kYes;
+    passes.push_back({&one.ctx, one.lane.model.backward_steps(one.ctx, scales, one.lane.balance, left, of_experts)});
   }
+  run_side_by_side(passes);
+}
 
-  LossSums sums;
+// Of the micro-batches so far.
+struct StepSums {
+  LossSums losses;
   int64_t overflow_rounds = 0;
-  LayerNumbers& numbers = model.numbers();
-  for (auto& lane : state.lanes) lane->model.numbers().begin_step();
-  for (int64_t first = 0; first < num_micro_batches; first += most) {
-    std::vector<InFlight> in_flight = in_flight_from(first);
-    forward(in_flight);
-    for (InFlight& one : in_flight) {
-      if (counts_first) ctx.wait_for(one.ctx);
-      else count(one);
-      balance.prepare_backward(ctx, one.lane.balance, one.lane.model.routers());
-    }
-    // Their gradients are added in their order, for each waits for the one before it.
-    std::vector<StepsOn> passes;
-    for (InFlight& one : in_flight) {
-      one.ctx.wait_for(ctx);
-      const bool is_first = &one.batch == &batches.micro_batches.front();
-      std::function<void(int64_t)> left;
-      if (&one.batch == &batches.micro_batches.back())
-        left = [&](int64_t layer) { parameters.reduce_complete_gradients(ctx, one.ctx, layer); };
-      passes.push_back({&one.ctx, one.lane.model.backward_steps(one.ctx, scales, one.lane.balance, left,
-                                                                is_first ? Accumulate::kNo : Accumulate::kYes)});
-    }
-    run_side_by_side(passes);
-    for (InFlight& one : in_flight) {
-      ctx.wait_for(one.ctx);
-      const LossSums micro = one.lane.model.read_losses(ctx);
-      sums.lm += micro.lm;
-      sums.mtp += micro.mtp;
-      overflow_rounds += one.lane.model.overflow_rounds();
-      numbers.collect(ctx, one.lane.model.numbers());
-    }
+};
+
+void add_sums(Context& ctx, StepSums& sums, LayerNumbers& numbers, const SideBySide& group) {
+  for (const InFlight& one : group) {
+    Model& model = one.lane.model;
+    ctx.wait_for(one.ctx);
+    const LossSums losses = model.read_losses(ctx);
+    sums.losses.lm += losses.lm;
+    sums.losses.mtp += losses.mtp;
+    sums.overflow_rounds += model.overflow_rounds();
+    numbers.collect(ctx, model.numbers());
   }
+}
 
-  const double lm = ctx.counts_only() ? sums.lm : with_fault("loss", sums.lm);  // the count is no step
-  double all_sums[] = {lm, sums.mtp, double(overflow_rounds)};
-  mesh.world().all_reduce(ctx, Tensor::of(all_sums, {3}), ReduceOp::kSum);
-  StepResult result;
-  result.loss_lm = ratio(all_sums[0], counts.lm_targets);
-  result.loss_mtp = ratio(all_sums[1], counts.mtp_targets);
-  result.overflow_rounds = static_cast<int64_t>(all_sums[2]);
-  result.balance = balance.end_step(ctx);
-  result.numbers = numbers.end_step(ctx, mesh.world(), tokens_per_layer(model, counts));
-  result.tokens = counts.tokens;
+StepSums sum_over_ranks(Context& ctx, const StepSums& local, Communicator& world) {
+  const double lm = ctx.counts_only() ? local.losses.lm : with_fault("loss", local.losses.lm);  // the count is no step
+  double values[] = {lm, local.losses.mtp, double(local.overflow_rounds)};
+  world.all_reduce(ctx, Tensor::of(values, {3}), ReduceOp::kSum);
+  return {{values[0], values[1]}, static_cast<int64_t>(values[2])};
+}
 
-  parameters.reduce_gradients(ctx);
-  result.grad_norm = parameters.global_norm(ctx);
-  if (c.log.wants(LogSection::kGradNorms))
-    for (const NamedNumber& norm : parameters.norms_by_name(ctx))
-      result.numbers.push_back({concat(LogSection::kGradNorms, '/', norm.name), norm.value});
+// Says in the result why no update may be applied, if so.
+void judge(StepResult& result, int64_t step, const SpikeRule* spikes) {
   const double loss = result.loss_lm + result.loss_mtp + result.balance.loss + result.balance.z_loss;
   if (!std::isfinite(loss))
     result.problem = concat("step ", step, ": the loss is not finite (lm ", result.loss_lm, ", mtp ", result.loss_mtp,
@@ -140,12 +120,66 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
   else if (!std::isfinite(result.grad_norm))
     result.problem = concat("step ", step, ": the gradient norm is ", result.grad_norm);
   else if (spikes) result.spike = spikes->judge(result.loss_lm, result.grad_norm);
+}
+
+// What brings gradients of that norm to the largest that is allowed; 0: any is.
+double clip_factor(double grad_norm, double max_norm) {
+  return max_norm > 0 ? std::min(1.0, max_norm / (grad_norm + 1e-6)) : 1.0;
+}
+
+}  // namespace
+
+StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& batches, const ProcessMesh& mesh,
+                      const RunConfig& c, int64_t step, const SpikeRule* spikes) {
+  ShardedParameters& parameters = state.parameters;
+  BalanceLoss& balance = state.balance;
+  LayerNumbers& numbers = state.model.numbers();
+  const TokenCounts counts = sum_over_ranks(ctx, batches.counts, mesh.world());
+  const LossScales scales = loss_scales(counts, c.mtp);
+  const std::vector<int64_t> routed = tokens_per_layer(state.model, counts);
+
+  parameters.zero_gradients(ctx, Accumulate::kNo);  // the first micro-batch writes the experts'
+  balance.begin_step(ctx, routed);
+  for (auto& lane : state.lanes) lane->model.numbers().begin_step();
+
+  std::vector<SideBySide> groups = in_flight(ctx, state, batches.micro_batches);
+  const bool counts_first = balance.counts_come_first(std::ssize(batches.micro_batches));
+  if (counts_first)
+    for (SideBySide& group : groups) {
+      forward(ctx, group);
+      for (InFlight& one : group) count_experts(ctx, balance, one);
+    }
+  StepSums sums;
+  for (SideBySide& group : groups) {
+    forward(ctx, group);
+    for (InFlight& one : group) {
+      if (counts_first) ctx.wait_for(one.ctx);
+      else count_experts(ctx, balance, one);
+      balance.prepare_backward(ctx, one.lane.balance, one.lane.model.routers());
+    }
+    backward(ctx, group, parameters, scales);
+    add_sums(ctx, sums, numbers, group);
+  }
+  sums = sum_over_ranks(ctx, sums, mesh.world());
+
+  StepResult result;
+  result.loss_lm = ratio(sums.losses.lm, counts.lm_targets);
+  result.loss_mtp = ratio(sums.losses.mtp, counts.mtp_targets);
+  result.overflow_rounds = sums.overflow_rounds;
+  result.balance = balance.end_step(ctx);
+  result.numbers = numbers.end_step(ctx, mesh.world(), routed);
+  result.tokens = counts.tokens;
+
+  parameters.reduce_gradients(ctx);
+  result.grad_norm = parameters.global_norm(ctx);
+  if (c.log.wants(LogSection::kGradNorms))
+    for (const NamedNumber& norm : parameters.norms_by_name(ctx))
+      result.numbers.push_back({concat(LogSection::kGradNorms, '/', norm.name), norm.value});
+  judge(result, step, spikes);
   if (!result.is_applied()) return result;
 
   result.lr = c.optimizer.lr * lr_factor(c.schedule, step, c.run.steps);
-  const double max_norm = c.optimizer.max_grad_norm;
-  const double clip = max_norm > 0 ? std::min(1.0, max_norm / (result.grad_norm + 1e-6)) : 1.0;
-  state.optimizer.update(ctx, {result.lr, clip, step});
+  state.optimizer.update(ctx, {result.lr, clip_factor(result.grad_norm, c.optimizer.max_grad_norm), step});
   return result;
 }
 
