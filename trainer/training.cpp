@@ -513,7 +513,7 @@ class TrainingRun {
         const double value = std::strtod(d.after.c_str(), &end);
         marked.set("override/" + d.key, *end == '\0' ? value : 1.0);
       }
-    if (marked.fields().size() > 1) front_->metrics->write_validation(marked);
+    if (marked.fields().size() > 1) front_->metrics->write_jsonl(marked);
   }
 
   // The checkpoint to go on from, as rank 0 finds it; empty: the run starts from the beginning, as it ended before its
@@ -657,7 +657,7 @@ class TrainingRun {
     if (!front_) return true;
     const MetricsLine line = validation_line(step_, evaluations);
     front_->files.post([front = &*front_, line] {
-      front->metrics->write_validation(line);
+      front->metrics->write_jsonl(line);
       front->write(line, nullptr);
     });
     front_->console.metrics(line.to_json());
@@ -703,7 +703,7 @@ class TrainingRun {
       save_seconds_ = (report.stall_ms + report.write_ms) / 1e3;
       if (front_)
         front_->files.post(
-            [front = &*front_, line = save_line(step_, report)] { front->metrics->write_validation(line); });
+            [front = &*front_, line = save_line(step_, report)] { front->metrics->write_jsonl(line); });
     }
     return reports;
   }

@@ -113,6 +113,6 @@ void MetricsWriter::write_train(const MetricsLine& line) {
   csv_->append(std::move(text));
 }
 
-void MetricsWriter::write_validation(const MetricsLine& line) { jsonl_->append(line.to_json()); }
+void MetricsWriter::write_jsonl(const MetricsLine& line) { jsonl_->append(line.to_json()); }
 
 }  // namespace braid

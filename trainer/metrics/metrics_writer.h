@@ -39,7 +39,8 @@ class MetricsWriter {
   MetricsWriter(const std::string& run_dir, int64_t last_step);
 
   void write_train(const MetricsLine& line);
-  void write_validation(const MetricsLine& line);
+  // What is not of every step: evaluations, saves, keys that a resume changed.
+  void write_jsonl(const MetricsLine& line);
   // All lines so far are on the disk when it returns.   Errors: IoError naming the file and what the system said.
   void flush();
 

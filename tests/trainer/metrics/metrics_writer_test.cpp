@@ -103,7 +103,7 @@ TEST_F(MetricsWriterTest, CsvHasTheColumnsOfTheFirstTrainingLine) {
   MetricsLine validation;
   validation.set("step", int64_t{2});
   validation.set("val/x/loss", 4.0);
-  writer.write_validation(validation);
+  writer.write_jsonl(validation);
   EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.5\n2,\n");
   EXPECT_EQ(read("metrics.jsonl"),
             "{\"step\": 1, \"train/loss_lm\": 5.5}\n{\"new\": 3.0, \"train/loss_lm\": null, \"step\": 2}\n"
@@ -119,7 +119,7 @@ TEST_F(MetricsWriterTest, ResumeCutsLaterStepsAndATornLastLine) {
     MetricsWriter writer(dir_, 0);
     for (int64_t step = 1; step <= 3; ++step) {
       writer.write_train(train_line(step, 6.0 - double(step)));
-      if (step == 2) writer.write_validation(validation);
+      if (step == 2) writer.write_jsonl(validation);
     }
   }
   append("metrics.jsonl", R"({"step": 2, "train/lo)");
@@ -190,7 +190,7 @@ TEST_F(MetricsWriterTest, KnowsTheStepOfTheLastValidation) {
       MetricsLine validation;
       validation.set("step", step);
       validation.set("val/x/loss", 4.0);
-      if (step % 2 == 0) writer.write_validation(validation);
+      if (step % 2 == 0) writer.write_jsonl(validation);
     }
   }
   EXPECT_EQ(MetricsWriter(dir_, 4).last_validation_step(), 4);
