@@ -89,7 +89,7 @@ pass "report"
 cat >"$WORK/study.yaml" <<YAML
 question: is more learning rate more?
 config: tiny.yaml
-set: [run.steps=6, eval.interval_steps=3, checkpoint.interval_steps=2, data.prefetch_steps=1]
+set: [run.steps=5, eval.interval_steps=3, checkpoint.interval_steps=2, data.prefetch_steps=1]
 seeds: [1, 2]
 axes:
   - name: lr
@@ -97,20 +97,28 @@ axes:
       - {name: low, set: [optimizer.lr=1e-4]}
       - {name: high, set: [optimizer.lr=1e-3]}
 YAML
-"$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study" >"$WORK/out" 2>&1 &
-study=$!
-for _ in $(seq 600); do [ -e "$WORK/study/lr-high/seed-1/metrics.jsonl" ] && break; sleep 0.05; done
-kill -TERM $study
-status=0; wait $study || status=$?
-[ "$status" = 75 ] || { cat "$WORK/out" >&2; fail "a stopped study ends with $status"; }
+expect_error 2 'varies optimizer.lr' "$BRAID" ablate "$WORK/study.yaml" optimizer.lr=1 --dir "$WORK/study"
+stopped_study() {  # DIR RUN OVERRIDE...: stopped when RUN has begun
+  local dir=$1 run=$2 status=0 study
+  shift 2
+  "$BRAID" ablate "$WORK/study.yaml" "$@" --dir "$dir" >"$WORK/out" 2>&1 &
+  study=$!
+  for _ in $(seq 600); do grep -qs train/loss_lm "$dir/$run/metrics.jsonl" && break; sleep 0.05; done
+  kill -TERM $study
+  wait $study || status=$?
+  [ "$status" = 75 ] || { cat "$WORK/out" >&2; fail "a stopped study ends with $status"; }
+}
+stopped_study "$WORK/study" lr-high/seed-1 run.steps=6
 [ ! -e "$WORK/study/report.html" ] || fail "a stopped study has a report"
-"$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study" --jobs 2 >"$WORK/out" 2>&1 || { cat "$WORK/out" "$WORK"/study/*/*/console.log >&2; fail "the study does not go on"; }
+"$BRAID" ablate "$WORK/study.yaml" run.steps=6 --dir "$WORK/study" --jobs 2 >"$WORK/out" 2>&1 || { cat "$WORK/out" "$WORK"/study/*/*/console.log >&2; fail "the study does not go on"; }
 grep -q 'lr=low seed 1: done before' "$WORK/out" || { cat "$WORK/out" >&2; fail "a finished run is run again"; }
 grep -qE '^lr=high +2 ' "$WORK/out" || { cat "$WORK/out" >&2; fail "no result of the study"; }
 [ -s "$WORK/study/report.html" ] && [ "$(wc -l <"$WORK/study/results.csv")" = 3 ] || fail "the study has no report"
 same_numbers_of() { grep '"train/loss_lm"' "$1/metrics.jsonl" | sed -E 's/.*"train\/loss_lm": ([^,]*),.*/\1/'; }
 "$BRAID" train "$TINY" "run.dir=$WORK/alone" run.steps=6 eval.interval_steps=3 data.prefetch_steps=1 optimizer.lr=1e-3 train.seed=1 --quiet
 [ "$(same_numbers_of "$WORK/alone")" = "$(same_numbers_of "$WORK/study/lr-high/seed-1")" ] || fail "a run of a study is another than by itself"
+stopped_study "$WORK/weights" lr-low/seed-1 run.steps=500 checkpoint.contents=weights  # such a run starts again
+"$BRAID" ablate "$WORK/study.yaml" run.steps=2 checkpoint.contents=weights --dir "$WORK/weights" --jobs 2 >"$WORK/out" 2>&1 || { cat "$WORK/out" "$WORK"/weights/*/*/console.log >&2; fail "a study that saves weights alone does not go on"; }
 echo other >"$WORK/study/lr-high/seed-2/data_order.txt"
 expect_error 3 'same seed but did not see the same rows' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
 "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/array" --slurm "$WORK/array.sh" >/dev/null

@@ -30,6 +30,7 @@ namespace fs = std::filesystem;
 
 struct Options {
   std::string study, dir, slurm;
+  std::vector<std::string> overrides;
   int64_t jobs = 1;
 };
 
@@ -51,24 +52,29 @@ std::vector<std::string> command_of(const StudyConfig& study, const StudyRun& ru
 
 // ---- Runs on this machine
 
-// A run that was killed before its first checkpoint starts again; what it wrote is of no use.
-bool prepare(const StudyRun& run) {
-  if (!list_checkpoints(checkpoints_of(run)).empty()) return true;
-  for (const char* name : {"metrics.jsonl", "metrics.csv", "expert_loads.jsonl", "events.jsonl", "tensorboard"})
+// Can the run go on? One that was killed before its first checkpoint, or saves weights alone, starts again; what it
+// wrote is of no use.
+bool prepare(const StudyConfig& study, const StudyRun& run) {
+  const bool weights_alone =
+      read_config(study.config, run.overrides).checkpoint.contents == CheckpointContents::kWeights;
+  if (!weights_alone && !list_checkpoints(checkpoints_of(run)).empty()) return true;
+  for (const char* name :
+       {"metrics.jsonl", "metrics.csv", "expert_loads.jsonl", "events.jsonl", "tensorboard", "checkpoints"})
     fs::remove_all(run.dir + "/" + name);
   create_folder(run.dir);
   return false;
 }
 
 pid_t start(const StudyConfig& study, const StudyRun& run, int64_t slot, int64_t num_gpus, int threads) {
-  std::vector<std::string> words = command_of(study, run, prepare(run));
+  std::vector<std::string> words = command_of(study, run, prepare(study, run));
   const std::string log = run.dir + "/console.log";
   const pid_t child = fork();
   check<EnvironmentError>(child >= 0, "no process can be started: ", reason(errno));
   if (child > 0) return child;
   const int out = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (out >= 0) dup2(out, STDOUT_FILENO), dup2(out, STDERR_FILENO);
-  if (num_gpus > 1) setenv("CUDA_VISIBLE_DEVICES", std::to_string(slot % num_gpus).c_str(), 1);
+  if (num_gpus > 1)
+    setenv("CUDA_VISIBLE_DEVICES", gpu_of_slot(slot, num_gpus, std::getenv("CUDA_VISIBLE_DEVICES")).c_str(), 1);
   setenv("OMP_NUM_THREADS", std::to_string(threads).c_str(), 0);
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
@@ -194,7 +200,7 @@ double largest_norm_weight(const StudyRun& run, const RunConfig& config) {
 }
 
 int ablate(const Options& options) {
-  const StudyConfig study = read_study(options.study);
+  const StudyConfig study = read_study(options.study, options.overrides);
   const std::string name = fs::path(options.study).stem().string();
   const std::string dir = options.dir.empty() ? concat("runs/ablations/", name) : options.dir;
   const std::vector<StudyRun> runs = expand_study(study, dir);
@@ -242,6 +248,7 @@ void add_ablate_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("ablate", "Run a study: every combination of its variants, with every seed");
   command->add_option("study", options->study, "YAML study, as in configs/ablations")->required();
+  command->add_option("overrides", options->overrides, "section.key=value, for all runs");
   command->add_option("--jobs", options->jobs, "runs at a time, each on a GPU of its own where there are several")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();

@@ -621,7 +621,7 @@ std::string advice_on_unknown_key(const std::string& dotted) {
   return "";
 }
 
-StudyConfig read_study(const std::string& path) {
+StudyConfig read_study(const std::string& path, const std::vector<std::string>& overrides) {
   StudyConfig study;
   std::string text;
   const bool readable = read_text(path, text);
@@ -645,6 +645,17 @@ StudyConfig read_study(const std::string& path) {
                        " has the name ", yaml_text(name),
                        ", but names are made of A-Z a-z 0-9 _ . : -, as folders are named after them");
   };
+  const auto key_of = [](const std::string& set) { return set.substr(0, set.find('=')); };
+  for (const std::string& set : overrides) {
+    const std::string key = key_of(set);
+    check<ConfigError>(key != "train.seed" && key != "run.dir", set, ": ", key, " of a study's runs comes from ",
+                       key == "run.dir" ? "--dir" : concat("seeds in ", path));
+    for (const AxisConfig& axis : study.axes)
+      for (const VariantConfig& variant : axis.variants)
+        for (const std::string& of_variant : variant.set)
+          check<ConfigError>(key_of(of_variant) != key, set, ": ", path, " varies ", key, " (axis ", axis.name, ")");
+    study.set.push_back(set);
+  }
   std::set<std::string> axis_names;
   for (const AxisConfig& axis : study.axes) {
     check_name("an axis", axis.name);

@@ -49,9 +49,10 @@ struct StudyConfig {
 };
 
 // Reads a study strictly, with the messages of read_config. The path of `config` comes back relative to the working
-// folder, or absolute.
+// folder, or absolute. `overrides` (section.key=value) are what all runs set on top of the study's own `set`.
 // Errors: ConfigError, also for a study without axes or seeds, names that are not A-Z a-z 0-9 _ . - : or stand twice,
-// and for axes that change which rows the runs see, in which order, as such runs cannot be compared.
-StudyConfig read_study(const std::string& path);
+// for axes that change which rows the runs see, in which order, as such runs cannot be compared, and for overrides of
+// keys that an axis, the seeds or the runs' folders set.
+StudyConfig read_study(const std::string& path, const std::vector<std::string>& overrides = {});
 
 }  // namespace braid

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <set>
+#include <sstream>
 
 #include "kernels/core/error.h"
 #include "trainer/metrics/markup.h"
@@ -133,6 +134,15 @@ std::vector<StudyRun> expand_study(const StudyConfig& study, const std::string& 
       runs.push_back(std::move(run));
     }
   return runs;
+}
+
+std::string gpu_of_slot(int64_t slot, int64_t num_gpus, const char* visible) {
+  const int64_t number = slot % num_gpus;
+  if (visible == nullptr) return std::to_string(number);
+  std::istringstream names(visible);
+  std::string name;
+  for (int64_t i = 0; i <= number; ++i) std::getline(names, name, ',');
+  return name;
 }
 
 std::vector<VariantResult> compare_study(const std::vector<StudyOutcome>& outcomes) {

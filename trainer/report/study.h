@@ -19,6 +19,10 @@ struct StudyRun {
 // Every combination of the axes' variants in their order, the last axis fastest; all seeds of one variant together.
 std::vector<StudyRun> expand_study(const StudyConfig& study, const std::string& dir);
 
+// CUDA_VISIBLE_DEVICES of a run in `slot` (0, 1, …) on a host of `num_gpus` > 0 visible GPUs: one of those that
+// `visible`, the value that this process was given (null: none), lists, or its number.
+std::string gpu_of_slot(int64_t slot, int64_t num_gpus, const char* visible);
+
 // What the finished runs of a study say about one variant.
 struct VariantResult {
   std::string variant;

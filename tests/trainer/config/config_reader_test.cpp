@@ -877,6 +877,18 @@ TEST_F(ConfigReader, ReadsAStudy) {
   EXPECT_EQ(study.axes[0].variants[0].set, std::vector<std::string>{"model.full_attention_interval=4"});
 }
 
+TEST_F(ConfigReader, OverridesOfAStudyAreForAllItsRuns) {
+  const std::string path = write("s.yaml", "config: c.yaml\nseeds: [1]\nset: [run.steps=9]\n"
+      "axes: [{name: a, variants: [{name: x, set: [optimizer.lr=1]}]}]\n");
+  EXPECT_EQ(read_study(path, {"run.steps=7"}).set, (std::vector<std::string>{"run.steps=9", "run.steps=7"}));
+  const auto refused = [&](const char* set) {
+    return without_folder(message_of<ConfigError>([&] { read_study(path, {set}); }));
+  };
+  EXPECT_NE(refused("optimizer.lr=2").find("varies optimizer.lr (axis a)"), std::string::npos);
+  EXPECT_NE(refused("train.seed=4").find("comes from seeds"), std::string::npos);
+  EXPECT_NE(refused("run.dir=x").find("comes from --dir"), std::string::npos);
+}
+
 TEST_F(ConfigReader, RefusesStudiesThatCannotBe) {
   const auto study_error = [&](const std::string& text) {
     return without_folder(message_of<ConfigError>([&] { read_study(write("s.yaml", text)); }));

@@ -48,6 +48,14 @@ TEST(Study, ExpandsToEveryCombinationWithEverySeed) {
                                                          "run.dir=\"out/ratio-0-4_scope-y/seed-2\""}));
 }
 
+TEST(Study, RunsTakeTheVisibleGpusInTurn) {
+  EXPECT_EQ(gpu_of_slot(1, 4, nullptr), "1");
+  EXPECT_EQ(gpu_of_slot(6, 4, nullptr), "2");
+  EXPECT_EQ(gpu_of_slot(0, 2, "2,3"), "2");
+  EXPECT_EQ(gpu_of_slot(3, 2, "2,3"), "3");
+  EXPECT_EQ(gpu_of_slot(1, 2, "GPU-a1,GPU-b2"), "GPU-b2");
+}
+
 TEST(Study, ComparesVariantsSeedBySeed) {
   const auto results = compare_study({outcome("a", 1, {5, 3}, "o1"), outcome("a", 2, {5, 4}, "o2"),
                                       outcome("b", 1, {4, 2.5}, "o1"), outcome("b", 2, {5, 3.5}, "o2")});
