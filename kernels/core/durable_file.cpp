@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
+#include <iterator>
 #include <utility>
 
 #include "kernels/core/error.h"
@@ -17,6 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr size_t kGatheredBytes = size_t{256} << 10;
 constexpr int64_t kWritebackBytes = int64_t{8} << 20;
 
 std::string parent_of(const std::string& path) {
@@ -61,7 +63,20 @@ void DurableFile::check_done(bool ok, const char* what) const {
   check<IoError>(ok, path_, ": cannot be ", what, ": ", reason(error));
 }
 
+// A model of hundreds of small tensors would be as many calls of the system, and on a network as many messages.
 void DurableFile::write(const void* data, int64_t bytes) {
+  if (gathered_.size() + static_cast<size_t>(bytes) > kGatheredBytes) write_gathered();
+  if (static_cast<size_t>(bytes) > kGatheredBytes) return write_out(data, bytes);
+  const char* begin = static_cast<const char*>(data);
+  gathered_.insert(gathered_.end(), begin, begin + bytes);
+}
+
+void DurableFile::write_gathered() {
+  write_out(gathered_.data(), std::ssize(gathered_));
+  gathered_.clear();
+}
+
+void DurableFile::write_out(const void* data, int64_t bytes) {
   for (int64_t done = 0; done < bytes;) {
     const ssize_t n = ::write(fd_, static_cast<const char*>(data) + done, static_cast<size_t>(bytes - done));
     if (n < 0 && errno == EINTR) continue;
@@ -80,6 +95,7 @@ void DurableFile::start_writeback() {
 }
 
 void DurableFile::finish() {
+  write_gathered();
   check_done(::fsync(fd_) == 0, "flushed to the disk");
   const bool closed = ::close(std::exchange(fd_, -1)) == 0;
   const int error = errno;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace braid {
 
@@ -16,16 +17,20 @@ class DurableFile {
   DurableFile(const DurableFile&) = delete;
   DurableFile& operator=(const DurableFile&) = delete;
 
+  // Small pieces are gathered, so a full disk may show at a later call, or in finish().
   void write(const void* data, int64_t bytes);
   // To the disk, then the name, then the name to the disk.
   void finish();
 
  private:
   void check_done(bool ok, const char* what) const;
+  void write_out(const void* data, int64_t bytes);
+  void write_gathered();
   void start_writeback();
 
   std::string path_, part_;
   int fd_ = -1;
+  std::vector<char> gathered_;
   int64_t written_ = 0, handed_over_ = 0;  // bytes written, and those of them that the disk was told to take
 };
 

@@ -31,6 +31,21 @@ TEST_F(DurableFileTest, AppearsWhenItIsFinished) {
   EXPECT_FALSE(fs::exists(path("f.part")));
 }
 
+// Pieces of all sizes: those that are gathered, those that do not fit to what is, and those that go out by themselves.
+TEST_F(DurableFileTest, KeepsTheOrderOfPiecesOfAnySize) {
+  std::mt19937 random(2);
+  std::string bytes(3'000'000, '\0');
+  for (char& c : bytes) c = static_cast<char>(random());
+  DurableFile file(path("f"), std::ssize(bytes));
+  for (int64_t at = 0; at < std::ssize(bytes);) {
+    const int64_t size = std::min<int64_t>(std::ssize(bytes) - at, random() % (1 + (int64_t{1} << random() % 20)));
+    file.write(bytes.data() + at, size);
+    at += size;
+  }
+  file.finish();
+  EXPECT_EQ(bytes_of(path("f")), bytes);
+}
+
 TEST_F(DurableFileTest, LeavesNothingUnlessFinished) {
   write_bytes(path("f"), "older");
   { DurableFile(path("f"), 5).write("newer", 5); }
@@ -65,13 +80,16 @@ TEST_F(DurableFileTest, AFullDiskShowsAtTheStartWithBothNumbers) {
 // Short first: the kernel writes what fits, then refuses.
 TEST_F(DurableFileTest, AFailingWriteIsReportedAndLeavesNothing) {
   FileSizeLimit limit(1000);
-  const std::string bytes(1500, 'x');
-  expect_contains(message_of<IoError>([&] {
-                    DurableFile file(path("f"), 0);
-                    file.write(bytes.data(), 1500);
-                  }),
-                  path("f") + ": cannot be written: ");
-  EXPECT_TRUE(fs::is_empty(folder_));
+  const std::string bytes(1'000'000, 'x');
+  for (const int64_t size : {1'500, 1'000'000}) {  // gathered, or written at once
+    expect_contains(message_of<IoError>([&] {
+                      DurableFile file(path("f"), 0);
+                      file.write(bytes.data(), size);
+                      file.finish();
+                    }),
+                    path("f") + ": cannot be written: ");
+    EXPECT_TRUE(fs::is_empty(folder_));
+  }
 }
 
 TEST_F(DurableFileTest, AFailingRenameIsReportedAndLeavesNothing) {
