@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Random faults, and a training that must come out as if there had been none.
 
-    chaos.py BRAID SOURCE FAULTY_CALLS [--faults N] [--seed S] [--work DIR]
+    chaos.py BRAID SOURCE FAULTY_CALLS [--faults N] [--seconds S] [--seed S] [--work DIR]
 
 Trains a tiny model on two ranks again and again with --resume=auto; something happens to each start: killed ranks (at
 any time, at a call of a save or load, in a collective, while starting), a killed launcher, signals, stopped ranks,
 storage that is full or fails for a while, damaged checkpoints. After each: no process is left, every committed
 checkpoint is whole, no message speaks of a defect. When a run is complete its state and the numbers of every step are
 those of the run that nothing happened to, so every sample was used once; then the next run begins, until there were N
-faults. The same seed draws the same faults; when they hit depends on the machine.
+faults, or S seconds have passed. The same seed draws the same faults; when they hit depends on the machine.
 """
 
 import argparse
@@ -217,8 +217,11 @@ class Chaos:
             shutil.rmtree(self.dir)
             self.begin_run()
 
-    def run(self, faults, begin):
-        for number in range(1, faults + 1):
+    def run(self, faults, begin, until):
+        """How many there were."""
+        number = 0
+        while number < faults and time.monotonic() < until:
+            number += 1
             kind = "?"
             try:
                 kind, code, job = self.one()
@@ -240,6 +243,7 @@ class Chaos:
         for kind in MIX:
             if self.counts[kind]:
                 print(f"  {self.counts[kind]:4d}  {kind}, {self.hits[kind]} hit")
+        return number
 
 
 def main():
@@ -247,14 +251,15 @@ def main():
     add_common_arguments(parser)
     parser.add_argument("calls")
     parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     options = parser.parse_args()
     begin = time.monotonic()
     print(f"seed {options.seed}, {options.faults} faults", flush=True)
     with work_folder(options) as work:
         chaos = Chaos(World(options.braid, options.source, work), options.calls, options.seed)
-        chaos.run(options.faults, begin)
+        faults = chaos.run(options.faults, begin, begin + options.seconds)
     print(
-        f"{options.faults} faults, {sum(chaos.hits.values())} hit, {chaos.run_number - 1} runs complete, the same "
+        f"{faults} faults, {sum(chaos.hits.values())} hit, {chaos.run_number - 1} runs complete, the same "
         "as the golden one, 0 corrupt checkpoints, "
         f"{time.monotonic() - begin:.0f} s",
         flush=True,

@@ -2,99 +2,132 @@
 """Each call in turn: a kill, or an error, at the first, second, third … of one kind in one rank, until a training needs
 no more of them.
 
-    every_call.py BRAID SOURCE FAULTY_CALLS [--what WHAT] [--step N] [--work DIR]
+    every_call.py BRAID SOURCE FAULTY_CALLS [--what WHAT] [--step N] [--jobs N] [--seconds S] [--work DIR]
 
 A tiny model on two ranks, three saves and a pruning, or a load. Then the run goes on without a fault: every committed
 checkpoint is whole, and state and numbers are those of the run that nothing happened to. WHAT: kill-change, kill-read
 (-9 at a call on checkpoints that writes, flushes, renames, removes …, or reads), error-change, error-read (EIO once),
-full (ENOSPC from there on), memory (a request for host memory that finds none), kill-collective. --step N takes every Nth.
+full (ENOSPC from there on), memory (a request for host memory that finds none), kill-collective. --step N takes every Nth,
+--jobs N does so many at a time, and after S seconds no more are begun: then it says how far it came, and fails.
 """
 
 import argparse
+import collections
+import concurrent.futures
 import os
 import shutil
 import time
 
-from harness import Failure, Job, World, add_common_arguments, check, is_defect, run_main, work_folder
+from harness import Failure, Job, World, add_common_arguments, check, is_defect, run_main, said_by_braid, work_folder
 
 STEPS = 3
 COLLECTIVES = ["all_reduce", "reduce_scatter", "all_gather", "all_to_all_rows", "broadcast", "barrier", "split"]
 
 
 class EveryCall:
-    def __init__(self, world, calls):
-        self.world, self.calls = world, calls
+    def __init__(self, world, calls, jobs, until):
+        self.world, self.calls, self.until = world, calls, until
+        self.cases = concurrent.futures.ThreadPoolExecutor(jobs)
+        self.failed = 0
+        self.ahead = max(1, jobs // 4)  # of one loop: each ends at a number that only its last case tells
         self.golden, _ = world.golden()
         self.begun = os.path.join(world.work, "begun")  # to be resumed after step 2: a load and one save
         job = Job(world, self.begun, ["run.steps=2"])
         check(job.wait(300) == 0, "the run to be resumed failed:", job.log()[-2000:])
 
-    def plan(self, what, rank, nth):
-        on = "read" if what.endswith("read") else "memory" if what == "memory" else "change"
+    def faulty(self, what, rank, nth, mark):
         plan = {
             "rank": rank,
-            "on": on,
+            "on": "read" if what.endswith("read") else "memory" if what == "memory" else "change",
             "nth": nth,
+            "times": 10**9 if what == "full" else 1,
             "do": "kill" if what.startswith("kill") else 28 if what == "full" else 5,
+            "mark": mark,
         }
-        if what == "full":
-            plan["times"] = 10**9
         return {"LD_PRELOAD": self.calls, "BRAID_CALLS": ",".join(f"{key}={value}" for key, value in plan.items())}
 
-    def case(self, what, name, env):
+    def case(self, what, rank, site, nth):
         """Returns False if the run needed no such call."""
+        name = f"{what}-{rank}-{site or 'any'}-{nth}"
         path = os.path.join(self.world.work, name)
+        mark = path + ".hit"
         shutil.rmtree(path, ignore_errors=True)
         if what.endswith("read"):
             shutil.copytree(self.begun, path)
+        if site:
+            env = {"BRAID_FAULT": f"site=comm.{site},rank={rank},nth={nth},do=kill"}
+        else:
+            env = self.faulty(what, rank, nth, mark)
         job = Job(self.world, path, ["--resume=auto"], env)
         code, log = job.wait(200), job.log()
         check(not is_defect(log), name, "a defect:", log[-2000:])
         if what.startswith("kill"):
             was_hit = code != 0
         else:
-            was_hit = code != 0 or "WARNING" in log
+            was_hit = os.path.exists(mark)
+            check(was_hit or code == 0, name, f"exit code {code} for nothing:", log[-2000:])
             check(code in ((0, 7) if what == "memory" else (0, 4, 9)), name, f"exit code {code}:", log[-2000:])
-            check(
-                code == 0 or log.count("\nbraid: ") + log.startswith("braid: ") == 1,
-                name,
-                "not one sentence:",
-                log[-2000:],
-            )
+            check(code == 0 or len(said_by_braid(log)) == 1, name, "not one sentence:", log[-2000:])
         self.world.check_committed(path)
         if code != 0:
             again = Job(self.world, path, ["--resume=auto"])
             check(again.wait(200) == 0, name, "does not go on:", again.log()[-2000:])
+            os.remove(again.log_path)
         self.world.check_end(self.golden, path)
         shutil.rmtree(path)
+        for left in (mark, job.log_path):
+            if os.path.exists(left):
+                os.remove(left)
         return was_hit
 
-    def loop(self, what, label, step, env_of):
-        nth, hit, misses = 1, 0, 0
-        # A kill is seen; an error that does no harm (of a removal, or a hint) looks like none.
-        while misses < (1 if what.startswith("kill") else 3):
-            if self.case(what, f"{what}-{label}-{nth}".replace(" ", "-"), env_of(nth)):
-                hit, misses = hit + 1, 0
-            else:
-                misses += 1
-            nth += step
-        print(f"  {what}, {label}: {hit} hit, up to number {nth - (misses + 1) * step}", flush=True)
-        return hit
+    def loop(self, what, rank, site, step):
+        """How many of the calls number 1, 1 + step, … were hit, and whether that was all: three runs in a row needed no
+        such call (how many a run makes differs a little)."""
+        nth, hit, misses, last, failed, running = 1, 0, 0, 0, 0, collections.deque()
+        in_time = True
+        while misses < 3 and failed < 3 and (in_time or running):
+            in_time = time.monotonic() < self.until
+            while in_time and len(running) < self.ahead:
+                running.append((nth, self.cases.submit(self.case, what, rank, site, nth)))
+                nth += step
+            if running:
+                number, case = running.popleft()
+                try:
+                    was_hit = case.result()
+                except Failure as failure:
+                    print(f"  FAILED: {failure}", flush=True)
+                    was_hit, failed = True, failed + 1
+                if was_hit:
+                    hit, misses, last = hit + 1, 0, number
+                else:
+                    misses += 1
+        for _, case in running:
+            case.cancel()
+        concurrent.futures.wait([case for _, case in running])
+        whole = misses == 3
+        self.failed += failed
+        print(
+            f"  {what}, rank {rank}{' ' + site if site else ''}: {hit} hit, up to number {last}"
+            + ("" if whole else ", and no further: " + ("too many failed" if failed else "there was no more time")),
+            flush=True,
+        )
+        return hit, whole
 
-    def run(self, what, step):
-        total = 0
-        for rank in range(self.world.ranks):
-            if what == "kill-collective":
-                for site in COLLECTIVES:
-                    total += self.loop(
-                        what,
-                        f"rank {rank} {site}",
-                        step,
-                        lambda nth: {"BRAID_FAULT": f"site=comm.{site},rank={rank},nth={nth},do=kill"},
-                    )
-            else:
-                total += self.loop(what, f"rank {rank}", step, lambda nth: self.plan(what, rank, nth))
-        return total
+    def run(self, whats, step):
+        """How many of each were hit, and whether all were."""
+        loops = [
+            (what, rank, site)
+            for what in whats
+            for rank in range(self.world.ranks)
+            for site in (COLLECTIVES if what == "kill-collective" else [""])
+        ]
+        hits, whole = collections.Counter(), True
+        at_once = len(loops) if self.ahead > 1 else 1
+        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+            for (what, *_), (hit, ended) in zip(loops, pool.map(lambda of: self.loop(*of, step), loops)):
+                hits[what] += hit
+                whole = whole and ended
+        return hits, whole
 
 
 def main():
@@ -103,20 +136,21 @@ def main():
     parser.add_argument("calls")
     parser.add_argument("--what", default="kill-change,kill-read,error-change,error-read,full,memory,kill-collective")
     parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     options = parser.parse_args()
     begin = time.monotonic()
     with work_folder(options) as work:
         world = World(options.braid, options.source, work, steps=STEPS, interval=1)
         world.arguments += ["checkpoint.keep=1", "schedule.kind=constant"]
-        every = EveryCall(world, options.calls)
-        for what in options.what.split(","):
-            hit = every.run(what, options.step)
-            if hit == 0:
-                raise Failure(f"{what}: nothing was hit")
-            print(
-                f"{what}: {hit} hit, each with the golden run's state in the end, {time.monotonic() - begin:.0f} s",
-                flush=True,
-            )
+        every = EveryCall(world, options.calls, options.jobs, begin + options.seconds)
+        hits, whole = every.run(options.what.split(","), options.step)
+        for what, hit in hits.items():
+            check(hit > 0, f"{what}: nothing was hit")
+            print(f"{what}: {hit} hit, each with the golden run's state in the end")
+        print(f"{sum(hits.values())} hit in all, {time.monotonic() - begin:.0f} s", flush=True)
+        check(every.failed == 0, every.failed, "cases failed")
+        check(whole, "there was no time for every call")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@
 // which rank of the launcher; which calls of it that have to do with checkpoints: `change` creates, reserves, writes,
 // flushes, renames and removes, `read` opens and reads; at which of them, and how many from there on; `kill`, or the
 // number of an error (28: no space). on=memory,nth=N: the Nth request of at least 4 KiB of host memory finds none left.
+// mark=PATH: this file is made when there was such a call.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -25,6 +27,7 @@ struct Plan {
   bool on_change = false, on_read = false, on_memory = false;
   long nth = 0, times = 1;
   int error = 0;  // 0: kill
+  std::string mark;
 };
 
 std::string value_of(const std::string& text, const std::string& name) {
@@ -43,6 +46,7 @@ Plan read_plan() {
   plan.nth = std::atol(value_of(text, "nth").c_str());
   if (const std::string times = value_of(text, "times"); !times.empty()) plan.times = std::atol(times.c_str());
   if (const std::string deed = value_of(text, "do"); deed != "kill") plan.error = std::atoi(deed.c_str());
+  plan.mark = value_of(text, "mark");
   return plan;
 }
 
@@ -60,13 +64,22 @@ const Plan& the_plan() {
   return plan;
 }
 
+void leave_mark(const Plan& plan) {
+  if (plan.mark.empty()) return;
+  const int before = errno;
+  syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, plan.mark.c_str(), O_WRONLY | O_CREAT, 0644));
+  errno = before;
+}
+
 // Is there to be no memory for this request?
 bool has_no_memory(size_t bytes) {
   constexpr size_t kSmall = 4096;  // also what reading the plan takes
   static std::atomic<long> calls{0};
   if (bytes < kSmall) return false;
   const Plan& plan = the_plan();
-  return plan.on_memory && ++calls == plan.nth;
+  if (!plan.on_memory || ++calls != plan.nth) return false;
+  leave_mark(plan);
+  return true;
 }
 
 // The error of this call, 0 if it is to be done.
@@ -81,6 +94,7 @@ int fault(bool changes, Where where) {
   if (!counts) return 0;
   const long call = ++calls;
   if (call < plan.nth || call >= plan.nth + plan.times) return 0;
+  leave_mark(plan);
   if (plan.error == 0) ::kill(getpid(), SIGKILL);
   return plan.error;
 }
