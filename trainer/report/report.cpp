@@ -22,7 +22,7 @@ constexpr const char* kStyle = R"css(
 @media (prefers-color-scheme:dark){:root{--bg:#12151b;--fg:#e7eaf0;--soft:#a3acba;--line:#333a46;--card:#1b2028;
 --k0:#6cb2ff;--k1:#ff9d66;--k2:#5fd6a4;--k3:#e39be0;--k4:#e3c14f;--k5:#c3cad6;--k6:#ff8fb0;--k7:#63d3ea}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,"Helvetica Neue",Arial,sans-serif}
-main{max-width:1040px;margin:0 auto;padding:16px}h1{font-size:1.6rem;margin:.4em 0}h2{font-size:1.2rem;margin:2em 0 .4em}
+main{max-width:1240px;margin:0 auto;padding:16px}h1{font-size:1.6rem;margin:.4em 0}h2{font-size:1.2rem;margin:2em 0 .4em}
 h3{font-size:1rem;margin:1.2em 0 .3em}p{margin:.4em 0}.soft,.none,figcaption{color:var(--soft)}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{text-align:right;padding:5px 10px;border-bottom:1px solid var(--line);white-space:nowrap;vertical-align:top}
@@ -43,7 +43,8 @@ figure{margin:0}figcaption{font-size:.8rem}.maps img{width:100%;height:88px;imag
 .scale{display:flex;flex-wrap:wrap;gap:4px 14px;margin:.4em 0;font-size:.85rem}.scale i{display:inline-block;width:18px;height:14px;
 border:1px solid var(--soft);margin-right:5px;vertical-align:-2px}.alarm{font-weight:700}.alarm:before{content:"\26a0  "}
 footer{margin:3em 0 1em;color:var(--soft);font-size:.85rem}
-@media (max-width:640px){svg.wide{display:none}svg.narrow{display:block}svg.key{display:inline-block}main{padding:12px}}
+@media (max-width:640px){svg.wide{display:none}svg.narrow{display:block}svg.key{display:inline-block}main{padding:12px}
+th,td{padding:5px 6px}td:first-child,.text td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:8.5em}}
 )css";
 
 std::string number(double value, const char* format) {
