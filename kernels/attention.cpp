@@ -20,12 +20,9 @@ decltype(braid::attention_implementation) attention_implementation;
 
 namespace {
 
-void check_inputs(const Context& ctx, const AttentionTensors& in, const AttentionOutputs& out,
-                  const Segments& segments) {
+void check_inputs(const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments) {
   const int64_t N = segments.num_tokens(), Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2);
   const std::vector<int64_t>& before = segments.tokens_before;
-  check<EnvironmentError>(before.empty() || !ctx.on_cuda(),
-                          "attention: tokens before a row are computed with on the CPU only");
   const int64_t num_keys = std::accumulate(before.begin(), before.end(), N);
   check_shapes({{"q", in.q, {N, Hq, Dh}},
                 {"k", in.k, {num_keys, Hkv, Dh}},
@@ -46,7 +43,7 @@ void check_inputs(const Context& ctx, const AttentionTensors& in, const Attentio
 
 void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensors& in, const Segments& segments) {
   const OperatorScope scope(ctx, "attention_forward");
-  check_inputs(ctx, in, out, segments);
+  check_inputs(in, out, segments);
   for (const auto& [name, number] :
        {std::pair{"score_max", out.score_max}, {"first_token_share", out.first_token_share}}) {
     if (!number.defined()) continue;
@@ -64,7 +61,7 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
 void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y, const AttentionTensors& in,
                         const AttentionOutputs& out, const Segments& segments) {
   const OperatorScope scope(ctx, "attention_backward");
-  check_inputs(ctx, in, out, segments);
+  check_inputs(in, out, segments);
   check_shapes({{"d_q", d_in.q, in.q.shape()},
                 {"d_k", d_in.k, in.k.shape()},
                 {"d_v", d_in.v, in.v.shape()},

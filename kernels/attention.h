@@ -10,7 +10,7 @@ namespace braid {
 
 struct AttentionTensors {  // what attention reads; query head h uses key/value head h / (Hq / Hkv)
   Tensor q;                // (N, Hq, Dh)
-  // (M, Hkv, Dh), M = N + all tokens that came before the rows (see Segments; CPU), which lie before those of their row
+  // (M, Hkv, Dh), M = N + all tokens that came before the rows (see Segments), which lie before those of their row
   Tensor k, v;
   Tensor q_gate;  // (N, Hq, 2, Dh)  only the gate half is read; undefined: no gate
 };

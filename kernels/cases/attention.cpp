@@ -1,6 +1,7 @@
 #include "kernels/attention.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/cases/operator_case.h"
 
@@ -23,7 +24,8 @@ Heads heads_of(const AttentionDims& d) { return {d.query_heads, d.kv_heads, d.he
 void declare(Trial& t, const Segments& documents, const Heads& h) {
   const Segments segments = t.segments(documents);
   const int64_t N = segments.num_tokens();
-  const Shape queries{N, h.Hq, h.Dh}, keys{N, h.Hkv, h.Dh}, pairs{N, h.Hq, 2, h.Dh};
+  const int64_t M = std::accumulate(documents.tokens_before.begin(), documents.tokens_before.end(), N);
+  const Shape queries{N, h.Hq, h.Dh}, keys{M, h.Hkv, h.Dh}, pairs{N, h.Hq, 2, h.Dh};
   const Closeness forward = {.cpu = {1e-6, 1e-4}};
   const Closeness of_lse = {.bf16 = kUsual.f32, .cpu = {1e-6, 1e-4}};  // fp32 sums of what both sides read
   const Closeness of_gate = {.bf16 = {1e-2, 1e-1, 0x1p-7}};
@@ -33,8 +35,9 @@ void declare(Trial& t, const Segments& documents, const Heads& h) {
   double seen = 0;  // pairs of a query and a key
   int64_t longest = 0;
   for (int64_t doc = 0; doc < documents.num_documents(); ++doc) {
-    longest = std::max(longest, documents.length(doc));
-    seen += 0.5 * double(documents.length(doc)) * double(documents.length(doc) + 1);
+    const int64_t length = documents.length(doc), before = documents.before_document(doc);
+    longest = std::max(longest, before + length);
+    seen += double(length) * (double(before) + 0.5 * double(length + 1));
   }
   // Where every document is one token, nothing depends on scores: the gradient is what rounding leaves of 0.
   if (longest == 1) of_scores.f32.absolute = of_scores.bf16.absolute = of_scores.cpu.absolute = 1e-4;
@@ -91,6 +94,18 @@ Variants hard() {
       of("130 documents of a token", equal_documents(130, 1), {2, 1, 64}),
       of("70 documents of 3 tokens", equal_documents(210, 3), {2, 1, 256}),
       of("no tokens", Segments::packed({}), {2, 1, 4})};
+  // Rows that go on: from tokens that fill tiles and others, documents that end in their first row and go on in the
+  // next.
+  Segments ended = Segments::whole_rows(3, 100);
+  ended.offsets = {0, 100, 103, 200, 270, 300};
+  for (const Heads& h : {released, Heads{4, 2, 64}, {2, 1, 80}, {6, 2, 5}, {2, 1, 256, false}}) {
+    const std::string label = concat(", ", h.Hq, " heads of ", h.Dh);
+    variants.push_back(of("rows that go on" + label, going_on(ended, {70, 65, 0}, {0, 9, 50}), h));
+    variants.push_back(of("halves of documents" + label, halves_of_documents(2, 128), h));
+  }
+  variants.push_back(
+      of("rows of a token that go on", going_on(Segments::whole_rows(2, 1), {64, 1}, {0, 1}), {4, 1, 16}));
+  variants.push_back(of("a short part behind a long one", going_on(Segments::whole_rows(1, 70), {500}, {1}), released));
   for (const Heads& h : {Heads{6, 2, 5},
                          {3, 3, 8},
                          {4, 1, 16},
@@ -116,8 +131,11 @@ Variants checked(const Sizes& s) {
   // Whole rows of as many tokens as cuDNN's backward wants them, or of another length if the run's rows have one.
   const Segments whole = Segments::whole_rows(2, s.row_tokens % 128 == 0 ? 128 : 100);
   const std::string label = concat("heads of ", s.attention->head_dim);
-  return {of(label + ", whole rows", whole, heads_of(*s.attention)),
-          of(label + ", packed documents", packed_documents(), heads_of(*s.attention))};
+  Variants variants = {of(label + ", whole rows", whole, heads_of(*s.attention)),
+                       of(label + ", packed documents", packed_documents(), heads_of(*s.attention))};
+  if (s.shared_rows)
+    variants.push_back(of(label + ", halves of documents", halves_of_documents(2, 100), heads_of(*s.attention)));
+  return variants;
 }
 
 Variants timed(const Sizes& s) {
@@ -129,6 +147,8 @@ Variants timed(const Sizes& s) {
       of(rows_name(s) + ", packed", given ? Segments::packed(s.documents) : mixed_documents(s), heads)};
   if (s.rows > 1 && !given)
     variants.push_back(of(concat("1 x ", s.tokens()), Segments::whole_rows(1, s.tokens()), heads));
+  if (s.shared_rows && !given)
+    variants.push_back(of("halves of documents, " + rows_name(s), halves_of_documents(s.rows, s.row_tokens), heads));
   return variants;
 }
 

@@ -33,7 +33,8 @@ struct Sizes {
   std::optional<GdnDims> gdn;              // where a layer is Gated DeltaNet
   std::optional<AttentionDims> attention;  // where a layer, or the MTP block, is attention
   bool mtp = false;
-  bool muon = false;  // the optimizer's rule for matrices
+  bool muon = false;         // the optimizer's rule for matrices
+  bool shared_rows = false;  // by ranks
   // Only to time and to repeat:
   std::vector<int64_t> documents;         // of one row, instead of whole rows and of mixed_documents()
   int64_t shard_elements = 1 << 27;       // of the optimizer
@@ -82,6 +83,11 @@ Segments mixed_documents(const Sizes& sizes);                        // about 10
 Segments equal_documents(int64_t num_tokens, int64_t tokens_each);   // in one row
 std::string rows_name(const Sizes& sizes);                           // "8 x 4096"
 Segments with_invalid_tokens(int64_t num_rows, int64_t row_tokens);  // every seventh, and the whole second row
+
+// Rows as parts of longer ones: tokens of their first documents that come before them, and of their last behind them.
+Segments going_on(Segments rows, std::vector<int64_t> before, std::vector<int64_t> behind);
+// As many rows that are halves of documents.
+Segments halves_of_documents(int64_t num_rows, int64_t row_tokens);
 
 // Edits: what a random tensor becomes.
 void unit_rows(Tensor x);                               // of length 1

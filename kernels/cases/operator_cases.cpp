@@ -7,15 +7,16 @@
 namespace braid::cases {
 
 // Every operator, once, in the order of a step: X(op) is op_case() of kernels/cases/op.cpp.
-#define BRAID_OPERATORS(X)                                                                                     \
-  X(matmul)                                                                                                    \
-  X(copy)                                                                                                      \
-  X(random)                                                                                                    \
-  X(embedding)                                                                                                 \
-  X(rms_norm)                                                                                                  \
-  X(mtp_inputs) X(gdn_inputs) X(gated_delta_rule) X(gated_rms_norm) X(attention_inputs) X(attention) X(router) \
-      X(load_balance) X(expert_rows) X(experts) X(swiglu) X(lm_head_loss) X(split_weights) X(adamw) X(muon)    \
-          X(sum_squares) X(largest_magnitude)
+#define BRAID_OPERATORS(X)                                                                                       \
+  X(matmul)                                                                                                      \
+  X(copy)                                                                                                        \
+  X(random)                                                                                                      \
+  X(embedding)                                                                                                   \
+  X(rms_norm)                                                                                                    \
+  X(mtp_inputs)                                                                                                  \
+  X(gdn_inputs) X(gated_delta_rule) X(gated_rms_norm) X(attention_inputs) X(attention) X(router) X(load_balance) \
+      X(expert_rows) X(experts) X(swiglu) X(lm_head_loss) X(split_weights) X(adamw) X(muon) X(sum_squares)       \
+          X(largest_magnitude)
 
 #define BRAID_DECLARE(op) OperatorCase op##_case();
 #define BRAID_LIST(op) op##_case(),
@@ -65,6 +66,21 @@ Segments with_invalid_tokens(int64_t num_rows, int64_t row_tokens) {
   for (int64_t n = 0; n < segments.num_tokens(); ++n) segments.valid[n] = n % 7 != 3;
   if (num_rows > 1) std::fill_n(segments.valid.begin() + row_tokens, row_tokens, 0);
   return segments;
+}
+
+Segments going_on(Segments rows, std::vector<int64_t> before, std::vector<int64_t> behind) {
+  rows.tokens_before = std::move(before);
+  rows.tokens_behind = std::move(behind);
+  return rows;
+}
+
+Segments halves_of_documents(int64_t num_rows, int64_t row_tokens) {
+  std::vector<int64_t> before, behind;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    before.push_back(row % 2 == 0 ? 0 : row_tokens);
+    behind.push_back(row % 2 == 0 ? row_tokens : 0);
+  }
+  return going_on(Segments::whole_rows(num_rows, row_tokens), before, behind);
 }
 
 Segments whole_rows(const Sizes& s) { return Segments::whole_rows(s.rows, s.row_tokens); }

@@ -26,6 +26,7 @@ void Segments::plan_tables(Planner& planner, Tables& tables, int64_t max_tokens)
   planner.add("segments.first_chunk", tables.first_chunk, {max_tokens + 1}, DType::kI32);
   planner.add("segments.chunk_begin", tables.chunk_begin, {max_tokens + 1}, DType::kI32);
   planner.add("segments.by_length", tables.by_length, {max_tokens}, DType::kI32);
+  planner.add("segments.key_shift", tables.key_shift, {max_tokens + 1}, DType::kI32);
 }
 
 std::vector<int32_t> Segments::by_length() const {
@@ -51,6 +52,10 @@ void Segments::upload(Context& ctx, const Tables& tables) {
             filled(ctx, tables.position, positions),      filled(ctx, tables.valid, valid),
             filled(ctx, tables.first_chunk, first_chunk), filled(ctx, tables.chunk_begin, chunk_begin),
             filled(ctx, tables.by_length, by_length())};
+  if (tokens_before.empty()) return;
+  std::vector<int32_t> key_shift = {0};
+  for (int64_t before : tokens_before) key_shift.push_back(key_shift.back() + static_cast<int32_t>(before));
+  on_gpu.key_shift = filled(ctx, tables.key_shift, key_shift);
 }
 
 }  // namespace braid

@@ -25,6 +25,9 @@ struct Segments {
     Tensor first_chunk;     // (D + 1) I32  chunks [first_chunk[d], first_chunk[d + 1]) cut document d, in order
     Tensor chunk_begin;  // (num_chunks + 1) I32, last entry N: chunk i owns tokens [chunk_begin[i], chunk_begin[i + 1])
     Tensor by_length;    // (D) I32         see by_length()
+    // (B + 1) I32  tokens before the rows up to each row, 0 first: the keys of attention are those before a row and the
+    // row's own, so a token of row r has key token + key_shift[r + 1]. Not defined where nothing comes before a row.
+    Tensor key_shift;
   };
   static constexpr int64_t kChunkTokens = 64;
 

@@ -5,7 +5,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/copy.h"
-#include "kernels/cuda/attention_backends.h"
+#include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/row_access.cuh"
 
 namespace braid::cuda {
@@ -101,28 +101,32 @@ constexpr int kTableThreads = 1024;
 
 // One block, a stretch of tokens per thread: finds where documents begin, in order.
 __global__ void __launch_bounds__(kTableThreads)
-    document_tables_kernel(int32_t* begin, int32_t* lengths, int32_t* q_offset, int32_t* kv_offset, int32_t* lse_offset,
-                           const int32_t* document_begin, int64_t N, int bound, int q_row, int kv_row, int lse_row) {
+    document_tables_kernel(int32_t* begin, int32_t* lengths, int32_t* key_lengths, int32_t* q_offset,
+                           int32_t* kv_offset, int32_t* lse_offset, Documents documents, int64_t N, int bound,
+                           int q_row, int kv_row, int lse_row) {
   using Scan = cub::BlockScan<int, kTableThreads>;
   __shared__ typename Scan::TempStorage storage;
   const int64_t stretch = (N + kTableThreads - 1) / kTableThreads;
   const int64_t first = min(N, threadIdx.x * stretch), last = min(N, first + stretch);
   int count = 0, before, total;
-  for (int64_t n = first; n < last; ++n) count += document_begin[n] == n;
+  for (int64_t n = first; n < last; ++n) count += documents.begin[n] == n;
   Scan(storage).ExclusiveSum(count, before, total);
   if (total > bound) {  // only if a graph captured for fewer documents is replayed: better no result than a wrong one
     if (threadIdx.x == 0) printf("attention: %d documents, but the graph was captured for at most %d\n", total, bound);
     __trap();
   }
   for (int64_t n = first; n < last; ++n)
-    if (document_begin[n] == n) begin[before++] = static_cast<int32_t>(n);
+    if (documents.begin[n] == n) begin[before++] = static_cast<int32_t>(n);
   for (int d = total + threadIdx.x; d <= bound; d += kTableThreads) begin[d] = static_cast<int32_t>(N);
   __syncthreads();
   for (int d = threadIdx.x; d <= bound; d += kTableThreads) {
-    const int32_t n = begin[d];
-    if (d < bound) lengths[d] = begin[d + 1] - n;
+    const int32_t n = begin[d], first_key = documents.first_key(n);
+    if (d < bound) {
+      lengths[d] = begin[d + 1] - n;
+      key_lengths[d] = documents.first_key(begin[d + 1]) - first_key;
+    }
     q_offset[d] = n * q_row;
-    kv_offset[d] = n * kv_row;
+    kv_offset[d] = first_key * kv_row;
     lse_offset[d] = n * lse_row;
   }
 }
@@ -139,14 +143,15 @@ DocumentTables make_document_tables(Context& ctx, Scratch& scratch, const Attent
                                     const Segments& segments, int64_t bound) {
   const int64_t N = in.q.dim(0), Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2);
   Tensor begin = scratch.tensor({bound + 1}, DType::kI32);
-  DocumentTables tables = {scratch.tensor({bound}, DType::kI32), scratch.tensor({bound + 1}, DType::kI32),
-                           scratch.tensor({bound + 1}, DType::kI32), scratch.tensor({bound + 1}, DType::kI32)};
+  DocumentTables tables = {scratch.tensor({bound}, DType::kI32), scratch.tensor({bound}, DType::kI32),
+                           scratch.tensor({bound + 1}, DType::kI32), scratch.tensor({bound + 1}, DType::kI32),
+                           scratch.tensor({bound + 1}, DType::kI32)};
   if (ctx.counts_only()) return tables;
   document_tables_kernel<<<1, kTableThreads, 0, stream_of(ctx)>>>(
-      pointer<int32_t>(begin), pointer<int32_t>(tables.lengths), pointer<int32_t>(tables.q_offset),
-      pointer<int32_t>(tables.kv_offset), pointer<int32_t>(tables.lse_offset),
-      pointer<int32_t>(segments.on_gpu.document_begin), N, static_cast<int>(bound), static_cast<int>(Hq * Dh),
-      static_cast<int>(Hkv * Dh), static_cast<int>(Hq));
+      pointer<int32_t>(begin), pointer<int32_t>(tables.lengths), pointer<int32_t>(tables.key_lengths),
+      pointer<int32_t>(tables.q_offset), pointer<int32_t>(tables.kv_offset), pointer<int32_t>(tables.lse_offset),
+      documents_of(segments), N, static_cast<int>(bound), static_cast<int>(Hq * Dh), static_cast<int>(Hkv * Dh),
+      static_cast<int>(Hq));
   check_launch("attention documents");
   return tables;
 }

@@ -22,13 +22,16 @@ void mma_attention_backward(Context& ctx, AttentionGradients& d_in, const Attent
                             const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments);
 
 // On Hopper's tensor cores (wgmma): bf16, Dh a multiple of 16 from 144 to 256. Of the gradients of scores, T x T per
-// row and head, as many exist at a time as `most_score_bytes` hold; the results have the same bits for any number of
-// them. A captured graph serves batches with other documents, as below.
-inline constexpr int64_t kMostScoreBytes = (int64_t{1} << 30) + (int64_t{1} << 27);
+// row and head, as many exist at a time as `most_score_bytes` hold, or those of one tile of queries; the results have
+// the same bits for any number of them. By default there are kMostScoreBytes, or, for long rows, those of
+// kLeastQueryTiles tiles of queries: sums over queries are stored and loaded between two stripes of them, and this is
+// to be little beside what is computed. A captured graph serves batches with other documents, as below.
+inline constexpr int64_t kMostScoreBytes = (int64_t{1} << 30) + (int64_t{1} << 27), kLeastQueryTiles = 16;
+inline constexpr int64_t kByLength = -1;
 bool wgmma_attention_supports(const Context& ctx, const AttentionTensors& in);
 void wgmma_attention_backward(Context& ctx, AttentionGradients& d_in, const AttentionOutputGradient& d_out,
                               const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments,
-                              int64_t most_score_bytes = kMostScoreBytes);
+                              int64_t most_score_bytes = kByLength);
 
 // In fp32 arithmetic: any dtype, any head size whose tiles fit shared memory. Forward writes o and lse.
 void fma_attention_forward(Context& ctx, AttentionOutputs& out, const AttentionTensors& in, const Segments& segments);
@@ -36,7 +39,7 @@ void fma_attention_backward(Context& ctx, AttentionGradients& d_in, const Attent
                             const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments);
 
 // In cuDNN: bf16 on Hopper and newer. Empty if it serves, or else why not.
-//   forward: whole rows, or packed documents; writes o and lse.
+//   forward: whole rows, or packed documents, also those of rows that go on; writes o and lse.
 //   backward: whole rows of a multiple of 128 tokens. The deterministic algorithm of Hopper keeps a matrix of T x T
 //     bf16 per row and head in its workspace, so the batch is worked off a few rows at a time, and packed documents,
 //     each of which would take a row of its own, are not served. lse_by_head (B, Hq, T) is lse in the one layout that
@@ -59,7 +62,7 @@ inline int64_t document_bound(int64_t num_documents) {
 
 // Documents as cuDNN wants them, `bound` of them; those that do not exist have no tokens and begin at the end.
 struct DocumentTables {
-  Tensor lengths;                          // (bound) I32
+  Tensor lengths, key_lengths;             // (bound) I32
   Tensor q_offset, kv_offset, lse_offset;  // (bound + 1) I32  in elements of (N, Hq, Dh), (N, Hkv, Dh) and (N, Hq)
 };
 // In scratch memory.

@@ -1,6 +1,7 @@
 #define CUDNN_FRONTEND_SKIP_JSON_LIB
 #include <cudnn_frontend.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -31,16 +32,16 @@ void check_cudnn(fe::error_t result, const char* call) {
 }
 
 // Names of the tensors of a graph.
-enum Uid : int64_t { kQ, kK, kV, kO, kLse, kDO, kDQ, kDK, kDV, kLengths, kQOffset, kKvOffset, kLseOffset };
+enum Uid : int64_t { kQ, kK, kV, kO, kLse, kDO, kDQ, kDK, kDV, kLengths, kKeyLengths, kQOffset, kKvOffset, kLseOffset };
 using Pointers = std::unordered_map<int64_t, void*>;
 
-enum class Pass : uint8_t { kForward, kForwardPacked, kBackward };
+enum class Pass : uint8_t { kForward, kForwardPacked, kForwardGoingOn, kBackward };
 
-// What a plan is made for. B: rows (for packed documents, their bound); Hq and Hkv: heads that it works on, of
-// all_q_heads and all_kv_heads in memory.
+// What a plan is made for. B: rows (for packed documents, their bound); T and S: most queries and keys of each; Hq and
+// Hkv: heads that it works on, of all_q_heads and all_kv_heads in memory.
 struct PlanKey {
   Pass pass;
-  int64_t B, T, Hq, Hkv, Dh, all_q_heads, all_kv_heads;
+  int64_t B, T, S, Hq, Hkv, Dh, all_q_heads, all_kv_heads;
   int device;
   friend auto operator<=>(const PlanKey&, const PlanKey&) = default;
 };
@@ -51,12 +52,19 @@ struct Plan {
   std::string why_not;  // empty if the plan can run
 };
 
-// (B, heads, T, width) in rows of `all_heads` heads.
-fe::graph::Tensor_attributes described(Uid uid, const PlanKey& k, int64_t heads, int64_t all_heads, int64_t width) {
+// (B, heads, tokens, width) in rows of `all_heads` heads.
+fe::graph::Tensor_attributes described(Uid uid, int64_t B, int64_t tokens, int64_t heads, int64_t all_heads,
+                                       int64_t width) {
   return fe::graph::Tensor_attributes()
       .set_uid(uid)
-      .set_dim({k.B, heads, k.T, width})
-      .set_stride({k.T * all_heads * width, width, all_heads * width, 1});
+      .set_dim({B, heads, tokens, width})
+      .set_stride({tokens * all_heads * width, width, all_heads * width, 1});
+}
+fe::graph::Tensor_attributes of_queries(Uid uid, const PlanKey& k, int64_t width) {
+  return described(uid, k.B, k.T, k.Hq, k.all_q_heads, width);
+}
+fe::graph::Tensor_attributes of_keys(Uid uid, const PlanKey& k) {
+  return described(uid, k.B, k.S, k.Hkv, k.all_kv_heads, k.Dh);
 }
 
 TensorHandle index_table(fe::graph::Graph& graph, Uid uid, int64_t count) {
@@ -72,25 +80,25 @@ void describe_output(const TensorHandle& tensor, const fe::graph::Tensor_attribu
 }
 
 void add_forward(fe::graph::Graph& graph, const PlanKey& k, float scale) {
-  auto q = described(kQ, k, k.Hq, k.all_q_heads, k.Dh), key = described(kK, k, k.Hkv, k.all_kv_heads, k.Dh);
-  auto v = described(kV, k, k.Hkv, k.all_kv_heads, k.Dh), o = described(kO, k, k.Hq, k.all_q_heads, k.Dh);
-  auto lse = described(kLse, k, k.Hq, k.all_q_heads, 1);
-  auto options = fe::graph::SDPA_attributes()
-                     .set_name("attention_forward")
-                     .set_generate_stats(true)
-                     .set_causal_mask(true)
-                     .set_attn_scale(scale);
-  const bool packed = k.pass == Pass::kForwardPacked;
+  auto q = of_queries(kQ, k, k.Dh), o = of_queries(kO, k, k.Dh), lse = of_queries(kLse, k, 1);
+  auto key = of_keys(kK, k), v = of_keys(kV, k);
+  auto options =
+      fe::graph::SDPA_attributes().set_name("attention_forward").set_generate_stats(true).set_attn_scale(scale);
+  // The last query sees the last key, the one before it all but that, and so on.
+  if (k.pass == Pass::kForwardGoingOn) options.set_causal_mask_bottom_right(true);
+  else options.set_causal_mask(true);
+  const bool packed = k.pass != Pass::kForward;
   TensorHandle q_offset, kv_offset, lse_offset;
   if (packed) {
     const TensorHandle lengths = index_table(graph, kLengths, k.B);
+    const TensorHandle key_lengths = k.pass == Pass::kForwardGoingOn ? index_table(graph, kKeyLengths, k.B) : lengths;
     q_offset = index_table(graph, kQOffset, k.B + 1);
     kv_offset = index_table(graph, kKvOffset, k.B + 1);
     lse_offset = index_table(graph, kLseOffset, k.B + 1);
     q.set_ragged_offset(q_offset);
     key.set_ragged_offset(kv_offset);
     v.set_ragged_offset(kv_offset);
-    options.set_padding_mask(true).set_seq_len_q(lengths).set_seq_len_kv(lengths);
+    options.set_padding_mask(true).set_seq_len_q(lengths).set_seq_len_kv(key_lengths);
   }
   const auto [out, stats] = graph.sdpa(graph.tensor(q), graph.tensor(key), graph.tensor(v), options);
   describe_output(out, o);
@@ -103,8 +111,8 @@ void add_forward(fe::graph::Graph& graph, const PlanKey& k, float scale) {
 }
 
 void add_backward(fe::graph::Graph& graph, const PlanKey& k, float scale) {
-  const auto queries = [&](Uid uid) { return described(uid, k, k.Hq, k.all_q_heads, k.Dh); };
-  const auto keys = [&](Uid uid) { return described(uid, k, k.Hkv, k.all_kv_heads, k.Dh); };
+  const auto queries = [&](Uid uid) { return of_queries(uid, k, k.Dh); };
+  const auto keys = [&](Uid uid) { return of_keys(uid, k); };
   const TensorHandle lse = graph.tensor(fe::graph::Tensor_attributes()
                                             .set_uid(kLse)
                                             .set_dim({k.B, k.Hq, k.T, 1})
@@ -179,10 +187,16 @@ void run(Context& ctx, const Plan& plan, Pointers& pointers) {
 
 PlanKey forward_key(const Gpu& gpu, const AttentionTensors& in, const Segments& segments) {
   const int64_t Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2), T = segments.row_tokens;
-  const bool whole = is_whole_rows(segments);
-  return {whole ? Pass::kForward : Pass::kForwardPacked,
+  const bool whole = is_whole_rows(segments), goes_on = !segments.tokens_before.empty();
+  int64_t most_keys = T;  // in powers of two of rows, so that there are few plans
+  for (int64_t before : segments.tokens_before)
+    while (most_keys < T + before) most_keys *= 2;
+  return {goes_on ? Pass::kForwardGoingOn
+          : whole ? Pass::kForward
+                  : Pass::kForwardPacked,
           whole ? segments.num_rows : document_bound(segments.num_documents()),
           T,
+          most_keys,
           Hq,
           Hkv,
           Dh,
@@ -199,7 +213,7 @@ PlanKey backward_key(const Gpu& gpu, const AttentionTensors& in, const Segments&
   while (rows > 1 && (segments.num_rows % rows != 0 || rows * Hq * matrix_bytes > kWorkspaceBytes)) --rows;
   while (rows == 1 && kv_heads > 1 && (Hkv % kv_heads != 0 || kv_heads * (Hq / Hkv) * matrix_bytes > kWorkspaceBytes))
     --kv_heads;
-  return {Pass::kBackward, rows, T, kv_heads * (Hq / Hkv), kv_heads, Dh, Hq, Hkv, gpu.device_index};
+  return {Pass::kBackward, rows, T, T, kv_heads * (Hq / Hkv), kv_heads, Dh, Hq, Hkv, gpu.device_index};
 }
 
 std::string why_not(Context& ctx, const AttentionTensors& in) {
@@ -207,7 +221,7 @@ std::string why_not(Context& ctx, const AttentionTensors& in) {
   if (in.q.dtype() != DType::kBF16) return "not bf16";
   if (ctx.gpu().compute_capability < 90) return "GPU older than Hopper";
   if (Dh % 16 != 0 || Dh < 64 || Dh > 256) return concat("head size ", Dh);
-  if (in.q.numel() > INT32_MAX) return "offsets exceed 32 bits";
+  if (std::max(in.q.numel(), in.k.numel()) > INT32_MAX) return "offsets exceed 32 bits";
   return "";
 }
 
@@ -226,6 +240,7 @@ std::string why_not_cudnn_backward(Context& ctx, const AttentionTensors& in, con
   std::string reason = why_not(ctx, in);
   if (!reason.empty()) return reason;
   if (!is_whole_rows(segments)) return "packed documents";
+  if (!segments.tokens_before.empty()) return "keys before the rows";
   if (segments.row_tokens % kBackwardTokenUnit != 0) return concat("rows of ", segments.row_tokens, " tokens");
   const PlanKey key = backward_key(ctx.gpu(), in, segments);
   const int64_t bytes = 2 * key.B * key.Hq * key.T * key.T;
@@ -239,12 +254,13 @@ void cudnn_attention_forward(Context& ctx, AttentionOutputs& out, const Attentio
   Pointers pointers = {
       {kQ, at(in.q, 0)}, {kK, at(in.k, 0)}, {kV, at(in.v, 0)}, {kO, out.o.raw()}, {kLse, out.lse.raw()}};
   Scratch scratch(ctx);
-  if (key.pass == Pass::kForwardPacked) {
+  if (key.pass != Pass::kForward) {
     DocumentTables tables = make_document_tables(ctx, scratch, in, segments, key.B);
     pointers.insert({{kLengths, tables.lengths.raw()},
                      {kQOffset, tables.q_offset.raw()},
                      {kKvOffset, tables.kv_offset.raw()},
                      {kLseOffset, tables.lse_offset.raw()}});
+    if (key.pass == Pass::kForwardGoingOn) pointers.insert({kKeyLengths, tables.key_lengths.raw()});
   }
   run(ctx, plan_for(ctx.gpu(), key), pointers);
 }

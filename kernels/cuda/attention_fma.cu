@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
     forward_kernel(X* o, float* lse, const X* q, const X* k, const X* v, AttentionProblem problem, float scale) {
   extern __shared__ float shared[];
   constexpr int kMicro = kTile / kSide, kSquareStride = Layout<kTile>::kSquareStride;
-  const int Dh = problem.Dh, N = static_cast<int>(problem.N);
+  const int Dh = problem.Dh, N = static_cast<int>(problem.N), M = static_cast<int>(problem.M);
   const Layout<kTile> layout = {Dh};
   const Panel queries = {shared, layout.stride()}, keys = {queries.data + layout.panel(), layout.stride()};
   const Panel values = {keys.data + layout.panel(), layout.stride()};
@@ -109,10 +109,10 @@ __global__ void __launch_bounds__(kThreads)
     sum_exp[thread] = 0;
   }
 
-  for (KeyBlocks<kTile, kTile> block(problem.document_begin, tile_begin, tile_end); !block.done; block.next()) {
+  for (KeyBlocks<kTile, kTile> block(problem.documents, tile_begin, tile_end); !block.done; block.next()) {
     __syncthreads();
-    load<kTile>(keys, k + kv_head * Dh, kv_stride, Dh, block.key, N);
-    load<kTile>(values, v + kv_head * Dh, kv_stride, Dh, block.key, N);
+    load<kTile>(keys, k + kv_head * Dh, kv_stride, Dh, block.key, M);
+    load<kTile>(values, v + kv_head * Dh, kv_stride, Dh, block.key, M);
     __syncthreads();
     float s[kMicro][kMicro];
     dot_rows(s, queries, keys, Dh);
@@ -172,7 +172,8 @@ __global__ void __launch_bounds__(kThreads)
   extern __shared__ float shared[];
   constexpr bool kKeys = kOwner == Owner::kKeys;
   constexpr int kMicro = kTile / kSide, kSquareStride = Layout<kTile>::kSquareStride;
-  const int Dh = problem.Dh, N = static_cast<int>(problem.N), group = problem.Hq / problem.Hkv;
+  const int Dh = problem.Dh, group = problem.Hq / problem.Hkv;
+  const int N = static_cast<int>(problem.N), M = static_cast<int>(problem.M);
   const Layout<kTile> layout = {Dh};
   Panel panel[6];  // rows R1, R2; columns C1, C2; sums of dS C1, P C2
 #pragma unroll
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int own_head = blockIdx.x, kv_head = kKeys ? own_head : own_head / group;
   const int tile_begin = (kKeys ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * kTile;
-  const int tile_end = min(tile_begin + kTile, N);
+  const int tile_end = min(tile_begin + kTile, kKeys ? M : N);
   const int64_t q_stride = int64_t(problem.Hq) * Dh, kv_stride = int64_t(problem.Hkv) * Dh;
   const int thread = threadIdx.y * kSide + threadIdx.x;
   auto load_queries = [&](Panel q, Panel d_o, int head, int begin, int end) {
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(kThreads)
   if constexpr (kKeys) {
     clear<kTile>(d_second, Dh);
     load_keys(r1, r2, tile_begin, tile_end);
-    QueryBlocks<kTile, kTile> block(problem.document_begin, N, group, tile_begin, tile_end);
+    QueryBlocks<kTile, kTile> block(problem.documents, N, group, tile_begin, tile_end);
     for (; !block.done; block.next()) {
       __syncthreads();
       load_queries(c1, c2, kv_head * group + block.head, block.query, N);
@@ -231,10 +232,10 @@ __global__ void __launch_bounds__(kThreads)
     }
   } else {
     load_queries(r1, r2, own_head, tile_begin, tile_end);
-    KeyBlocks<kTile, kTile> block(problem.document_begin, tile_begin, tile_end);
+    KeyBlocks<kTile, kTile> block(problem.documents, tile_begin, tile_end);
     for (; !block.done; block.next()) {
       __syncthreads();
-      load_keys(c1, c2, block.key, N);
+      load_keys(c1, c2, block.key, M);
       __syncthreads();
       add_block([&](int row, int column) { return block.visible(tile_begin + row, block.key + column); });
     }
@@ -295,11 +296,13 @@ void fma_attention_backward(Context& ctx, AttentionGradients& d_in, const Attent
                                      pointer<X>(in.q),      pointer<X>(in.k),        pointer<X>(in.v),
                                      pointer<X>(d_out.d_o), pointer<float>(out.lse), pointer<float>(d_out.delta)};
     dispatch_tile(ctx, problem.Dh, [&]<int kTile> {
-      const int64_t num_tiles = ceil_div(problem.N, kTile), bytes = Layout<kTile>{problem.Dh}.backward_bytes();
+      const int64_t bytes = Layout<kTile>{problem.Dh}.backward_bytes();
       launch<BackwardPointers<X>, AttentionProblem, float>(ctx, backward_kernel<X, kTile, Owner::kKeys>, problem.Hkv,
-                                                           num_tiles, bytes, ptr, problem, score_scale(problem));
+                                                           ceil_div(problem.M, kTile), bytes, ptr, problem,
+                                                           score_scale(problem));
       launch<BackwardPointers<X>, AttentionProblem, float>(ctx, backward_kernel<X, kTile, Owner::kQueries>, problem.Hq,
-                                                           num_tiles, bytes, ptr, problem, score_scale(problem));
+                                                           ceil_div(problem.N, kTile), bytes, ptr, problem,
+                                                           score_scale(problem));
     });
   });
 }

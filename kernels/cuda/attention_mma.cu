@@ -140,16 +140,16 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   const P q = {shared_address(shared)}, k = {q.base + P::kBytes}, v = {k.base + P::kBytes};
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int head = blockIdx.x, kv_head = head / (problem.Hq / problem.Hkv), Dh = problem.Dh;
-  const int N = static_cast<int>(problem.N);
+  const int N = static_cast<int>(problem.N), M = static_cast<int>(problem.M);
   const int tile_begin = (gridDim.y - 1 - blockIdx.y) * kTile;  // the longest of a document first
   const int tile_end = min(tile_begin + kTile, N);
   const int64_t q_stride = int64_t(problem.Hq) * Dh, kv_stride = int64_t(problem.Hkv) * Dh;
   const bf16 *k_head = ptr.k + kv_head * Dh, *v_head = ptr.v + kv_head * Dh;
   const float scale_log2 = scale * kLog2E;
 
-  KeyBlocks<kTile, kTile> blocks(problem.document_begin, tile_begin, tile_end);
+  KeyBlocks<kTile, kTile> blocks(problem.documents, tile_begin, tile_end);
   fetch<kForwardThreads>(q, ptr.q + head * Dh, q_stride, Dh, tile_begin, tile_end);
-  fetch<kForwardThreads>(k, k_head, kv_stride, Dh, blocks.key, N);
+  fetch<kForwardThreads>(k, k_head, kv_stride, Dh, blocks.key, M);
   end_fetch_group();
 
   Accumulator sum_pv[kDh / 8];
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     blocks.next();
     wait_for_fetch<0>();
     __syncthreads();  // K is here, and everybody is done with V
-    fetch<kForwardThreads>(v, v_head, kv_stride, Dh, block.key, N);
+    fetch<kForwardThreads>(v, v_head, kv_stride, Dh, block.key, M);
     end_fetch_group();
 
     Accumulator score[kTile / 8];
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
 
     wait_for_fetch<0>();
     __syncthreads();  // V is here, and everybody is done with K
-    if (!blocks.done) fetch<kForwardThreads>(k, k_head, kv_stride, Dh, blocks.key, N);
+    if (!blocks.done) fetch<kForwardThreads>(k, k_head, kv_stride, Dh, blocks.key, M);
     end_fetch_group();
 #pragma unroll
     for (int j = 0; j < kTile; j += 16) {
@@ -295,16 +295,17 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   const Square prob = {columns.base + 4 * P::kBytes}, d_score = {prob.base + Square::kBytes};
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int row0 = warp / 4 * kWarpRows, column0 = warp % 4 * kWarpColumns, d0 = warp % 4 * (kDh / 4);
-  const int Dh = problem.Dh, N = static_cast<int>(problem.N), group = problem.Hq / problem.Hkv;
+  const int Dh = problem.Dh, group = problem.Hq / problem.Hkv;
+  const int N = static_cast<int>(problem.N), M = static_cast<int>(problem.M);
   const int own_head = blockIdx.x, kv_head = kKeys ? own_head : own_head / group;
   const int tile_begin = (kKeys ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * kTile;  // the longest first
-  const int tile_end = min(tile_begin + kTile, N);
+  const int tile_end = min(tile_begin + kTile, kKeys ? M : N);
   const int64_t q_stride = int64_t(problem.Hq) * Dh, kv_stride = int64_t(problem.Hkv) * Dh;
   const float scale_log2 = scale * kLog2E;
 
   Blocks next = [&] {
-    if constexpr (kKeys) return Blocks(problem.document_begin, N, group, tile_begin, tile_end);
-    else return Blocks(problem.document_begin, tile_begin, tile_end);
+    if constexpr (kKeys) return Blocks(problem.documents, N, group, tile_begin, tile_end);
+    else return Blocks(problem.documents, tile_begin, tile_end);
   }();
   auto fetch_columns = [&](int stage) {
     const P c1 = {columns.base + stage * 2 * P::kBytes}, c2 = {c1.base + P::kBytes};
@@ -319,8 +320,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
         column_delta[stage][threadIdx.x] = n < N ? ptr.delta[at] : 0;
       }
     } else {
-      fetch<kBackwardThreads>(c1, ptr.k + kv_head * Dh, kv_stride, Dh, next.key, N);
-      fetch<kBackwardThreads>(c2, ptr.v + kv_head * Dh, kv_stride, Dh, next.key, N);
+      fetch<kBackwardThreads>(c1, ptr.k + kv_head * Dh, kv_stride, Dh, next.key, M);
+      fetch<kBackwardThreads>(c2, ptr.v + kv_head * Dh, kv_stride, Dh, next.key, M);
     }
   };
   if constexpr (kKeys) {
@@ -504,15 +505,16 @@ void mma_attention_backward(Context& ctx, AttentionGradients& d_in, const Attent
   const BackwardPointers ptr = {pointer<bf16>(d_in.q),    pointer<bf16>(d_in.k),   pointer<bf16>(d_in.v),
                                 pointer<bf16>(in.q),      pointer<bf16>(in.k),     pointer<bf16>(in.v),
                                 pointer<bf16>(d_out.d_o), pointer<float>(out.lse), pointer<float>(d_out.delta)};
-  const int64_t num_tiles = ceil_div(problem.N, kTile), bytes = backward_shared_bytes(problem.Dh);
+  const int64_t bytes = backward_shared_bytes(problem.Dh);
   dispatch_head_size(problem.Dh, [&]<int kDh> {
-    const auto launch = [&](auto* kernel, int heads) {
+    const auto launch = [&](auto* kernel, int heads, int64_t tokens) {
       allow_shared_memory(kernel, bytes);
-      kernel<<<dim3(heads, num_tiles), kBackwardThreads, bytes, stream_of(ctx)>>>(ptr, problem, score_scale(problem));
+      kernel<<<dim3(heads, ceil_div(tokens, kTile)), kBackwardThreads, bytes, stream_of(ctx)>>>(ptr, problem,
+                                                                                                score_scale(problem));
       check_launch("attention_backward");
     };
-    launch(backward_kernel<kDh, Side::kKeys>, problem.Hkv);
-    launch(backward_kernel<kDh, Side::kQueries>, problem.Hq);
+    launch(backward_kernel<kDh, Side::kKeys>, problem.Hkv, problem.M);
+    launch(backward_kernel<kDh, Side::kQueries>, problem.Hq, problem.N);
   });
 }
 

@@ -24,17 +24,51 @@ void allow_shared_memory(Kernel* kernel, int64_t bytes) {
              "cudaFuncSetAttribute");
 }
 
+// Documents, each named by its first query. A row's keys are those before it, which belong to its first document, and
+// its own, so all keys of a document follow one another, and so do all documents.
+struct Documents {
+  const int32_t* begin;      // (N)
+  const int32_t* key_shift;  // see Segments::Tables; null: every query has the key of its own number
+  int row_tokens;
+
+  // From the document's queries to their keys.
+  __device__ __forceinline__ int shift(int document) const {
+    return key_shift ? key_shift[document / row_tokens + 1] : 0;
+  }
+  __device__ __forceinline__ int first_key(int document) const {
+    if (!key_shift) return document;
+    const int row = document / row_tokens;
+    return document + key_shift[document == row * row_tokens ? row : row + 1];
+  }
+  // The query of this key; of one before a row, the row's first.
+  __device__ __forceinline__ int query_of(int key) const {
+    if (!key_shift) return key;
+    int row = 0;
+    while ((row + 1) * row_tokens + key_shift[row + 1] <= key) ++row;
+    return max(key - key_shift[row + 1], row * row_tokens);
+  }
+};
+
+inline Documents documents_of(const Segments& segments) {
+  return {pointer<int32_t>(segments.on_gpu.document_begin), pointer<int32_t>(segments.on_gpu.key_shift),
+          static_cast<int>(segments.row_tokens)};
+}
+
 struct AttentionProblem {
-  int64_t N;
+  int64_t N, M;  // queries, keys
   int Hq, Hkv, Dh;
-  const int32_t* document_begin;  // (N)
+  Documents documents;
 
   int group() const { return Hq / Hkv; }
 };
 
 inline AttentionProblem attention_problem(const AttentionTensors& in, const Segments& segments) {
-  return {in.q.dim(0), static_cast<int>(in.q.dim(1)), static_cast<int>(in.k.dim(1)), static_cast<int>(in.q.dim(2)),
-          pointer<int32_t>(segments.on_gpu.document_begin)};
+  return {in.q.dim(0),
+          in.k.dim(0),
+          static_cast<int>(in.q.dim(1)),
+          static_cast<int>(in.k.dim(1)),
+          static_cast<int>(in.q.dim(2)),
+          documents_of(segments)};
 }
 
 // First token after those of the document that `token` belongs to, or `limit` if that comes first.
@@ -57,50 +91,54 @@ __device__ __forceinline__ int end_of_document(const int32_t* document_begin, in
 // The blocks of keys that the queries [tile_begin, tile_end) see, document by document.
 template <int kTile, int kBlock>
 struct KeyBlocks {
-  const int32_t* document_begin;
+  Documents documents;
   int tile_begin, tile_end;
   int document, run_end;  // the document whose keys are visited, and where its queries in the tile end
+  int shift;              // from its queries to their keys
   int key;                // the block is [key, key + kBlock); part of it may lie after the document
   bool done = false;
 
-  __device__ KeyBlocks(const int32_t* document_begin, int begin, int end)
-      : document_begin(document_begin), tile_begin(begin), tile_end(end) {
+  __device__ KeyBlocks(const Documents& documents, int begin, int end)
+      : documents(documents), tile_begin(begin), tile_end(end) {
     enter(begin);
   }
   __device__ __forceinline__ void next() {
     key += kBlock;
-    if (key < run_end) return;
+    if (key < run_end + shift) return;
     if (run_end == tile_end) done = true;
     else enter(run_end);
   }
   // Does every query see every key, so that no mask is needed?
   __device__ __forceinline__ bool all_visible() const {
-    return document <= tile_begin && run_end == tile_begin + kTile && key + kBlock - 1 <= tile_begin;
+    return document <= tile_begin && run_end == tile_begin + kTile && key + kBlock - 1 <= tile_begin + shift;
   }
   // For queries from tile_begin and keys from `key` on.
   __device__ __forceinline__ bool visible(int query, int k) const {
-    return k <= query && query >= document && query < run_end;
+    return k <= query + shift && query >= document && query < run_end;
   }
 
  private:
   __device__ __forceinline__ void enter(int query) {
-    document = key = document_begin[query];
-    run_end = end_of_document(document_begin, query, tile_end);
+    document = documents.begin[query];
+    shift = documents.shift(document);
+    key = documents.first_key(document);
+    run_end = end_of_document(documents.begin, query, tile_end);
   }
 };
 
 // The blocks of queries that see the keys [tile_begin, tile_end), document by document and head by head.
 template <int kTile, int kBlock>
 struct QueryBlocks {
-  const int32_t* document_begin;
+  Documents documents;
   int num_tokens, num_heads, tile_begin, tile_end;
   int document, document_end;
-  int head;   // of the group
-  int query;  // the block is [query, query + kBlock); part of it may lie after the document
+  int first_key, shift;  // the document's, and from its queries to their keys
+  int head;              // of the group
+  int query;             // the block is [query, query + kBlock); part of it may lie after the document
   bool done = false;
 
-  __device__ QueryBlocks(const int32_t* document_begin, int num_tokens, int num_heads, int begin, int end)
-      : document_begin(document_begin), num_tokens(num_tokens), num_heads(num_heads), tile_begin(begin), tile_end(end) {
+  __device__ QueryBlocks(const Documents& documents, int num_tokens, int num_heads, int begin, int end)
+      : documents(documents), num_tokens(num_tokens), num_heads(num_heads), tile_begin(begin), tile_end(end) {
     enter(begin);
   }
   __device__ __forceinline__ void next() {
@@ -108,24 +146,26 @@ struct QueryBlocks {
     if (query < document_end) return;
     query = first_query();
     if (++head < num_heads) return;
-    if (document_end >= tile_end) done = true;
-    else enter(document_end);
+    if (document_end + shift >= tile_end) done = true;
+    else enter(document_end + shift);
   }
   __device__ __forceinline__ bool all_visible() const {
-    return document <= tile_begin && query >= tile_begin + kTile - 1 && query + kBlock <= document_end;
+    return first_key <= tile_begin && query + shift >= tile_begin + kTile - 1 && query + kBlock <= document_end;
   }
   __device__ __forceinline__ bool visible(int q, int key) const {
-    return key <= q && key >= document && q < document_end;
+    return key <= q + shift && key >= first_key && q < document_end;
   }
 
  private:
   __device__ __forceinline__ int first_query() const {
-    const int first_key = max(document, tile_begin);
-    return document + (first_key - document) / kBlock * kBlock;
+    return document + max(0, tile_begin - shift - document) / kBlock * kBlock;
   }
   __device__ __forceinline__ void enter(int key) {
-    document = document_begin[key];
-    document_end = end_of_document(document_begin, key, num_tokens);
+    const int of_key = documents.query_of(key);
+    document = documents.begin[of_key];
+    document_end = end_of_document(documents.begin, of_key, num_tokens);
+    first_key = documents.first_key(document);
+    shift = documents.shift(document);
     head = 0;
     query = first_query();
   }

@@ -25,12 +25,16 @@ constexpr int kSquareElements = kTile * kTile;
 
 // ---- What there is to do --------------------------------------------------------------------------------------------
 
+// Of keys, and of their queries where there are such: the keys of a document that come before its row have none here.
 struct Tile {
-  int begin, tokens;  // in the batch
-  int first, end;     // tiles [first, end) are those of its document
+  int begin, tokens;          // of keys
+  int query;                  // the first of its queries; -1: it has none
+  int first, own_first, end;  // tiles [first, end) are those of its document, of which those from own_first on have
+                              // queries
+  __device__ __forceinline__ bool has_queries() const { return query >= 0; }
 };
-// The tiles [begin, end) of queries, the tiles of keys from first_key on that they see, and the slots of dS before
-// them.
+// The tiles [begin, end), whose queries it has, the tiles of keys from first_key on that they see, and the slots of dS
+// before them.
 struct Stripe {
   int begin, end, first_key, slot;
 };
@@ -46,7 +50,13 @@ struct Tables {
 
 // Of the stripe's tiles of queries, how many see the keys of this tile?
 __device__ __forceinline__ int num_queries(const Stripe& stripe, int key, const Tile& tile) {
-  return min(tile.end, stripe.end) - max(key, stripe.begin);
+  return min(tile.end, stripe.end) - max(max(key, stripe.begin), tile.own_first);
+}
+
+// Of the keys that come before a row.
+__device__ __forceinline__ int num_tiles_before(const Documents& documents, int row) {
+  if (!documents.key_shift) return 0;
+  return (documents.key_shift[row + 1] - documents.key_shift[row] + kTile - 1) / kTile;
 }
 
 constexpr int kTableThreads = 1024;
@@ -56,31 +66,48 @@ constexpr int kSizes = 8;  // of the work at a tile of keys, in powers of two of
 // take them: large ones first, so that all blocks end at about the same time, and those of about the same size document
 // by document, so that blocks at work at one time read the same queries.
 __global__ void __launch_bounds__(kTableThreads)
-    tables_kernel(Tables tables, const int32_t* document_begin, const int32_t* first_chunk, const int32_t* chunk_begin,
-                  int N) {
+    tables_kernel(Tables tables, Documents documents, const int32_t* first_chunk, const int32_t* chunk_begin, int N) {
   using Scan = cub::BlockScan<int, kTableThreads>;
   __shared__ typename Scan::TempStorage storage;
   __shared__ int places[kSizes][kTableThreads];
   int before, num_documents;
   {
     int count = 0;
-    for (int n = threadIdx.x; n < N; n += kTableThreads) count += document_begin[n] == n;
+    for (int n = threadIdx.x; n < N; n += kTableThreads) count += documents.begin[n] == n;
     Scan(storage).ExclusiveSum(count, before, num_documents);
   }
-  const int num_tiles = first_chunk[num_documents];
+  const int num_chunks = first_chunk[num_documents];
+  // Tiles of keys that come before the rows up to this one.
+  const auto tiles_before = [&](int row) {
+    int count = 0;
+    for (int r = 0; documents.key_shift && r <= row; ++r) count += num_tiles_before(documents, r);
+    return count;
+  };
+  const int num_tiles = num_chunks + tiles_before(N / documents.row_tokens - 1);
   if (num_tiles > tables.max_tiles) {  // only if a graph captured for fewer documents is replayed
     if (threadIdx.x == 0)
       printf("attention: %d tiles, but the graph was captured for %d\n", num_tiles, tables.max_tiles);
     __trap();
   }
-  for (int c = threadIdx.x; c < num_tiles; c += kTableThreads) {
-    int document = 0, behind = num_documents;  // whose first tile is not behind c, and is
+  for (int c = threadIdx.x; c < num_chunks; c += kTableThreads) {
+    int document = 0, behind = num_documents;  // whose first chunk is not behind c, and is
     while (behind - document > 1) {
       const int middle = (document + behind) / 2;
       if (first_chunk[middle] <= c) document = middle;
       else behind = middle;
     }
-    tables.tiles[c] = {chunk_begin[c], chunk_begin[c + 1] - chunk_begin[c], first_chunk[document], first_chunk[behind]};
+    const int query = chunk_begin[c], row = query / documents.row_tokens, first = first_chunk[document];
+    const int begin = chunk_begin[first], others = tiles_before(row);
+    const int before = begin == row * documents.row_tokens ? num_tiles_before(documents, row) : 0;
+    const int own_first = first + others, end = first_chunk[behind] + others;
+    tables.tiles[c + others] = {
+        query + documents.shift(begin), chunk_begin[c + 1] - query, query, own_first - before, own_first, end};
+    if (c != first) continue;
+    const int first_key = documents.first_key(begin), end_key = begin + documents.shift(begin);
+    for (int i = 0; i < before; ++i) {
+      const int key = first_key + i * kTile;
+      tables.tiles[own_first - before + i] = {key, min(kTile, end_key - key), -1, own_first - before, own_first, end};
+    }
   }
   __syncthreads();
 
@@ -93,7 +120,11 @@ __global__ void __launch_bounds__(kTableThreads)
   const int2 mine = my_part(0, num_tiles);
   const auto stripe_of = [&](int c) { return tables.slots[c] / tables.stripe_slots; };
   int width = 0, slot, num_slots;
-  for (int c = mine.x; c < mine.y; ++c) width += c - tables.tiles[c].first + 1;
+  const auto width_of = [&](int c) {
+    const Tile& tile = tables.tiles[c];
+    return tile.has_queries() ? c - tile.first + 1 : 0;
+  };
+  for (int c = mine.x; c < mine.y; ++c) width += width_of(c);
   Scan(storage).ExclusiveSum(width, slot, num_slots);
   if (num_slots > tables.num_stripes * tables.stripe_slots) {
     if (threadIdx.x == 0) printf("attention: documents are longer than those that the graph was captured for\n");
@@ -101,7 +132,7 @@ __global__ void __launch_bounds__(kTableThreads)
   }
   for (int c = mine.x; c < mine.y; ++c) {
     tables.slots[c] = slot;
-    slot += c - tables.tiles[c].first + 1;
+    slot += width_of(c);
   }
   for (int s = threadIdx.x; s < tables.num_stripes; s += kTableThreads) {
     tables.stripes[s] = {num_tiles, num_tiles, num_tiles, 0};
@@ -250,7 +281,7 @@ __device__ __forceinline__ KeyJob key_job(const Problem& p, const Stripe& stripe
           tile.tokens,
           min(tile.end, stripe.end) - 1,
           steps,
-          key >= stripe.begin ? steps - group : steps,
+          key >= stripe.begin && tile.has_queries() ? steps - group : steps,
           (key - tile.first) * p.Hkv + kv_head,
           tile.end > stripe.end,
           key < stripe.begin};
@@ -305,7 +336,7 @@ __device__ __forceinline__ void bring_keys_and_queries(const Problem& p, const K
     copy_panel(tiles + kPlaceK, maps.k, &shared.keys_filled, job.kv_head, job.begin);
     copy_panel(tiles + kPlaceV, maps.v, &shared.keys_filled, job.kv_head, job.begin);
     for_each_step(job, p.group(), [&](int query, int head) {
-      bring_stage(tiles + kPlaceQ, maps.q, shared.q_filled, shared.q_free, it++, head, p.tables.tiles[query].begin);
+      bring_stage(tiles + kPlaceQ, maps.q, shared.q_filled, shared.q_free, it++, head, p.tables.tiles[query].query);
     });
   }
 }
@@ -316,7 +347,7 @@ __device__ __forceinline__ void bring_query_gradients(const Problem& p, const Ke
   follow_jobs(shared, p.group(), [&](int query, int head) {
     if (threadIdx.x % kWarpSize == 0)
       bring_stage(tiles + kPlaceDO, maps.d_o, shared.d_o_filled, shared.d_o_free, it, head,
-                  p.tables.tiles[query].begin);
+                  p.tables.tiles[query].query);
     ++it;
   });
 }
@@ -333,7 +364,7 @@ __device__ __forceinline__ void bring_statistic(const Problem& p, const float* f
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int token = lane + i * kWarpSize;
-      own[i] = token < tile.tokens ? from[int64_t(tile.begin + token) * p.Hq + head] * factor : behind;
+      own[i] = token < tile.tokens ? from[int64_t(tile.query + token) * p.Hq + head] * factor : behind;
     }
     const int stage = stage_of(it);
     wait(&free[stage], parity_of(it++) ^ 1);
@@ -414,7 +445,10 @@ __device__ __forceinline__ void sum_value_gradients(const Problem& p, const KeyR
     for (int step = 0; step < job.steps; ++step, ++it) {
       const int stage = stage_of(it);
       const uint32_t parity = parity_of(it);
-      const int behind = step >= job.masked ? key0 - query0 : -kTile;  // keys behind a query are not seen by it
+      // Keys behind a query are not seen by it, and those behind the tile belong to another.
+      const auto behind = [&](int half) {
+        return key0 + 8 * half >= job.tokens ? 2 * kTile : step >= job.masked ? key0 + 8 * half - query0 : -kTile;
+      };
       LeftFactor prob[kTile / 16];
 #pragma unroll
       for (int block = 0; block < kTile / 8; ++block) {
@@ -423,7 +457,7 @@ __device__ __forceinline__ void sum_value_gradients(const Problem& p, const KeyR
         for (int half = 0; half < 2; ++half) {
           const float* const s = square + 4 * block + 2 * half;
           const float low = exp2_fast(s[0] * scale_log2 - lse.x), high = exp2_fast(s[1] * scale_log2 - lse.y);
-          const int first = behind + half * 8 - block * 8;
+          const int first = behind(half) - block * 8;
           prob[block / 2].block[block % 2 * 2 + half] = pack_bf16(first > 0 ? 0.0f : low, first > 1 ? 0.0f : high);
         }
       }
@@ -622,6 +656,7 @@ __global__ void __launch_bounds__(kQueryThreads, 1)
       for_each_job((stripe.end - stripe.begin) * p.Hkv * parts, [&](int job) {
         const int query = stripe.end - 1 - job / (p.Hkv * parts), kv_head = job / parts % p.Hkv;
         const int first = job % parts * kQueryHeads;
+        if (!p.tables.tiles[query].has_queries()) return;
         visit(query, kv_head, kv_head * p.group() + first, min(kQueryHeads, p.group() - first));
       });
     };
@@ -633,8 +668,11 @@ __global__ void __launch_bounds__(kQueryThreads, 1)
         const bf16* squares[kQueryHeads];
 #pragma unroll
         for (int i = 0; i < kQueryHeads; ++i) squares[i] = p.square(head + i, slot, query, first);
-        int begin = p.tables.tiles[first].begin;
-        for (int key = first; key <= query; ++key, begin += kTile) {
+        const int own_first = p.tables.tiles[query].own_first, own_begin = p.tables.tiles[own_first].begin;
+        const int first_begin = p.tables.tiles[first].begin;
+        for (int key = first; key <= query; ++key) {
+          const int begin =
+              key < own_first ? first_begin + (key - first) * kTile : own_begin + (key - own_first) * kTile;
           const uint32_t to = tiles + stage * kQueryStageBytes;
           wait(&free[stage], parity ^ 1);
           arrive_expecting(&filled[stage], kPanelBytes + num_heads * kBlockBytes);
@@ -676,7 +714,7 @@ __global__ void __launch_bounds__(kQueryThreads, 1)
       hold(sums);
       arrive(&free[previous]);
       if (warpgroup < num_heads)
-        store_sums(d_q + (int64_t(tile.begin) * p.Hq + head + warpgroup) * p.Dh, sums, p.scale, tile.tokens,
+        store_sums(d_q + (int64_t(tile.query) * p.Hq + head + warpgroup) * p.Dh, sums, p.scale, tile.tokens,
                    p.Hq * p.Dh, p.Dh);
     });
   }
@@ -695,10 +733,20 @@ struct Bounds {
 };
 Bounds bounds_of(const Segments& segments) {
   const int64_t N = segments.num_tokens(), width = ceil_div(segments.row_tokens, kTile);
-  if (is_whole_rows(segments)) return {segments.num_rows * width, segments.num_rows * (width * (width + 1) / 2)};
+  int64_t tiles_before = 0;  // all tiles of the first document of a row see those before it
+  for (int64_t before : segments.tokens_before) tiles_before += ceil_div(before, kTile);
+  const int64_t squares_before = tiles_before * width;
+  if (is_whole_rows(segments))
+    return {segments.num_rows * width + tiles_before, segments.num_rows * (width * (width + 1) / 2) + squares_before};
   // A document of n tokens, m = (n - 1) / kTile, has at most m + 1 tiles and (m + 1) (m + 2) / 2 squares.
   const int64_t D = document_bound(segments.num_documents()), m = N / kTile;
-  return {D + m, D + (3 * m + m * width) / 2 + 1};
+  return {D + m + tiles_before, D + (3 * m + m * width) / 2 + 1 + squares_before};
+}
+// Most tiles of keys that a tile of queries sees.
+int64_t most_width(const Segments& segments) {
+  int64_t before = 0;
+  for (int64_t tokens : segments.tokens_before) before = std::max(before, tokens);
+  return ceil_div(segments.row_tokens, kTile) + ceil_div(before, kTile);
 }
 
 }  // namespace
@@ -712,9 +760,11 @@ void wgmma_attention_backward(Context& ctx, AttentionGradients& d_in, const Atte
                               const AttentionTensors& in, const AttentionOutputs& out, const Segments& segments,
                               int64_t most_score_bytes) {
   const int64_t N = in.q.dim(0), Hq = in.q.dim(1), Hkv = in.k.dim(1), Dh = in.q.dim(2);
-  const int64_t width = ceil_div(segments.row_tokens, kTile);
+  const int64_t width = most_width(segments);
   const Bounds most = bounds_of(segments);
   const int64_t square_bytes = Hq * kSquareElements * sizeof(bf16);
+  if (most_score_bytes == kByLength)
+    most_score_bytes = std::max(kMostScoreBytes, (kLeastQueryTiles + 1) * width * square_bytes);
   const int64_t num_stripes =
       std::max<int64_t>(1, ceil_div(most.slots, std::max(width, most_score_bytes / square_bytes - width)));
   const int64_t stripe_slots = std::max(width, ceil_div(most.slots, num_stripes));
@@ -726,8 +776,8 @@ void wgmma_attention_backward(Context& ctx, AttentionGradients& d_in, const Atte
                static_cast<int>(Hkv),
                static_cast<int>(Dh),
                1 / std::sqrt(static_cast<float>(Dh)),
-               {reinterpret_cast<Tile*>(scratch.array<int32_t>(4 * most.tiles)), scratch.array<int32_t>(most.tiles),
-                reinterpret_cast<Stripe*>(scratch.array<int32_t>(4 * num_stripes)),
+               {reinterpret_cast<Tile*>(scratch.array<int32_t>(sizeof(Tile) / sizeof(int32_t) * most.tiles)),
+                scratch.array<int32_t>(most.tiles), reinterpret_cast<Stripe*>(scratch.array<int32_t>(4 * num_stripes)),
                 scratch.array<int32_t>(num_stripes * most.tiles), scratch.array<int32_t>(num_stripes),
                 static_cast<int>(most.tiles), static_cast<int>(num_stripes), static_cast<int>(stripe_slots)},
                nullptr,
@@ -739,7 +789,7 @@ void wgmma_attention_backward(Context& ctx, AttentionGradients& d_in, const Atte
   float* const carry[2] = {scratch.array<float>(carried), scratch.array<float>(carried)};
   if (ctx.counts_only()) return;
 
-  tables_kernel<<<1, kTableThreads, 0, stream_of(ctx)>>>(p.tables, pointer<int32_t>(segments.on_gpu.document_begin),
+  tables_kernel<<<1, kTableThreads, 0, stream_of(ctx)>>>(p.tables, documents_of(segments),
                                                          pointer<int32_t>(segments.on_gpu.first_chunk),
                                                          pointer<int32_t>(segments.on_gpu.chunk_begin), p.N);
   check_launch("attention_backward tables");

@@ -160,7 +160,8 @@ TEST(Cases, TimesEveryStepThatItKnows) {
   Sizes sizes;
   sizes.rows = 2, sizes.row_tokens = 64, sizes.hidden = 32, sizes.vocabulary = 97,
   sizes.experts = sizes.local_experts = 8;
-  sizes.experts_per_token = 2, sizes.expert_width = sizes.shared_width = 8, sizes.mtp = sizes.muon = true;
+  sizes.experts_per_token = 2, sizes.expert_width = sizes.shared_width = 8,
+  sizes.mtp = sizes.muon = sizes.shared_rows = true;
   sizes.gdn = GdnDims{2, 4, 8, 8, 4}, sizes.attention = AttentionDims{4, 2, 16, 8, 1e4, 1e-6};
   for (const OperatorCase& c : operator_cases()) {
     const std::vector<std::string> timed = step_names(c.timed(sizes)), checked = step_names(c.checked(sizes));

@@ -24,7 +24,7 @@ cases::Sizes operator_sizes(const ModelConfig& m, DType activation) {
   s.eps = m.rms_norm_eps;
   s.gdn = m.gdn();
   s.attention = m.attention();
-  s.mtp = true;
+  s.mtp = s.shared_rows = true;
   return s;
 }
 
@@ -35,6 +35,7 @@ cases::Sizes operator_sizes(const RunConfig& c) {
   s.local_experts = c.model.num_experts / c.parallel.expert;
   s.mtp = c.mtp.on();
   s.muon = c.optimizer.kind == OptimizerKind::kMuon;
+  s.shared_rows = c.parallel.context > 1;
   if (!has_layer(c.model, LayerType::kLinearAttention)) s.gdn.reset();
   if (!has_layer(c.model, LayerType::kFullAttention) && !s.mtp) s.attention.reset();
   return s;

@@ -1,6 +1,7 @@
 #include "kernels/attention.h"
 
 #include <limits>
+#include <numeric>
 
 #include "kernels/build_config.h"
 #include "kernels/cuda/attention_backends.h"
@@ -25,9 +26,10 @@ class AttentionCuda : public CudaTest {
   static Problem problem(Segments segments, Sizes sizes, double stddev = 1) {
     const auto [Hq, Hkv, Dh] = sizes;
     const int64_t N = segments.num_tokens();
+    const int64_t M = std::accumulate(segments.tokens_before.begin(), segments.tokens_before.end(), N);
     return {std::move(segments),
-            {rounded(random_f64({N, Hq, Dh}, 1, stddev)), rounded(random_f64({N, Hkv, Dh}, 2, stddev)),
-             rounded(random_f64({N, Hkv, Dh}, 3)), rounded(random_f64({N, Hq, 2, Dh}, 4))},
+            {rounded(random_f64({N, Hq, Dh}, 1, stddev)), rounded(random_f64({M, Hkv, Dh}, 2, stddev)),
+             rounded(random_f64({M, Hkv, Dh}, 3)), rounded(random_f64({N, Hq, 2, Dh}, 4))},
             rounded(random_f64({N, Hq, Dh}, 5))};
   }
 
@@ -56,7 +58,7 @@ class AttentionCuda : public CudaTest {
     return {to_gpu(p.in.q, activation()), to_gpu(p.in.k, activation()), to_gpu(p.in.v, activation()),
             to_gpu(p.in.q_gate, activation())};
   }
-  Results run_on_gpu(const Problem& p, By by = By::kChoice, int64_t most_score_bytes = cuda::kMostScoreBytes) {
+  Results run_on_gpu(const Problem& p, By by = By::kChoice, int64_t most_score_bytes = cuda::kByLength) {
     const Segments segments = to_gpu(p.segments);
     const AttentionTensors in = inputs_on_gpu(p);
     const Tensor d_y = to_gpu(p.d_y, activation());
@@ -123,6 +125,14 @@ class AttentionCuda : public CudaTest {
 };
 BRAID_FOR_EACH_ACTIVATION(AttentionCuda);
 
+// Rows of which the first document goes on from before them, and the last, for all that attention knows, ends.
+Segments going_on(std::vector<int64_t> offsets, std::vector<int64_t> before) {
+  Segments rows = Segments::whole_rows(std::ssize(before), offsets.back() / std::ssize(before));
+  rows.offsets = std::move(offsets);
+  rows.tokens_before = std::move(before);
+  return rows;
+}
+
 // Below, at and above the sizes of tiles.
 const std::vector<int64_t> kLengths = {1, 31, 32, 33, 2, 65, 63, 64, 128, 1, 1, 1, 200};
 
@@ -138,7 +148,8 @@ TEST_P(AttentionCuda, FewTiles) {
 TEST_P(AttentionCuda, OwnKernels) {
   const Sizes real = {16, 2, 256}, small = {4, 2, 48}, between = {3, 3, 144};
   for (const Segments& segments :
-       {Segments::packed(kLengths), Segments::whole_rows(2, 256), Segments::packed({1, 1, 1, 1})}) {
+       {Segments::packed(kLengths), Segments::whole_rows(2, 256), Segments::packed({1, 1, 1, 1}),
+        going_on({0, 130, 190, 260, 320, 390}, {200, 0, 70})}) {
     SCOPED_TRACE(concat(segments.num_documents(), " documents in ", segments.num_rows, " rows"));
     for (Sizes sizes : {real, small, between})
       for (By by : {By::kFp32, By::kTensorCores, By::kHopper})
@@ -209,7 +220,8 @@ TEST_P(AttentionCuda, SameBitsEveryTime) {
 
 // A stripe of one row of tiles, of a few, and one that holds everything.
 TEST_P(AttentionCuda, StripesOfScoresDoNotChangeBits) {
-  for (const Segments& segments : {Segments::packed({700, 1, 323, 64, 65}), Segments::whole_rows(2, 512)}) {
+  for (const Segments& segments : {Segments::packed({700, 1, 323, 64, 65}), Segments::whole_rows(2, 512),
+                                   going_on({0, 200, 300, 500, 600}, {500, 129}), going_on({0, 128, 256}, {0, 128})}) {
     const Problem p = problem(segments, {4, 2, 256});
     if (!serves(By::kHopper, p)) GTEST_SKIP() << "the kernel does not serve this";
     std::vector<Tensor> whole;
