@@ -10,11 +10,8 @@ decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
 decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
 }  // namespace cpu
 namespace cuda {
-void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
-                        const Segments& segments, const GdnDims& dims);
-void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
-                         const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
-                         const Segments& segments, const GdnDims& dims);
+decltype(braid::gdn_inputs_forward) gdn_inputs_forward;
+decltype(braid::gdn_inputs_backward) gdn_inputs_backward;
 decltype(braid::gdn_inputs_implementation) gdn_inputs_implementation;
 }  // namespace cuda
 
@@ -49,12 +46,11 @@ void check_all(const GdnInputs& out, const GdnProjections& x, const GdnInputWeig
 }
 
 // d_halo too, under its name.
-void check_halo(const Context& ctx, const char* name, const Tensor& halo, const GdnProjections& x,
-                const Segments& segments, const GdnDims& dims) {
+void check_halo(const char* name, const Tensor& halo, const GdnProjections& x, const Segments& segments,
+                const GdnDims& dims) {
   if (!halo.defined()) return;
   check_shapes({{name, halo, {segments.num_rows, dims.conv_kernel - 1, dims.qkvz_columns()}}});
   check_dtype(x.qkvz.dtype(), {{name, halo}});
-  check<EnvironmentError>(!ctx.on_cuda(), name, ": is computed with on the CPU only");
 }
 void check_halo_is_there(const Tensor& halo, const Segments& segments) {
   for (int64_t row = 0; row < segments.num_rows; ++row)
@@ -68,11 +64,11 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
                         const Segments& segments, const GdnDims& dims, const Tensor& halo) {
   const OperatorScope scope(ctx, "gdn_inputs_forward");
   check_all(out, x, weights, segments, dims);
-  check_halo(ctx, "halo", halo, x, segments, dims);
+  check_halo("halo", halo, x, segments, dims);
   check_halo_is_there(halo, segments);
   if (x.qkvz.dim(0) == 0) return;
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gdn_inputs_forward(ctx, out, x, weights, segments, dims);
+    if (ctx.on_cuda()) return cuda::gdn_inputs_forward(ctx, out, x, weights, segments, dims, halo);
   }
   cpu::gdn_inputs_forward(ctx, out, x, weights, segments, dims, halo);
 }
@@ -100,12 +96,13 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
                                        {"d_dt_bias", d_weights.dt_bias},
                                        {"d_beta", d_out.beta},
                                        {"d_log_decay", d_out.log_decay}});
-  check_halo(ctx, "halo", halo.rows, x, segments, dims);
-  check_halo(ctx, "d_halo", halo.d_rows, x, segments, dims);
+  check_halo("halo", halo.rows, x, segments, dims);
+  check_halo("d_halo", halo.d_rows, x, segments, dims);
   check_halo_is_there(halo.rows, segments);
   if (x.qkvz.dim(0) == 0) return;
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims);
+    if (ctx.on_cuda())
+      return cuda::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims, halo);
   }
   cpu::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims, halo);
 }

@@ -59,10 +59,9 @@ struct GdnInputs {
 //   beta      = sigmoid(b)
 //   log_decay = -exp(a_log) softplus(a + dt_bias),   softplus(x) = x for x > 20
 // Activations are fp32, bf16 (GPU) or fp64 (CPU). Taps and gates are computed in the wide dtype and rounded once.
-//   halo (B, conv_kernel - 1, qkvz_columns)  of the dtype of qkvz, on the CPU: the rows of qkvz before the first token
-//   of
-//        each row of the batch, of which as many are read as `segments` says that tokens came before the row; needed
-//        where it says so.
+//   halo (B, conv_kernel - 1, qkvz_columns)  of the dtype of qkvz: the rows of qkvz before the first token of each row
+//        of the batch, of which as many are read as `segments` says that tokens came before the row; needed where it
+//        says so.
 // Source: Qwen3NextGatedDeltaNet in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
                         const Segments& segments, const GdnDims& dims, const Tensor& halo = {});
@@ -72,7 +71,7 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
 // documents give the same bits, for every thread count. `out` is what the forward wrote; `d_out` the gradients of the
 // delta rule's inputs.
 struct GdnHalo {
-  Tensor rows;    // what forward read as its halo
+  Tensor rows;  // what forward read as its halo
   // like it, overwritten: their gradient, 0 where they were not read, which is to be added where they came from; may be
   // undefined
   Tensor d_rows;

@@ -34,8 +34,11 @@ void declare(Trial& t, const Segments& documents, const GdnDims& d, const Number
   const GdnProjections x = {qkvz, ba};
   const GdnInputWeights weights = {conv, a_log, dt_bias};
   const GdnInputs out = {{q, k, v, beta, log_decay}, q_rstd, k_rstd};
+  const bool goes_on = !documents.tokens_before.empty();
+  const Shape halo_rows{documents.num_rows, d.conv_kernel - 1, d.qkvz_columns()};
+  const Var rows = goes_on ? t.input("halo", halo_rows, numbers.qkvz) : Var();
   t.forward("gdn_inputs_forward", {q, k, v, beta, log_decay, q_rstd, k_rstd},
-            [=](Context& ctx) { gdn_inputs_forward(ctx, out, x, weights, segments, d); },
+            [=](Context& ctx) { gdn_inputs_forward(ctx, out, x, weights, segments, d, rows); },
             {.bytes = 2 * bytes_of(q, k, v, beta, log_decay)});
 
   t.reference_keeps_its_own();
@@ -50,8 +53,12 @@ void declare(Trial& t, const Segments& documents, const GdnDims& d, const Number
   const GdnProjections d_x = {d_qkvz, d_ba};
   const GdnInputWeights d_weights = {d_conv, d_a_log, d_dt_bias};
   const DeltaRuleInputs d_out = {d_q, d_k, d_v, d_beta, d_log_decay};
-  t.backward("gdn_inputs_backward", {d_qkvz, d_ba, d_conv, d_a_log, d_dt_bias},
-             [=](Context& ctx) { gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, d); },
+  std::vector<Var> gradients = {d_qkvz, d_ba, d_conv, d_a_log, d_dt_bias};
+  const Var d_rows = goes_on ? t.output("d_halo", halo_rows, kActivation, kNarrow) : Var();
+  if (goes_on) gradients.push_back(d_rows);
+  const GdnHalo halo = {rows, d_rows};
+  t.backward("gdn_inputs_backward", gradients,
+             [=](Context& ctx) { gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, d, halo); },
              {.bytes = 3 * bytes_of(q, k, v) + 3.5 * bytes_of(beta, log_decay)});
   if (!numbers.smooth) return;
   t.loss(q, d_q);
@@ -64,6 +71,7 @@ void declare(Trial& t, const Segments& documents, const GdnDims& d, const Number
   t.gradient(conv, d_conv);
   t.gradient(a_log, d_a_log);
   t.gradient(dt_bias, d_dt_bias);
+  if (goes_on) t.gradient(rows, d_rows);
 }
 
 Variant of(const std::string& label, const Segments& documents, const GdnDims& d, const Numbers& numbers = {}) {
@@ -104,6 +112,14 @@ Variants hard() {
       variants.push_back(of(concat(N, " tokens, heads of ", d.key_dim), Segments::whole_rows(1, N), d));
     variants.push_back(of(concat("packed, heads of ", d.key_dim), Segments::packed(lengths), d));
   }
+  // Rows that go on: from fewer tokens than there are taps, and more; documents shorter than these.
+  Segments ended = Segments::whole_rows(4, 67);
+  ended.offsets = {0, 67, 68, 134, 136, 201, 204, 268};
+  for (const GdnDims& d : {kTiny, kHeadsOf128, kOdd, kSixTaps})
+    variants.push_back(of(concat("rows that go on, heads of ", d.key_dim, ", ", d.conv_kernel, " taps"),
+                          going_on(ended, {50, 2, 1, 3}, {0, 9, 0, 1}), d));
+  variants.push_back(of("rows of tokens that go on",
+                        going_on(Segments::whole_rows(5, 2), {0, 1, 2, 3, 9}, {2, 0, 1, 7, 1}), kHeadsOf128));
   variants.push_back(of("released model", Segments::packed({100, 50}), kReleased));
   variants.push_back(of("saturated gates", Segments::whole_rows(1, 2), kHeadsOf128, {.ba = kSaturated}));
   variants.push_back(
@@ -117,7 +133,11 @@ std::string heads_of(const GdnDims& d) {
 }
 
 Variants checked(const Sizes& s) {
-  return s.gdn ? Variants{of(heads_of(*s.gdn), packed_documents(), *s.gdn)} : Variants{};
+  if (!s.gdn) return {};
+  Variants variants = {of(heads_of(*s.gdn), packed_documents(), *s.gdn)};
+  if (s.shared_rows)
+    variants.push_back(of(heads_of(*s.gdn) + ", halves of documents", halves_of_documents(2, 100), *s.gdn));
+  return variants;
 }
 Variants timed(const Sizes& s) {
   if (!s.gdn) return {};

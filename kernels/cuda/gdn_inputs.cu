@@ -1,5 +1,6 @@
 #include "kernels/gdn_inputs.h"
 
+#include "kernels/core/copy.h"
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/ordered_sum.cuh"
 
@@ -81,6 +82,34 @@ struct Channels {
   }
 };
 
+// What lies before rows that go on from there: see gdn_inputs.h. A document is named by its first token.
+// Kernels that have no register to spare are also made for rows that all begin here.
+template <class X>
+struct NoHalo {
+  static constexpr bool kIsThere = false;
+  __device__ __forceinline__ const X* row(int64_t, int64_t, int64_t) const { return nullptr; }
+};
+template <class X>
+struct Halo {
+  static constexpr bool kIsThere = true;
+  const X* rows;            // (B, conv_kernel - 1, columns); null: all rows begin here
+  const int32_t* position;  // (N)  see Segments::Tables
+  int64_t row_tokens, count;
+
+  // Where the token so many before the document's first is kept, if it belongs to the document.
+  __device__ __forceinline__ const X* row(int64_t document, int64_t back, int64_t columns) const {
+    if (!rows || back > position[document]) return nullptr;
+    return rows + place(document, back) * columns;
+  }
+  __device__ __forceinline__ int64_t place(int64_t document, int64_t back) const {
+    return (document / row_tokens + 1) * count - back;
+  }
+};
+template <class X>
+Halo<X> halo_of(const Tensor& rows, const Segments& segments, const GdnDims& dims) {
+  return {pointer<X>(rows), pointer<int32_t>(segments.on_gpu.position), segments.row_tokens, dims.conv_kernel - 1};
+}
+
 // Inputs of the three tokens before the current one, oldest first, zero where the document had not begun.
 template <class V>
 struct Window {
@@ -93,14 +122,17 @@ struct Window {
 #pragma unroll
       for (int c = 0; c < kSize; ++c) x[j][c] = 0;
   }
-  template <class X>
-  __device__ __forceinline__ void load(const X* column, int64_t stride, int64_t t, int64_t document_begin) {
+  template <class X, class Halo>
+  __device__ __forceinline__ void load(const X* x_rows, int64_t stride, int64_t column, int64_t t,
+                                       int64_t document_begin, const Halo& halo) {
     clear();
 #pragma unroll
     for (int j = 0; j < kBefore; ++j) {
       const int64_t token = t - kBefore + j;
-      if (token < document_begin) continue;
-      const auto row = V::load(column + token * stride);
+      const X* from =
+          token < document_begin ? halo.row(document_begin, document_begin - token, stride) : x_rows + token * stride;
+      if (!from) continue;
+      const auto row = V::load(from + column);
 #pragma unroll
       for (int c = 0; c < kSize; ++c) x[j][c] = row[c];
     }
@@ -145,10 +177,10 @@ struct Lane {
 
 // A thread per vector of channels and tile of 64 tokens. Reads the q, k and v columns of x once (and three tokens in 64
 // twice) and writes as much: 32 KB per token in bf16.
-template <class X>
+template <class X, class Halo>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(Parts<X> out, Parts<float> rstds, const X* __restrict__ qkvz, const float* __restrict__ conv,
-                   const int32_t* __restrict__ document_begin, int64_t N, GdnDims dims) {
+                   const int32_t* __restrict__ document_begin, Halo halo, int64_t N, GdnDims dims) {
   using V = Vec<X>;
   const Lane<V> lane(dims);
   const Head head(dims, lane.slot);
@@ -161,7 +193,8 @@ __global__ void __launch_bounds__(kThreads)
   Channels<V> channels;
   channels.load(conv, head.channel + lane.channel);
   Window<V> window;
-  window.load(x, columns, begin, document_begin[begin]);
+  const int64_t column = head.column + lane.channel;
+  window.load(qkvz, columns, column, begin, document_begin[begin], halo);
   for (int64_t group = begin; group < end; group += kAhead) {
     V rows[kAhead];
     int64_t document[kAhead];
@@ -175,7 +208,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kAhead; ++i) {
       const int64_t t = group + i;
       if (t >= end) break;
-      if (document[i] == t) window.clear();
+      if (document[i] == t) window.load(qkvz, columns, column, t, t, halo);
       float value[V::kSize], sum_sq = 0;
 #pragma unroll
       for (int c = 0; c < V::kSize; ++c) {
@@ -198,11 +231,11 @@ __global__ void __launch_bounds__(kThreads)
 // A thread per four channels and tile of 128 tokens. It forms d_u, the gradient of the convolution's output, of
 // the tile's tokens and of the three behind it, which read the tile. Reads x and d_y and writes d_x, 48 KB per token in
 // bf16; y is recomputed. One row of partial sums of d_conv per tile.
-template <class X>
+template <class X, class Halo>
 __global__ void __launch_bounds__(kThreads, 4)
-    backward_kernel(X* __restrict__ d_qkvz, float* __restrict__ d_conv, Parts<const X> d_out, Parts<const float> rstds,
-                    const X* __restrict__ qkvz, const float* __restrict__ conv,
-                    const int32_t* __restrict__ document_begin, int64_t N, GdnDims dims) {
+    backward_kernel(X* __restrict__ d_qkvz, X* __restrict__ d_halo, float* __restrict__ d_conv, Parts<const X> d_out,
+                    Parts<const float> rstds, const X* __restrict__ qkvz, const float* __restrict__ conv,
+                    const int32_t* __restrict__ document_begin, Halo halo, int64_t N, GdnDims dims) {
   using V = BackwardVec<X>;
   constexpr int kSize = V::kSize;
   const Lane<V> lane(dims);
@@ -219,15 +252,29 @@ __global__ void __launch_bounds__(kThreads, 4)
   float d_tap[kTaps][kSize] = {};
   Window<V> window, d_u;  // d_u of the three tokens before
   int64_t document = document_begin[begin];
-  window.load(x, columns, begin, document);
+  const int64_t column = head.column + lane.channel;
+  window.load(qkvz, columns, column, begin, document, halo);
   d_u.clear();
+
+  // Where d_x of a token goes: one before the document lies in the halo, and is stored with the document's first.
+  auto place_of = [&](int64_t token) -> X* {
+    if (!lane.exists || token >= end) return nullptr;
+    if (token >= document) return token >= begin ? d_x + token * columns : nullptr;
+    if constexpr (Halo::kIsThere) {
+      const int64_t back = document - token;
+      if (d_halo && document >= begin && document < end && back <= halo.position[document])
+        return d_halo + halo.place(document, back) * columns + column;
+    }
+    return nullptr;
+  };
 
   // When no token from t on reads the three before it: their d_x.
   auto finish_before = [&](int64_t t) {
 #pragma unroll
     for (int back = kBefore; back > 0; --back) {
       const int64_t token = t - back;
-      if (token < begin || token < document || token >= end || !lane.exists) continue;
+      X* const to = place_of(token);
+      if (!to) continue;
       V row;
 #pragma unroll
       for (int c = 0; c < kSize; ++c) {
@@ -237,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, 4)
           sum += channels.tap[kBefore - i][c] * d_u.x[kBefore - back + i][c];
         row.set(c, sum);
       }
-      row.store(d_x + token * columns);
+      row.store(to);
     }
   };
 
@@ -257,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (now.document == t) {
       finish_before(t);
       document = t;
-      window.clear();
+      window.load(qkvz, columns, column, t, t, halo);
       d_u.clear();
     }
     float slope[kSize], y[kSize], along_y = 0;
@@ -286,8 +333,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       window.push(c, now.x[c]);
       d_u.push(c, d_u_now);
     }
-    const int64_t done = t - kBefore;
-    if (done >= begin && done >= document && lane.exists) row.store(d_x + done * columns);
+    if (X* const to = place_of(t - kBefore)) row.store(to);
   }
   if (halo_end < end + kBefore) finish_before(halo_end);
   if (!lane.exists) return;
@@ -297,15 +343,20 @@ __global__ void __launch_bounds__(kThreads, 4)
     *reinterpret_cast<float4*>(to + c * kTaps) = make_float4(d_tap[0][c], d_tap[1][c], d_tap[2][c], d_tap[3][c]);
 }
 
-// What follows holds for every size. The convolution at one token and channel:
+// What follows holds for every size. The inputs of a token of this document or before it; null: zeros.
+template <class X>
+__device__ const X* row_read(const X* qkvz, int64_t columns, int64_t token, int64_t document, const Halo<X>& halo) {
+  if (token >= document) return qkvz + token * columns;
+  return halo.row(document, document - token, columns);
+}
+// The convolution at one token and channel:
 template <class X>
 __device__ float convolve_any(const X* qkvz, const float* conv, const GdnDims& d, int64_t column, int64_t channel,
-                              int64_t t, int64_t document_begin) {
+                              int64_t t, int64_t document_begin, const Halo<X>& halo) {
   float sum = 0;
   for (int64_t j = 0; j < d.conv_kernel; ++j) {
-    const int64_t token = t - d.conv_kernel + 1 + j;
-    if (token >= document_begin)
-      sum += conv[channel * d.conv_kernel + j] * static_cast<float>(qkvz[token * d.qkvz_columns() + column]);
+    const X* row = row_read(qkvz, d.qkvz_columns(), t - d.conv_kernel + 1 + j, document_begin, halo);
+    if (row) sum += conv[channel * d.conv_kernel + j] * static_cast<float>(row[column]);
   }
   return sum;
 }
@@ -315,12 +366,12 @@ constexpr int kWarps = 4;  // of a block, one token and head each
 template <class X>
 __global__ void __launch_bounds__(kWarpSize* kWarps)
     forward_any_kernel(Parts<X> out, Parts<float> rstds, const X* qkvz, const float* conv,
-                       const int32_t* document_begin, int64_t N, GdnDims dims) {
+                       const int32_t* document_begin, Halo<X> halo, int64_t N, GdnDims dims) {
   const int64_t job = int64_t(blockIdx.x) * kWarps + threadIdx.y, t = job / Head::count(dims);
   if (t >= N) return;
   const Head head(dims, job % Head::count(dims));
   auto y = [&](int64_t c) {
-    return silu(convolve_any(qkvz, conv, dims, head.column + c, head.channel + c, t, document_begin[t]));
+    return silu(convolve_any(qkvz, conv, dims, head.column + c, head.channel + c, t, document_begin[t], halo));
   };
   float r = 1;
   if (float* rstd = head.of(rstds)) {
@@ -337,13 +388,13 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
 template <class X>
 __global__ void __launch_bounds__(kWarpSize* kWarps)
     d_u_any_kernel(float* d_u, Parts<const X> d_out, Parts<const float> rstds, const X* qkvz, const float* conv,
-                   const int32_t* document_begin, int64_t N, GdnDims dims) {
+                   const int32_t* document_begin, Halo<X> halo, int64_t N, GdnDims dims) {
   const int64_t job = int64_t(blockIdx.x) * kWarps + threadIdx.y, t = job / Head::count(dims);
   if (t >= N) return;
   const Head head(dims, job % Head::count(dims));
   const X* d_y = head.of(d_out) + head.row(t);
   auto u = [&](int64_t c) {
-    return convolve_any(qkvz, conv, dims, head.column + c, head.channel + c, t, document_begin[t]);
+    return convolve_any(qkvz, conv, dims, head.column + c, head.channel + c, t, document_begin[t], halo);
   };
   float r = 1, along_y = 0;
   if (const float* rstd = head.of(rstds)) {
@@ -374,6 +425,29 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
     for (int64_t i = 0; i < taps && t + i < N && document_begin[t + i] <= t; ++i)
       sum += conv[channel * taps + taps - 1 - i] * d_u[(t + i) * dims.conv_channels() + channel];
     d_qkvz[t * dims.qkvz_columns() + head.column + c] = static_cast<X>(sum);
+  }
+}
+
+// The same of the halo: a block row per row of d_halo, of which d_u of the row's first document is read.
+template <class X>
+__global__ void __launch_bounds__(kWarpSize* kWarps)
+    d_halo_any_kernel(X* d_halo, const float* d_u, const float* conv, const int32_t* document_begin, Halo<X> halo,
+                      int64_t num_rows, int64_t N, GdnDims dims) {
+  const int64_t job = int64_t(blockIdx.x) * kWarps + threadIdx.y, place = job / Head::count(dims);
+  if (place >= num_rows * halo.count) return;
+  const Head head(dims, job % Head::count(dims));
+  const int64_t document = place / halo.count * halo.row_tokens, back = halo.count - place % halo.count;
+  if (back > halo.position[document]) return;
+  const int64_t taps = dims.conv_kernel;
+  for (int64_t c = threadIdx.x; c < head.width; c += kWarpSize) {
+    const int64_t channel = head.channel + c;
+    float sum = 0;
+    for (int64_t i = back; i < taps; ++i) {
+      const int64_t t = document - back + i;
+      if (t >= N || document_begin[t] != document) break;
+      sum += conv[channel * taps + taps - 1 - i] * d_u[t * dims.conv_channels() + channel];
+    }
+    d_halo[place * dims.qkvz_columns() + head.column + c] = static_cast<X>(sum);
   }
 }
 
@@ -445,8 +519,13 @@ dim3 gates_grid(const GdnDims& dims, int64_t N) {
 
 template <class X>
 void backward_convolution(Context& ctx, Tensor& d_qkvz, Tensor& d_conv, const DeltaRuleInputs& d_rule,
-                          const GdnInputs& out, const Tensor& qkvz, const Tensor& conv, const int32_t* document_begin,
-                          const GdnDims& dims) {
+                          const GdnInputs& out, const Tensor& qkvz, const Tensor& conv, const Segments& segments,
+                          const GdnDims& dims, const GdnHalo& rows) {
+  const int32_t* document_begin = pointer<int32_t>(segments.on_gpu.document_begin);
+  const Halo<X> halo = halo_of<X>(rows.rows, segments, dims);
+  Tensor d_rows = rows.d_rows;
+  X* const d_halo = pointer<X>(d_rows);
+  if (d_halo) fill_zero(ctx, d_rows);
   const int64_t N = qkvz.dim(0), channels = dims.conv_channels(), taps = dims.conv_kernel;
   const Parts<const X> d_out = parts_of<const X>(d_rule);
   const Parts<const float> rstds = {pointer<float>(out.q_rstd), pointer<float>(out.k_rstd), nullptr};
@@ -456,38 +535,48 @@ void backward_convolution(Context& ctx, Tensor& d_qkvz, Tensor& d_conv, const De
     const int64_t num_tiles = ceil_div(N, kBackwardTile);
     float* partial = scratch.array<float>(num_tiles * channels * taps);
     if (ctx.counts_only()) return;
-    backward_kernel<X><<<tile_grid<BackwardVec<X>>(dims, N, kBackwardTile), kThreads, 0, stream_of(ctx)>>>(
-        pointer<X>(d_qkvz), partial, d_out, rstds, x, pointer<float>(conv), document_begin, N, dims);
-    check_launch("gdn_inputs backward");
+    const auto run = [&](const auto& halo) {
+      backward_kernel<X><<<tile_grid<BackwardVec<X>>(dims, N, kBackwardTile), kThreads, 0, stream_of(ctx)>>>(
+          pointer<X>(d_qkvz), d_halo, partial, d_out, rstds, x, pointer<float>(conv), document_begin, halo, N, dims);
+      check_launch("gdn_inputs backward");
+    };
+    if (halo.rows) run(halo);
+    else run(NoHalo<X>());
     add_partials(ctx, pointer<float>(d_conv), partial, num_tiles, channels * taps);
     return;
   }
   float* d_u = scratch.array<float>(N * channels);
   if (!ctx.counts_only()) {
-    d_u_any_kernel<X><<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(
-        d_u, d_out, rstds, x, pointer<float>(conv), document_begin, N, dims);
+    d_u_any_kernel<X><<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(d_u, d_out, rstds, x, pointer<float>(conv),
+                                                                             document_begin, halo, N, dims);
     check_launch("gdn_inputs d_u");
     d_x_any_kernel<X><<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(
         pointer<X>(d_qkvz), d_u, pointer<float>(conv), document_begin, N, dims);
     check_launch("gdn_inputs d_x");
+    if (d_halo && halo.count > 0) {
+      d_halo_any_kernel<X><<<warp_grid(dims, segments.num_rows * halo.count), kWarpBlock, 0, stream_of(ctx)>>>(
+          d_halo, d_u, pointer<float>(conv), document_begin, halo, segments.num_rows, N, dims);
+      check_launch("gdn_inputs d_halo");
+    }
   }
   const int64_t columns = dims.qkvz_columns();
   add_column_sums(ctx, pointer<float>(d_conv), N, channels * taps, [=] __device__(int64_t t, int64_t weight) {
-    const int64_t channel = weight / taps, token = t - taps + 1 + weight % taps;
-    if (token < document_begin[t]) return 0.0f;
+    const int64_t channel = weight / taps;
+    const X* row = row_read(x, columns, t - taps + 1 + weight % taps, int64_t(document_begin[t]), halo);
+    if (!row) return 0.0f;
     const int64_t q_channels = dims.key_heads * dims.key_dim;
     const bool is_v = channel >= 2 * q_channels;
     const int64_t width = is_v ? dims.value_dim : dims.key_dim;
     const int64_t slot = is_v ? 2 * dims.key_heads + (channel - 2 * q_channels) / width : channel / width;
     const Head head(dims, slot);
-    return d_u[t * channels + channel] * static_cast<float>(x[token * columns + head.column + channel - head.channel]);
+    return d_u[t * channels + channel] * static_cast<float>(row[head.column + channel - head.channel]);
   });
 }
 
 }  // namespace
 
 void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, const GdnInputWeights& weights,
-                        const Segments& segments, const GdnDims& dims) {
+                        const Segments& segments, const GdnDims& dims, const Tensor& halo_rows) {
   if (ctx.counts_only()) return;
   const int64_t N = x.qkvz.dim(0);
   const Parts<float> rstds = {pointer<float>(out.q_rstd), pointer<float>(out.k_rstd), nullptr};
@@ -496,12 +585,17 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
   dispatch_activation("qkvz", x.qkvz, [&]<class X> {
     const X* qkvz = pointer<X>(x.qkvz);
     const Parts<X> y = parts_of<X>(out.rule);
+    const Halo<X> halo = halo_of<X>(halo_rows, segments, dims);
     if (fast_path_applies(dims)) {
-      forward_kernel<X><<<tile_grid<Vec<X>>(dims, N, kForwardTile), kThreads, 0, stream_of(ctx)>>>(
-          y, rstds, qkvz, conv, document_begin, N, dims);
+      const auto run = [&](const auto& halo) {
+        forward_kernel<X><<<tile_grid<Vec<X>>(dims, N, kForwardTile), kThreads, 0, stream_of(ctx)>>>(
+            y, rstds, qkvz, conv, document_begin, halo, N, dims);
+      };
+      if (halo.rows) run(halo);
+      else run(NoHalo<X>());
     } else {
       forward_any_kernel<X>
-          <<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(y, rstds, qkvz, conv, document_begin, N, dims);
+          <<<warp_grid(dims, N), kWarpBlock, 0, stream_of(ctx)>>>(y, rstds, qkvz, conv, document_begin, halo, N, dims);
     }
     check_launch("gdn_inputs forward");
   });
@@ -513,11 +607,10 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
 
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
                          const GdnInputs& out, const GdnProjections& x, const GdnInputWeights& weights,
-                         const Segments& segments, const GdnDims& dims) {
+                         const Segments& segments, const GdnDims& dims, const GdnHalo& halo) {
   const int64_t N = x.qkvz.dim(0), Hv = dims.value_heads;
-  const int32_t* document_begin = pointer<int32_t>(segments.on_gpu.document_begin);
   dispatch_activation("qkvz", x.qkvz, [&]<class X> {
-    backward_convolution<X>(ctx, d_x.qkvz, d_weights.conv, d_out, out, x.qkvz, weights.conv, document_begin, dims);
+    backward_convolution<X>(ctx, d_x.qkvz, d_weights.conv, d_out, out, x.qkvz, weights.conv, segments, dims, halo);
     const int64_t num_tiles = ceil_div(N, kGateTile);
     Scratch scratch(ctx);
     float *d_dt_bias = scratch.array<float>(num_tiles * Hv), *d_a_log = scratch.array<float>(num_tiles * Hv);
