@@ -21,9 +21,10 @@ decltype(braid::gated_delta_rule_recurrent_forward) gated_delta_rule_recurrent_f
 decltype(braid::gated_delta_rule_recurrent_backward) gated_delta_rule_recurrent_backward;
 }  // namespace cpu
 namespace cuda {
-void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);
-void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
-                               const Segments& segments);
+decltype(braid::gated_delta_rule_forward) gated_delta_rule_forward;
+decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
+decltype(braid::carry_states) carry_states;
+decltype(cpu::set_passing_states) set_passing_states;
 decltype(braid::gated_delta_rule_implementation) gated_delta_rule_implementation;
 }  // namespace cuda
 
@@ -44,19 +45,14 @@ void check_inputs(const char* o_name, const Tensor& o, const DeltaRuleInputs& in
   check<ShapeError>(segments.num_tokens() == N, "q: expected ", segments.num_tokens(), " tokens, got ", N);
 }
 
-// Returns whether there are any.
-bool check_states(const Context& ctx, std::initializer_list<std::pair<const char*, Tensor>> states,
-                  const DeltaRuleInputs& in, const Segments& segments) {
+void check_states(std::initializer_list<std::pair<const char*, Tensor>> states, const DeltaRuleInputs& in,
+                  const Segments& segments) {
   const Shape shape = {segments.num_rows, in.v.dim(1), in.q.dim(2), in.v.dim(2)};
-  bool any = false;
   for (const auto& [name, state] : states) {
     if (!state.defined()) continue;
-    any = true;
     check_shapes({{name, state, shape}});
     check_dtype(wide_dtype(in.q.dtype()), {{name, state}});
-    check<EnvironmentError>(!ctx.on_cuda(), name, ": is computed with on the CPU only");
   }
-  return any;
 }
 
 void check_backward(const DeltaRuleInputs& d_in, const Tensor& d_o, const DeltaRuleInputs& in,
@@ -78,11 +74,11 @@ void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in,
                               DeltaRuleStates states) {
   const OperatorScope scope(ctx, "gated_delta_rule_forward");
   check_inputs("o", o.defined() ? o : in.v, in, segments);
-  check_states(ctx, {{"states.initial", states.initial}, {"states.final", states.final}}, in, segments);
+  check_states({{"states.initial", states.initial}, {"states.final", states.final}}, in, segments);
   check<ShapeError>(o.defined() || states.final.defined(), "o: neither it nor the final states are asked for");
   if (in.q.dim(0) == 0) return;
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gated_delta_rule_forward(ctx, o, in, segments);
+    if (ctx.on_cuda()) return cuda::gated_delta_rule_forward(ctx, o, in, segments, states);
   }
   cpu::gated_delta_rule_forward(ctx, o, in, segments, states);
 }
@@ -92,29 +88,34 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
   const OperatorScope scope(ctx, "gated_delta_rule_backward");
   check_backward(d_in, d_o, in, segments);
   check_states(
-      ctx,
       {{"states.initial", states.initial}, {"states.d_initial", states.d_initial}, {"states.d_final", states.d_final}},
       in, segments);
   check<ShapeError>(d_in.q.defined() || states.d_initial.defined(),
                     "d_q: neither the gradients nor those of the initial states are asked for");
   if (in.q.dim(0) == 0) return;
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gated_delta_rule_backward(ctx, d_in, d_o, in, segments);
+    if (ctx.on_cuda()) return cuda::gated_delta_rule_backward(ctx, d_in, d_o, in, segments, states);
   }
   cpu::gated_delta_rule_backward(ctx, d_in, d_o, in, segments, states);
 }
 
 void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRuleInputs& in, const Segments& segments) {
+  const OperatorScope scope(ctx, "gated_delta_rule_transition");
   const int64_t N = in.q.dim(0), Hv = in.v.dim(1), Dk = in.q.dim(2);
   check_shapes({{"transition", transition, {segments.num_rows, Hv, Dk, Dk}}});
   check_dtype(wide_dtype(in.q.dtype()), {{"transition", transition}});
-  check<EnvironmentError>(!ctx.on_cuda(), "transition: is computed on the CPU only");
   // With nothing to write, the rule only passes on: the identity becomes A.
   Scratch scratch(ctx);
   DeltaRuleInputs passing = in;
   passing.v = scratch.tensor({N, Hv, Dk}, in.v.dtype());
   fill_zero(ctx, passing.v);
-  cpu::set_passing_states(ctx, transition, segments);
+  const auto set_passing_states = [&] {
+    if constexpr (kWithCuda) {
+      if (ctx.on_cuda()) return cuda::set_passing_states(ctx, transition, segments);
+    }
+    cpu::set_passing_states(ctx, transition, segments);
+  };
+  set_passing_states();
   gated_delta_rule_forward(ctx, {}, passing, segments, {transition, transition});
 }
 
@@ -125,7 +126,9 @@ void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const T
   check_shapes({{"transitions", transitions, {L, Hv, Dk, Dk}}, {"contributions", contributions, {L, Hv, Dk, Dv}}});
   check_dtype(state.dtype(), {{"transitions", transitions}, {"contributions", contributions}});
   for (int64_t part : parts) check<ShapeError>(0 <= part && part < L, "parts: ", part, " is none of ", L);
-  check<EnvironmentError>(!ctx.on_cuda(), "carry_states: is computed on the CPU only");
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::carry_states(ctx, state, transitions, contributions, parts, direction);
+  }
   cpu::carry_states(ctx, state, transitions, contributions, parts, direction);
 }
 

@@ -38,7 +38,7 @@ struct DeltaRuleStateGradients {
 // in the chunked form: chunks of kDeltaRuleChunk tokens that restart at every document, decay kept outside the
 // triangular solve. Work per token does not grow with the length of the sequence.
 //   o (N, Hv, Dv)  overwritten; of the dtype of v; not defined: only the final states are wanted, which is less work
-// With states (on the CPU) a row's first document goes on from the row's initial one.
+// With states a row's first document goes on from the row's initial one, and a row's last leaves its final one.
 // Packed documents give the same bits as separate ones, for every thread count. States and sums are fp32 for bf16.
 // Source: arXiv 2412.06464; the decay-free form as in FlashQLA.   Errors: ShapeError, DTypeError, naming the tensor.
 inline constexpr int64_t kDeltaRuleChunk = Segments::kChunkTokens;

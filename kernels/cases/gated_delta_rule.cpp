@@ -29,11 +29,21 @@ void declare(Trial& t, const Segments& documents, const Heads& h, const Numbers&
   const Var log_decay = t.input("log_decay", gates, numbers.log_decay, kWide);
   const Var o = t.output("o", values, kActivation, close);
   const DeltaRuleInputs in = {q, k, v, beta, log_decay};
+  const bool goes_on = !documents.tokens_before.empty();
+  const Shape state_shape{documents.num_rows, h.Hv, h.Dk, h.Dv};
+  const Values of_states = normal(1 / std::sqrt(double(h.Dk)));
+  const Var initial = goes_on ? t.input("initial", state_shape, of_states, kWide) : Var();
+  const Var final = goes_on ? t.output("final", state_shape, kWide, close) : Var();
   // Products of (64, Dk) by (Dk, Dv) and of (64, 64) by (64, Dv) that the chunked form has, forward, and backward with
   // what it recomputes.
   const double width = 2.0 * double(values.numel()), state = width * double(h.Dk);
   const double square = width * double(kDeltaRuleChunk);
-  t.forward("gated_delta_rule_forward", {o}, [=](Context& ctx) { gated_delta_rule_forward(ctx, o, in, segments); },
+  std::vector<Var> outputs = {o};
+  if (goes_on) outputs.push_back(final);
+  t.forward("gated_delta_rule_forward", outputs,
+            [=](Context& ctx) {
+              gated_delta_rule_forward(ctx, o, in, segments, {initial, final});
+            },
             {.bytes = bytes_of(q, k, v, o, beta, log_decay), .flop = 3 * state + 4 * square});
 
   const Var d_o = t.input("d_o", values, normal()), d_q = t.output("d_q", keys, kActivation, close);
@@ -41,8 +51,14 @@ void declare(Trial& t, const Segments& documents, const Heads& h, const Numbers&
   const Var d_beta = t.output("d_beta", gates, kWide, close);
   const Var d_log_decay = t.output("d_log_decay", gates, kWide, close);
   const DeltaRuleInputs d_in = {d_q, d_k, d_v, d_beta, d_log_decay};
-  t.backward("gated_delta_rule_backward", {d_q, d_k, d_v, d_beta, d_log_decay},
-             [=](Context& ctx) { gated_delta_rule_backward(ctx, d_in, d_o, in, segments); },
+  std::vector<Var> gradients = {d_q, d_k, d_v, d_beta, d_log_decay};
+  const Var d_final = goes_on ? t.input("d_final", state_shape, normal(), kWide) : Var();
+  const Var d_initial = goes_on ? t.output("d_initial", state_shape, kWide, close) : Var();
+  if (goes_on) gradients.push_back(d_initial);
+  t.backward("gated_delta_rule_backward", gradients,
+             [=](Context& ctx) {
+               gated_delta_rule_backward(ctx, d_in, d_o, in, segments, {initial, d_initial, d_final});
+             },
              {.bytes = 2 * bytes_of(q, k, beta, log_decay) + bytes_of(v, d_o, d_v), .flop = 8 * state + 11 * square});
   t.loss(o, d_o);
   t.gradient_error(1e-7);
@@ -51,10 +67,61 @@ void declare(Trial& t, const Segments& documents, const Heads& h, const Numbers&
   t.gradient(v, d_v);
   t.gradient(beta, d_beta);
   t.gradient(log_decay, d_log_decay);
+  if (!goes_on) return;
+  t.loss(final, d_final);
+  t.gradient(initial, d_initial);
+}
+
+// What ranks that share rows find of their parts, and tell each other.
+void declare_parts(Trial& t, const Segments& parts, const Heads& h, const Numbers& numbers) {
+  const Segments segments = t.segments(parts);
+  const int64_t N = segments.num_tokens(), B = segments.num_rows;
+  const Shape keys{N, h.Hk, h.Dk}, values{N, h.Hv, h.Dv}, gates{N, h.Hv};
+  const Shape state_shape{B, h.Hv, h.Dk, h.Dv}, transition_shape{B, h.Hv, h.Dk, h.Dk}, one{h.Hv, h.Dk, h.Dv};
+  const Closeness& close = numbers.close;
+  const Var q = t.input("q", keys, edited(normal(), unit_rows)), k = t.input("k", keys, numbers.k);
+  const Var v = t.input("v", values, normal()), beta = t.input("beta", gates, numbers.beta, kWide);
+  const Var log_decay = t.input("log_decay", gates, numbers.log_decay, kWide);
+  const Var d_o = t.input("d_o", values, normal()), d_final = t.input("d_final", state_shape, normal(), kWide);
+  const DeltaRuleInputs in = {q, k, v, beta, log_decay};
+  const double width = 2.0 * double(values.numel()), state = width * double(h.Dk);
+  const double square = width * double(kDeltaRuleChunk), carried = 2.0 * double(state_shape.numel() * h.Dk);
+
+  const Var transition = t.output("transition", transition_shape, kWide, close);
+  t.forward("gated_delta_rule_transition", {transition},
+            [=](Context& ctx) { gated_delta_rule_transition(ctx, transition, in, segments); },
+            {.bytes = bytes_of(k, beta, log_decay, transition), .flop = 2 * state + 3 * square});
+  const Var contribution = t.output("contribution", state_shape, kWide, close);
+  t.forward("gated_delta_rule_forward", {contribution},
+            [=](Context& ctx) {
+              gated_delta_rule_forward(ctx, {}, in, segments, {{}, contribution});
+            },
+            {.bytes = bytes_of(k, v, beta, log_decay, contribution), .flop = 2 * state + 3 * square});
+  const Var d_contribution = t.output("d_contribution", state_shape, kWide, close);
+  t.backward("gated_delta_rule_backward", {d_contribution},
+             [=](Context& ctx) {
+               gated_delta_rule_backward(ctx, {}, d_o, in, segments, {{}, d_contribution, d_final});
+             },
+             {.bytes = bytes_of(q, k, d_o, beta, log_decay, d_contribution), .flop = 3 * state + 4 * square});
+
+  std::vector<int64_t> way;
+  for (int64_t part = B - 1; part >= 0; --part) way.push_back(part);
+  const Var forth = t.output("forth", one, kWide, kWideSum), back = t.output("back", one, kWide, kWideSum);
+  t.forward("carry_states", {forth},
+            [=](Context& ctx) { carry_states(ctx, forth, transition, contribution, way, StateDirection::kForward); },
+            {.bytes = bytes_of(transition, contribution, forth), .flop = carried});
+  t.backward("carry_states", {back}, [=](Context& ctx) {
+    carry_states(ctx, back, transition, d_contribution, way, StateDirection::kBackward);
+  });
 }
 
 Variant of(const std::string& label, const Segments& documents, const Heads& heads = {}, const Numbers& numbers = {}) {
   return {label, [=](Trial& t) { declare(t, documents, heads, numbers); }};
+}
+
+Variant parts_of(const std::string& label, const Segments& parts, const Heads& heads = {},
+                 const Numbers& numbers = {}) {
+  return {label + ", what passes", [=](Trial& t) { declare_parts(t, parts, heads, numbers); }};
 }
 
 // Heads whose states hardly decay, heads that forget slowly and heads that forget at once; some tokens not at all.
@@ -137,6 +204,24 @@ Variants hard() {
                          .log_decay = uniform(-0.01, 0),
                          .close = kOfAlmostOneKey}));
   variants.push_back(of("no tokens", Segments::packed({})));
+  // Rows that go on: of one chunk and of several, whole and not, and with documents that end and begin in them.
+  Segments ended = Segments::whole_rows(4, 70);
+  ended.offsets = {0, 1, 70, 139, 140, 210, 274, 280};
+  const Numbers slow = {.log_decay = uniform(-0.05, 0)};
+  const std::vector<std::pair<std::string, Segments>> rows = {
+      {"rows that go on", going_on(ended, {50, 3, 64, 0}, {7, 0, 30, 1})},
+      {"rows of a chunk that go on", going_on(Segments::whole_rows(3, 64), {9, 64, 1}, {64, 64, 5})},
+      {"rows of 200 that go on", going_on(Segments::whole_rows(2, 200), {0, 200}, {200, 1})}};
+  for (const auto& [label, segments] : rows)
+    for (const Heads& h : {Heads{}, {2, 4, 5, 7}}) {
+      const std::string of_heads = concat(label, ", heads of ", h.Dk, " and ", h.Dv);
+      variants.push_back(of(of_heads, segments, h, slow));
+      // Of a state with few keys each token erases much: of what passes hundreds, rounding alone would be left.
+      variants.push_back(
+          parts_of(of_heads, segments, h, {.beta = uniform(0, h.Dk < 128 ? 0.05 : 1), .log_decay = slow.log_decay}));
+    }
+  variants.push_back(of("rows that go on, released model", rows[0].second, {16, 32, 128, 128}, slow));
+  variants.push_back(parts_of("rows that go on, released model", rows[0].second, {16, 32, 128, 128}, slow));
   return variants;
 }
 
@@ -144,7 +229,13 @@ Variants checked(const Sizes& s) {
   if (!s.gdn) return {};
   const std::string label =
       concat("heads of ", s.gdn->key_dim, s.gdn->key_dim == s.gdn->value_dim ? "" : concat(" and ", s.gdn->value_dim));
-  return {of(label, packed_documents(), heads_of(*s.gdn), {.log_decay = edited(uniform(0, 1), decays_of_all_kinds)})};
+  const Numbers numbers = {.log_decay = edited(uniform(0, 1), decays_of_all_kinds)};
+  Variants variants = {of(label, packed_documents(), heads_of(*s.gdn), numbers)};
+  if (!s.shared_rows) return variants;
+  variants.push_back(of(label + ", halves of documents", halves_of_documents(2, 100), heads_of(*s.gdn), numbers));
+  variants.push_back(parts_of(label, going_on(Segments::whole_rows(2, 100), {100, 100}, {100, 100}), heads_of(*s.gdn),
+                              {.log_decay = uniform(-1e-2, 0)}));
+  return variants;
 }
 
 Variants timed(const Sizes& s) {
@@ -160,6 +251,12 @@ Variants timed(const Sizes& s) {
   for (int64_t tokens : {64, 16})
     variants.push_back(
         of(concat("1 x ", s.tokens(), ", documents of ", tokens), equal_documents(s.tokens(), tokens), heads, numbers));
+  if (s.shared_rows) {
+    const std::vector<int64_t> beyond(size_t(s.rows), s.row_tokens);
+    const Segments parts = going_on(whole_rows(s), beyond, beyond);
+    variants.push_back(of("parts of rows, " + rows_name(s), parts, heads, numbers));
+    variants.push_back(parts_of("parts of rows, " + rows_name(s), parts, heads, numbers));
+  }
   return variants;
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/gated_delta_rule_states.cuh"
 #include "kernels/gated_delta_rule.h"
 
 // The gated delta rule for every dtype and head size, all in fp32: kernels/cpu/gated_delta_rule.cpp with the threads of
@@ -181,21 +181,25 @@ struct Chunk {
   }
 };
 
-// The documents of a value head, one after another. With outputs it writes o; without, the states at borders.
+// The documents of a value head, one after another. With outputs it writes o; without, the states at borders, where
+// these are asked for. Both write the states behind rows.
 template <class X, bool kWithOutputs>
 __global__ void __launch_bounds__(kThreads)
-    forward_kernel(X* o, BorderStates states, Inputs<X> in, float* scratch, int64_t scratch_floats) {
+    forward_kernel(X* o, BorderStates states, RowStates initial, RowStates final, Inputs<X> in, float* scratch,
+                   int64_t scratch_floats) {
   __shared__ Gates gates;
   const int Dv = in.Dv, state_size = in.Dk * Dv;
   const Work work(scratch + blockIdx.x * scratch_floats, in.Dk, Dv, in.group());
   for (int64_t task = blockIdx.x; task < int64_t(in.num_documents) * in.Hv; task += gridDim.x) {
     const int document = static_cast<int>(task / in.Hv), head = static_cast<int>(task % in.Hv);
     const int first = in.first_chunk[document], end = in.first_chunk[document + 1];
-    const float* state = nullptr;
+    const float* state = initial.before(in.chunk_begin[first], head, in.Hv, state_size);
+    float* const behind = final.behind(in.chunk_begin[end], head, in.Hv, state_size);
+    if (!kWithOutputs && !states.data && !behind) continue;
     for (int c = first; c < end; ++c) {
       const int64_t begin = in.chunk_begin[c], next_begin = in.chunk_begin[c + 1];
       const bool is_last = c + 1 == end;
-      if (!kWithOutputs && is_last) break;
+      if (!kWithOutputs && is_last && !behind) break;
       const Chunk<X> chunk{in, work, gates, head, head / in.group(), begin, static_cast<int>(next_begin - begin)};
       chunk.solve(state);
       if constexpr (kWithOutputs) {
@@ -207,8 +211,8 @@ __global__ void __launch_bounds__(kThreads)
               o[in.value(begin + i, head, v)] = static_cast<X>(in.s * gates.e_gamma[i] * work.qs[i * Dv + v] + sum);
             });
       }
-      if (is_last) break;
-      float* next = kWithOutputs ? work.state : states.at(next_begin, head, in.Hv, state_size);
+      if (is_last && !behind) break;
+      float* next = is_last ? behind : states.data ? states.at(next_begin, head, in.Hv, state_size) : work.state;
       chunk.advance(next, state);
       state = next;
     }
@@ -228,7 +232,7 @@ __device__ inline float block_sum(float x) {
 }
 
 // What one value head contributes in a chunk: the gradients of its own inputs, its share of work.d_k and work.d_q,
-// which the first head of a group starts, and its d_state.
+// which the first head of a group starts, and its d_state, which is zero where nothing comes from behind (is_last).
 template <class X>
 __device__ void backward_value_head(const Gradients<X>& d, const X* d_o, const Chunk<X>& chunk, const float* state,
                                     float* d_state, bool is_last, bool is_first_head, float* d_gamma) {
@@ -341,8 +345,8 @@ __device__ void backward_value_head(const Gradients<X>& d, const X* d_o, const C
 // The documents of a key head, one after another, each from its last chunk to its first, all value heads in each.
 template <class X>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(Gradients<X> d, const X* d_o, Inputs<X> in, BorderStates states, float* scratch,
-                    int64_t scratch_floats) {
+    backward_kernel(Gradients<X> d, const X* d_o, Inputs<X> in, BorderStates states, RowStates initial,
+                    RowStates d_initial, RowStates d_final, float* scratch, int64_t scratch_floats) {
   __shared__ Gates gates;
   __shared__ float d_gamma[kChunk];
   const int state_size = in.Dk * in.Dv;
@@ -356,8 +360,15 @@ __global__ void __launch_bounds__(kThreads)
       for (int r = 0; r < in.group(); ++r) {
         const int head = key_head * in.group() + r;
         const Chunk<X> chunk{in, work, gates, head, key_head, begin, n};
-        const float* state = c == first ? nullptr : states.at(begin, head, in.Hv, state_size);
-        backward_value_head(d, d_o, chunk, state, work.d_state + r * state_size, c + 1 == end, r == 0, d_gamma);
+        const float* state =
+            c == first ? initial.before(begin, head, in.Hv, state_size) : states.at(begin, head, in.Hv, state_size);
+        const float* behind = c + 1 == end ? d_final.behind(begin + n, head, in.Hv, state_size) : nullptr;
+        float* const d_state = work.d_state + r * state_size;
+        for (int at = threadIdx.x; behind && at < state_size; at += kThreads) d_state[at] = behind[at];
+        backward_value_head(d, d_o, chunk, state, d_state, c + 1 == end && !behind, r == 0, d_gamma);
+        float* const before = c == first ? d_initial.before(begin, head, in.Hv, state_size) : nullptr;
+        __syncthreads();
+        for (int at = threadIdx.x; before && at < state_size; at += kThreads) before[at] = d_state[at];
       }
       __syncthreads();
       for (int at = threadIdx.x; at < n * in.Dk; at += kThreads) {

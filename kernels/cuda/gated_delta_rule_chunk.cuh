@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/gated_delta_rule_states.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/gated_delta_rule.h"
 

@@ -34,7 +34,21 @@ struct alignas(16) ScanStep {
   float s_e_gamma[kChunk], e_rest[kChunk];   // e_rest = exp(Gamma - gamma)
   float e_last;                              // exp(Gamma)
   int begin, n, head;                        // n = 0: there is no more
-  bool is_last;                              // of its document, in the order of the scan
+  bool is_first, is_last;                    // of its document, in the order of the scan
+};
+
+// The states at the ends of rows that a scan starts from and comes to, in its order. Kernels are also made for rows
+// without such states: there is no register to spare.
+struct NoEnds {
+  static constexpr bool kAreThere = false;
+};
+struct ScanEnds {
+  static constexpr bool kAreThere = true;
+  RowStates enter, leave;
+  // What is kept, rounded, of those that it starts from: (B, Hv, kDim, kDim), as border states. Null: nothing.
+  bf16* entered;
+  bool leave_alone;  // nothing else is asked for: documents that come to no row's end are left out
+  bool are_used() const { return enter.data || leave.data; }
 };
 
 struct ScanMaps {
@@ -78,11 +92,11 @@ struct Turn {
   }
 };
 
-// Calls visit(chunk, head, half, is_last) for all chunks of all jobs of this block. The longest documents come first,
-// and every other turn goes through the blocks backwards, so that all have about as much to do. Blocks of one half have
-// one job each, so that half is blockIdx.x % 2.
-template <bool kReverse, int kHalves, class Visit>
-__device__ __forceinline__ void for_each_chunk(const Inputs& in, int num_documents, Visit&& visit) {
+// Calls visit(chunk, head, half, is_first, is_last) for all chunks of all jobs of this block. The longest documents
+// come first, and every other turn goes through the blocks backwards, so that all have about as much to do. Blocks of
+// one half have one job each, so that half is blockIdx.x % 2.
+template <bool kReverse, int kHalves, class Ends, class Visit>
+__device__ __forceinline__ void for_each_chunk(const Inputs& in, const Ends& ends, int num_documents, Visit&& visit) {
   constexpr int kParts = 2 / kHalves;
   const int blocks = gridDim.x, num_jobs = num_documents * in.Hv * kParts;
   for (int turn = 0; turn * blocks < num_jobs; ++turn) {
@@ -90,16 +104,19 @@ __device__ __forceinline__ void for_each_chunk(const Inputs& in, int num_documen
     if (job >= num_jobs) continue;
     const int document = in.by_length[job / (in.Hv * kParts)], head = job / kParts % in.Hv, half = job % kParts;
     const int first = in.first_chunk[document], end = in.first_chunk[document + 1];
-    for (int i = first; i < end; ++i) visit(kReverse ? first + end - 1 - i : i, head, half, i + 1 == end);
+    if constexpr (Ends::kAreThere)
+      if (ends.leave_alone && !ends.leave.has(in.chunk_begin[kReverse ? first : end])) continue;
+    for (int i = first; i < end; ++i) visit(kReverse ? first + end - 1 - i : i, head, half, i == first, i + 1 == end);
   }
 }
 
-template <bool kReverse, bool kQueries, int kHalves, int kStages, class Shared>
+template <bool kReverse, bool kQueries, int kHalves, int kStages, class Ends, class Shared>
 __device__ __forceinline__ void bring_tiles(const Inputs& in, const Prepared& prepared, const ScanMaps& maps,
-                                            int num_documents, const Shared& shared, uint64_t* filled, uint64_t* free) {
+                                            const Ends& ends, int num_documents, const Shared& shared, uint64_t* filled,
+                                            uint64_t* free) {
   using Layout = ScanLayout<kQueries, kHalves>;
   Turn<kStages> turn;
-  for_each_chunk<kReverse, kHalves>(in, num_documents, [&](int chunk, int head, int half, bool) {
+  for_each_chunk<kReverse, kHalves>(in, ends, num_documents, [&](int chunk, int head, int half, bool, bool) {
     const int begin = in.chunk_begin[chunk], n = in.chunk_begin[chunk + 1] - begin, key_head = head / in.group();
     const int64_t square = in.scalar_row(begin, head) * kChunk;
     uint64_t* const barrier = &filled[turn.stage];
@@ -121,39 +138,40 @@ __device__ __forceinline__ void bring_tiles(const Inputs& in, const Prepared& pr
   });
 }
 
-template <bool kReverse, int kHalves, int kStages, class Shared>
-__device__ __forceinline__ void bring_gates(const Inputs& in, const Prepared& prepared, int num_documents,
-                                            const Shared& shared, uint64_t* filled, uint64_t* free) {
+template <bool kReverse, int kHalves, int kStages, class Ends, class Shared>
+__device__ __forceinline__ void bring_gates(const Inputs& in, const Prepared& prepared, const Ends& ends,
+                                            int num_documents, const Shared& shared, uint64_t* filled, uint64_t* free) {
   const int lane = threadIdx.x % kWarpSize;
   Turn<kStages> turn;
-  for_each_chunk<kReverse, kHalves>(in, num_documents, [&](int chunk, int head, int, bool is_last) {
-    const int begin = in.chunk_begin[chunk], n = in.chunk_begin[chunk + 1] - begin;
-    const float2* gates = prepared.gates + in.scalar_row(begin, head);
-    const float last = gates[n - 1].x;
-    float2 own[2];
+  for_each_chunk<kReverse, kHalves>(
+      in, ends, num_documents, [&](int chunk, int head, int, bool is_first, bool is_last) {
+        const int begin = in.chunk_begin[chunk], n = in.chunk_begin[chunk + 1] - begin;
+        const float2* gates = prepared.gates + in.scalar_row(begin, head);
+        const float last = gates[n - 1].x;
+        float2 own[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      own[i] = lane + i * kWarpSize < n ? gates[lane + i * kWarpSize] : make_float2(last, 0.0f);
-    wait(&free[turn.stage], turn.parity ^ 1);
-    ScanStep& step = shared.steps[turn.stage];
+        for (int i = 0; i < 2; ++i)
+          own[i] = lane + i * kWarpSize < n ? gates[lane + i * kWarpSize] : make_float2(last, 0.0f);
+        wait(&free[turn.stage], turn.parity ^ 1);
+        ScanStep& step = shared.steps[turn.stage];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int token = lane + i * kWarpSize;
-      const float e_gamma = __expf(own[i].x);
-      step.beta[token] = own[i].y;
-      step.beta_e_gamma[token] = own[i].y * e_gamma;
-      step.s_e_gamma[token] = token < n ? in.s * e_gamma : 0.0f;
-      step.e_rest[token] = token < n ? __expf(last - own[i].x) : 0.0f;
-    }
-    if (lane == 0) {
-      step.e_last = __expf(last);
-      step.begin = begin, step.n = n, step.head = head;
-      step.is_last = is_last;
-    }
-    __syncwarp();
-    if (lane == 0) arrive(&filled[turn.stage]);
-    turn.next();
-  });
+        for (int i = 0; i < 2; ++i) {
+          const int token = lane + i * kWarpSize;
+          const float e_gamma = __expf(own[i].x);
+          step.beta[token] = own[i].y;
+          step.beta_e_gamma[token] = own[i].y * e_gamma;
+          step.s_e_gamma[token] = token < n ? in.s * e_gamma : 0.0f;
+          step.e_rest[token] = token < n ? __expf(last - own[i].x) : 0.0f;
+        }
+        if (lane == 0) {
+          step.e_last = __expf(last);
+          step.begin = begin, step.n = n, step.head = head;
+          step.is_first = is_first, step.is_last = is_last;
+        }
+        __syncwarp();
+        if (lane == 0) arrive(&filled[turn.stage]);
+        turn.next();
+      });
   wait(&free[turn.stage], turn.parity ^ 1);
   if (lane == 0) {
     shared.steps[turn.stage].n = 0;
@@ -231,6 +249,15 @@ __device__ __forceinline__ void stage_state(uint32_t to, const LeftFactor (&stat
     store_factor(chunk_address(to + a / 4 * kTileBytes, 16 * warp + lane % 16, a % 4 * 2 + lane / 16), state[a]);
 }
 
+// Calls visit(i, place) for every element i of a thread's part of a half of a state; place: in a state (Dk, Dv).
+template <class Visit>
+__device__ __forceinline__ void for_each_element(int half, Visit&& visit) {
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x % kWarpgroup / kWarpSize;
+  const int first = lane % 4 * 2 * kDim + half * kHalf + 16 * warp + lane / 4;
+#pragma unroll
+  for (int i = 0; i < kDim / 2; ++i) visit(i, first + (i / 4 * 8 + i % 2) * kDim + i / 2 % 2 * 8);
+}
+
 // Waits until the warpgroup's staging may be written again; shows what was written to the copies that one thread then
 // starts.
 __device__ __forceinline__ void open_staging(int warpgroup) {
@@ -240,6 +267,19 @@ __device__ __forceinline__ void open_staging(int warpgroup) {
 __device__ __forceinline__ void close_staging(int warpgroup) {
   fence_shared_writes();
   sync_threads(1 + warpgroup, kWarpgroup);
+}
+
+// Starts a half of a state from `from` and keeps it, rounded, at `kept`, if there is such.
+__device__ __forceinline__ void enter_state(HalfState& state, LeftFactor (&rounded_state)[kDim / 16], const float* from,
+                                            bf16* kept, int half, uint32_t staging, int warpgroup) {
+  for_each_element(half, [&](int i, int place) { state[i] = from[place]; });
+#pragma unroll
+  for (int a = 0; a < kDim / 16; ++a) rounded_state[a] = rounded_pair(state, a);
+  if (!kept) return;
+  open_staging(warpgroup);
+  stage_state(staging, rounded_state);
+  close_staging(warpgroup);
+  if (threadIdx.x % kWarpgroup == 0) store_bytes(kept + half * (kHalf * kDim), staging, kStateBytes);
 }
 
 // Border states on Hopper: bf16, as the two halves that scans stage.
@@ -263,7 +303,8 @@ struct ScanTraits {
   using Shared = ScanMemory<Layout, kHalves, kStages, kStagingBytes>;
 };
 
-// A stage is filled by the thread that brings tiles and the warp that brings gates, and freed by every warp that computes.
+// A stage is filled by the thread that brings tiles and the warp that brings gates, and freed by every warp that
+// computes.
 template <int kHalves, int kStages>
 __device__ __forceinline__ void init_scan_barriers(uint64_t (&filled)[kStages], uint64_t (&free)[kStages]) {
   if (threadIdx.x == 0) {
@@ -276,10 +317,11 @@ __device__ __forceinline__ void init_scan_barriers(uint64_t (&filled)[kStages], 
   __syncthreads();
 }
 
-template <bool kWithOutputs, int kHalves>
+template <bool kWithOutputs, int kHalves, class Ends>
 __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
-    wgmma_scan_kernel(const __grid_constant__ ScanMaps maps, Inputs in, Prepared prepared, int num_documents, bf16* o,
-                      bf16* delta_out, BorderStates states) {
+    wgmma_scan_kernel(const __grid_constant__ ScanMaps maps, Inputs in, Prepared prepared,
+                      const __grid_constant__ Ends ends, int num_documents, bf16* o, bf16* delta_out,
+                      BorderStates states) {
   if constexpr (kOnHopper) {
     using Traits = ScanTraits<kWithOutputs, kHalves>;
     using Layout = typename Traits::Layout;
@@ -292,9 +334,10 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
     if (threadIdx.x < kWarpgroup) {
       if constexpr (kHalves == 2) leave_registers<40>();
       if (threadIdx.x == 0)
-        bring_tiles<false, kWithOutputs, kHalves, kStages>(in, prepared, maps, num_documents, shared, filled, free);
+        bring_tiles<false, kWithOutputs, kHalves, kStages>(in, prepared, maps, ends, num_documents, shared, filled,
+                                                           free);
       if (threadIdx.x / kWarpSize == 1)
-        bring_gates<false, kHalves, kStages>(in, prepared, num_documents, shared, filled, free);
+        bring_gates<false, kHalves, kStages>(in, prepared, ends, num_documents, shared, filled, free);
       return;
     }
     if constexpr (kHalves == 2) take_registers<232>();
@@ -310,6 +353,14 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
       if (step.n == 0) break;
       const uint32_t tiles = shared.tiles + turn.stage * Layout::kBytes;
       const uint32_t values = value_place(tiles + Layout::kValues + warpgroup * kTileBytes);
+      if constexpr (Ends::kAreThere) {
+        if (step.is_first && ends.enter.has(step.begin)) {
+          const int row = step.begin / ends.enter.row_tokens * in.Hv + step.head;
+          enter_state(state, rounded_state, ends.enter.data + int64_t(row) * kDim * kDim,
+                      !kWithOutputs && ends.entered ? ends.entered + int64_t(row) * kDim * kDim : nullptr, first_half,
+                      staging + kTileBytes, warpgroup);
+        }
+      }
 
       HalfValues sums, out;
       begin_products();
@@ -390,12 +441,17 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
       __syncwarp();
       if (threadIdx.x % kWarpSize == 0) arrive(&free[turn.stage]);
       if (is_last) {
+        if constexpr (Ends::kAreThere)
+          if (float* const to = ends.leave.behind(begin + n, head, in.Hv, kDim * kDim))
+            for_each_element(first_half, [&](int i, int place) { to[place] = state[i]; });
 #pragma unroll
         for (int i = 0; i < kDim / 2; ++i) state[i] = 0;
       }
 #pragma unroll
       for (int a = 0; a < kDim / 16; ++a) rounded_state[a] = rounded_pair(state, a);
       if constexpr (!kWithOutputs) {
+        if constexpr (Ends::kAreThere)
+          if (ends.leave_alone) continue;
         open_staging(warpgroup);
         const uint32_t place = value_place(staging);
 #pragma unroll
@@ -423,10 +479,11 @@ struct ReverseScanTraits {
   using Shared = ScanMemory<Layout, kHalves, kStages, kStagingBytes>;
 };
 
-template <int kHalves>
+template <int kHalves, class Ends>
 __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
-    wgmma_reverse_scan_kernel(const __grid_constant__ ScanMaps maps, Inputs in, Prepared prepared, int num_documents,
-                              bf16* y_out, BorderStates d_states) {
+    wgmma_reverse_scan_kernel(const __grid_constant__ ScanMaps maps, Inputs in, Prepared prepared,
+                              const __grid_constant__ Ends ends, int num_documents, bf16* y_out,
+                              BorderStates d_states) {
   if constexpr (kOnHopper) {
     using Traits = ReverseScanTraits<kHalves>;
     using Layout = typename Traits::Layout;
@@ -439,9 +496,9 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
     if (threadIdx.x < kWarpgroup) {
       if constexpr (kHalves == 2) leave_registers<40>();
       if (threadIdx.x == 0)
-        bring_tiles<true, true, kHalves, kStages>(in, prepared, maps, num_documents, shared, filled, free);
+        bring_tiles<true, true, kHalves, kStages>(in, prepared, maps, ends, num_documents, shared, filled, free);
       if (threadIdx.x / kWarpSize == 1)
-        bring_gates<true, kHalves, kStages>(in, prepared, num_documents, shared, filled, free);
+        bring_gates<true, kHalves, kStages>(in, prepared, ends, num_documents, shared, filled, free);
       return;
     }
     if constexpr (kHalves == 2) take_registers<232>();
@@ -459,6 +516,16 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
       const uint32_t values = value_place(tiles + Layout::kValues + warpgroup * kTileBytes);
       const int begin = step.begin, n = step.n, head = step.head;
       const bool is_last = step.is_last;
+      bool leave_alone = false;
+      if constexpr (Ends::kAreThere) {
+        leave_alone = ends.leave_alone;
+        if (step.is_first && ends.enter.has(begin + n)) {
+          const int row = ((begin + n) / ends.enter.row_tokens - 1) * in.Hv + head;
+          enter_state(d_state, rounded_state, ends.enter.data + int64_t(row) * kDim * kDim,
+                      ends.entered ? ends.entered + int64_t(row) * kDim * kDim : nullptr, half, staging + kTileBytes,
+                      warpgroup);
+        }
+      }
 
       LeftFactor d_out[kTokenBlocks];  // transposed
 #pragma unroll
@@ -524,20 +591,26 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
       begin_products();
       write_state(d_state, d_read, tiles + Layout::kK);
       commit_products();
-      open_staging(warpgroup);
-      const uint32_t place = value_place(staging);
+      if (!leave_alone) {
+        open_staging(warpgroup);
+        const uint32_t place = value_place(staging);
 #pragma unroll
-      for (int t = 0; t < kTokenBlocks; ++t) store_factor_transposed(place + t * kSixteenLines, y[t]);
+        for (int t = 0; t < kTokenBlocks; ++t) store_factor_transposed(place + t * kSixteenLines, y[t]);
+      }
       wait_for_products<0>();
       hold(d_state);
       __syncwarp();
       if (threadIdx.x % kWarpSize == 0) arrive(&free[turn.stage]);
       if (is_last) {
+        if constexpr (Ends::kAreThere)
+          if (float* const to = ends.leave.before(begin, head, in.Hv, kDim * kDim))
+            for_each_element(half, [&](int i, int place) { to[place] = d_state[i]; });
 #pragma unroll
         for (int i = 0; i < kDim / 2; ++i) d_state[i] = 0;
       }
 #pragma unroll
       for (int a = 0; a < kDim / 16; ++a) rounded_state[a] = rounded_pair(d_state, a);
+      if (leave_alone) continue;
       if (!is_last) stage_state(staging + kTileBytes, rounded_state);
       close_staging(warpgroup);
       if (threadIdx.x % kWarpgroup == 0) {

@@ -29,7 +29,17 @@ struct GradientMaps {
 
 struct GradientChunk {
   int key_head, begin, n;
-  bool is_first, is_last;  // of its document
+  bool is_first, is_last;     // of its document, and there is no state before it, or no gradient from behind it
+  int entered_row, left_row;  // of the batch, that begins or ends with it and has a state or its gradient there; or -1
+};
+// At the ends of rows: what scans kept of the states that they started from. Null: those are zero.
+struct NoneEntered {
+  static constexpr bool kAreThere = false;
+};
+struct EnteredStates {
+  static constexpr bool kAreThere = true;
+  const bf16 *states, *d_states;
+  int row_tokens;
 };
 
 // Gates of one value head, and its chunk.
@@ -85,17 +95,26 @@ struct GradientBarriers {
   }
 };
 
-template <class Visit>
-__device__ __forceinline__ void for_each_gradient(const Inputs& in, Visit&& visit) {
+template <class Entered, class Visit>
+__device__ __forceinline__ void for_each_gradient(const Inputs& in, const Entered& entered, Visit&& visit) {
   for (int job = blockIdx.x; job < in.num_chunks * in.Hk; job += gridDim.x) {
     const int chunk = job / in.Hk, begin = in.chunk_begin[chunk], end = in.chunk_begin[chunk + 1];
-    visit(GradientChunk{job % in.Hk, begin, end - begin, in.document_begin[begin] == begin,
-                        chunk + 1 == in.num_chunks || in.document_begin[end] == end});
+    int entered_row = -1, left_row = -1;
+    if constexpr (Entered::kAreThere) {
+      if (entered.states && begin % entered.row_tokens == 0) entered_row = begin / entered.row_tokens;
+      if (entered.d_states && end % entered.row_tokens == 0) left_row = end / entered.row_tokens - 1;
+    }
+    const bool begins = in.document_begin[begin] == begin;
+    const bool ends = chunk + 1 == in.num_chunks || in.document_begin[end] == end;
+    visit(GradientChunk{job % in.Hk, begin, end - begin, begins && entered_row < 0, ends && left_row < 0, entered_row,
+                        left_row});
   }
 }
 
+template <class Entered>
 __device__ __forceinline__ void bring_gradient_tiles(const Inputs& in, const GradientMaps& maps, const Scanned& scanned,
-                                                     const GradientMemory& shared, GradientBarriers& barriers) {
+                                                     const Entered& entered, const GradientMemory& shared,
+                                                     GradientBarriers& barriers) {
   Turn<kKeyStages> keys;
   Turn<kUnits> unit;
   // Calls copy(address, barrier) for the next unit, which gets so many bytes.
@@ -106,7 +125,7 @@ __device__ __forceinline__ void bring_gradient_tiles(const Inputs& in, const Gra
     copy(shared.units + unit.stage * kUnitBytes, barrier);
     unit.next();
   };
-  for_each_gradient(in, [&](const GradientChunk& c) {
+  for_each_gradient(in, entered, [&](const GradientChunk& c) {
     uint64_t* const keys_filled = &barriers.keys_filled[keys.stage];
     wait(&barriers.keys_free[keys.stage], keys.parity ^ 1);
     arrive_expecting(keys_filled, 2 * kUnitBytes);
@@ -131,28 +150,36 @@ __device__ __forceinline__ void bring_gradient_tiles(const Inputs& in, const Gra
         for (int half = 0; half < 2; ++half)
           copy_box(to + half * kTileBytes, maps.d_o, barrier, half * kHalf, head, c.begin);
       });
-      auto bring_state = [&](const BorderStates& states, int64_t token, int block) {
+      auto bring_state = [&](const bf16* state, int block) {
         bring(kUnitBytes, [&](uint32_t to, uint64_t* barrier) {
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            copy_bytes(to + half * kTileBytes, half_state(states, token, head, half, in.Hv) + block * (kHalf * kHalf),
-                       kTileBytes, barrier);
+            copy_bytes(to + half * kTileBytes, state + half * (kHalf * kDim) + block * (kHalf * kHalf), kTileBytes,
+                       barrier);
         });
       };
+      const bf16 *state = scanned.states.at(c.begin, head, in.Hv),
+                 *d_state = scanned.d_states.at(c.begin + c.n, head, in.Hv);
+      if constexpr (Entered::kAreThere) {
+        const auto place = [&](int row) { return (int64_t(row) * in.Hv + head) * (kDim * kDim); };
+        if (c.entered_row >= 0) state = entered.states + place(c.entered_row);
+        if (c.left_row >= 0) d_state = entered.d_states + place(c.left_row);
+      }
       for (int block = 0; block < 2; ++block) {
-        if (!c.is_first) bring_state(scanned.states, c.begin, block);
-        if (!c.is_last) bring_state(scanned.d_states, c.begin + c.n, block);
+        if (!c.is_first) bring_state(state, block);
+        if (!c.is_last) bring_state(d_state, block);
       }
     }
     bring(0, [](uint32_t, uint64_t*) {});  // the squares
   });
 }
 
-__device__ __forceinline__ void bring_gradient_gates(const Inputs& in, const float2* all_gates,
+template <class Entered>
+__device__ __forceinline__ void bring_gradient_gates(const Inputs& in, const float2* all_gates, const Entered& entered,
                                                      const GradientMemory& shared, GradientBarriers& barriers) {
   const int lane = threadIdx.x % kWarpSize;
   Turn<kGateStages> turn;
-  for_each_gradient(in, [&](const GradientChunk& c) {
+  for_each_gradient(in, entered, [&](const GradientChunk& c) {
     for (int r = 0; r < in.group(); ++r) {
       const float2* gates = all_gates + in.scalar_row(c.begin, c.key_head * in.group() + r);
       const float last = gates[c.n - 1].x;
@@ -184,11 +211,12 @@ __device__ __forceinline__ void bring_gradient_gates(const Inputs& in, const flo
 }
 
 // The gradients of the gates: lane l for tokens l and l + 32.
-__device__ __forceinline__ void finish_gates(const Inputs& in, const Gradients& d, const GradientMemory& shared,
-                                             GradientBarriers& barriers) {
+template <class Entered>
+__device__ __forceinline__ void finish_gates(const Inputs& in, const Gradients& d, const Entered& entered,
+                                             const GradientMemory& shared, GradientBarriers& barriers) {
   const int lane = threadIdx.x % kWarpSize;
   Turn<kGateStages> turn;
-  for_each_gradient(in, [&](const GradientChunk& c) {
+  for_each_gradient(in, entered, [&](const GradientChunk& c) {
     for (int r = 0; r < in.group(); ++r) {
       const int head = c.key_head * in.group() + r;
       wait(&barriers.sums_filled[turn.stage], turn.parity);
@@ -559,9 +587,10 @@ __device__ __forceinline__ void gradient_side(const GradientMaps& maps, const Gr
 
 inline constexpr int kGradientBlock = (1 + kGradientConsumers) * kWarpgroup;
 
+template <class Entered>
 __global__ void __launch_bounds__(kGradientBlock, 1)
     wgmma_gradient_kernel(const __grid_constant__ GradientMaps maps, Gradients d, bf16* d_v, Inputs in,
-                          const float2* all_gates, Scanned scanned) {
+                          const float2* all_gates, Scanned scanned, Entered entered) {
   if constexpr (kOnHopper) {
     extern __shared__ unsigned char unaligned[];
     __shared__ GradientBarriers barriers;
@@ -571,9 +600,9 @@ __global__ void __launch_bounds__(kGradientBlock, 1)
     const int warp = threadIdx.x / kWarpSize;
     if (threadIdx.x < kWarpgroup) {
       leave_registers<40>();
-      if (threadIdx.x == 0) bring_gradient_tiles(in, maps, scanned, shared, barriers);
-      if (warp == 1) bring_gradient_gates(in, all_gates, shared, barriers);
-      if (warp == 2) finish_gates(in, d, shared, barriers);
+      if (threadIdx.x == 0) bring_gradient_tiles(in, maps, scanned, entered, shared, barriers);
+      if (warp == 1) bring_gradient_gates(in, all_gates, entered, shared, barriers);
+      if (warp == 2) finish_gates(in, d, entered, shared, barriers);
       return;
     }
     take_registers<232>();
