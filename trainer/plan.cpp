@@ -48,8 +48,6 @@ ParameterCounts count_parameters(const ModelConfig& model, const MtpConfig& mtp)
 
 MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
   const int64_t expert = config.parallel.expert;
-  check<ConfigError>(!gpu || config.parallel.context == 1, "parallel.context is ", config.parallel.context,
-                     ", but rows are shared on CPUs only");
   const PlannedRanks ranks = gpu && expert <= kGpusPerHost ? PlannedRanks::kGpusOfOneHost : PlannedRanks::kAnywhere;
   const ProcessMesh mesh(make_planned_communicator(num_ranks), make_planned_communicator(expert, ranks),
                          make_planned_communicator(num_ranks / expert),

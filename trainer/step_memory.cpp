@@ -12,13 +12,18 @@
 namespace braid {
 namespace {
 
-// Rows without padding, of documents of that many tokens. Two micro-batches stand for any number of them.
-StepBatches batches_of_documents(const RunConfig& config, const RowShare& share, int64_t tokens) {
+// Rows without padding, of documents of that many tokens behind one of `first`. Two micro-batches stand for any number
+// of them.
+StepBatches batches_of_documents(const RunConfig& config, const RowShare& share, int64_t first, int64_t tokens) {
   const int64_t B = config.train.micro_batch_size, T = config.train.seq_length;
   const auto N = static_cast<size_t>(B * T);
   Segments segments = Segments::whole_rows(B, T);
   segments.offsets.clear();
-  for (int64_t n = 0; n <= B * T; n += tokens) segments.offsets.push_back(n);
+  for (int64_t row = 0; row < B; ++row) {
+    segments.offsets.push_back(row * T);
+    for (int64_t n = first; n < T; n += tokens) segments.offsets.push_back(row * T + n);
+  }
+  segments.offsets.push_back(B * T);
   StepBatches batches;
   for (int i = 0; i < 2; ++i)
     batches.add({B, T, std::vector<int64_t>(N, 0), std::vector<int64_t>(N, 0), segments}, share);
@@ -59,8 +64,12 @@ MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, co
   TrainingState counted(config, mesh);  // what counting leaves behind is no state of a run
   counted.bind();
   Context counter = where.counter();
-  for (const int64_t tokens : {config.train.seq_length, int64_t{1}}) {
-    const StepBatches batches = batches_of_documents(config, mesh.share(), tokens);
+  // As few documents as there can be, and as many; of shared rows also the most that go on from other parts.
+  const int64_t T = config.train.seq_length, part = T / mesh.share().num_parts();
+  std::vector<std::pair<int64_t, int64_t>> documents = {{T, T}, {1, 1}};
+  if (!mesh.share().is_whole()) documents.push_back({mesh.share().part(1) * part + 1, 1});
+  for (const auto& [first, tokens] : documents) {
+    const StepBatches batches = batches_of_documents(config, mesh.share(), first, tokens);
     train_step(counter, counted, batches, mesh, config, 1);
     counted.model.forward(counter, batches.micro_batches.front());
     counted.model.losses(counter);

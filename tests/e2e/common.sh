@@ -20,6 +20,17 @@ optimizer: {lr: 1e-3}
 data:
   sources: [{name: fixed, text: [$WORK/text]}]
 EOF
+# short_documents FOLDER: texts of 12 to 311 bytes, so that rows of 64 tokens hold several, which begin, end and go on anywhere
+# in their parts.
+short_documents() {
+  mkdir "$1"
+  awk 'NF { line[n++] = $0 } END { x = 1
+    for (i = 0; i < 300; ++i) {
+      text = ""; x = (x * 69069 + 12345) % 4294967296; length_wanted = 12 + int(x / 65536) % 300
+      while (length(text) < length_wanted) { x = (x * 69069 + 12345) % 4294967296; text = text line[int(x / 65536) % n] "\n" }
+      file = sprintf("%s/%03d.txt", folder, i); printf "%s", substr(text, 1, length_wanted) > file; close(file)
+    } }' folder="$1" "$SOURCE/LICENSE"
+}
 checks=0
 
 fail() { echo "FAILED: $*" >&2; exit 1; }

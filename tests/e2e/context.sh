@@ -2,14 +2,7 @@
 # What is computed does not depend on how many ranks share a row.
 source "$(dirname "$0")/common.sh" "$@"
 
-# Documents of 12 to 311 bytes, so that rows of 64 tokens hold several, which begin, end and go on anywhere in their parts.
-mkdir "$WORK/documents"
-awk 'NF { line[n++] = $0 } END { x = 1
-  for (i = 0; i < 300; ++i) {
-    text = ""; x = (x * 69069 + 12345) % 4294967296; length_wanted = 12 + int(x / 65536) % 300
-    while (length(text) < length_wanted) { x = (x * 69069 + 12345) % 4294967296; text = text line[int(x / 65536) % n] "\n" }
-    file = sprintf("%s/%03d.txt", folder, i); printf "%s", substr(text, 1, length_wanted) > file; close(file)
-  } }' folder="$WORK/documents" "$SOURCE/LICENSE"
+short_documents "$WORK/documents"
 cat >"$TINY" <<YAML
 base: $SOURCE/configs/runs/tiny.yaml
 run: {steps: 8}

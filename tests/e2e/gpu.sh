@@ -3,6 +3,7 @@
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER train   on one GPU, the tiny model
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER small   on one GPU, the beginning of configs/runs/gpu-small.yaml
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER ranks   on two, both models
+#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER context on two, and on four where there are so many: rows shared by ranks
 # Exit code 77 where there are too few GPUs.
 source "$(dirname "$0")/common.sh" "$@"
 part=$3
@@ -12,7 +13,7 @@ if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIB
 else gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
 fi
 need=1
-[ "$part" != ranks ] || need=2
+case $part in ranks | context) need=2 ;; esac
 [ "$gpus" -ge "$need" ] || { echo "there is no GPU here, or too few: $gpus of $need"; exit 77; }
 
 # The band for fp32: every loss and gradient norm of 20 steps, relative. With a learning rate that is 1e-4 of itself off nothing
@@ -23,6 +24,11 @@ on_gpu=(device=cuda precision=fp32)
 common=(run.steps=20 checkpoint.interval_steps=10 checkpoint.keep=0 eval.interval_steps=10)
 no_check=()  # the self-check runs once, in the first run on the GPU
 if "$BRAID" train --help | grep -q -- --skip-selfcheck; then no_check=(--skip-selfcheck); fi
+
+# bf16, with heads and widths that the fast kernels take
+fast=(device=cuda precision=bf16 model.hidden_size=128 model.vocab_size=320 model.head_dim=256
+  model.partial_rotary_factor=0.25 model.linear_key_head_dim=128 model.linear_value_head_dim=128
+  model.moe_intermediate_size=64 model.shared_expert_intermediate_size=64 train.seq_length=256)
 
 same_weights() { "$BRAID" ckpt diff "$1" "$2" >"$WORK/diff" || { cat "$WORK/diff" >&2; fail "weights of $1 and $2: $3"; }; }
 
@@ -63,10 +69,6 @@ on_one_gpu() {
   close_numbers "$(last_ten "$WORK/gpu")" "$run" $band
   pass "a checkpoint of the GPU goes on on the CPU, within $band"
 
-  # bf16, with heads and widths that the fast kernels take
-  local fast=(device=cuda precision=bf16 model.hidden_size=128 model.vocab_size=320 model.head_dim=256
-    model.partial_rotary_factor=0.25 model.linear_key_head_dim=128 model.linear_value_head_dim=128
-    model.moe_intermediate_size=64 model.shared_expert_intermediate_size=64 train.seq_length=256)
   train 0 "$WORK/wide" "${common[@]}" "${fast[@]}" "${on_cpu[@]}"
   train 0 "$WORK/bf16" "${common[@]}" "${fast[@]}"
   train 0 "$WORK/bf16-again" "${common[@]}" "${fast[@]}" "${no_check[@]}"
@@ -171,10 +173,42 @@ on_two_gpus() {
   pass "a killed rank ends the job in $((SECONDS - start)) s, exit code $status"
 }
 
+# Short documents, which begin, end and go on anywhere in the parts of rows. In fp32 against whole rows on one GPU; in bf16
+# against those, too.
+on_shared_rows() {
+  short_documents "$WORK/documents"
+  cat >"$TINY" <<YAML
+base: $SOURCE/configs/runs/tiny.yaml
+train: {micro_batch_size: 2}
+optimizer: {lr: 1e-3}
+data: {sources: [{name: short, text: [$WORK/documents]}]}
+eval: {sequences: 8}
+YAML
+  train 0 "$WORK/whole" "${common[@]}" "${on_gpu[@]}"
+  train 0 "$WORK/whole-bf16" "${common[@]}" "${fast[@]}"
+  # ranks : rows shared by : expert parallel : recompute
+  local layout ranks context expert recompute again run
+  for layout in 2:2:1:none 2:2:2:layer 4:2:4:none 4:4:1:none 4:4:4:layer; do
+    IFS=: read -r ranks context expert recompute <<<"$layout"
+    [ "$ranks" -le "$gpus" ] || continue
+    run=$WORK/$ranks-$context-$expert
+    local shared=(parallel.context="$context" parallel.expert="$expert" memory.recompute="$recompute")
+    train "$ranks" "$run" "${common[@]}" "${on_gpu[@]}" "${shared[@]}"
+    close_numbers "$WORK/whole" "$run" $band
+    for again in a b; do train "$ranks" "$run-bf16-$again" "${common[@]}" "${fast[@]}" "${shared[@]}"; done
+    close_losses "$WORK/whole-bf16" "$run-bf16-a" 1e-2
+    same_numbers "$run-bf16-a" "$run-bf16-b" "two runs of rows shared by $context"
+    same_weights "$run-bf16-a" "$run-bf16-b" "two runs of rows shared by $context"
+    pass "$ranks GPUs, rows shared by $context, expert parallel $expert, recompute $recompute: fp32 within $band of whole rows on one, bf16 within 1e-2; two runs have the same bits"
+  done
+  "$BRAID" plan "$TINY" "${fast[@]}" --ranks 2 parallel.context=2 --device h200 | grep -q 'rows shared by 2' || fail "plan does not know shared rows"
+}
+
 case $part in
   train) on_one_gpu ;;
   small) small_on_one_gpu ;;
   ranks) on_two_gpus; small_on_two_gpus ;;
-  *) fail "what is '$part'? train, small or ranks" ;;
+  context) on_shared_rows ;;
+  *) fail "what is '$part'? train, small, ranks or context" ;;
 esac
 echo "$checks passed, 0 failed"

@@ -70,8 +70,6 @@ std::unique_ptr<Communicator> open_world() {
 std::unique_ptr<Machine> open_machine(const RunConfig& config, std::unique_ptr<Communicator> world) {
   auto machine = std::make_unique<Machine>(Machine{Context::cpu(), std::move(world)});
   if (!use_gpu(config, *machine->world)) return machine;
-  check<ConfigError>(config.parallel.context == 1, "parallel.context is ", config.parallel.context,
-                     ", but rows are shared on CPUs only: device: cpu, or 1");
   const int local_rank = mpi_session ? mpi_session->local_rank() : 0;
   machine->ctx = Context::gpu(local_rank % Context::num_gpus());
   if constexpr (kWithCuda) {
