@@ -6,11 +6,13 @@
 #include <sstream>
 
 #include "kernels/core/memory.h"
+#include "kernels/core/moment_codes.h"
 
 namespace braid {
 namespace {
 
 constexpr int64_t kParameterAlignment = 128;  // elements: every parameter starts at a multiple of 256 bytes in bf16
+static_assert(kParameterAlignment % MomentCodes::kBlock == 0);
 
 int64_t end_of(const FlatParameter& p) { return p.offset + p.local_numel; }
 

@@ -93,7 +93,7 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
           },
           recompute(Recompute::kElementwise),
           [](Change& c) {
-            if (c.config.optimizer.moment_dtype == MomentDType::kBf16) return false;
+            if (c.config.optimizer.moment_dtype != MomentDType::kFp32) return false;
             c.config.optimizer.moment_dtype = MomentDType::kBf16;
             c.setting = "optimizer.moment_dtype=bf16";
             c.price = "moments are rounded";
@@ -106,6 +106,14 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
             config.optimizer.gradient_dtype = GradientDType::kBf16;
             c.setting = "optimizer.gradient_dtype=bf16";
             c.price = "gradients of experts are rounded, once for each micro-batch and their sum";
+            return true;
+          },
+          [](Change& c) {
+            OptimizerConfig& optimizer = c.config.optimizer;
+            if (optimizer.kind != OptimizerKind::kAdamW || optimizer.moment_dtype == MomentDType::kInt8) return false;
+            optimizer.moment_dtype = MomentDType::kInt8;
+            c.setting = "optimizer.moment_dtype=int8";
+            c.price = "moments of matrices are rounded to a byte each";
             return true;
           },
           recompute(Recompute::kMoe),

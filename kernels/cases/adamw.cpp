@@ -1,6 +1,8 @@
 #include "kernels/adamw.h"
 
 #include "kernels/cases/operator_case.h"
+#include "kernels/core/copy.h"
+#include "kernels/core/moment_codes.h"
 #include "kernels/split_weights.h"
 
 namespace braid::cases {
@@ -48,6 +50,50 @@ void declare(Trial& t, int64_t n, Stored stored, int64_t num_steps, Masters mast
   });
 }
 
+// Moments in a byte each, from 0 on. Codes are no result, but the next update is: a number that lies between two of
+// them to the last bit may get either, which is up to 6 % of one update of one element.
+void declare_coded(Trial& t, int64_t n, Storage gradient_storage, int64_t num_steps, Masters masters) {
+  constexpr Tolerance kSomeElements = {2e-5, 2e-3};
+  const Closeness close = {kSomeElements, kSomeElements, kSomeElements};
+  const Closeness stored = {kSomeElements, kUsual.bf16, kSomeElements};
+  const Var gradient =
+      t.input("gradient", {n}, normal(1e-3, 1e-3), t.activation() == DType::kBF16 ? gradient_storage : kWide);
+  const Var weight = t.in_out("weight", {n}, normal(), kActivation, stored), low = t.low_bits("low", weight);
+  const int64_t blocks = (n + MomentCodes::kBlock - 1) / MomentCodes::kBlock;
+  const Var m = t.kept_bytes("m", {n}), v = t.kept_bytes("v", {n});
+  const Var m_scale = t.in_out("m_scale", {blocks}, constant(0), kWide, close);
+  const Var v_scale = t.in_out("v_scale", {blocks}, constant(0), kWide, close);
+  const auto update = [=](Context& ctx) {
+    for (int64_t step = 1; step <= num_steps; ++step)
+      adamw_update(ctx, {weight, m, v, low, m_scale, v_scale}, gradient,
+                   {.lr = 1e-2,
+                    .beta1 = 0.9,
+                    .beta2 = 0.95,
+                    .eps = 1e-8,
+                    .weight_decay = 0.1,
+                    .gradient_scale = step % 2 ? 0.7 : 1,
+                    .step = step,
+                    .stream = 7});
+  };
+  if (masters == Masters::kAsTheyStart)
+    return t.forward(
+        "adamw_update", {weight, low, m_scale, v_scale}, update,
+        {.bytes = bytes_of(weight, weight, low, low, m, m, v, v, m_scale, m_scale, v_scale, v_scale, gradient)});
+  const Var start = t.input("start", {n}, normal(), kWide);
+  const Var master = t.output("master", {n}, kWide, close);
+  t.forward("adamw_update", {weight, low, m_scale, v_scale, master}, [=](Context& ctx) {
+    split_weights(ctx, weight, low, start);
+    fill_zero(ctx, m);
+    fill_zero(ctx, v);
+    update(ctx);
+    join_weights(ctx, master, weight, low);
+  });
+}
+Variant coded(const std::string& label, int64_t n, Storage gradient, int64_t num_steps,
+              Masters masters = Masters::kSplitFirst) {
+  return {label, [=](Trial& t) { declare_coded(t, n, gradient, num_steps, masters); }};
+}
+
 Variant of(const std::string& label, int64_t n, Stored stored, int64_t num_steps,
            Masters masters = Masters::kSplitFirst) {
   return {label, [=](Trial& t) { declare(t, n, stored, num_steps, masters); }};
@@ -60,18 +106,23 @@ Variants hard() {
     variants.push_back(of(concat(n, " numbers, bf16 moments"), n, {kBf16, kWide}, 1));
     variants.push_back(of(concat(n, " numbers, bf16 gradient"), n, {kWide, kBf16}, 30));
     variants.push_back(of(concat(n, " numbers, bf16 moments and gradient"), n, {kBf16, kBf16}, 1));
+    variants.push_back(coded(concat(n, " numbers, moments in a byte"), n, n % 2 ? kBf16 : kWide, 5));
   }
   return variants;
 }
 
-Variants checked(const Sizes&) { return {of("5003 numbers", 5003, {kWide, kWide}, 2)}; }
+Variants checked(const Sizes&) {
+  return {of("5003 numbers", 5003, {kWide, kWide}, 2), coded("5003 numbers, moments in a byte", 5003, kBf16, 3)};
+}
 
 Variants timed(const Sizes& s) {
   const auto timed = [&](const char* what, Stored stored) {
     return of(concat(s.shard_elements, what), s.shard_elements, stored, 1, Masters::kAsTheyStart);
   };
   return {timed(", moments wide", {kWide, kWide}), timed(", moments BF16", {kBf16, kWide}),
-          timed(", moments and gradient BF16", {kBf16, kBf16})};
+          timed(", moments and gradient BF16", {kBf16, kBf16}),
+          coded(concat(s.shard_elements, ", moments in a byte, gradient BF16"), s.shard_elements, kBf16, 1,
+                Masters::kAsTheyStart)};
 }
 
 }  // namespace

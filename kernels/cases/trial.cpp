@@ -195,6 +195,12 @@ Var Trial::low_bits(const char* name, const Var& weight) {
   return add_written(name, Role::kInOut, kExact, start);
 }
 
+Var Trial::kept_bytes(const char* name, Shape shape) {
+  Tensor start = take(ctx_->device(), shape, DType::kU8);
+  if (kind_ != Kind::kListed) fill_zero(*ctx_, start);
+  return add_written(name, Role::kInOut, kExact, start);
+}
+
 void Trial::forward(const char* op, std::vector<Var> writes, Body body, Work work) {
   steps_.push_back({op, std::move(writes), std::move(body), std::move(work), true});
 }

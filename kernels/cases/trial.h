@@ -104,6 +104,9 @@ class Trial {
   // The low bits of the masters of weights: two bytes each beside bf16 ones, else not defined. Read, then overwritten;
   // starts as 0. Not compared: master weights are.
   Var low_bits(const char* name, const Var& weight);
+  // Bytes that an operator keeps for itself; start as 0, and a step may put them so. Not compared, as they are nobody's
+  // result.
+  Var kept_bytes(const char* name, Shape shape);
   // Overwritten where the operator writes, and left as it is elsewhere.
   Var part(const char* name, Shape shape, Storage storage = Storage::kActivation, const Closeness& close = kUsual);
   // Read, then overwritten. Starts with values, or with the numbers of another tensor.

@@ -28,6 +28,21 @@ for layout in 2:1:4:0 2:2:2:1 4:1:2:1 4:2:1:20000; do
   pass "fp64, Muon, $ranks ranks, expert parallel $expert: within 1e-10 over $steps steps"
 done
 
+# nor do moments in a byte each, whose blocks no shard cuts; a run saved by one layout goes on with the same in another
+int8=(precision=fp64 run.steps=$steps optimizer.moment_dtype=int8 parallel.bucket_elements=20000)
+train 0 "$WORK/int8-w1" "${int8[@]}" train.micro_batch_size=8
+for layout in 2:1:4 2:2:2 4:2:1; do
+  IFS=: read -r ranks expert micro <<<"$layout"
+  run=$WORK/int8-w$ranks-e$expert
+  train "$ranks" "$run" "${int8[@]}" train.micro_batch_size="$micro" parallel.expert="$expert"
+  close_numbers "$WORK/int8-w1" "$run" 1e-10
+  "$BRAID" ckpt diff "$WORK/int8-w1" "$run" --rtol 1e-10 >"$WORK/diff" || { cat "$WORK/diff"; fail "moments in a byte, $layout"; }
+  rm -r "$run"/checkpoints/step-0000000$steps
+  train 0 "$run" "${int8[@]}" train.micro_batch_size=8 parallel.bucket_elements=0 --resume
+  "$BRAID" ckpt diff "$WORK/int8-w1" "$run" --rtol 1e-10 >"$WORK/diff" || { cat "$WORK/diff"; fail "moments in a byte, saved by $layout"; }
+  pass "fp64, moments in a byte, $ranks ranks, expert parallel $expert, and resumed by one: within 1e-10 over $steps steps"
+done
+
 # exact balance counts do not see the cut either
 for micro in 8 2; do
   train 0 "$WORK/exact-$micro" precision=fp64 run.steps=5 train.micro_batch_size=$micro balance.counts=exact

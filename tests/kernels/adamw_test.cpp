@@ -1,5 +1,9 @@
 #include "kernels/adamw.h"
 
+#include <cmath>
+#include <cstring>
+
+#include "kernels/core/moment_codes.h"
 #include "kernels/split_weights.h"
 #include "tests/testing.h"
 
@@ -13,6 +17,8 @@ using State = AdamWState;
 State zero_moments(const Tensor& weight) {
   return {copy_of(weight), zeros(weight.shape(), weight.dtype()), zeros(weight.shape(), weight.dtype()), {}};
 }
+
+void fill_zero_weights(State& s) { std::memset(s.weight.raw(), 0, static_cast<size_t>(s.weight.bytes())); }
 
 void update(const State& s, const Tensor& gradient, const AdamWStep& step) {
   Context ctx = Context::cpu();
@@ -166,6 +172,151 @@ TEST(AdamW, SplitMastersAreThoseInFp32) {
   expect_same_bits(split.weight, weight, "weight");
 }
 
+int64_t num_blocks(int64_t n) { return (n + MomentCodes::kBlock - 1) / MomentCodes::kBlock; }
+
+// Moments of 0 in a byte each.
+State zero_codes(const Tensor& weight) {
+  const int64_t n = weight.numel();
+  return {copy_of(weight),
+          zeros({n}, DType::kU8),
+          zeros({n}, DType::kU8),
+          {},
+          zeros({num_blocks(n)}, weight.dtype()),
+          zeros({num_blocks(n)}, weight.dtype())};
+}
+double m_at(const State& s, int64_t i) {
+  return MomentCodes::m_of(s.m.data<uint8_t>()[i],
+                           MomentCodes::unit_of_m(value_at(s.m_scale, i / MomentCodes::kBlock)));
+}
+double v_at(const State& s, int64_t i) {
+  return MomentCodes::v_of(s.v.data<uint8_t>()[i],
+                           MomentCodes::unit_of_v(value_at(s.v_scale, i / MomentCodes::kBlock)));
+}
+
+// From moments of 0 the first are those of the gradient alone: what comes back is the next code, of every sign and
+// size, and the largest of a block is itself.
+TEST(AdamW, AByteHoldsAMomentToAFewPercent) {
+  constexpr int64_t kCount = 3 * MomentCodes::kBlock + 5;
+  Tensor gradient = random_f64({kCount}, 3);
+  for (int64_t i = 0; i < kCount; ++i) gradient.data<double>()[i] *= std::pow(10, -(i % 6));
+  gradient.data<double>()[7] = 0;
+  State s = zero_codes(zeros_f64({kCount}));
+  const AdamWStep step{.lr = 0.1, .beta1 = 0.9, .beta2 = 0.96, .eps = 1e-8, .gradient_scale = 1, .step = 1};
+  update(s, gradient, step);
+  double largest[4] = {};
+  for (int64_t i = 0; i < kCount; ++i)
+    largest[i / MomentCodes::kBlock] =
+        std::max(largest[i / MomentCodes::kBlock], std::fabs(gradient.data<double>()[i]));
+  for (int64_t i = 0; i < kCount; ++i) {
+    const double g = gradient.data<double>()[i], most = largest[i / MomentCodes::kBlock];
+    if (g == 0) {
+      EXPECT_EQ(m_at(s, i), 0);
+      EXPECT_EQ(v_at(s, i), 0);
+      continue;
+    }
+    // Half the step between codes c - 1/2 and c + 1/2 of the fourth power, a whole one of v.
+    const double share = std::sqrt(std::sqrt(std::fabs(g) / most)), m = 0.1 * g, root = 0.2 * std::fabs(g);
+    const double m_error = 2.05 / (127 * share) + std::pow(0.5 / (127 * share), 2) * 7,
+                 root_error = 4.1 / (255 * share) + std::pow(1 / (255 * share), 2) * 7;
+    EXPECT_LE(std::fabs(m_at(s, i) - m), m_error * std::fabs(m)) << i << ' ' << g << ' ' << most;
+    EXPECT_LE(std::fabs(std::sqrt(v_at(s, i)) - root), root_error * root) << i << ' ' << g << ' ' << most;
+    EXPECT_GT(v_at(s, i), 0) << i;
+    if (std::fabs(g) == most) {
+      EXPECT_NEAR(m_at(s, i), m, 1e-12 * most);
+      EXPECT_NEAR(v_at(s, i), root * root, 1e-12 * most * most);
+    }
+  }
+}
+
+// 200 updates by gradients whose sizes differ by three orders of magnitude in every block: each update against that of
+// the same gradients with moments in fp64.
+TEST(AdamW, UpdatesByMomentsInAByteAreCloseToThose) {
+  constexpr int64_t kCount = 64 * MomentCodes::kBlock;
+  const Tensor sizes = random_f64({kCount}, 1), mean = random_f64({kCount}, 2);
+  for (DType dtype : {DType::kF64, DType::kF32}) {
+    State exact = zero_moments(zeros({kCount}, dtype)), coded = zero_codes(zeros({kCount}, dtype));
+    double sum_sq_error = 0, sum_sq = 0, v_sum = 0, v_expected = 0;
+    for (int64_t t = 1; t <= 200; ++t) {
+      const AdamWStep step{
+          .lr = 1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-12, .gradient_scale = 1, .step = t, .stream = 3};
+      Tensor g = random_f64({kCount}, 100 + t);
+      for (int64_t i = 0; i < kCount; ++i)
+        g.data<double>()[i] = std::exp(sizes.data<double>()[i]) * (g.data<double>()[i] + 0.2 * mean.data<double>()[i]);
+      fill_zero_weights(exact), fill_zero_weights(coded);
+      update(exact, converted(g, dtype), step);
+      update(coded, converted(g, dtype), step);
+      for (int64_t i = 0; t > 20 && i < kCount; ++i) {
+        const double expected = value_at(exact.weight, i), error = value_at(coded.weight, i) - expected;
+        sum_sq_error += error * error, sum_sq += expected * expected;
+        v_sum += v_at(coded, i) / std::exp(2 * sizes.data<double>()[i]);
+        v_expected += value_at(exact.v, i) / std::exp(2 * sizes.data<double>()[i]);
+      }
+    }
+    EXPECT_LT(std::sqrt(sum_sq_error / sum_sq), 0.08) << name_of(dtype);
+    EXPECT_NEAR(v_sum / v_expected, 1, 3e-3) << name_of(dtype);
+    std::printf("updates off by %.4f RMS, v by %.5f in the mean\n", std::sqrt(sum_sq_error / sum_sq),
+                v_sum / v_expected - 1);
+  }
+}
+
+// Where nothing is added, v falls by a thousandth a step, a small part of what lies between two codes; the largest of
+// the block stays.
+TEST(AdamW, AVInAByteFollowsInTheMean) {
+  constexpr int64_t kCount = 40 * MomentCodes::kBlock;
+  State s = zero_codes(zeros_f64({kCount}));
+  Tensor gradient = zeros_f64({kCount});
+  for (int64_t i = 0; i < kCount; ++i) gradient.data<double>()[i] = i % MomentCodes::kBlock == 0 ? 1 : 0.1;
+  AdamWStep step{.lr = 0, .beta1 = 0, .beta2 = 0, .eps = 1e-8, .gradient_scale = 1, .step = 1};
+  update(s, gradient, step);
+  for (int64_t i = 0; i < kCount; ++i) gradient.data<double>()[i] = i % MomentCodes::kBlock == 0 ? 1 : 0;
+  step.beta2 = 0.999;
+  for (step.step = 2; step.step <= 1001; ++step.step) update(s, gradient, step);
+  double sum = 0;
+  for (int64_t i = 0; i < kCount; ++i)
+    if (i % MomentCodes::kBlock != 0) sum += v_at(s, i);
+  EXPECT_NEAR(sum / double(kCount - kCount / MomentCodes::kBlock) / (0.01 * std::pow(0.999, 1000)), 1, 0.03);
+  EXPECT_NEAR(v_at(s, 0), 1, 1e-9);
+}
+
+TEST(AdamW, ShardsOfMomentsInAByteGiveTheBitsOfTheWhole) {
+  constexpr int64_t kCount = 1003, kBlock = MomentCodes::kBlock;
+  Tensor start = random_normal({kCount}, DType::kF32, 1);
+  State whole = zero_codes(start), parts = zero_codes(start);
+  for (int64_t t = 1; t <= 5; ++t) {
+    const Tensor gradient = random_normal({kCount}, DType::kF32, 2 + t);
+    AdamWStep step{
+        .lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .gradient_scale = 0.7, .step = t};
+    step.stream = 5;
+    update(whole, gradient, step);
+    for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, kBlock}, {kBlock, 5 * kBlock}, {5 * kBlock, kCount}}) {
+      step.first = begin;
+      update({parts.weight.rows(begin, end),
+              parts.m.rows(begin, end),
+              parts.v.rows(begin, end),
+              {},
+              parts.m_scale.rows(begin / kBlock, num_blocks(end)),
+              parts.v_scale.rows(begin / kBlock, num_blocks(end))},
+             gradient.rows(begin, end), step);
+    }
+  }
+  expect_same_bits(parts.weight, whole.weight);
+  expect_same_bits(parts.m, whole.m);
+  expect_same_bits(parts.v, whole.v);
+  expect_same_bits(parts.m_scale, whole.m_scale);
+  expect_same_bits(parts.v_scale, whole.v_scale);
+}
+
+// What is not a number does not hide in a code.
+TEST(AdamW, ANanMakesTheBlockOfMomentsNan) {
+  State s = zero_codes(zeros({2 * MomentCodes::kBlock}, DType::kF32));
+  Tensor gradient = random_normal({2 * MomentCodes::kBlock}, DType::kF32, 1);
+  gradient.data<float>()[3] = std::nanf("");
+  update(s, gradient, {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .gradient_scale = 1, .step = 1});
+  EXPECT_TRUE(std::isnan(m_at(s, 3)));
+  EXPECT_TRUE(std::isnan(v_at(s, 3)));
+  EXPECT_FALSE(std::isnan(m_at(s, MomentCodes::kBlock)));
+}
+
 TEST(AdamW, NamesTheTensorOfAWrongShapeOrDtype) {
   State s = zero_moments(zeros_f64({4}));
   const AdamWStep step{.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .step = 1};
@@ -197,6 +348,23 @@ TEST(AdamW, NamesTheTensorOfAWrongShapeOrDtype) {
   EXPECT_EQ(message(), "");
   split.low = {};
   EXPECT_EQ(message(), "low: missing beside a weight in BF16");
+  State coded = zero_codes(zeros({4}, DType::kF32));
+  coded.v_scale = {};
+  try {
+    update(coded, zeros({4}, DType::kF32), step);
+    FAIL();
+  } catch (const ShapeError& e) {
+    EXPECT_STREQ(e.what(), "v_scale: expected shape (1), got ()");
+  }
+  coded.v_scale = zeros({1}, DType::kF32);
+  AdamWStep inside = step;
+  inside.first = 5;
+  try {
+    update(coded, zeros({4}, DType::kF32), inside);
+    FAIL();
+  } catch (const ShapeError& e) {
+    EXPECT_STREQ(e.what(), "m: begins inside a block, at element 5");
+  }
   State empty = zero_moments(zeros_f64({0}));
   EXPECT_NO_THROW(update(empty, zeros_f64({0}), step));
 }

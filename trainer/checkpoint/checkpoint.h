@@ -18,7 +18,7 @@ namespace braid {
 // A piece of a logical tensor: elements [begin, end) of the whole in row-major order. The names and shapes of logical
 // tensors never depend on ranks, so a checkpoint written by any layout loads in every other.
 struct CheckpointSlice {
-  std::string name;  // "weights/model.norm.weight", "exp_avg/…", "exp_avg_sq/…", "balance/previous_counts"
+  std::string name;  // "weights/model.norm.weight", "exp_avg/…", "exp_avg_sq_scale/…", "balance/previous_counts"
   Shape shape;       // of the whole
   int64_t begin = 0, end = 0;
   Tensor data;  // (end - begin), any shape with as many elements

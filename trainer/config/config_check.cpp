@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/cases/operator_case.h"
+#include "kernels/core/moment_codes.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/config/config_visit.h"
 
@@ -146,7 +147,7 @@ void check_allow_slow(const std::vector<std::string>& operators) {
                 "is no operator; there are ", known);
 }
 
-void check_optimizer(const OptimizerConfig& optimizer, Precision precision) {
+void check_optimizer(const OptimizerConfig& optimizer, Precision precision, const ModelConfig& model) {
   check_value(optimizer.gradient_dtype != GradientDType::kBf16 || precision == Precision::kBf16,
               "optimizer.gradient_dtype", std::string(name_of_enum(optimizer.gradient_dtype)),
               "needs precision: bf16; gradients of products in ", name_of_enum(precision), " are as wide");
@@ -161,9 +162,19 @@ void check_optimizer(const OptimizerConfig& optimizer, Precision precision) {
   check_positive("optimizer.muon_update_rms", optimizer.muon_update_rms);
   check_not_negative("optimizer.weight_decay", optimizer.weight_decay);
   check_not_negative("optimizer.max_grad_norm", optimizer.max_grad_norm);
-  check_value(optimizer.moment_dtype != MomentDType::kBf16 || optimizer.beta2 <= 0.999, "optimizer.beta2",
-              optimizer.beta2,
-              "must be at most 0.999 where moments are stored in bf16: what is rounded at random would add up");
+  const std::string moment_dtype(name_of_enum(optimizer.moment_dtype));
+  check_value(optimizer.moment_dtype == MomentDType::kFp32 || optimizer.beta2 <= 0.999, "optimizer.beta2",
+              optimizer.beta2, "must be at most 0.999 where moments are stored in ", moment_dtype,
+              ": what is rounded at random would add up");
+  if (optimizer.moment_dtype != MomentDType::kInt8) return;
+  check_value(optimizer.kind == OptimizerKind::kAdamW, "optimizer.moment_dtype", moment_dtype,
+              "is of optimizer.kind adamw; Muon's momentum is fp32 or bf16");
+  check_value(optimizer.beta1 <= 0.95, "optimizer.beta1", optimizer.beta1,
+              "must be at most 0.95 where moments are stored in int8: smaller steps would be rounded away");
+  check_value(model.moe_intermediate_size * model.hidden_size % MomentCodes::kBlock == 0, "optimizer.moment_dtype",
+              moment_dtype, "cuts moments in blocks of ", MomentCodes::kBlock,
+              ", and an expert's matrix of model.moe_intermediate_size x model.hidden_size, ",
+              model.moe_intermediate_size, " x ", model.hidden_size, ", ends inside one");
 }
 
 // A run may be shorter than its warm-up or its decay: `run.steps` is what one cuts down to try something.
@@ -280,7 +291,7 @@ void check_config(const RunConfig& config) {
   check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
   check_context(config);
   check_batches(config);
-  check_optimizer(config.optimizer, config.precision);
+  check_optimizer(config.optimizer, config.precision, config.model);
   check_schedule(config.schedule);
   check_data(config);
   check_count("eval.interval_steps", config.eval.interval_steps, 0);

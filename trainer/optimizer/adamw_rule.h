@@ -9,8 +9,8 @@ namespace braid {
 class AdamWRule final : public UpdateRule {
  public:
   explicit AdamWRule(const OptimizerConfig& config) : config_(config) {}
-  std::vector<std::string> moments() const override { return {"exp_avg", "exp_avg_sq"}; }
-  DType moment_dtype(DType master) const override;
+  // int8: of matrices, in codes beside their scales; of what is small, and stored wide, as wide as masters.
+  std::vector<StoredMoment> moments(const FlatGroup& group, DType master) const override;
   void update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const override;
 
  private:

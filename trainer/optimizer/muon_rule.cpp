@@ -10,8 +10,8 @@ bool MuonRule::takes(const Parameter& p) {
   return p.name != "model.embed_tokens.weight" && p.name != "lm_head.weight";
 }
 
-DType MuonRule::moment_dtype(DType master) const {
-  return config_.moment_dtype == MomentDType::kBf16 ? DType::kBF16 : master;
+std::vector<StoredMoment> MuonRule::moments(const FlatGroup&, DType master) const {
+  return {{"momentum", config_.moment_dtype == MomentDType::kBf16 ? DType::kBF16 : master}};
 }
 
 void MuonRule::update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include "model/parameter_layout.h"
 #include "trainer/optimizer/optimizer_config.h"
 #include "trainer/optimizer/update_rule.h"
 
@@ -15,8 +14,7 @@ class MuonRule final : public UpdateRule {
   static bool takes(const Parameter& parameter);
 
   explicit MuonRule(const OptimizerConfig& config) : config_(config) {}
-  std::vector<std::string> moments() const override { return {"momentum"}; }
-  DType moment_dtype(DType master) const override;
+  std::vector<StoredMoment> moments(const FlatGroup& group, DType master) const override;
   // Every linear map that a matrix packs is updated for itself: query and gate of all heads, the gate and up half of an
   // expert, q, k, v and z, b and a of a delta rule.
   void update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const override;

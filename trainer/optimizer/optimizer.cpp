@@ -12,26 +12,33 @@ const UpdateRule& Optimizer::rule(size_t group) const {
   return adamw_;
 }
 
+std::vector<StoredMoment> Optimizer::stored_moments(size_t group) const {
+  return rule(group).moments(parameters_.group(group), parameters_.dtype());
+}
+
 void Optimizer::plan(Planner& moments) {
   for (size_t i = 0; i < moments_.size(); ++i) {
-    const std::vector<std::string> names = rule(i).moments();
+    const std::vector<StoredMoment> stored = stored_moments(i);
     const FlatGroup& group = parameters_.group(i);
     const Planner::Scope scope(moments, group.name + ".");
-    moments_[i].resize(names.size());
-    for (size_t m = 0; m < names.size(); ++m)
-      moments.add(names[m], moments_[i][m], {group.shard_numel}, rule(i).moment_dtype(parameters_.dtype()));
+    moments_[i].resize(stored.size());
+    for (size_t m = 0; m < stored.size(); ++m) {
+      assert(group.shard_numel % stored[m].elements_each == 0);
+      moments.add(stored[m].name, moments_[i][m], {group.shard_numel / stored[m].elements_each}, stored[m].dtype);
+    }
   }
 }
 
 void Optimizer::update(Context& ctx, const UpdateStep& step) {
   for (size_t i = 0; i < moments_.size(); ++i) {
     const ShardedParameters::Shard shard = parameters_.shard(i);
+    const std::vector<StoredMoment> stored = stored_moments(i);
     for (const ShardedParameters::Piece& piece : parameters_.pieces(i)) {
       std::vector<Tensor> moments;
-      for (const Tensor& moment : moments_[i]) moments.push_back(piece.of(moment));
+      for (size_t m = 0; m < stored.size(); ++m) moments.push_back(piece.of(moments_[i][m], stored[m].elements_each));
       rule(i).update(ctx,
-                     {piece.parameter(), piece.of(shard.weights), piece.of(shard.low), piece.of(shard.gradients), moments,
-                      piece.first},
+                     {piece.parameter(), piece.of(shard.weights), piece.of(shard.low), piece.of(shard.gradients),
+                      moments, piece.first},
                      step);
     }
     parameters_.gather_weights(ctx, i);
@@ -41,9 +48,10 @@ void Optimizer::update(Context& ctx, const UpdateStep& step) {
 std::vector<CheckpointSlice> Optimizer::slices() {
   std::vector<CheckpointSlice> slices;
   for (size_t i = 0; i < moments_.size(); ++i) {
-    const std::vector<std::string> names = rule(i).moments();
+    const std::vector<StoredMoment> stored = stored_moments(i);
     for (const ShardedParameters::Piece& piece : parameters_.pieces(i))
-      for (size_t m = 0; m < names.size(); ++m) slices.push_back(piece.slice(names[m], moments_[i][m]));
+      for (size_t m = 0; m < stored.size(); ++m)
+        slices.push_back(piece.slice(stored[m].name, moments_[i][m], stored[m].elements_each));
   }
   return slices;
 }

@@ -28,11 +28,12 @@ class Optimizer {
 
  private:
   const UpdateRule& rule(size_t group) const;
+  std::vector<StoredMoment> stored_moments(size_t group) const;
 
   AdamWRule adamw_;
   MuonRule muon_;
   ShardedParameters& parameters_;
-  std::vector<std::vector<Tensor>> moments_;  // per group and moment (shard_numel)
+  std::vector<std::vector<Tensor>> moments_;  // per group and moment (shard_numel / elements_each)
 };
 
 }  // namespace braid

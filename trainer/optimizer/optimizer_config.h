@@ -22,10 +22,11 @@ struct EnumNames<NormWeightDecay> {
 };
 
 // How the moments are stored: kFp32 stands for the dtype of the weights that are updated, which is fp64 in an fp64 run.
-enum class MomentDType { kFp32, kBf16 };
+// kInt8: those of matrices in a byte each (kernels/core/moment_codes.h), the others as wide as kFp32.
+enum class MomentDType { kFp32, kBf16, kInt8 };
 template <>
 struct EnumNames<MomentDType> {
-  static constexpr std::array kNames = {"fp32", "bf16"};
+  static constexpr std::array kNames = {"fp32", "bf16", "int8"};
 };
 
 // How the gradients of the routed experts' weights are stored; those of all others are as wide as masters.
@@ -57,7 +58,7 @@ struct OptimizerConfig {
     key("muon_update_rms", muon_update_rms, "Muon: size of an update at lr 1; 0.2 is about that of AdamW");
     key("weight_decay", weight_decay, "decoupled weight decay");
     key("norm_weight_decay", norm_weight_decay, "which zero-centred norm weights decay");
-    key("moment_dtype", moment_dtype, "of the moments; bf16 needs a GPU and beta2 of at most 0.999");
+    key("moment_dtype", moment_dtype, "of the moments; bf16 needs a GPU, int8 kind adamw; both beta2 of at most 0.999");
     key("gradient_dtype", gradient_dtype, "of the routed experts' gradients; bf16 needs precision bf16");
     key("max_grad_norm", max_grad_norm, "clip the global gradient norm to this; 0 = off");
   }

@@ -11,6 +11,8 @@
 namespace braid {
 namespace {
 
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 constexpr int64_t kEverything = -1;  // the layer that backward leaves last: the embedding
 
 // The parts of a group's parameters between two elements of its flat buffer.
@@ -33,8 +35,16 @@ std::string name_over_layers(std::string name) {
 
 }  // namespace
 
-CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor shard) const {
-  return {concat(kind, '/', parameter().name), parameter().shape, first, first + end - begin, of(shard)};
+Tensor ShardedParameters::Piece::of(Tensor shard, int64_t elements_each) const {
+  assert(begin % elements_each == 0 && first % elements_each == 0);
+  return shard.rows(begin / elements_each, ceil_div(end, elements_each));
+}
+
+CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor shard, int64_t elements_each) const {
+  const Shape shape =
+      elements_each == 1 ? parameter().shape : Shape{ceil_div(parameter().shape.numel(), elements_each)};
+  return {concat(kind, '/', parameter().name), shape, first / elements_each,
+          ceil_div(first + end - begin, elements_each), of(shard, elements_each)};
 }
 
 CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor weights, Tensor low) const {

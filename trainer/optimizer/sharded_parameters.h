@@ -50,8 +50,11 @@ class ShardedParameters {
     int64_t first;       // index of its first element in the whole tensor
     const Parameter& parameter() const { return in->parameter; }
     Tensor of(Tensor shard) const { return shard.defined() ? shard.rows(begin, end) : shard; }
-    // Of a tensor like the weights, called "<kind>/<name>" in a checkpoint; `shard` as it lies on this rank.
-    CheckpointSlice slice(const std::string& kind, Tensor shard) const;
+    // Of a shard with one number for so many elements, a multiple of which begin, first and every shard are.
+    Tensor of(Tensor shard, int64_t elements_each) const;
+    // Of a tensor like the weights, called "<kind>/<name>" in a checkpoint; `shard` as it lies on this rank. With one
+    // number for more than one element it has one axis.
+    CheckpointSlice slice(const std::string& kind, Tensor shard, int64_t elements_each = 1) const;
     // Of masters in two tensors.
     CheckpointSlice slice(const std::string& kind, Tensor weights, Tensor low) const;
   };

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels/core/context.h"
-#include "model/parameters.h"
+#include "model/parameter_layout.h"
 #include "trainer/optimizer/optimizer_config.h"
 
 namespace braid {
@@ -22,8 +22,15 @@ struct UpdatedPiece {
   Tensor weight;                    // bf16, fp32, or fp64 in an fp64 run
   Tensor low;                       // of the masters of bf16 weights: see kernels/split_weights.h
   Tensor gradient;                  // in the dtype of the master, or bf16; may be overwritten
-  std::span<const Tensor> moments;  // as the rule names them
+  std::span<const Tensor> moments;  // as the rule lists them
   int64_t first;                    // index of its first element in the whole tensor
+};
+
+// What a rule keeps of every weight, or of so many consecutive ones; the last of a tensor may be fewer.
+struct StoredMoment {
+  std::string name;  // also in checkpoints: "<name>/<parameter>"
+  DType dtype;
+  int64_t elements_each = 1;
 };
 
 // How weights change by their gradients. A rule has no memory of its own: what it keeps from step to step lies in
@@ -31,8 +38,9 @@ struct UpdatedPiece {
 class UpdateRule {
  public:
   virtual ~UpdateRule() = default;
-  virtual std::vector<std::string> moments() const = 0;  // their names, also in checkpoints: "<moment>/<parameter>"
-  virtual DType moment_dtype(DType master) const = 0;    // beside masters of this dtype
+  // Of the parameters of a group, beside masters of this dtype. What begins inside the elements of one number is never
+  // updated for itself: shards and an expert's matrices begin at multiples of elements_each.
+  virtual std::vector<StoredMoment> moments(const FlatGroup& group, DType master) const = 0;
   virtual void update(Context& ctx, const UpdatedPiece& piece, const UpdateStep& step) const = 0;
 };
 

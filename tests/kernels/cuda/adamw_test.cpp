@@ -1,5 +1,6 @@
 #include "kernels/adamw.h"
 
+#include "kernels/core/moment_codes.h"
 #include "tests/kernels/cuda/cuda_testing.h"
 
 namespace braid {
@@ -55,6 +56,39 @@ TEST_P(AdamWCuda, ShardsGiveTheBitsOfTheWhole) {
     expect_same_bits(to_cpu(parts.m), to_cpu(whole.m), "m");
     expect_same_bits(to_cpu(parts.v), to_cpu(whole.v), "v");
   }
+}
+
+// Moments in a byte each: shards that begin between blocks.
+TEST_P(AdamWCuda, ShardsOfMomentsInAByteGiveTheBitsOfTheWhole) {
+  constexpr int64_t n = 9 * MomentCodes::kBlock + 3, kBlock = MomentCodes::kBlock, kBlocks = 10;
+  const Tensor start = floats(n, 1, 1);
+  auto coded = [&] {
+    const auto [weight, low] = split_on_gpu(start);
+    auto zero = [](int64_t count, DType dtype) { return to_gpu(zeros({count}, dtype)); };
+    return AdamWState{weight, zero(n, DType::kU8),        zero(n, DType::kU8),
+                      low,    zero(kBlocks, DType::kF32), zero(kBlocks, DType::kF32)};
+  };
+  const AdamWState whole = coded(), parts = coded();
+  for (int64_t t = 1; t <= 5; ++t) {
+    const Tensor gradient = to_gpu(floats(n, 2 + t, 1), DType::kF32);
+    AdamWStep s = step(t);
+    s.stream = 77;
+    adamw_update(gpu, whole, gradient, s);
+    for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, kBlock}, {kBlock, 6 * kBlock}, {6 * kBlock, n}}) {
+      s.first = begin;
+      const int64_t block = begin / kBlock, last = (end + kBlock - 1) / kBlock;
+      adamw_update(gpu,
+                   {parts.weight.rows(begin, end), parts.m.rows(begin, end), parts.v.rows(begin, end),
+                    parts.low.defined() ? parts.low.rows(begin, end) : Tensor(), parts.m_scale.rows(block, last),
+                    parts.v_scale.rows(block, last)},
+                   gradient.rows(begin, end), s);
+    }
+  }
+  expect_same_bits(to_cpu(master(parts)), to_cpu(master(whole)), "master");
+  expect_same_bits(to_cpu(parts.m), to_cpu(whole.m), "m");
+  expect_same_bits(to_cpu(parts.v), to_cpu(whole.v), "v");
+  expect_same_bits(to_cpu(parts.m_scale), to_cpu(whole.m_scale), "m_scale");
+  expect_same_bits(to_cpu(parts.v_scale), to_cpu(whole.v_scale), "v_scale");
 }
 
 // Masters in fp32, or in bf16 beside their low bits: the same to the last bit.

@@ -189,6 +189,27 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
              c.optimizer.moment_dtype = MomentDType::kBf16;
            },
            "optimizer.muon_momentum is 0.995, but must be at most 0.99"},
+          {[](RunConfig& c) {
+             c.optimizer.beta2 = 0.9995;
+             c.optimizer.moment_dtype = MomentDType::kInt8;
+           },
+           "optimizer.beta2 is 0.9995, but must be at most 0.999 where moments are stored in int8"},
+          {[](RunConfig& c) {
+             c.optimizer.kind = OptimizerKind::kMuon;
+             c.optimizer.moment_dtype = MomentDType::kInt8;
+           },
+           "optimizer.moment_dtype is int8, but is of optimizer.kind adamw"},
+          {[](RunConfig& c) {
+             c.optimizer.beta1 = 0.98;
+             c.optimizer.moment_dtype = MomentDType::kInt8;
+           },
+           "optimizer.beta1 is 0.98, but must be at most 0.95"},
+          {[](RunConfig& c) {
+             c.optimizer.moment_dtype = MomentDType::kInt8;
+             c.model.moe_intermediate_size = 24, c.model.hidden_size = 200;
+           },
+           "optimizer.moment_dtype is int8, but cuts moments in blocks of 128, and an expert's matrix of "
+           "model.moe_intermediate_size x model.hidden_size, 24 x 200, ends inside one"},
           {[](RunConfig& c) { c.optimizer.muon_momentum = 1; }, "optimizer.muon_momentum is 1, but"},
           {[](RunConfig& c) { c.optimizer.muon_update_rms = 0; },
            "optimizer.muon_update_rms is 0, but must be greater than 0"},
