@@ -35,6 +35,7 @@
 #include "trainer/run/agreement.h"
 #include "trainer/run/error_record.h"
 #include "trainer/run/run_folder.h"
+#include "trainer/run/start_watch.h"
 #include "trainer/run/stop_signal.h"
 #include "trainer/run/watchdog.h"
 #include "trainer/run_tokenizer.h"
@@ -211,6 +212,7 @@ class TrainingRun {
     overrides_ = resume.overrides;
     open_run_folder(resume, style);
     set_error_folder(config.run.dir);
+    end_start_watch();
     if (config.run.hang_timeout > 0)
       watchdog_.emplace(board_, config.run.hang_timeout,
                         mesh.size() > 1 ? Watchdog::Launcher::kIsWatched : Watchdog::Launcher::kMayGo,

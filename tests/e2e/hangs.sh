@@ -43,6 +43,14 @@ start 4
 kill -STOP "${pids[2]}"
 ends_with 5 15 "rank 2 of .* is stopped" "one of four ranks stopped"
 
+# before the ranks have met: the start of MPI waits for all of them for ever
+for rank in 0 1; do
+  rm -rf "$dir"
+  BRAID_FAULT="site=init,rank=$rank,do=stop" setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$dir" run.hang_timeout=3 >"$WORK/log" 2>&1 &
+  job=$! pids=()
+  ends_with 5 20 "rank $rank of .* is stopped, by SIGSTOP or a debugger: phase start, before the ranks have met" "rank $rank stopped while it starts"
+done
+
 # a rank that dies ends the job, whatever the launcher thinks of it
 start 2
 kill -KILL "${pids[1]}"

@@ -4,15 +4,30 @@
 
 #include "kernels/core/nearest_words.h"
 #include "parallel/failpoint.h"
+#include "parallel/mpi_session.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/run/agreement.h"
+#include "trainer/run/start_watch.h"
 #include "trainer/run/stop_signal.h"
 #include "trainer/step_memory.h"
 #include "trainer/training.h"
 
 namespace braid {
+namespace {
+
+// Before the ranks have met. What is wrong with a config is for them to say together.
+double hang_timeout_of(const std::string& config, const std::vector<std::string>& overrides) {
+  try {
+    return read_config(config, overrides).run.hang_timeout;
+  } catch (const Error&) {
+    return RunConfig().run.hang_timeout;
+  }
+}
+
+}  // namespace
+
 void add_train_command(CLI::App& app, Action& action) {
   struct Options {
     std::string config;
@@ -44,6 +59,7 @@ void add_train_command(CLI::App& app, Action& action) {
   command->callback([options, &action] {
     action = [options] {
       end_on_stop_signal(world_rank() == 0);
+      if (MpiSession::launched_by_mpi()) begin_start_watch(hang_timeout_of(options->config, options->overrides));
       fault_point("init");
       ResumeFrom& resume = options->resume;
       resume.mode = options->resume_mode == "auto"                                   ? ResumeMode::kAuto

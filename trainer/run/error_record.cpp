@@ -72,6 +72,22 @@ Details details_in(const std::string& message) {
   return details;
 }
 
+constexpr int kHangCode = static_cast<int>(ExitCode::kCommunication);
+
+// Whatever a terminal or a disk does.
+void end_soon() {
+  std::thread([] {
+    std::this_thread::sleep_for(std::chrono::seconds(10));
+    std::_Exit(kHangCode);
+  }).detach();
+}
+
+void say_hang(const std::string& verdict, const std::string& more) {
+  const std::string text = concat("braid: ", verdict, more, "\n");
+  std::ignore = ::write(STDERR_FILENO, text.data(), text.size());
+  record_error(ExitCode::kCommunication, verdict);
+}
+
 }  // namespace
 
 void set_error_folder(const std::string& run_dir) { error_folder() = run_dir; }
@@ -105,18 +121,21 @@ void record_error(ExitCode code, const std::string& message) noexcept {
 }
 
 void end_of_hang(const std::string& run_dir, const std::string& verdict, const ProgressBoard& board, bool speaks) {
-  constexpr int kCode = static_cast<int>(ExitCode::kCommunication);
-  if (!speaks) std::_Exit(kCode);
-  std::thread([] {
-    std::this_thread::sleep_for(std::chrono::seconds(10));
-    std::_Exit(kCode);
-  }).detach();
-  const std::string path = concat(run_dir, "/crash-", host_name(), "-", getpid(), ".json");
-  const std::string text = concat("braid: ", verdict, "; the last collectives of every rank are in ", path, "\n");
-  std::ignore = ::write(STDERR_FILENO, text.data(), text.size());
-  record_error(ExitCode::kCommunication, verdict);
-  std::ofstream(path) << flight_record(board, verdict);
-  std::_Exit(kCode);
+  if (speaks) {
+    end_soon();
+    const std::string path = concat(run_dir, "/crash-", host_name(), "-", getpid(), ".json");
+    say_hang(verdict, concat("; the last collectives of every rank are in ", path));
+    std::ofstream(path) << flight_record(board, verdict);
+  }
+  std::_Exit(kHangCode);
+}
+
+void end_of_start(const std::string& verdict, bool speaks) {
+  if (speaks) {
+    end_soon();
+    say_hang(verdict, "");
+  }
+  std::_Exit(kHangCode);
 }
 
 }  // namespace braid

@@ -20,4 +20,7 @@ void record_error(ExitCode code, const std::string& message) noexcept;
 [[noreturn]] void end_of_hang(const std::string& run_dir, const std::string& verdict, const ProgressBoard& board,
                               bool speaks);
 
+// The same before the ranks have met: there are no collectives to tell of.
+[[noreturn]] void end_of_start(const std::string& verdict, bool speaks);
+
 }  // namespace braid

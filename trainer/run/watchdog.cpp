@@ -21,8 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kThreadName = "braid-watchdog";  // 15 characters at most
-
 std::string seconds(int64_t ms) { return concat((ms + 500) / 1000, " s"); }
 
 std::string place_of(const RankView& r) {
@@ -73,7 +71,7 @@ ProcessActivity activity_of(int pid) {
     const std::string folder = thread->path().string();
     const std::string stat = file_text(folder + "/stat");
     const size_t name_end = stat.rfind(')');
-    if (name_end == stat.npos || stat.find(concat('(', kThreadName, ')')) != stat.npos) continue;
+    if (name_end == stat.npos || stat.find(concat('(', kWatchdogThread, ')')) != stat.npos) continue;
     std::istringstream fields(stat.substr(name_end + 1));
     char state = '?';
     int64_t skipped = 0, user = 0, system = 0;
@@ -190,7 +188,7 @@ std::vector<RankView> Watchdog::look() {
 }
 
 void Watchdog::watch() {
-  pthread_setname_np(pthread_self(), kThreadName);
+  pthread_setname_np(pthread_self(), kWatchdogThread);
   const auto pause = std::chrono::milliseconds(std::clamp<int64_t>(timeout_ms_ / 20, 50, 1000));
   std::unique_lock lock(mutex_);
   for (int64_t before = now_ms(); !ending_changed_.wait_for(lock, pause, [this] { return ending_; });) {

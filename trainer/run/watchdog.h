@@ -12,6 +12,9 @@
 
 namespace braid {
 
+// Of the threads that watch, whose work is not their process's: 15 characters at most.
+inline constexpr const char* kWatchdogThread = "braid-watchdog";
+
 // What the system says of a process: what tells a rank that works from one that sleeps for ever.
 struct ProcessActivity {
   // Of its main thread, as in /proc/PID/stat: R, S, D (waits for a disk), T (stopped), Z. D also if it sleeps while
