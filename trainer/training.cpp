@@ -1,12 +1,9 @@
 #include "trainer/training.h"
 
-#include <unistd.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <filesystem>
-#include <memory>
 #include <optional>
 
 #include "data/batch_stream.h"
@@ -25,19 +22,15 @@
 #include "trainer/config/config_visit.h"
 #include "trainer/datasets.h"
 #include "trainer/evaluation.h"
-#include "trainer/metrics/background.h"
-#include "trainer/metrics/console.h"
-#include "trainer/metrics/expert_loads.h"
-#include "trainer/metrics/metrics_writer.h"
 #include "trainer/metrics/run_events.h"
-#include "trainer/metrics/tensorboard_writer.h"
 #include "trainer/replica_check.h"
+#include "trainer/resume_rules.h"
 #include "trainer/run/agreement.h"
 #include "trainer/run/error_record.h"
-#include "trainer/run/run_folder.h"
 #include "trainer/run/start_watch.h"
 #include "trainer/run/stop_signal.h"
 #include "trainer/run/watchdog.h"
+#include "trainer/run_front.h"
 #include "trainer/run_tokenizer.h"
 #include "trainer/starting_weights.h"
 #include "trainer/train_step.h"
@@ -46,7 +39,6 @@
 namespace braid {
 namespace {
 
-namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -58,54 +50,6 @@ bool any_rank(Context& ctx, Communicator& world, bool condition) {
   return flag != 0;
 }
 
-// As the step lines show losses.
-std::string four_decimals(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.4f", value);
-  return text;
-}
-
-// "layer_00" … and "mtp": what metrics call the layers with experts.
-std::vector<std::string> moe_layer_names(size_t count, bool with_mtp) {
-  std::vector<std::string> names;
-  for (size_t layer = 0; layer < count; ++layer)
-    names.push_back(with_mtp && layer + 1 == count ? "mtp" : concat("layer_", layer < 10 ? "0" : "", layer));
-  return names;
-}
-
-MetricsLine training_line(int64_t step, int64_t tokens, const StepResult& r, const RunConfig& config, double seconds,
-                          double wait_seconds) {
-  MetricsLine line;
-  line.set("step", step);
-  line.set("tokens", tokens);
-  line.set("train/loss", r.loss_lm + config.mtp.loss_weight * r.loss_mtp + config.balance.loss_weight * r.balance.loss +
-                             config.balance.z_loss_weight * r.balance.z_loss);
-  line.set("train/loss_lm", r.loss_lm);
-  line.set("train/loss_mtp", r.loss_mtp);
-  line.set("train/loss_balance", r.balance.loss);
-  line.set("train/loss_router_z", r.balance.z_loss);
-  line.set("train/grad_norm", r.grad_norm);
-  line.set("train/lr", r.lr);
-  line.set("perf/tokens_per_s", double(r.tokens) / seconds);
-  line.set("perf/step_ms", seconds * 1e3);
-  line.set("perf/data_wait_ms", wait_seconds * 1e3);
-  const std::vector<std::string> layers = moe_layer_names(r.balance.loads.size(), config.mtp.on());
-  for (size_t layer = 0; layer < layers.size(); ++layer) {
-    const std::string prefix = "moe/" + layers[layer] + "/";
-    line.set(prefix + "load_max_over_mean", r.balance.loads[layer].max_over_mean);
-    line.set(prefix + "dead_experts", r.balance.loads[layer].dead);
-  }
-  line.set("moe/overflow_rounds", r.overflow_rounds);
-  for (const NamedNumber& number : r.numbers) line.set(number.name, number.value);
-  return line;
-}
-
-ExpertLoads expert_loads(int64_t step, const StepResult& r, const RunConfig& config) {
-  ExpertLoads loads{step, moe_layer_names(r.balance.loads.size(), config.mtp.on()), {}};
-  for (const ExpertLoad& load : r.balance.loads) loads.counts.push_back(load.counts);
-  return loads;
-}
-
 // What stands between the two digests of the training data: of its documents, and of its tokens.
 constexpr const char* kTokensInDigest = ", tokens ";
 
@@ -113,95 +57,6 @@ constexpr const char* kTokensInDigest = ", tokens ";
 std::FILE* log_of(ConsoleStyle style) {
   if (style == ConsoleStyle::kQuiet) return nullptr;
   return style == ConsoleStyle::kJson ? stderr : stdout;
-}
-
-MetricsLine save_line(int64_t step, const SaveReport& report) {
-  MetricsLine line;
-  line.set("step", step);
-  line.set("checkpoint/step", report.step);
-  line.set("checkpoint/stall_ms", report.stall_ms);
-  line.set("checkpoint/write_ms", report.write_ms);
-  line.set("checkpoint/read_back_ms", report.read_back_ms);
-  line.set("checkpoint/bytes", report.bytes);
-  line.set("checkpoint/write_gb_per_s", double(report.bytes) / report.write_ms / 1e6);
-  return line;
-}
-
-// "162.53 GB in 61.3 s (2.65 GB/s)"
-std::string bytes_in_time(int64_t bytes, double seconds) {
-  const double unit = bytes < 1'000'000'000 ? 1e6 : 1e9;
-  char text[80];
-  std::snprintf(text, sizeof text, "%.2f %s in %.2f s (%.2f GB/s)", double(bytes) / unit, unit == 1e6 ? "MB" : "GB",
-                seconds, double(bytes) / std::max(seconds, 1e-9) / 1e9);
-  return text;
-}
-
-std::string describe_save(const SaveReport& report) {
-  char more[80];
-  std::snprintf(more, sizeof more, ", read back in %.2f s, the training waited %.2f s", report.read_back_ms / 1e3,
-                report.stall_ms / 1e3);
-  return "wrote " + bytes_in_time(report.bytes, report.write_ms / 1e3) + more;
-}
-
-// What rank 0 does beside computing: run folder, files, console. The other ranks have none.
-struct Front {
-  Front(const RunConfig& config, ConsoleStyle style)
-      : folder(config.run.dir), console(stdout, style, [this](std::string text) { pump.write(std::move(text)); }) {}
-  RunFolder folder;
-  TextPump pump{STDOUT_FILENO};
-  Console console;
-  std::unique_ptr<MetricsWriter> metrics;
-  std::unique_ptr<ExpertLoadsWriter> loads;
-  std::unique_ptr<TensorBoardWriter> tensorboard;  // if log.tensorboard
-  Background files;  // writes all of them; it ends, with all its work done, before they do
-
-  // All metrics so far are on the disk, so that a checkpoint never holds a step that they lack.
-  void flush() {
-    files.wait();
-    metrics->flush();
-  }
-
-  // In every file, beside the metrics. One that takes no more is given up, and that is said once.
-  void write(const MetricsLine& line, const ExpertLoads* expert_loads) {
-    bool ok = !tensorboard || tensorboard->write(line);
-    if (expert_loads && tensorboard)
-      for (size_t layer = 0; ok && layer < expert_loads->layers.size(); ++layer)
-        ok = tensorboard->write_histogram(expert_loads->step, "moe/" + expert_loads->layers[layer] + "/expert_load",
-                                          expert_loads->counts[layer]);
-    if (!ok) {
-      console.warning(tensorboard->path() + " cannot be written any more; the other files go on");
-      tensorboard.reset();
-    }
-    if (expert_loads && loads && !loads->write(*expert_loads)) {
-      console.warning(folder.path("expert_loads.jsonl") + " cannot be written any more; the other files go on");
-      loads.reset();
-    }
-  }
-};
-
-// A run that is made longer or shorter has another learning rate from here on wherever the schedule ends with the run.
-std::vector<std::string> what_steps_change(const RunConfig& before, const RunConfig& after, int64_t done) {
-  const auto at = [](const RunConfig& c, int64_t step) {
-    return c.optimizer.lr * lr_factor(c.schedule, step, c.run.steps);
-  };
-  const int64_t next = done + 1;
-  const double now = at(after, next), planned = at(before, next);
-  const std::string steps = concat("run.steps ", before.run.steps, " -> ", after.run.steps, ": ");
-  if (done >= after.run.steps) return {};
-  const auto number = [](double lr) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.3e", lr);
-    return std::string(text);
-  };
-  const std::string last = concat(" and ends at ", number(at(after, after.run.steps)));
-  const double reached = done > 0 ? at(before, done) : now;
-  if (next <= before.run.steps && now == planned)
-    return {concat("note: ", steps, "the learning rate of step ", next, " stays ", number(now), last)};
-  return {concat("note: ", steps, "the learning rate was ", number(reached), " at step ", done, ", is ", number(now),
-                 " at step ", next, last,
-                 now > reached && next > after.schedule.warmup_steps
-                     ? "; it rises, as the schedule ends with the run: schedule.kind wsd keeps it level until the end"
-                     : "")};
 }
 
 class TrainingRun {
@@ -229,10 +84,7 @@ class TrainingRun {
     else if (!config.init.from.empty()) load_initial_weights();
     else state_.initialize(ctx);
     if (front_) {
-      front_->metrics = std::make_unique<MetricsWriter>(config.run.dir, step_);
-      front_->loads = std::make_unique<ExpertLoadsWriter>(config.run.dir, step_);
-      if (config.log.tensorboard)
-        front_->tensorboard = std::make_unique<TensorBoardWriter>(front_->folder.path("tensorboard"), step_);
+      front_->open_metrics(step_);
       announce();
     }
   }
@@ -249,7 +101,7 @@ class TrainingRun {
     double waited = 0;
     const int64_t first_step = step_;
     // One that was due when the run stopped.
-    const bool owes_evaluation = front_ && front_->metrics->last_validation_step() < step_;
+    const bool owes_evaluation = front_ && front_->last_validation_step() < step_;
     if (step_ > 0 && is_due(config_.eval.interval_steps) && any_rank(ctx_, mesh_.world(), owes_evaluation) &&
         !evaluate_all())
       return leave_on_request();
@@ -285,7 +137,7 @@ class TrainingRun {
     note("finished", concat("after ", step_, " steps"));
     fault_point("end");
     if (front_) {
-      const std::string lost = front_->pump.finish(std::chrono::seconds(10));
+      const std::string lost = front_->end_output(std::chrono::seconds(10));
       check<IoError>(lost.empty(), "the run is complete, but of its output ", lost);
     }
     return ExitCode::kDone;
@@ -298,7 +150,7 @@ class TrainingRun {
   bool is_due(int64_t interval) const { return interval > 0 && is_due_or_last(interval); }
 
   void say(const std::string& text) {
-    if (front_) front_->console.line(text);
+    if (front_) front_->console().line(text);
   }
 
   // In the run folder's list of events.
@@ -410,7 +262,7 @@ class TrainingRun {
                                      : "; go on with --resume"));
     note("stopped", concat("asked by ", stop_->agreed(ctx_, mesh_.world(), 0)));
     if (front_) {
-      const std::string lost = front_->pump.finish(std::chrono::seconds(2));
+      const std::string lost = front_->end_output(std::chrono::seconds(2));
       if (!lost.empty()) note("output", "of the console " + lost);
     }
     return ExitCode::kStoppedOnRequest;
@@ -431,7 +283,7 @@ class TrainingRun {
     from_first_rank(ctx_, mesh_.world(), [&] {
       front_.emplace(config_, style);
       clear_left_overs(checkpoint_folder());
-      check<RunFolderError>(resume.resumes() || !front_->folder.has_run(), config_.run.dir,
+      check<RunFolderError>(resume.resumes() || !front_->folder().has_run(), config_.run.dir,
                             ": the folder already holds a run; go on with --resume or choose another run.dir");
       return std::string();
     });
@@ -473,25 +325,23 @@ class TrainingRun {
     int64_t parameters = 0;
     const auto table = parameter_table(config_.model, config_.mtp);
     for (const Parameter& p : table) parameters += p.shape.numel();
-    write_file_atomically(front_->folder.path("config.resolved.yaml"), to_yaml(config_));
-    write_file_atomically(front_->folder.path("parameters.txt"), format_parameter_table(table));
-    write_file_atomically(front_->folder.path("build.txt"), std::string(kBuildId) + "\n");
+    write_file_atomically(front_->folder().path("config.resolved.yaml"), to_yaml(config_));
+    write_file_atomically(front_->folder().path("parameters.txt"), format_parameter_table(table));
+    write_file_atomically(front_->folder().path("build.txt"), std::string(kBuildId) + "\n");
     store_run_tokenizer(data_.train, config_.run.dir);
-    write_file_atomically(front_->folder.path("data_order.txt"), data_order_digest() + "\n");
+    write_file_atomically(front_->folder().path("data_order.txt"), data_order_digest() + "\n");
     say(concat("braid ", kBuildId));
-    say("resolved config (also in " + front_->folder.path("config.resolved.yaml") + "):");
+    say("resolved config (also in " + front_->folder().path("config.resolved.yaml") + "):");
     say(to_yaml(config_));
-    say(concat("parameters: ", table.size(), " tensors, listed in ", front_->folder.path("parameters.txt")));
+    say(concat("parameters: ", table.size(), " tensors, listed in ", front_->folder().path("parameters.txt")));
     say(concat("ranks ", mesh_.size(), ", expert parallel ", mesh_.expert().size(), ", ", parameters, " parameters, ",
                state_.needs().total() >> 20, " MiB per rank planned, device ", ctx_.on_cuda() ? "cuda" : "cpu", ", ",
                name_of_enum(config_.precision)));
     const std::vector<int64_t> taken = mixture_.taken(batch_sizes_.rows_of_first(config_.run.steps));
     for (size_t i = 0; i < data_.train.size(); ++i) {
       const TokenDataset& data = data_.train[i];
-      char epochs[32];
-      std::snprintf(epochs, sizeof epochs, "%.3g", double(taken[i]) / double(data.size()));
-      say(concat("data ", data.name(), ": ", data.num_tokens(), " training tokens in ", data.size(), " rows; the run reads ",
-                 taken[i], " rows, ", epochs, " epochs"));
+      say(fmt::format("data {}: {} training tokens in {} rows; the run reads {} rows, {:.3g} epochs", data.name(),
+                      data.num_tokens(), data.size(), taken[i], double(taken[i]) / double(data.size())));
     }
     if (saves_weights_alone()) say("note: checkpoint.contents is weights: no --resume goes on from what this run saves");
     const std::string where =
@@ -505,7 +355,7 @@ class TrainingRun {
       if (d.key != "run.steps") say(concat("note: ", d.key, " was ", d.before, " and is ", d.after));
       note("changed", concat(d.key, " from ", d.before, " to ", d.after));
     }
-    for (const std::string& text : schedule_notes_) say(text);
+    if (!schedule_note_.empty()) say(schedule_note_);
     if (overrides_.empty() || step_ == 0) return;
     MetricsLine marked;  // behind the last step before the change
     marked.set("step", step_);
@@ -515,7 +365,7 @@ class TrainingRun {
         const double value = std::strtod(d.after.c_str(), &end);
         marked.set("override/" + d.key, *end == '\0' ? value : 1.0);
       }
-    if (marked.fields().size() > 1) front_->metrics->write_jsonl(marked);
+    if (marked.fields().size() > 1) front_->write_jsonl(marked);
   }
 
   // The checkpoint to go on from, as rank 0 finds it; empty: the run starts from the beginning, as it ended before its
@@ -525,7 +375,7 @@ class TrainingRun {
       if (!resume.checkpoint.empty()) return resume.checkpoint;
       const auto checkpoints = list_checkpoints(checkpoint_folder());
       if (!checkpoints.empty()) return checkpoints.back().path;
-      const bool begun = front_->folder.has_run();
+      const bool begun = front_->folder().has_run();
       check<CheckpointError>(resume.mode == ResumeMode::kAuto || (begun && resume.mode == ResumeMode::kNewest),
                              checkpoint_folder(),
                              ": no checkpoint to resume from; --resume=auto starts where there is none");
@@ -585,7 +435,7 @@ class TrainingRun {
     mixture_ = mixture_of(config_, batch_sizes_);
     for (const ConfigDifference& d : compare_configs(stored, config_))
       if (d.key != "run.dir") changed_.push_back(d);
-    if (stored.run.steps != config_.run.steps) schedule_notes_ = what_steps_change(stored, config_, step_);
+    if (stored.run.steps != config_.run.steps) schedule_note_ = note_of_schedule(stored, config_, step_);
   }
 
   // Nothing but the weights of that checkpoint is used. Where its model computed otherwise with weights of the same
@@ -621,24 +471,18 @@ class TrainingRun {
     MetricsLine line = training_line(step_, tokens_, result, config_, seconds, wait_seconds);
     add_sources(line);
     const bool with_loads = ExpertLoadsWriter::is_due(step_, config_.run.steps);
-    front_->files.post([front = &*front_, line, with_loads,
-                        loads = with_loads ? expert_loads(step_, result, config_) : ExpertLoads()] {
-      front->metrics->write_train(line);
-      front->write(line, with_loads ? &loads : nullptr);
-    });
-    front_->console.metrics(line.to_json());
-    ConsoleStep shown;
-    shown.step = step_;
-    shown.run_steps = config_.run.steps;
-    shown.tokens = tokens_;
-    shown.loss_lm = result.loss_lm;
-    shown.loss_mtp = result.loss_mtp;
-    shown.loss_balance = result.balance.loss;
-    shown.grad_norm = result.grad_norm;
-    shown.lr = result.lr;
-    shown.tokens_per_s = double(result.tokens) / seconds;
-    shown.mtp = config_.mtp.on();
-    front_->console.step(shown, is_due_or_last(config_.log.interval_steps));
+    front_->write_step(line, with_loads ? std::optional(expert_loads(step_, result, config_)) : std::nullopt);
+    const ConsoleStep shown = {.step = step_,
+                               .run_steps = config_.run.steps,
+                               .tokens = tokens_,
+                               .loss_lm = result.loss_lm,
+                               .loss_mtp = result.loss_mtp,
+                               .loss_balance = result.balance.loss,
+                               .grad_norm = result.grad_norm,
+                               .lr = result.lr,
+                               .tokens_per_s = double(result.tokens) / seconds,
+                               .mtp = config_.mtp.on()};
+    front_->console().step(shown, is_due_or_last(config_.log.interval_steps));
   }
 
   // False if it was left because the run is to stop; nothing is reported then.
@@ -653,16 +497,10 @@ class TrainingRun {
     }
     for (const Evaluation& e : evaluations) {
       if (e.targets > 0)
-        say(concat("step ", step_, ": held-out loss of ", e.name, " ", four_decimals(e.loss), " (unigram entropy ",
-                   four_decimals(e.unigram_entropy), ")"));
+        say(fmt::format("step {}: held-out loss of {} {:.4f} (unigram entropy {:.4f})", step_, e.name, e.loss,
+                        e.unigram_entropy));
     }
-    if (!front_) return true;
-    const MetricsLine line = validation_line(step_, evaluations);
-    front_->files.post([front = &*front_, line] {
-      front->metrics->write_jsonl(line);
-      front->write(line, nullptr);
-    });
-    front_->console.metrics(line.to_json());
+    if (front_) front_->write_evaluation(validation_line(step_, evaluations));
     return true;
   }
 
@@ -703,9 +541,7 @@ class TrainingRun {
       }
       say(concat("saved ", report.path, ": ", describe_save(report)));
       save_seconds_ = (report.stall_ms + report.write_ms) / 1e3;
-      if (front_)
-        front_->files.post(
-            [front = &*front_, line = save_line(step_, report)] { front->metrics->write_jsonl(line); });
+      if (front_) front_->write_jsonl(save_line(step_, report));
     }
     return reports;
   }
@@ -717,12 +553,12 @@ class TrainingRun {
   Mixture mixture_ = mixture_of(config_, batch_sizes_);
   ProgressBoard board_;
   TrainingState state_;
-  std::optional<Front> front_;
+  std::optional<RunFront> front_;
   Datasets data_;
   std::string data_digest_;
   std::vector<std::string> overrides_;
   std::vector<ConfigDifference> changed_;  // since the checkpoint that a resume goes on from
-  std::vector<std::string> schedule_notes_;
+  std::string schedule_note_;
   std::string loaded_checkpoint_;  // empty: none
   std::string loaded_;             // how that, or initial weights, were read; empty: nothing was
   std::optional<CheckpointSaver> saver_;
@@ -736,52 +572,6 @@ class TrainingRun {
 };
 
 }  // namespace
-
-void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
-                         const ResumeRules& rules) {
-  // What came by init.* is in the checkpoint; data is compared by its digest, its weights by check_mixture_so_far.
-  static const std::vector<std::string> kFree = {
-      "run.",         "device",       "allow_slow",           "parallel.",  "memory.",        "train.micro_batch_size",
-      "eval.",        "log.",         "checkpoint.",          "data.prefetch_steps",          "data.validation_sets",
-      "data.sources", "init.from",    "init.fresh_mtp",       "init.resize_vocabulary"};
-  static const std::vector<std::string> kOnPurpose = {"optimizer.lr", "schedule.", "train.global_batch_size",
-                                                      "balance.", "train.micro_batch_size"};
-  const auto begins_with_one_of = [](const std::string& key, const std::vector<std::string>& prefixes) {
-    return std::any_of(prefixes.begin(), prefixes.end(), [&](const auto& prefix) { return key.starts_with(prefix); });
-  };
-  const auto is_overridden = [&](const std::string& key) {
-    return std::find(rules.overrides.begin(), rules.overrides.end(), key) != rules.overrides.end();
-  };
-  for (const std::string& key : rules.overrides)
-    check<ConfigError>(begins_with_one_of(key, kOnPurpose), "--override ", key, ": only optimizer.lr, schedule.*, ",
-                       "train.global_batch_size, train.micro_batch_size and balance.* may differ on purpose");
-  std::string differing;
-  int64_t count = 0;
-  const auto add = [&](const std::string& text) {
-    if (++count <= 3) differing += (count > 1 ? ", " : "") + text;
-  };
-  for (const ConfigDifference& d : compare_configs(stored, config))
-    if (!begins_with_one_of(d.key, kFree) && !is_overridden(d.key))
-      add(concat(d.key, " was ", d.before, " and is ", d.after,
-                 begins_with_one_of(d.key, kOnPurpose) ? concat(" (on purpose: --override ", d.key, ")") : ""));
-  // Keys of the layout that the balance loss counts by.
-  const BalanceConfig& balance = config.balance;
-  const int64_t micro_before = stored.train.micro_batch_size, micro_now = config.train.micro_batch_size;
-  const bool by_micro_batch =
-      balance.scope == BalanceScope::kMicroBatch ||
-      (balance.scope == BalanceScope::kGlobalBatch && balance.counts == BalanceCounts::kRunning);
-  const bool by_ranks = balance.scope == BalanceScope::kGlobalBatch && balance.counts == BalanceCounts::kRunning;
-  if (balance.loss_weight != 0 && !is_overridden("train.micro_batch_size")) {
-    const std::string why = concat(", which the balance loss counts by (balance.scope ", name_of_enum(balance.scope),
-                                   ", balance.counts ", name_of_enum(balance.counts), ")");
-    if (by_micro_batch && micro_before != micro_now)
-      add(concat("train.micro_batch_size was ", micro_before, " and is ", micro_now, why));
-    else if (by_ranks && rules.stored_ranks != rules.num_ranks)
-      add(concat("the number of ranks was ", rules.stored_ranks, " and is ", rules.num_ranks, why));
-  }
-  check<CheckpointError>(count == 0, checkpoint_path, ": made with another config: ", differing,
-                         count > 3 ? ", …" : "");
-}
 
 ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
                       SelfCheck self_check, ConsoleStyle console) {

@@ -37,16 +37,4 @@ struct ResumeFrom {
 ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
                       SelfCheck self_check, ConsoleStyle console = ConsoleStyle::kText);
 
-// Throws CheckpointError naming the first keys that differ if a run with `config` on num_ranks may not go on from a
-// checkpoint whose run had `stored`: every key that changes what is computed must be the same, those in `overrides`
-// excepted. Keys of layout, paths, saving, evaluation and logging, and the number of steps, are free;
-// train.micro_batch_size and the ranks only where balance losses do not count by them. Learning rate and schedule,
-// batch size and balance settings may be in `overrides`; others there are a ConfigError.
-struct ResumeRules {
-  int64_t stored_ranks = 1, num_ranks = 1;
-  std::vector<std::string> overrides;
-};
-void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
-                         const ResumeRules& rules = {});
-
 }  // namespace braid

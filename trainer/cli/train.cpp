@@ -50,7 +50,7 @@ void add_train_command(CLI::App& app, Action& action) {
   command
       ->add_option("--override", options->resume.overrides,
                    "with --resume: this key may differ from the checkpoint's: optimizer.lr, schedule.*, "
-                   "train.global_batch_size, balance.*")
+                   "train.global_batch_size, train.micro_batch_size, balance.*")
       ->type_name("KEY")
       ->allow_extra_args(false);
   command->add_flag("--skip-selfcheck", options->skip_self_check, "do not hold the GPU's kernels to the CPU's first");
