@@ -1,5 +1,6 @@
 #include "data/batch_stream.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -37,6 +38,12 @@ void StepBatches::add(Batch batch, const RowShare& share) {
   batch.complete();
   if (!share.is_whole()) batch = share_of(batch, share);
   counts += batch.counts;
+  for (int64_t row = 0; row < batch.num_rows; ++row) {
+    const auto source = static_cast<size_t>(batch.sources[row]);
+    if (source >= targets_of_sources.size()) targets_of_sources.resize(source + 1);
+    const auto target = batch.targets.begin() + row * batch.row_tokens;
+    targets_of_sources[source] += std::count_if(target, target + batch.row_tokens, [](int64_t id) { return id >= 0; });
+  }
   micro_batches.push_back(std::move(batch));
 }
 
@@ -50,6 +57,7 @@ StepBatches BatchStream::read_step(const std::vector<TokenDataset>& datasets, co
     for (int64_t row = 0; row < plan.micro_batch_size; ++row, ++position) {
       const PlannedRow planned = planned_row(datasets, plan, position);
       datasets[planned.source].append_row(planned.row, batch);
+      batch.sources.push_back(planned.source);
     }
     result.add(std::move(batch), plan.share);
   }

@@ -21,7 +21,7 @@ namespace braid {
 // (seed, batch sizes, step, slot): nothing that depends on ranks or micro-batches.
 struct BatchPlan {
   BatchSizes global_batch_size;
-  int64_t micro_batch_size = 0;   // rows
+  int64_t micro_batch_size = 0;     // rows
   int64_t num_ranks = 1, rank = 0;  // those who share rows are one
   RowShare share;                   // of every row
   uint64_t seed = 0;
@@ -44,7 +44,8 @@ PlannedRow planned_row(const std::vector<TokenDataset>& datasets, const BatchPla
 struct StepBatches {
   int64_t step = 0;
   std::vector<Batch> micro_batches;
-  TokenCounts counts;  // of this rank
+  TokenCounts counts;                       // of this rank
+  std::vector<int64_t> targets_of_sources;  // its tokens with a target, by source, up to the last that has rows here
   void add(Batch batch, const RowShare& share = {});  // with all its rows, whole; completes it and keeps the share
 };
 

@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/core/copy.h"
 #include "kernels/embedding.h"
@@ -38,7 +39,7 @@ void Model::plan_activations(Planner& planner) {
   planner.add("x_final", x_final_, {N, C}, dtype_);
   planner.add("rstd", rstd_, {N}, wide_dtype(dtype_));
   planner.add("hidden", hidden_, {N, C}, dtype_);
-  planner.add("loss_sums", loss_sums_, {2}, DType::kF64);
+  planner.add("loss_sums", loss_sums_, {2 * num_rows_}, DType::kF64);
   if (mtp_) {
     Planner::Scope scope(planner, "mtp.");
     planner.add("next_tokens", next_tokens_, {N}, DType::kI64);
@@ -116,14 +117,20 @@ void Model::plan_cache(Planner& planner, ModelCache& cache, int64_t max_tokens) 
 }
 
 LossSums Model::read_losses(Context& ctx) {
-  double sums[2] = {};
-  copy(ctx, Tensor::of(sums, {2}), loss_sums_);
-  return {sums[0], mtp_ ? sums[1] : 0};
+  std::vector<double> of_rows(2 * num_rows_);
+  copy(ctx, Tensor::of(of_rows.data(), loss_sums_.shape()), loss_sums_);
+  const auto mtp = of_rows.begin() + num_rows_;
+  LossSums sums;
+  sums.lm = std::accumulate(of_rows.begin(), mtp, 0.0);
+  if (mtp_) sums.mtp = std::accumulate(mtp, of_rows.end(), 0.0);
+  of_rows.resize(num_rows_);
+  sums.lm_of_rows = std::move(of_rows);
+  return sums;
 }
 
 LossSums Model::losses(Context& ctx) {
-  lm_head_loss_forward(ctx, loss_sums_.rows(0, 1), hidden_, weights_.lm_head, targets_);
-  if (mtp_) lm_head_loss_forward(ctx, loss_sums_.rows(1, 2), mtp_hidden_, weights_.lm_head, next_targets_);
+  lm_head_loss_forward(ctx, lm_sums(), hidden_, weights_.lm_head, targets_);
+  if (mtp_) lm_head_loss_forward(ctx, mtp_sums(), mtp_hidden_, weights_.lm_head, next_targets_);
   return read_losses(ctx);
 }
 
@@ -137,16 +144,16 @@ Steps Model::backward_steps(Context& ctx, LossScales scales, const BalanceGradie
                             std::function<void(int64_t layer)> left, Accumulate expert_gradients) {
   Scratch scratch(ctx);
   Tensor d_hidden = scratch.tensor(hidden_.shape(), dtype_);
-  lm_head_loss_forward_backward(ctx, loss_sums_.rows(0, 1), d_hidden, gradients_.lm_head, hidden_, weights_.lm_head,
-                                targets_, scales.lm);
+  lm_head_loss_forward_backward(ctx, lm_sums(), d_hidden, gradients_.lm_head, hidden_, weights_.lm_head, targets_,
+                                scales.lm);
 
   Tensor d_next_embedding;
   if (mtp_) {
     const int64_t layer = num_moe_layers() - 1;
     d_next_embedding = scratch.tensor(hidden_.shape(), dtype_);
     Tensor d_mtp_hidden = scratch.tensor(hidden_.shape(), dtype_);
-    lm_head_loss_forward_backward(ctx, loss_sums_.rows(1, 2), d_mtp_hidden, gradients_.lm_head, mtp_hidden_,
-                                  weights_.lm_head, next_targets_, scales.mtp);
+    lm_head_loss_forward_backward(ctx, mtp_sums(), d_mtp_hidden, gradients_.lm_head, mtp_hidden_, weights_.lm_head,
+                                  next_targets_, scales.mtp);
     const LayerPass pass = {mtp_segments_, balance.layers[layer], expert_gradients, recompute_, context_};
     co_yield mtp_->backward(ctx, d_hidden, d_next_embedding, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0],
                             mtp_saved_, pass);

@@ -15,6 +15,7 @@ namespace braid {
 // Sums of cross entropy over the targets of a micro-batch, not yet divided by their number.
 struct LossSums {
   double lm = 0, mtp = 0;
+  std::vector<double> lm_of_rows;  // (B); lm is their sum, in their order
 };
 // d(total loss) / d(sum): 1 / targets of the global batch, times the loss weight.
 struct LossScales {
@@ -62,12 +63,13 @@ class Model {
   // Hidden states behind the final norm (and the MTP block's), routers and everything backward needs. Copies the batch,
   // which is complete.
   void forward(Context& ctx, const Batch& batch);
-  // The same in steps, beside which others may be computed: see DecoderLayer. Behind the last one asks whether it must be
-  // done again, see rows_were_cut of the exchange, which every member of the expert group must ask.
+  // The same in steps, beside which others may be computed: see DecoderLayer. Behind the last one asks whether it must
+  // be done again, see rows_were_cut of the exchange, which every member of the expert group must ask.
   Steps forward_steps(Context& ctx, const Batch& batch);
   bool must_repeat(Context& ctx) { return exchange_.rows_were_cut(ctx); }
   // The same for the next tokens of a text, one row with one document: the main model alone, which reads and brings up
-  // to date what `cache` holds of the tokens before. Models of any shape may go on with one cache.   Errors: ShapeError.
+  // to date what `cache` holds of the tokens before. Models of any shape may go on with one cache.   Errors:
+  // ShapeError.
   void forward(Context& ctx, const Batch& batch, ModelCache& cache);
   // Room for a text of max_tokens; zeroed memory is a text that has not begun.
   void plan_cache(Planner& planner, ModelCache& cache, int64_t max_tokens) const;
@@ -100,6 +102,8 @@ class Model {
  private:
   Steps forward_layers(Context& ctx, ModelCache* cache);
   void set_inputs(Context& ctx, const Batch& batch);
+  Tensor lm_sums() const { return loss_sums_.rows(0, num_rows_); }
+  Tensor mtp_sums() const { return loss_sums_.rows(num_rows_, 2 * num_rows_); }
 
   ModelConfig config_;
   int64_t num_rows_, row_tokens_;
@@ -121,7 +125,7 @@ class Model {
 
   Tensor x_final_, rstd_, hidden_;  // (N, C), (N), (N, C)
   Tensor mtp_hidden_;               // (N, C)
-  Tensor loss_sums_;                // (2) F64: lm, mtp
+  Tensor loss_sums_;                // (2 B) F64: lm of every row, then mtp
 };
 
 }  // namespace braid

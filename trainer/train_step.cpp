@@ -46,8 +46,8 @@ std::vector<SideBySide> in_flight(Context& ctx, TrainingState& state, const std:
   for (size_t i = 0; i < micro_batches.size(); ++i) {
     const size_t lane = i % num_lanes;
     if (lane == 0) groups.emplace_back();
-    groups.back().push_back({lane == 0 ? ctx : ctx.second(), *state.lanes[lane], micro_batches[i], i == 0,
-                             i + 1 == micro_batches.size()});
+    groups.back().push_back(
+        {lane == 0 ? ctx : ctx.second(), *state.lanes[lane], micro_batches[i], i == 0, i + 1 == micro_batches.size()});
   }
   return groups;
 }
@@ -88,8 +88,9 @@ void backward(Context& ctx, SideBySide& group, ShardedParameters& parameters, co
 
 // Of the micro-batches so far.
 struct StepSums {
-  LossSums losses;
+  double lm = 0, mtp = 0;
   int64_t overflow_rounds = 0;
+  std::vector<double> lm_of_sources, targets_of_sources;  // of each of data.sources
 };
 
 void add_sums(Context& ctx, StepSums& sums, LayerNumbers& numbers, const SideBySide& group) {
@@ -97,18 +98,24 @@ void add_sums(Context& ctx, StepSums& sums, LayerNumbers& numbers, const SideByS
     Model& model = one.lane.model;
     ctx.wait_for(one.ctx);
     const LossSums losses = model.read_losses(ctx);
-    sums.losses.lm += losses.lm;
-    sums.losses.mtp += losses.mtp;
+    sums.lm += losses.lm;
+    sums.mtp += losses.mtp;
+    for (size_t row = 0; row < losses.lm_of_rows.size(); ++row)
+      sums.lm_of_sources[one.batch.sources[row]] += losses.lm_of_rows[row];
     sums.overflow_rounds += model.overflow_rounds();
     numbers.collect(ctx, model.numbers());
   }
 }
 
-StepSums sum_over_ranks(Context& ctx, const StepSums& local, Communicator& world) {
-  const double lm = ctx.counts_only() ? local.losses.lm : with_fault("loss", local.losses.lm);  // the count is no step
-  double values[] = {lm, local.losses.mtp, double(local.overflow_rounds)};
-  world.all_reduce(ctx, Tensor::of(values, {3}), ReduceOp::kSum);
-  return {{values[0], values[1]}, static_cast<int64_t>(values[2])};
+StepSums sum_over_ranks(Context& ctx, StepSums sums, Communicator& world) {
+  if (!ctx.counts_only()) sums.lm = with_fault("loss", sums.lm);  // the count is no step
+  const auto num_sources = static_cast<ptrdiff_t>(sums.lm_of_sources.size());
+  std::vector<double> values = {sums.lm, sums.mtp, double(sums.overflow_rounds)};
+  values.insert(values.end(), sums.lm_of_sources.begin(), sums.lm_of_sources.end());
+  values.insert(values.end(), sums.targets_of_sources.begin(), sums.targets_of_sources.end());
+  world.all_reduce(ctx, Tensor::of(values.data(), {std::ssize(values)}), ReduceOp::kSum);
+  const auto of_sources = values.begin() + 3, targets = of_sources + num_sources;
+  return {values[0], values[1], static_cast<int64_t>(values[2]), {of_sources, targets}, {targets, values.end()}};
 }
 
 // Says in the result why no update may be applied, if so.
@@ -150,6 +157,9 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
       for (InFlight& one : group) count_experts(ctx, balance, one);
     }
   StepSums sums;
+  sums.lm_of_sources.resize(std::max<size_t>(1, c.data.sources.size()));
+  sums.targets_of_sources.assign(batches.targets_of_sources.begin(), batches.targets_of_sources.end());
+  sums.targets_of_sources.resize(sums.lm_of_sources.size());
   for (SideBySide& group : groups) {
     forward(ctx, group);
     for (InFlight& one : group) {
@@ -163,8 +173,11 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
   sums = sum_over_ranks(ctx, sums, mesh.world());
 
   StepResult result;
-  result.loss_lm = ratio(sums.losses.lm, counts.lm_targets);
-  result.loss_mtp = ratio(sums.losses.mtp, counts.mtp_targets);
+  result.loss_lm = ratio(sums.lm, counts.lm_targets);
+  result.loss_mtp = ratio(sums.mtp, counts.mtp_targets);
+  for (size_t i = 0; i < sums.lm_of_sources.size(); ++i)
+    result.loss_of_sources.push_back(sums.targets_of_sources[i] > 0 ? sums.lm_of_sources[i] / sums.targets_of_sources[i]
+                                                                    : std::nan(""));
   result.overflow_rounds = sums.overflow_rounds;
   result.balance = balance.end_step(ctx);
   result.numbers = numbers.end_step(ctx, mesh.world(), routed);

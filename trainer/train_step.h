@@ -9,6 +9,7 @@ namespace braid {
 // Means over the targets of the global batch; balance: see BalanceReport.
 struct StepResult {
   double loss_lm = 0, loss_mtp = 0;
+  std::vector<double> loss_of_sources;  // loss_lm over the targets of each of data.sources; NaN where there are none
   BalanceReport balance;
   std::vector<NamedNumber> numbers;  // those that log.metrics asks for
   double grad_norm = 0, lr = 0;

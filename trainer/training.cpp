@@ -457,19 +457,20 @@ class TrainingRun {
                  "stored algorithm for this GPU and take the one that cuBLASLt proposes; braid bench step --tune"));
   }
 
-  // What every source has given so far.
-  void add_sources(MetricsLine& line) const {
+  // What every source has given so far, and its loss in this step.
+  void add_sources(MetricsLine& line, const StepResult& result) const {
     const std::vector<int64_t> taken = mixture_.taken(batch_sizes_.rows_of_first(step_));
     for (size_t i = 0; i < data_.train.size(); ++i) {
       line.set("data/" + data_.train[i].name() + "/epoch", double(taken[i]) / double(data_.train[i].size()));
       line.set("data/" + data_.train[i].name() + "/tokens", taken[i] * config_.train.seq_length);
+      line.set("data/" + data_.train[i].name() + "/loss", result.loss_of_sources[i]);
     }
   }
 
   void report(const StepResult& result, double seconds, double wait_seconds) {
     if (!front_) return;
     MetricsLine line = training_line(step_, tokens_, result, config_, seconds, wait_seconds);
-    add_sources(line);
+    add_sources(line, result);
     const bool with_loads = ExpertLoadsWriter::is_due(step_, config_.run.steps);
     front_->write_step(line, with_loads ? std::optional(expert_loads(step_, result, config_)) : std::nullopt);
     const ConsoleStep shown = {.step = step_,

@@ -17,6 +17,7 @@ TokenCounts& TokenCounts::operator+=(const TokenCounts& other) {
 
 void Batch::complete() {
   const int64_t N = segments.num_tokens();
+  sources.resize(num_rows);
   counts = {};
   counts.tokens = segments.num_valid();
   for (int64_t target : targets) counts.lm_targets += target >= 0;
@@ -85,6 +86,7 @@ Batch share_of(const Batch& whole, const RowShare& share) {
     take(batch.targets, whole.targets);
     take(batch.mtp.tokens, whole.mtp.tokens);
     take(batch.mtp.targets, whole.mtp.targets);
+    batch.sources.push_back(whole.sources[begin / whole.row_tokens]);
   });
   batch.counts = {batch.segments.num_valid(), num_targets(batch.targets), batch.mtp.segments.num_valid(),
                   num_targets(batch.mtp.targets)};

@@ -23,14 +23,15 @@ struct MtpView {
   Segments segments;                     // the same documents, valid where a next token exists
 };
 
-// One micro-batch of B rows with T tokens in host memory, rows one after the other: what data/ makes and the model reads.
-// Rows are appended first; complete() makes the rest of them.
+// One micro-batch of B rows with T tokens in host memory, rows one after the other: what data/ makes and the model
+// reads. Rows are appended first; complete() makes the rest of them.
 struct Batch {
   int64_t num_rows = 0;          // B
   int64_t row_tokens = 0;        // T
   std::vector<int64_t> tokens;   // (N); padding holds the end-of-document id and is not valid in `segments`
   std::vector<int64_t> targets;  // (N); the next token of the same document, -1 where there is none
   Segments segments;
+  std::vector<int64_t> sources;  // (B); which source a row is of, 0 if nobody said
 
   MtpView mtp;
   TokenCounts counts;

@@ -53,12 +53,14 @@ struct Gradients {
 };
 
 template <Gradient kGradient>
-void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, const Tensor& weight,
+void sweep(Context& ctx, Tensor loss_sums, Gradients d, const Tensor& hidden, const Tensor& weight,
            const Tensor& targets) {
   const int64_t N = hidden.dim(0), V = weight.dim(0);
   const int64_t fitting_tokens = kLogitsBytes / (V * size_of(hidden.dtype()));
   const int64_t chunk_tokens = std::min(N, std::clamp(fitting_tokens, kMinTokens, kMaxTokens));
-  double sum = 0;
+  const int64_t row_tokens = N / loss_sums.dim(0);
+  double* sums = loss_sums.data<double>();
+  if (!ctx.counts_only()) std::fill_n(sums, loss_sums.dim(0), 0.0);
   dispatch_float("hidden", hidden, [&]<class T> {
     Scratch scratch(ctx);
     Tensor logits = scratch.tensor({chunk_tokens, V}, hidden.dtype());
@@ -82,26 +84,25 @@ void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, con
           if constexpr (kGradient == Gradient::kYes) std::fill_n(token_logits, V, T(0));
         }
       }
-      for (int64_t n = 0; n < num_losses; ++n) sum += losses[n];
+      for (int64_t n = 0; n < num_losses; ++n) sums[(begin + n) / row_tokens] += losses[n];
       if constexpr (kGradient == Gradient::kYes) {
         linear_backward_input(ctx, d.hidden.rows(begin, end), chunk_logits, weight);
         linear_backward_weight(ctx, d.weight, chunk_logits, chunk);
       }
     }
   });
-  if (!ctx.counts_only()) loss_sum.data<double>()[0] = sum;
 }
 
 }  // namespace
 
-void lm_head_loss_forward(Context& ctx, Tensor loss_sum, const Tensor& hidden, const Tensor& weight,
+void lm_head_loss_forward(Context& ctx, Tensor loss_sums, const Tensor& hidden, const Tensor& weight,
                           const Tensor& targets) {
-  sweep<Gradient::kNo>(ctx, loss_sum, {}, hidden, weight, targets);
+  sweep<Gradient::kNo>(ctx, loss_sums, {}, hidden, weight, targets);
 }
 
-void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sum, Tensor d_hidden, Tensor d_weight,
+void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sums, Tensor d_hidden, Tensor d_weight,
                                    const Tensor& hidden, const Tensor& weight, const Tensor& targets, double scale) {
-  sweep<Gradient::kYes>(ctx, loss_sum, {d_hidden, d_weight, scale}, hidden, weight, targets);
+  sweep<Gradient::kYes>(ctx, loss_sums, {d_hidden, d_weight, scale}, hidden, weight, targets);
 }
 
 }  // namespace braid::cpu

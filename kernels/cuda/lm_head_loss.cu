@@ -120,18 +120,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block: each thread adds every 1024th loss, then the threads are added in pairs.
-__global__ void __launch_bounds__(kThreads) sum_kernel(double* loss_sum, const double* losses, int64_t N) {
+// One block per row: each thread adds every 1024th loss, then the threads are added in pairs.
+__global__ void __launch_bounds__(kThreads) sum_kernel(double* loss_sums, const double* losses, int64_t row_tokens) {
   __shared__ double shared[kThreads];
+  const double* row = losses + blockIdx.x * row_tokens;
   double sum = 0;
-  for (int64_t n = threadIdx.x; n < N; n += kThreads) sum += losses[n];
+  for (int64_t n = threadIdx.x; n < row_tokens; n += kThreads) sum += row[n];
   shared[threadIdx.x] = sum;
   __syncthreads();
   for (int width = kThreads / 2; width > 0; width /= 2) {
     if (threadIdx.x < width) shared[threadIdx.x] += shared[threadIdx.x + width];
     __syncthreads();
   }
-  if (threadIdx.x == 0) *loss_sum = shared[0];
+  if (threadIdx.x == 0) loss_sums[blockIdx.x] = shared[0];
 }
 
 // Shared memory of a block for a row of logits, beside what the kernel itself needs; a multiple of 16.
@@ -143,10 +144,10 @@ struct Gradients {
 };
 
 template <Gradient kGradient>
-void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, const Tensor& weight,
+void sweep(Context& ctx, Tensor loss_sums, Gradients d, const Tensor& hidden, const Tensor& weight,
            const Tensor& targets) {
   const int64_t N = hidden.dim(0), vocab = weight.dim(0);
-  if (N == 0) return fill_zero(ctx, loss_sum);
+  if (N == 0) return fill_zero(ctx, loss_sums);
   const int64_t fitting_tokens = kLogitsBytes / (vocab * size_of(hidden.dtype())) / kTokenUnit * kTokenUnit;
   const int64_t most_tokens = std::clamp(fitting_tokens, kTokenUnit, kLmHeadMostTokens);
   const int64_t num_chunks = ceil_div(N, most_tokens);
@@ -178,20 +179,21 @@ void sweep(Context& ctx, Tensor loss_sum, Gradients d, const Tensor& hidden, con
       linear_backward_weight(ctx, d.weight, chunk_logits, chunk);
     }
   }
-  sum_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(pointer<double>(loss_sum), losses, N);
+  const int64_t B = loss_sums.dim(0);
+  sum_kernel<<<B, kThreads, 0, stream_of(ctx)>>>(pointer<double>(loss_sums), losses, N / B);
   check_launch("lm_head_loss sum");
 }
 
 }  // namespace
 
-void lm_head_loss_forward(Context& ctx, Tensor loss_sum, const Tensor& hidden, const Tensor& weight,
+void lm_head_loss_forward(Context& ctx, Tensor loss_sums, const Tensor& hidden, const Tensor& weight,
                           const Tensor& targets) {
-  sweep<Gradient::kNo>(ctx, loss_sum, {}, hidden, weight, targets);
+  sweep<Gradient::kNo>(ctx, loss_sums, {}, hidden, weight, targets);
 }
 
-void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sum, Tensor d_hidden, Tensor d_weight,
+void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sums, Tensor d_hidden, Tensor d_weight,
                                    const Tensor& hidden, const Tensor& weight, const Tensor& targets, double scale) {
-  sweep<Gradient::kYes>(ctx, loss_sum, {d_hidden, d_weight, scale}, hidden, weight, targets);
+  sweep<Gradient::kYes>(ctx, loss_sums, {d_hidden, d_weight, scale}, hidden, weight, targets);
 }
 
 }  // namespace braid::cuda

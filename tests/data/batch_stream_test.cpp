@@ -91,6 +91,7 @@ void expect_equal(const StepBatches& actual, const StepBatches& expected) {
     EXPECT_EQ(a.tokens, e.tokens);
     EXPECT_EQ(a.targets, e.targets);
     EXPECT_EQ(a.segments.offsets, e.segments.offsets);
+    EXPECT_EQ(a.sources, e.sources);
     EXPECT_EQ(a.segments.valid, e.segments.valid);
     EXPECT_EQ(a.mtp.tokens, e.mtp.tokens);
     EXPECT_EQ(a.mtp.targets, e.mtp.targets);
@@ -105,6 +106,7 @@ void expect_equal(const StepBatches& actual, const StepBatches& expected) {
 TEST_F(BatchStreamTest, ReadsThePlannedRows) {
   const StepBatches step = BatchStream::read_step(datasets_, plan(8, 2), 5);
   ASSERT_EQ(step.micro_batches.size(), 4u);
+  std::vector<int64_t> targets_of_sources(2);
   for (int64_t slot = 0; slot < 8; ++slot) {
     const MixturePick pick = Mixture({3, 1}).pick(5 * 8 + slot);
     const int64_t size = datasets_[pick.source].size();
@@ -117,7 +119,10 @@ TEST_F(BatchStreamTest, ReadsThePlannedRows) {
     row.complete();
     const auto next = batch.mtp.tokens.begin() + slot % 2 * 8;
     EXPECT_EQ(std::vector<int64_t>(next, next + 8), row.mtp.tokens) << "slot " << slot;
+    EXPECT_EQ(batch.sources[slot % 2], pick.source) << "slot " << slot;
+    targets_of_sources[pick.source] += row.counts.lm_targets;
   }
+  EXPECT_EQ(step.targets_of_sources, targets_of_sources);
 }
 
 TEST_F(BatchStreamTest, ReadsAheadWhatReadStepReads) {

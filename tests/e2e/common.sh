@@ -18,7 +18,8 @@ cat >"$TINY" <<EOF
 base: $SOURCE/configs/runs/tiny.yaml
 optimizer: {lr: 1e-3}
 data:
-  sources: [{name: fixed, text: [$WORK/text]}]
+  sources:
+    - {name: fixed, text: [$WORK/text]}
 EOF
 # short_documents FOLDER: texts of 12 to 311 bytes, so that rows of 64 tokens hold several, which begin, end and go on anywhere
 # in their parts.
@@ -53,7 +54,7 @@ same_numbers() {
   cmp -s <(numbers "$1") <(numbers "$2") || fail "metrics of $1 and $2 differ: $3"
 }
 
-# close_numbers A B TOLERANCE: every loss and gradient norm of every step within a relative tolerance
+# close_numbers A B TOLERANCE: every loss, of every source, too, and gradient norm of every step within a relative tolerance
 close_numbers() {
   paste -d '|' <(numbers "$1") <(numbers "$2") | awk -v tolerance="$3" -F '|' '
     function value(line, key,   start, rest) {
@@ -63,8 +64,11 @@ close_numbers() {
       return rest + 0
     }
     {
-      split("train/loss_lm train/loss_mtp train/loss_balance train/grad_norm", keys, " ")
-      for (i in keys) {
+      n = split("train/loss_lm train/loss_mtp train/loss_balance train/grad_norm", keys, " ")
+      for (rest = $1; match(rest, /"data\/[^"\/]*\/loss": *[0-9]/); rest = substr(rest, RSTART + RLENGTH)) {
+        keys[++n] = substr(rest, RSTART + 1); sub(/".*/, "", keys[n])
+      }
+      for (i = 1; i <= n; ++i) {
         a = value($1, keys[i]); b = value($2, keys[i])
         d = a > b ? a - b : b - a; s = a < 0 ? -a : a
         if (!(d <= tolerance * s + 1e-300)) { printf "%s: %.17g against %.17g in line %d\n", keys[i], a, b, NR; bad = 1 }

@@ -8,7 +8,7 @@ base: $SOURCE/configs/runs/tiny.yaml
 run: {steps: 8}
 train: {global_batch_size: 4, micro_batch_size: 2}
 optimizer: {lr: 1e-3}
-data: {sources: [{name: short, text: [$WORK/documents]}]}
+data: {sources: [{name: short, text: [$WORK/documents]}, {name: long, text: [$WORK/text], weight: 0.5}]}
 eval: {interval_steps: 4, sequences: 8}
 checkpoint: {interval_steps: 4}
 YAML

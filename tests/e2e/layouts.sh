@@ -2,6 +2,13 @@
 # What is computed does not depend on how it is spread over ranks, experts and micro-batches.
 source "$(dirname "$0")/common.sh" "$@"
 
+# Two sources, whose losses do not depend on it either.
+mkdir "$WORK/more"
+tac "$WORK/text/text.txt" | cut -c 1-40 | head -2000 >"$WORK/more/text.txt"
+cat >>"$TINY" <<YAML
+    - {name: more, text: [$WORK/more], weight: 0.4}
+YAML
+
 steps=20
 reference=$WORK/fp64-w1-e1-m8
 train 0 "$reference" precision=fp64 run.steps=$steps train.micro_batch_size=8 parallel.expert=1

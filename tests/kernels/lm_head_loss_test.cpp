@@ -101,6 +101,19 @@ TEST(LmHeadLoss, EqualsLogSoftmaxAcrossChunks) {
   expect_equals_naive(Problem(150, 2, 70000, DType::kF32), 2e-6);  // as many logits as a chunk may have
 }
 
+TEST(LmHeadLoss, EveryRowHasASumOfItsOwn) {
+  Problem p(2100, 4, 37, DType::kF64);  // rows of 700: the chunks of the CPU cut two of them
+  p.loss_sum = poisoned({3}, DType::kF64);
+  p.forward();
+  for (int64_t row = 0; row < 3; ++row) {
+    Problem one(2100, 4, 37, DType::kF64);
+    for (int64_t n = 0; n < 2100; ++n)
+      if (n / 700 != row) one.targets.data<int64_t>()[n] = -1;
+    const double expected = Naive(one).loss_sum;
+    EXPECT_NEAR(p.loss_sum.data<double>()[row], expected, 1e-13 * expected) << row;
+  }
+}
+
 TEST(LmHeadLoss, TokensWithoutTargetContributeNothing) {
   Problem all(15, 4, 6, DType::kF32);
   all.forward_backward();
@@ -153,7 +166,9 @@ TEST(LmHeadLoss, NamesTheTensorOfAWrongShapeOrDtype) {
   EXPECT_EQ(message([](Problem& p) { p.weight = zeros_f64({6, 3}); }), "weight: expected shape (6, 4), got (6, 3)");
   EXPECT_EQ(message([](Problem& p) { p.targets = zeros({4}, DType::kI64); }), "targets: expected shape (5), got (4)");
   EXPECT_EQ(message([](Problem& p) { p.targets = zeros({5}, DType::kI32); }), "targets: expected dtype I64, got I32");
-  EXPECT_EQ(message([](Problem& p) { p.loss_sum = zeros({1}, DType::kF32); }), "loss_sum: expected dtype F64, got F32");
+  EXPECT_EQ(message([](Problem& p) { p.loss_sum = zeros({1}, DType::kF32); }), "loss_sums: expected dtype F64, got F32");
+  EXPECT_EQ(message([](Problem& p) { p.loss_sum = zeros_f64({2}); }),
+            "loss_sums: 5 tokens are not 2 rows of equal length");
   EXPECT_EQ(message([](Problem& p) { p.d_hidden = zeros_f64({5, 5}); }), "d_hidden: expected shape (5, 4), got (5, 5)");
   EXPECT_EQ(message([](Problem& p) {
               p.d_weight = zeros({6, 4}, DType::kF32);

@@ -57,6 +57,7 @@ TEST(Batch, AShareHoldsPartsOfEveryRowThatKnowWhatLiesBeyond) {
   batch.tokens = {10, 11, 12, E, 20, 21, 22, 23, 30, 31, 32, 33, 34, E, E, E};
   batch.targets = {11, 12, E, -1, 21, 22, 23, 24, 31, 32, 33, 34, E, -1, -1, -1};
   batch.segments = {2, 8, {0, 4, 8, 14, 16}, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0}};
+  batch.sources = {5, 3};
   batch.complete();
   const Batch first = share_of(batch, {2, 0}), second = share_of(batch, {2, 1});
   EXPECT_EQ(first.num_rows, 4);
@@ -73,6 +74,7 @@ TEST(Batch, AShareHoldsPartsOfEveryRowThatKnowWhatLiesBeyond) {
   EXPECT_EQ(second.segments.tokens_behind, (std::vector<int64_t>{0, 2, 2, 0}));
   EXPECT_EQ(first.segments.valid, (std::vector<uint8_t>{1, 1, 1, 1, 1, 1, 0, 0}));
   EXPECT_EQ(second.mtp.segments.tokens_before, second.segments.tokens_before);
+  EXPECT_EQ(first.sources, (std::vector<int64_t>{5, 5, 3, 3}));
   TokenCounts counts = first.counts;
   counts += second.counts;
   EXPECT_EQ(counts.tokens, batch.counts.tokens);
