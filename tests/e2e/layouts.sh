@@ -4,7 +4,7 @@ source "$(dirname "$0")/common.sh" "$@"
 
 # Two sources, whose losses do not depend on it either.
 mkdir "$WORK/more"
-tac "$WORK/text/text.txt" | cut -c 1-40 | head -2000 >"$WORK/more/text.txt"
+tail -2000 "$WORK/text/text.txt" | cut -c 1-40 >"$WORK/more/text.txt"
 cat >>"$TINY" <<YAML
     - {name: more, text: [$WORK/more], weight: 0.4}
 YAML
