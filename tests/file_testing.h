@@ -4,12 +4,12 @@
 #include <sys/resource.h>
 
 #include <csignal>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
 
+#include "kernels/core/temporary_folder.h"
 #include "tests/messages.h"
 
 namespace braid::testing {
@@ -17,15 +17,10 @@ namespace braid::testing {
 // A test with a folder of its own, which goes with it.
 class FolderTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = ::testing::TempDir() + "braid_test_XXXXXX";
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-  std::string path(const std::string& name) const { return folder_ + "/" + name; }
+  std::string path(const std::string& name) const { return temporary_ / name; }
 
-  std::string folder_;
+  TemporaryFolder temporary_;
+  const std::string folder_ = temporary_.path();
 };
 
 inline std::string bytes_of(const std::filesystem::path& path) {
@@ -36,6 +31,7 @@ inline std::string bytes_of(const std::filesystem::path& path) {
 
 // In a new file: some file systems flush one to the disk that is emptied and written again, which takes ms.
 inline void write_bytes(const std::filesystem::path& path, const std::string& bytes) {
+  std::filesystem::create_directories(path.parent_path());
   std::filesystem::remove(path);
   std::ofstream(path, std::ios::binary) << bytes;
 }

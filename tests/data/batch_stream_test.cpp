@@ -43,7 +43,7 @@ class BatchStreamTest : public ::testing::Test {
     return plan;
   }
 
-  TempFolder folder_;
+  TemporaryFolder folder_;
   std::vector<std::string> paths_;
   std::vector<TokenDataset> datasets_;
 };
@@ -289,7 +289,7 @@ class Ledger {
     ::_exit(0);
   }
 
-  TempFolder folder_;
+  TemporaryFolder folder_;
   std::vector<TokenDataset> datasets_;
   std::map<int64_t, std::pair<int64_t, int64_t>> row_of_id_;
 };
@@ -336,12 +336,12 @@ TEST_F(BatchStreamTest, HandsOnTheErrorOfItsThread) {
 
 TEST_F(BatchStreamTest, DeliversWhatItReadBeforeTheError) {
   // The last id of the last document is not the end-of-document id: one of the 13 rows cannot be read.
-  std::string bytes = read_file(paths_[0]);
+  std::string bytes = bytes_of(paths_[0]);
   const uint16_t last[] = {77, kEnd}, damaged[] = {77, 77};
   const size_t at = bytes.find(std::string(reinterpret_cast<const char*>(last), sizeof last));
   ASSERT_NE(at, std::string::npos);
   bytes.replace(at, sizeof damaged, reinterpret_cast<const char*>(damaged), sizeof damaged);
-  write_file(paths_[0], bytes);
+  write_bytes(paths_[0], bytes);
   std::vector<TokenDataset> one;
   one.emplace_back("a", std::vector{paths_[0]}, 8, Split::kTrain, 0);
   const int64_t position = 5;  // where it comes

@@ -36,7 +36,7 @@ Batch all_rows(const TokenDataset& dataset) {
 // ---- Packing
 
 TEST(TokenDataset, PacksDocumentsFirstFitAndPadsTheRest) {
-  TempFolder folder;
+  TemporaryFolder folder;
   // Rows of 8: documents 5 and 3 fill the first, 6 opens the second, 4 the third; 2 goes back to the second.
   const TokenDataset dataset = open({write_shard(folder / "a.h5", {5, 3, 6, 4, 2})}, 8);
   ASSERT_EQ(dataset.size(), 3);
@@ -58,7 +58,7 @@ TEST(TokenDataset, PacksDocumentsFirstFitAndPadsTheRest) {
 }
 
 TEST(TokenDataset, CutsLongDocumentsIntoRowsThatKnowTheirNextToken) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const TokenDataset dataset = open({write_shard(folder / "a.h5", {10})}, 4);
   ASSERT_EQ(dataset.size(), 3);
   EXPECT_EQ(row(dataset, 0).targets, (std::vector<int64_t>{1, 2, 3, 4}));
@@ -70,7 +70,7 @@ TEST(TokenDataset, CutsLongDocumentsIntoRowsThatKnowTheirNextToken) {
 }
 
 TEST(TokenDataset, LeavesOutPiecesThatPredictNothing) {
-  TempFolder folder;
+  TemporaryFolder folder;
   // Lone end-of-document ids, and one left over by the cut: its row already has it as a target.
   const TokenDataset dataset = open({write_shard(folder / "a.h5", {1, 5, 1, 1, 3})}, 4);
   EXPECT_EQ(dataset.num_tokens(), 7);
@@ -80,7 +80,7 @@ TEST(TokenDataset, LeavesOutPiecesThatPredictNothing) {
 }
 
 TEST(TokenDataset, SaysWhatARowIsMadeOf) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::vector<std::string> paths = {write_shard(folder / "a.h5", {5, 0, 3, 10}), write_shard(folder / "b.h5", {}),
                                           write_shard(folder / "c.h5", {2, 9})};
   const TokenDataset dataset = open(paths, 4);
@@ -105,7 +105,7 @@ TEST(TokenDataset, SaysWhatARowIsMadeOf) {
 }
 
 TEST(TokenDataset, WorksWithRowsOfOneToken) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const TokenDataset dataset = open({write_shard(folder / "a.h5", {3, 1, 2})}, 1);
   EXPECT_EQ(all_rows(dataset).tokens, (std::vector<int64_t>{0, 1, 2}));
   EXPECT_EQ(all_rows(dataset).targets, (std::vector<int64_t>{1, kEnd, kEnd}));
@@ -113,7 +113,7 @@ TEST(TokenDataset, WorksWithRowsOfOneToken) {
 
 // Every token with a target appears exactly once, whatever the lengths.
 TEST(TokenDataset, LosesNothingAndRepeatsNothing) {
-  TempFolder folder;
+  TemporaryFolder folder;
   std::mt19937 random(5);
   for (int64_t row_tokens : {7, 32, 100}) {
     std::vector<int64_t> lengths;
@@ -143,7 +143,7 @@ TEST(TokenDataset, LosesNothingAndRepeatsNothing) {
 }
 
 TEST(TokenDataset, WastesLittleRoom) {
-  TempFolder folder;
+  TemporaryFolder folder;
   std::mt19937 random(6);
   std::lognormal_distribution<double> length(5, 1);
   std::vector<int64_t> lengths(2000);
@@ -153,7 +153,7 @@ TEST(TokenDataset, WastesLittleRoom) {
 }
 
 TEST(TokenDataset, AppendsToARowThatSomeoneElseBegan) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const TokenDataset a = open({write_shard(folder / "a.h5", {4})}, 4), b = open({write_shard(folder / "b.h5", {3})}, 4);
   Batch batch;
   b.append_row(0, batch);
@@ -164,7 +164,7 @@ TEST(TokenDataset, AppendsToARowThatSomeoneElseBegan) {
 }
 
 TEST(TokenDataset, ReadsEmptyShardsAsIfTheyWereNotThere) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string a = write_shard(folder / "a.h5", {9, 4, 30}), b = write_shard(folder / "b.h5", {12, 3}, 500);
   const std::string empty = write_shard(folder / "empty.h5", {});
   for (Split split : {Split::kTrain, Split::kValidation}) {
@@ -210,7 +210,7 @@ TEST(Validation, HoldsOutNearlyTheFractionOfTheTokens) {
       {"a huge one at the end", {10, 12, 9, 800}, 0.2, 1},
       {"a huge one at the start", {800, 10, 12, 9}, 0.2, 1},
   };
-  TempFolder folder;
+  TemporaryFolder folder;
   for (const SplitCase& c : cases) {
     SCOPED_TRACE(c.name);
     const std::string path = write_shard(folder / "a.h5", c.lengths);
@@ -227,7 +227,7 @@ TEST(Validation, HoldsOutNearlyTheFractionOfTheTokens) {
 }
 
 TEST(Validation, CutsTheEndOfTheLastDocument) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_shard(folder / "a.h5", {40, 60});
   const TokenDataset train = open({path}, 200, Split::kTrain, 0.1);
   const TokenDataset validation = open({path}, 200, Split::kValidation, 0.1);
@@ -245,7 +245,7 @@ TEST(Validation, CutsTheEndOfTheLastDocument) {
 }
 
 TEST(Validation, IsTheSameWhateverTheRowLength) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_shard(folder / "a.h5", std::vector<int64_t>(60, 15));
   const auto expected = pairs_of(open({path}, 1000, Split::kValidation, 0.2));
   EXPECT_EQ(pairs_of(open({path}, 4, Split::kValidation, 0.2)), expected);
@@ -253,7 +253,7 @@ TEST(Validation, IsTheSameWhateverTheRowLength) {
 }
 
 TEST(Validation, IsEmptyWithoutAFractionOrWithTooFewTokens) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_shard(folder / "a.h5", {50, 50}), tiny = write_shard(folder / "tiny.h5", {3});
   EXPECT_EQ(open({path}, 16, Split::kValidation, 0).size(), 0);
   EXPECT_EQ(open({tiny}, 16, Split::kValidation, 0.5).size(), 0);
@@ -261,7 +261,7 @@ TEST(Validation, IsEmptyWithoutAFractionOrWithTooFewTokens) {
 }
 
 TEST(Validation, LeavesSomethingToBothForTheSmallestCorpora) {
-  TempFolder folder;
+  TemporaryFolder folder;
   for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{4}, {2, 2}, {1, 4, 1}, {3, 2}, {100}})
     for (double fraction : {0.001, 0.5, 0.999}) {
       const std::string path = write_shard(folder / "a.h5", lengths);
@@ -274,7 +274,7 @@ TEST(Validation, LeavesSomethingToBothForTheSmallestCorpora) {
 // ---- Errors
 
 TEST(TokenDataset, NamesTheShardThatDoesNotFit) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string a = write_shard(folder / "a.h5", {5});
   const std::string other = write_shard(folder / "other.h5", {5}, 0, "another digest");
   const std::string message = message_of<DataError>([&] { open({a, other}, 8); });
@@ -292,7 +292,7 @@ TEST(TokenDataset, NamesTheShardThatDoesNotFit) {
 }
 
 TEST(TokenDataset, RefusesToTrainOnNothing) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string empty = write_shard(folder / "empty.h5", {}), lone = write_shard(folder / "lone.h5", {1, 1});
   expect_contains(message_of<DataError>([&] { open({empty}, 8); }), "source: nothing to train on in 0 documents");
   expect_contains(message_of<DataError>([&] { open({empty, lone}, 8); }), "nothing to train on in 2 documents");
@@ -304,14 +304,14 @@ TEST(TokenDataset, RefusesToTrainOnNothing) {
 }
 
 TEST(TokenDataset, NoticesOffsetsThatDoNotMatchTheTokens) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_shard(folder / "a.h5", {10, 10});
-  std::string bytes = read_file(path);
+  std::string bytes = bytes_of(path);
   const int64_t offsets[] = {0, 10, 20}, damaged[] = {0, 11, 20};
   const size_t at = bytes.find(std::string(reinterpret_cast<const char*>(offsets), sizeof offsets));
   ASSERT_NE(at, std::string::npos);
   bytes.replace(at, sizeof damaged, reinterpret_cast<const char*>(damaged), sizeof damaged);
-  write_file(path, bytes);
+  write_bytes(path, bytes);
   const TokenDataset dataset = open({path}, 32);
   Batch batch;
   expect_contains(message_of<DataError>([&] { dataset.append_row(0, batch); }),
@@ -323,9 +323,9 @@ TEST(TokenDataset, NoticesOffsetsThatDoNotMatchTheTokens) {
 // ---- Files
 
 TEST(ListInputs, ListsFoldersSortedAndKeepsNamedFiles) {
-  TempFolder folder;
+  TemporaryFolder folder;
   for (const char* name : {"d/b.h5", "d/a.h5", "d/sub/c.h5", "d/notes.txt", "d/x.h5.part", "named.bin"})
-    write_file(folder / name, "x");
+    write_bytes(folder / name, "x");
   EXPECT_EQ(
       paths_of(list_inputs({folder / "named.bin", folder / "d"}, ".h5")),
       (std::vector<std::string>{folder / "named.bin", folder / "d/a.h5", folder / "d/b.h5", folder / "d/sub/c.h5"}));
@@ -333,8 +333,8 @@ TEST(ListInputs, ListsFoldersSortedAndKeepsNamedFiles) {
 }
 
 TEST(ListInputs, NamesThePathThatIsWrong) {
-  TempFolder folder;
-  write_file(folder / "d/a.txt", "x");
+  TemporaryFolder folder;
+  write_bytes(folder / "d/a.txt", "x");
   expect_contains(message_of<DataError>([&] { list_inputs({folder / "none"}, ".h5"); }), "none: does not exist");
   expect_contains(message_of<DataError>([&] { list_inputs({folder / "d"}, ".h5"); }), "d: the folder holds no *.h5 files");
   std::filesystem::create_directory(folder / "empty");
@@ -343,8 +343,8 @@ TEST(ListInputs, NamesThePathThatIsWrong) {
 
 // A file that counted twice could be trained on and held out at the same time.
 TEST(ListInputs, TakesAFileOnceWhateverLeadsToIt) {
-  TempFolder folder;
-  write_file(folder / "d/a.txt", "x");
+  TemporaryFolder folder;
+  write_bytes(folder / "d/a.txt", "x");
   std::filesystem::create_symlink(folder / "d/a.txt", folder / "link.txt");
   const InputList list = list_inputs({folder / "d", folder / "d/a.txt", folder / "link.txt"}, ".txt");
   EXPECT_EQ(paths_of(list), std::vector<std::string>{folder / "d/a.txt"});
@@ -362,10 +362,10 @@ std::string text_of(const TokenShard& shard) {
 }
 
 TEST(TokenizeFiles, MakesADocumentOfEachTextFile) {
-  TempFolder folder;
-  write_file(folder / "t/a.txt", "one");
-  write_file(folder / "t/c.txt", "");
-  write_file(folder / "t/d.txt", "dré\n");
+  TemporaryFolder folder;
+  write_bytes(folder / "t/a.txt", "one");
+  write_bytes(folder / "t/c.txt", "");
+  write_bytes(folder / "t/d.txt", "dré\n");
   const ShardInfo info = tokenize_files(paths_of(list_inputs({folder / "t"})), folder / "out.h5");
   EXPECT_EQ(info.num_documents, 3);
   EXPECT_EQ(info.vocab_size, 258);
@@ -375,18 +375,18 @@ TEST(TokenizeFiles, MakesADocumentOfEachTextFile) {
 }
 
 TEST(TokenizeFiles, ReadsFilesLargerThanItsBuffer) {
-  TempFolder folder;
+  TemporaryFolder folder;
   std::string text;
   while (text.size() < (2 << 20) + 100) text += std::to_string(text.size()) + ' ';
-  write_file(folder / "a.txt", text);
+  write_bytes(folder / "a.txt", text);
   tokenize_files({folder / "a.txt"}, folder / "out.h5");
   EXPECT_EQ(text_of(TokenShard(folder / "out.h5")), text + '|');
 }
 
 TEST(TokenizeFiles, KeepsAShardOfTheSameContents) {
-  TempFolder folder;
-  write_file(folder / "t/a.txt", "one");
-  write_file(folder / "t/b.txt", "two");
+  TemporaryFolder folder;
+  write_bytes(folder / "t/a.txt", "one");
+  write_bytes(folder / "t/b.txt", "two");
   const std::string out = folder / "out.h5";
   auto tokenize = [&](const std::string& from) {
     const auto before =
@@ -398,12 +398,12 @@ TEST(TokenizeFiles, KeepsAShardOfTheSameContents) {
   EXPECT_FALSE(tokenize("t"));
   std::filesystem::rename(folder / "t", folder / "moved");
   EXPECT_FALSE(tokenize("moved"));
-  write_file(folder / "moved/b.txt", "zwei");
+  write_bytes(folder / "moved/b.txt", "zwei");
   EXPECT_TRUE(tokenize("moved"));
   EXPECT_EQ(text_of(TokenShard(out)), "one|zwei|");
   // The same bytes in other documents are other data.
-  write_file(folder / "moved/a.txt", "onez");
-  write_file(folder / "moved/b.txt", "wei");
+  write_bytes(folder / "moved/a.txt", "onez");
+  write_bytes(folder / "moved/b.txt", "wei");
   EXPECT_TRUE(tokenize("moved"));
   EXPECT_EQ(text_of(TokenShard(out)), "onez|wei|");
   // A shard that is not whole is replaced.
@@ -413,17 +413,17 @@ TEST(TokenizeFiles, KeepsAShardOfTheSameContents) {
 }
 
 TEST(TokenizeFiles, NamesWhatItCannotUse) {
-  TempFolder folder;
-  write_file(folder / "a.bin", std::string(10, '\0'));
+  TemporaryFolder folder;
+  write_bytes(folder / "a.bin", std::string(10, '\0'));
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "a.bin"}, folder / "out.h5"); }),
                   (folder / "a.bin") + ": holds a NUL byte at 0, so it is not text; take it out");
-  write_file(folder / "u.txt", "\xff\xfeh");
+  write_bytes(folder / "u.txt", "\xff\xfeh");
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "u.txt"}, folder / "out.h5"); }), "is UTF-16, not UTF-8");
-  write_file(folder / "g.txt", "\x1f\x8b\x08");
+  write_bytes(folder / "g.txt", "\x1f\x8b\x08");
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "g.txt"}, folder / "out.h5"); }), "is a gzip file, not text");
   EXPECT_THROW(tokenize_files({}, folder / "out.h5"), DataError);
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "none.txt"}, folder / "out.h5"); }), "none.txt");
-  write_file(folder / "a.txt", "text");
+  write_bytes(folder / "a.txt", "text");
   expect_contains(message_of<IoError>([&] { tokenize_files({folder / "a.txt"}, folder / "none/out.h5"); }),
                   "none/out.h5");
   EXPECT_FALSE(std::filesystem::exists(folder / "out.h5"));

@@ -45,7 +45,7 @@ std::vector<uint32_t> read_all(const TokenShard& shard) {
 // ---- Round trip
 
 TEST(TokenShard, ReturnsWhatWasWritten) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = folder / "a.h5";
   TokenShardWriter writer(path, 300, 299, "letters", "0123abcd");
   writer.add_document(std::vector<uint32_t>{1, 2, 3});
@@ -77,7 +77,7 @@ TEST(TokenShard, ReturnsWhatWasWritten) {
 }
 
 TEST(TokenShard, StoresWideIdsAndLongDocumentsExactly) {
-  TempFolder folder;
+  TemporaryFolder folder;
   for (int64_t vocab : {1 << 16, 100000}) {
     const std::string path = folder / std::to_string(vocab);
     std::mt19937 random(1);
@@ -98,7 +98,7 @@ TEST(TokenShard, StoresWideIdsAndLongDocumentsExactly) {
 }
 
 TEST(TokenShard, MayBeEmpty) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const TokenShard shard(write_shard(folder / "empty.h5", {}));
   EXPECT_EQ(shard.info().num_tokens, 0);
   EXPECT_EQ(shard.info().num_documents, 0);
@@ -106,9 +106,9 @@ TEST(TokenShard, MayBeEmpty) {
 }
 
 TEST(TokenShard, IsTheSameFileForTheSameTokens) {
-  TempFolder folder;
-  const std::string bytes = read_file(write_shard(folder / "a.h5", {5, 3}));
-  EXPECT_EQ(read_file(write_shard(folder / "b.h5", {5, 3})), bytes);
+  TemporaryFolder folder;
+  const std::string bytes = bytes_of(write_shard(folder / "a.h5", {5, 3}));
+  EXPECT_EQ(bytes_of(write_shard(folder / "b.h5", {5, 3})), bytes);
   // Neither tells when it was written.
   int headers = 0;
   for (size_t at = bytes.find("OHDR"); at != bytes.npos; at = bytes.find("OHDR", at + 1), ++headers)
@@ -117,7 +117,7 @@ TEST(TokenShard, IsTheSameFileForTheSameTokens) {
 }
 
 TEST(TokenShard, CanBeReadByManyThreads) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const TokenShard shard(write_shard(folder / "a.h5", std::vector<int64_t>(100, 77)));
   const std::vector<uint32_t> expected = read_all(shard);
   std::vector<std::thread> threads;
@@ -133,7 +133,7 @@ TEST(TokenShard, CanBeReadByManyThreads) {
 // ---- Writer
 
 TEST(TokenShardWriter, LeavesNothingBehindWithoutClose) {
-  TempFolder folder;
+  TemporaryFolder folder;
   {
     TokenShardWriter writer(folder / "a.h5", 10, 9, "t", "d");
     writer.add_document(std::vector<uint32_t>(100000, 3));
@@ -142,7 +142,7 @@ TEST(TokenShardWriter, LeavesNothingBehindWithoutClose) {
 }
 
 TEST(TokenShardWriter, NamesThePathThatCannotBeWritten) {
-  TempFolder folder;
+  TemporaryFolder folder;
   expect_contains(message_of<IoError>([&] { TokenShardWriter(folder / "none/a.h5", 10, 9, "t", "d"); }), "none/a.h5");
   std::filesystem::create_directory(folder / "b.h5.part");
   TokenShardWriter writer(folder / "b.h5", 10, 9, "t", "d");
@@ -155,7 +155,7 @@ TEST(TokenShardWriter, NamesThePathThatCannotBeWritten) {
 }
 
 TEST(TokenShardWriter, ReportsAFullDisk) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const pid_t child = ::fork();
   if (child == 0) {
     std::signal(SIGXFSZ, SIG_IGN);  // so that a write behind this size fails
@@ -175,7 +175,7 @@ TEST(TokenShardWriter, ReportsAFullDisk) {
 }
 
 TEST(TokenShardWriter, RefusesWhatItsReaderWouldRefuse) {
-  TempFolder folder;
+  TemporaryFolder folder;
   TokenShardWriter writer(folder / "a.h5", 10, 9, "t", "d");
   writer.add_document(std::vector<uint32_t>{1});
   expect_contains(message_of<DataError>([&] {
@@ -190,7 +190,7 @@ TEST(TokenShardWriter, RefusesWhatItsReaderWouldRefuse) {
 }
 
 TEST(TokenShardWriter, LeavesNoShardWhenItIsKilled) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = folder / "a.h5";
   const pid_t child = ::fork();
   if (child == 0) {
@@ -305,7 +305,7 @@ void replace_attribute(hid_t file, const char* name, const std::string& value) {
 }
 
 TEST(TokenShard, ReadsEveryVersionThatLibhdf5Writes) {
-  TempFolder folder;
+  TemporaryFolder folder;
   for (H5F_libver_t version : {H5F_LIBVER_EARLIEST, H5F_LIBVER_V18, H5F_LIBVER_V110}) {
     for (hid_t type : {H5T_STD_U16LE, H5T_STD_U32LE}) {
       ShardSpec spec{.version = version, .tokens = {type, {5}}};
@@ -319,7 +319,7 @@ TEST(TokenShard, ReadsEveryVersionThatLibhdf5Writes) {
 }
 
 TEST(TokenShard, UnderstandsIntegersOfEveryWidth) {
-  TempFolder folder;
+  TemporaryFolder folder;
   auto vocabulary = [&](hid_t type, auto value) {
     const std::string path = write_hdf5(folder / "a.h5", {.change = [&](hid_t file) {
                                           H5Adelete(file, "vocab_size");
@@ -336,7 +336,7 @@ TEST(TokenShard, UnderstandsIntegersOfEveryWidth) {
 }
 
 TEST(TokenShard, IsWhatLibhdf5Reads) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const TokenShard shard(write_shard(folder / "a.h5", {30, 1, 12}, 500));
   const std::vector<uint32_t> expected = read_all(shard);
   const hid_t file = H5Fopen((folder / "a.h5").c_str(), H5F_ACC_RDONLY, H5P_DEFAULT);
@@ -538,7 +538,7 @@ std::vector<BrokenCase> broken_cases() {
 }
 
 TEST(BrokenShard, IsRefusedWithItsReason) {
-  TempFolder folder;
+  TemporaryFolder folder;
   for (const BrokenCase& c : broken_cases()) {
     SCOPED_TRACE(c.name);
     const std::string path = write_hdf5(folder / "a.h5", c.spec);
@@ -549,7 +549,7 @@ TEST(BrokenShard, IsRefusedWithItsReason) {
 }
 
 TEST(BrokenShard, IsRefusedInEveryVersion) {
-  TempFolder folder;
+  TemporaryFolder folder;
   for (BrokenCase& c : broken_cases())
     for (H5F_libver_t version : {H5F_LIBVER_V18, H5F_LIBVER_V110}) {
       SCOPED_TRACE(c.name);
@@ -560,7 +560,7 @@ TEST(BrokenShard, IsRefusedInEveryVersion) {
 }
 
 TEST(BrokenShard, WithAnIdOutsideTheVocabularyFailsWhereItIsRead) {
-  TempFolder folder;
+  TemporaryFolder folder;
   for (int64_t id : {10, 65535}) {
     const std::string path = write_hdf5(folder / "a.h5", {.token_values = {1, 2, 9, id, 9}});
     const TokenShard shard(path);
@@ -575,40 +575,40 @@ TEST(BrokenShard, WithAnIdOutsideTheVocabularyFailsWhereItIsRead) {
 }
 
 TEST(BrokenShard, WhoseChunkRankContradictsItsShapeIsRefused) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_hdf5(folder / "a.h5", {.tokens = {H5T_STD_U16LE, {5}, Storage::kChunked}});
-  std::string bytes = read_file(path);
+  std::string bytes = bytes_of(path);
   // Layout message: version 3, chunked, rank + 1.
   const size_t at = bytes.find(std::string("\x03\x02\x02", 3));
   ASSERT_NE(at, std::string::npos);
   for (char rank : {'\x00', '\x01', '\x05', '\x21'}) {
     bytes[at + 2] = rank;
-    write_file(path, bytes);
+    write_bytes(path, bytes);
     expect_contains(message_of<DataError>([&] { TokenShard{path}; }), "tokens: expected contiguous storage");
   }
 }
 
 TEST(BrokenShard, WhoseHeaderContinuesInItselfIsRefused) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_hdf5(folder / "a.h5", ShardSpec{});
-  std::string bytes = read_file(path);
+  std::string bytes = bytes_of(path);
   // Continuation message: kind 16, 16 bytes, no flags; then where it continues, and for how long.
   const size_t at = bytes.find(std::string("\x10\0\x10\0\0\0\0\0", 8));
   ASSERT_NE(at, std::string::npos);
   const uint64_t itself[] = {at, 24};
   bytes.replace(at + 8, sizeof itself, reinterpret_cast<const char*>(itself), sizeof itself);
-  write_file(path, bytes);
+  write_bytes(path, bytes);
   expect_contains(message_of<DataError>([&] { TokenShard{path}; }), "its header continues more than 64 times");
 }
 
 TEST(BrokenShard, ThatIsCutOrLongerIsRefusedWithBothSizes) {
-  TempFolder folder;
+  TemporaryFolder folder;
   for (const std::string& whole :
-       {read_file(write_shard(folder / "a.h5", {40, 2, 70})), read_file(write_hdf5(folder / "b.h5", ShardSpec{}))}) {
+       {bytes_of(write_shard(folder / "a.h5", {40, 2, 70})), bytes_of(write_hdf5(folder / "b.h5", ShardSpec{}))}) {
     const std::string path = folder / "cut.h5";
     for (size_t i = 0; i < 50; ++i) {
       const size_t size = whole.size() * i / 50;
-      write_file(path, whole.substr(0, size));
+      write_bytes(path, whole.substr(0, size));
       const std::string message = message_of<DataError>([&] { TokenShard{path}; });
       expect_contains(message, path);
       if (size >= 96) {
@@ -616,9 +616,9 @@ TEST(BrokenShard, ThatIsCutOrLongerIsRefusedWithBothSizes) {
         expect_contains(message, concat(size));
       }
     }
-    write_file(path, whole.substr(0, whole.size() - 1));
+    write_bytes(path, whole.substr(0, whole.size() - 1));
     EXPECT_THROW(TokenShard{path}, DataError);
-    write_file(path, whole + '\0');
+    write_bytes(path, whole + '\0');
     expect_contains(
         message_of<DataError>([&] { TokenShard{path}; }),
         concat("longer than its superblock says: ", whole.size(), " bytes expected, the file has ", whole.size() + 1));
@@ -626,7 +626,7 @@ TEST(BrokenShard, ThatIsCutOrLongerIsRefusedWithBothSizes) {
 }
 
 TEST(BrokenShard, ThatIsNoHdf5FileIsRefused) {
-  TempFolder folder;
+  TemporaryFolder folder;
   auto refusal = [&](const std::string& name) {
     const std::string message = message_of<DataError>([&] { TokenShard{folder / name}; });
     expect_contains(message, folder / name);
@@ -635,21 +635,21 @@ TEST(BrokenShard, ThatIsNoHdf5FileIsRefused) {
   expect_contains(refusal("missing.h5"), "No such file");
   std::filesystem::create_directory(folder / "folder.h5");
   expect_contains(refusal("folder.h5"), "found a folder");
-  write_file(folder / "empty.h5", "");
+  write_bytes(folder / "empty.h5", "");
   expect_contains(refusal("empty.h5"), "is empty");
-  write_file(folder / "text.h5", "Once upon a time there was a file that was not a shard.\n");
+  write_bytes(folder / "text.h5", "Once upon a time there was a file that was not a shard.\n");
   expect_contains(refusal("text.h5"), "does not start with the HDF5 signature");
-  write_file(folder / "short.h5", "\x89HDF");
+  write_bytes(folder / "short.h5", "\x89HDF");
   expect_contains(refusal("short.h5"), "is truncated");
 }
 
 TEST(BrokenShard, WithAnotherSuperblockIsRefused) {
-  TempFolder folder;
-  const std::string path = folder / "a.h5", whole = read_file(write_shard(path, {4}));
+  TemporaryFolder folder;
+  const std::string path = folder / "a.h5", whole = bytes_of(write_shard(path, {4}));
   auto refusal = [&](size_t at, char value) {
     std::string bytes = whole;
     bytes[at] = value;
-    write_file(path, bytes);
+    write_bytes(path, bytes);
     return message_of<DataError>([&] { TokenShard{path}; });
   };
   expect_contains(refusal(8, 1), "superblock version 1 is not supported");
@@ -660,7 +660,7 @@ TEST(BrokenShard, WithAnotherSuperblockIsRefused) {
 }
 
 TEST(BrokenShard, ThatWasNotClosedIsRefused) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_hdf5(folder / "a.h5", {.version = H5F_LIBVER_V110});
   const pid_t child = ::fork();
   if (child == 0) {
@@ -678,8 +678,8 @@ TEST(BrokenShard, ThatWasNotClosedIsRefused) {
 
 // Everything but tokens and offsets lies under a checksum, so nothing else can change unnoticed.
 TEST(BrokenShard, IsNeverReadWithADamagedByteOutsideItsData) {
-  TempFolder folder;
-  const std::string path = folder / "a.h5", whole = read_file(write_shard(path, {40, 2, 70}));
+  TemporaryFolder folder;
+  const std::string path = folder / "a.h5", whole = bytes_of(write_shard(path, {40, 2, 70}));
   std::string token_bytes;
   for (uint32_t token : read_all(TokenShard(path)))
     token_bytes += {static_cast<char>(token), static_cast<char>(token >> 8)};
@@ -692,7 +692,7 @@ TEST(BrokenShard, IsNeverReadWithADamagedByteOutsideItsData) {
   for (size_t at = random() % 4; at < whole.size(); at += 1 + random() % 7) {
     std::string bytes = whole;
     bytes[at] = static_cast<char>(bytes[at] ^ (1 + random() % 255));
-    write_file(path, bytes);
+    write_bytes(path, bytes);
     bool was_read = true;
     try {
       read_all(TokenShard(path));
@@ -708,14 +708,14 @@ TEST(BrokenShard, IsNeverReadWithADamagedByteOutsideItsData) {
 
 // Superblock 0 has no checksums: a damaged file may be read, but never crashes.
 TEST(BrokenShard, OfAnOldVersionNeverCrashes) {
-  TempFolder folder;
-  const std::string path = folder / "a.h5", whole = read_file(write_hdf5(path, ShardSpec{}));
+  TemporaryFolder folder;
+  const std::string path = folder / "a.h5", whole = bytes_of(write_hdf5(path, ShardSpec{}));
   std::mt19937 random(4);
   int refused = 0;
   for (int i = 0; i < 300; ++i) {
     std::string bytes = whole;
     for (int n = 0; n <= i % 3; ++n) bytes[random() % bytes.size()] ^= static_cast<char>(1 + random() % 255);
-    write_file(path, bytes);
+    write_bytes(path, bytes);
     try {
       read_all(TokenShard(path));
     } catch (const DataError&) {
@@ -728,7 +728,7 @@ TEST(BrokenShard, OfAnOldVersionNeverCrashes) {
 // ---- What happens to a file that is open
 
 TEST(OpenShard, ThatIsCutNamesTheMissingBytes) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_shard(folder / "a.h5", {40});
   const TokenShard shard(path);
   std::filesystem::resize_file(path, 100);
@@ -736,7 +736,7 @@ TEST(OpenShard, ThatIsCutNamesTheMissingBytes) {
 }
 
 TEST(OpenShard, IsReadAgainWhenAReadFails) {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string path = write_shard(folder / "a.h5", {40});
   const TokenShard shard(path);
   const std::vector<uint32_t> expected = read_all(shard);

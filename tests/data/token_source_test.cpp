@@ -126,7 +126,7 @@ class LargeSource : public ::testing::Test {
     return found;
   }
 
-  TempFolder folder_;
+  TemporaryFolder folder_;
   std::vector<std::string> paths_;
   std::vector<std::vector<int64_t>> lengths_;
 };
@@ -200,9 +200,9 @@ TEST_F(LargeSource, StoresItsCountsBesideTheData) {
 
   // What is damaged is made again.
   for (const std::string& index : indices()) {
-    std::string bytes = read_file(index);
+    std::string bytes = bytes_of(index);
     bytes[bytes.size() / 2] ^= 4;
-    write_file(index, bytes);
+    write_bytes(index, bytes);
   }
   const TokenSource counted = open();
   EXPECT_FALSE(counted.was_stored());
@@ -220,13 +220,13 @@ TEST_F(LargeSource, StoresItsCountsBesideTheData) {
 }
 
 TEST_F(LargeSource, NamesDamagedOffsets) {
-  std::string bytes = read_file(paths_[2]);
+  std::string bytes = bytes_of(paths_[2]);
   const std::vector<int64_t> offsets = TokenShard(paths_[2]).document_offsets();
   const std::string pair(reinterpret_cast<const char*>(&offsets[150'000]), 16);
   const size_t at = bytes.find(pair);
   ASSERT_NE(at, bytes.npos);
   bytes[at + 3] ^= 1;
-  write_file(paths_[2], bytes);
+  write_bytes(paths_[2], bytes);
   expect_contains(message_of<DataError>([&] { open(); }), "2.h5: document_offsets: expected ascending values");
   expect_contains(message_of<DataError>([&] { TokenShard shard(paths_[2]); }), "expected ascending values");
 }
@@ -247,7 +247,7 @@ class FileLimit {
 
 TEST(TokenSource, ReadsMoreShardsThanFilesMayBeOpen) {
   const FileLimit limit(PooledFile::kMaxOpen + 40);
-  TempFolder folder;
+  TemporaryFolder folder;
   std::vector<std::string> paths;
   for (int i = 0; i < 600; ++i) paths.push_back(write_shard(folder / concat(i, ".h5"), {3, 4}, 7 * i));
   const TokenDataset dataset("many", paths, 8, Split::kTrain, 0), other("many", paths, 8, Split::kValidation, 0.5);
@@ -258,7 +258,7 @@ TEST(TokenSource, ReadsMoreShardsThanFilesMayBeOpen) {
 }
 
 TEST(TokenSource, NoticesAShardThatChangesWhileItIsUsed) {
-  TempFolder folder;
+  TemporaryFolder folder;
   std::vector<std::string> paths;
   for (size_t i = 0; i < PooledFile::kMaxOpen + 2; ++i) paths.push_back(write_shard(folder / concat(i, ".h5"), {4}));
   const TokenDataset dataset("changing", paths, 4, Split::kTrain, 0);  // the first file is closed by now

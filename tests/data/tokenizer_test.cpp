@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "data/tokenizer/bpe_tokenizer.h"
@@ -13,18 +11,13 @@
 #include "data/tokenizer/unicode.h"
 #include "kernels/core/error.h"
 #include "kernels/core/sha256.h"
-#include "tests/testing.h"
+#include "tests/file_testing.h"
 
 namespace braid {
 namespace {
 
+using namespace braid::testing;
 using Json = nlohmann::json;
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  EXPECT_TRUE(file.is_open()) << path;
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 std::string tokenizer_path(const std::string& name) { return concat(BRAID_SOURCE_FOLDER "/tests/data/tokenizers/", name, ".json"); }
 
@@ -75,7 +68,7 @@ TEST(BpeTokenizer, GivesTheIdsOfTheTokenizersPackage) {
   for (const char* name : {"qwen", "gpt4", "chained"}) {
     SCOPED_TRACE(name);
     const auto tokenizer = open_tokenizer(tokenizer_path(name));
-    const Json cases = Json::parse(read_file(tokenizer_path(concat(name, "_cases"))));
+    const Json cases = Json::parse(bytes_of(tokenizer_path(concat(name, "_cases"))));
     ASSERT_GT(cases["cases"].size(), 80u);
     const auto encoder = tokenizer->encoder();
     for (int repetition : {1, 2})  // from memory, too
@@ -92,7 +85,7 @@ TEST(BpeTokenizer, HasTheIdentityOfItsFile) {
   EXPECT_EQ(tokenizer->name(), "bpe");
   EXPECT_EQ(tokenizer->vocab_size(), 644);
   EXPECT_EQ(tokenizer->end_of_document(), 0);
-  EXPECT_EQ(tokenizer->file(), read_file(tokenizer_path("qwen")));
+  EXPECT_EQ(tokenizer->file(), bytes_of(tokenizer_path("qwen")));
   EXPECT_EQ(tokenizer->digest(), sha256(tokenizer->file()));
   EXPECT_EQ(open_tokenizer(tokenizer_path("qwen"), "<think>")->end_of_document(), 640);
 }
@@ -117,7 +110,7 @@ TEST(BpeTokenizer, CountsWhatItRepaired) {
 
 // Every error names the file and what is wrong in it.
 TEST(BpeTokenizer, RefusesWhatItDoesNotUnderstand) {
-  const Json good = Json::parse(read_file(tokenizer_path("qwen")));
+  const Json good = Json::parse(bytes_of(tokenizer_path("qwen")));
   const auto error = [&](auto&& change) {
     Json json = good;
     change(json);
@@ -164,12 +157,12 @@ TEST(BpeTokenizer, RefusesWhatItDoesNotUnderstand) {
 
 // The merges are those of the `tokenizers` package: scripts/make_tokenizer_cases.py.
 TEST(BpeTrainer, LearnsTheMergesOfTheTokenizersPackage) {
-  const std::string text = read_file(BRAID_SOURCE_FOLDER "/tests/data/tokenizers/training.txt");
+  const std::string text = bytes_of(BRAID_SOURCE_FOLDER "/tests/data/tokenizers/training.txt");
   BpeTrainer trainer;
   trainer.add(text);
   const BpeTrainer::Result result = trainer.train(900);
   EXPECT_EQ(result.vocab_size, 900);
-  const Json found = Json::parse(result.json), expected = Json::parse(read_file(tokenizer_path("trained")));
+  const Json found = Json::parse(result.json), expected = Json::parse(bytes_of(tokenizer_path("trained")));
   EXPECT_EQ(found["model"]["vocab"], expected["vocab"]);
   EXPECT_EQ(found["model"]["merges"], expected["merges"]);
   const BpeTokenizer tokenizer("trained", result.json, "");

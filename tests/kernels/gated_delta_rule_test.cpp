@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -220,16 +221,6 @@ TEST(GatedDeltaRule, AcceptsNoTokens) {
   run_recurrent(in, zeros_f64({0, 4, 24}), Segments::packed({}));
 }
 
-template <class E>
-void expect_error(const char* message, const std::function<void()>& call) {
-  try {
-    call();
-    FAIL() << "expected: " << message;
-  } catch (const E& e) {
-    EXPECT_STREQ(e.what(), message);
-  }
-}
-
 TEST(GatedDeltaRule, NamesTheTensorOfAWrongShapeOrDtype) {
   Context ctx = Context::cpu();
   const Segments segments = Segments::whole_rows(1, 3);
@@ -238,29 +229,35 @@ TEST(GatedDeltaRule, NamesTheTensorOfAWrongShapeOrDtype) {
   for (const Forward forward : {kChunked, kRecurrent}) {
     DeltaRuleInputs wrong = in;
     wrong.k = zeros_f64({3, 2, 15});
-    expect_error<ShapeError>("k: expected shape (3, 2, 16), got (3, 2, 15)", [&] { forward(ctx, o, wrong, segments); });
+    EXPECT_EQ(message_of<ShapeError>([&] { forward(ctx, o, wrong, segments); }),
+              "k: expected shape (3, 2, 16), got (3, 2, 15)");
     wrong = in;
     wrong.log_decay = zeros({3, 4}, DType::kF32);
-    expect_error<DTypeError>("log_decay: expected dtype F64, got F32", [&] { forward(ctx, o, wrong, segments); });
+    EXPECT_EQ(message_of<DTypeError>([&] { forward(ctx, o, wrong, segments); }),
+              "log_decay: expected dtype F64, got F32");
     wrong = random_inputs(3, {.Hk = 2, .Hv = 3});
-    expect_error<ShapeError>("v: expected a multiple of 2 heads, got 3", [&] {
-      forward(ctx, zeros_f64({3, 3, 24}), wrong, segments);
-    });
-    expect_error<ShapeError>("o: expected shape (3, 4, 24), got (3, 4, 23)", [&] {
-      forward(ctx, zeros_f64({3, 4, 23}), in, segments);
-    });
-    expect_error<ShapeError>("q: expected 4 tokens, got 3", [&] { forward(ctx, o, in, Segments::whole_rows(1, 4)); });
+    EXPECT_EQ(message_of<ShapeError>([&] {
+                forward(ctx, zeros_f64({3, 3, 24}), wrong, segments);
+              }),
+              "v: expected a multiple of 2 heads, got 3");
+    EXPECT_EQ(message_of<ShapeError>([&] {
+                forward(ctx, zeros_f64({3, 4, 23}), in, segments);
+              }),
+              "o: expected shape (3, 4, 24), got (3, 4, 23)");
+    EXPECT_EQ(message_of<ShapeError>([&] { forward(ctx, o, in, Segments::whole_rows(1, 4)); }),
+              "q: expected 4 tokens, got 3");
   }
   const auto chunked = [](Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
                           const Segments& segments) { gated_delta_rule_backward(ctx, d_in, d_o, in, segments); };
   for (auto backward : {+chunked, gated_delta_rule_recurrent_backward}) {
     DeltaRuleInputs d_in = in;
     d_in.beta = zeros_f64({3, 5});
-    expect_error<ShapeError>("d_beta: expected shape (3, 4), got (3, 5)",
-                             [&] { backward(ctx, d_in, o, in, segments); });
-    expect_error<ShapeError>("d_o: expected shape (3, 4, 24), got (3, 4, 23)", [&] {
-      backward(ctx, in, zeros_f64({3, 4, 23}), in, segments);
-    });
+    EXPECT_EQ(message_of<ShapeError>([&] { backward(ctx, d_in, o, in, segments); }),
+              "d_beta: expected shape (3, 4), got (3, 5)");
+    EXPECT_EQ(message_of<ShapeError>([&] {
+                backward(ctx, in, zeros_f64({3, 4, 23}), in, segments);
+              }),
+              "d_o: expected shape (3, 4, 24), got (3, 4, 23)");
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -181,30 +182,20 @@ TEST(GdnInputs, PackedDocumentsHaveTheBitsOfSeparateOnes) {
   }
 }
 
-template <class E>
-void expect_error(const char* message, const std::function<void()>& call) {
-  try {
-    call();
-    FAIL() << "expected: " << message;
-  } catch (const E& e) {
-    EXPECT_STREQ(e.what(), message);
-  }
-}
-
 TEST(GdnInputs, NamesTheTensorOfAWrongShapeOrDtype) {
   const Segments segments = Segments::whole_rows(1, 3);
   Case c(segments);
   c.weights.conv = zeros_f64({32, 1, 3});
-  expect_error<ShapeError>("conv: expected shape (32, 1, 4), got (32, 1, 3)", [&] { c.forward(); });
+  EXPECT_EQ(message_of<ShapeError>([&] { c.forward(); }), "conv: expected shape (32, 1, 4), got (32, 1, 3)");
   c = Case(segments);
   c.out.rule.beta = zeros({3, 4}, DType::kF32);
-  expect_error<DTypeError>("beta: expected dtype F64, got F32", [&] { c.forward(); });
+  EXPECT_EQ(message_of<DTypeError>([&] { c.forward(); }), "beta: expected dtype F64, got F32");
   c = Case(segments);
   c.d_x.ba = zeros_f64({3, 7});
-  expect_error<ShapeError>("d_ba: expected shape (3, 8), got (3, 7)", [&] { c.backward(); });
+  EXPECT_EQ(message_of<ShapeError>([&] { c.backward(); }), "d_ba: expected shape (3, 8), got (3, 7)");
   c = Case(segments);
   c.segments = Segments::whole_rows(1, 4);
-  expect_error<ShapeError>("qkvz: expected 4 tokens, got 3", [&] { c.forward(); });
+  EXPECT_EQ(message_of<ShapeError>([&] { c.forward(); }), "qkvz: expected 4 tokens, got 3");
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "kernels/random.h"
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -90,12 +91,8 @@ TEST(FillNormal, RoundsOnceToFloat) {
 
 TEST(FillNormal, NamesTheTensorOfAWrongDtype) {
   Context ctx = Context::cpu();
-  try {
-    fill_normal(ctx, zeros({4}, DType::kI64), 0, 1, 0, 0, 0);
-    FAIL();
-  } catch (const DTypeError& e) {
-    EXPECT_STREQ(e.what(), "x: expected F32 or F64, got I64");
-  }
+  EXPECT_EQ(message_of<DTypeError>([&] { fill_normal(ctx, zeros({4}, DType::kI64), 0, 1, 0, 0, 0); }),
+            "x: expected F32 or F64, got I64");
 }
 
 }  // namespace

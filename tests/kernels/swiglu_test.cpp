@@ -1,5 +1,6 @@
 #include "kernels/swiglu.h"
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -40,18 +41,12 @@ TEST(SwiGlu, StaysFiniteFarFromZero) {
 TEST(SwiGlu, NamesTheTensorOfAWrongShapeOrDtype) {
   Context ctx = Context::cpu();
   Tensor x = zeros_f64({3, 8});
-  try {
-    swiglu_forward(ctx, x, x, x, zeros_f64({3}));
-    FAIL();
-  } catch (const ShapeError& e) {
-    EXPECT_STREQ(e.what(), "gate: expected shape (3, 1), got (3)");
-  }
-  try {
-    swiglu_backward(ctx, x, zeros({3, 8}, DType::kF32), zeros_f64({3, 1}), x, x, x, zeros_f64({3, 1}));
-    FAIL();
-  } catch (const DTypeError& e) {
-    EXPECT_STREQ(e.what(), "d_b: expected dtype F64, got F32");
-  }
+  EXPECT_EQ(message_of<ShapeError>([&] { swiglu_forward(ctx, x, x, x, zeros_f64({3})); }),
+            "gate: expected shape (3, 1), got (3)");
+  EXPECT_EQ(message_of<DTypeError>([&] {
+              swiglu_backward(ctx, x, zeros({3, 8}, DType::kF32), zeros_f64({3, 1}), x, x, x, zeros_f64({3, 1}));
+            }),
+            "d_b: expected dtype F64, got F32");
 }
 
 }  // namespace

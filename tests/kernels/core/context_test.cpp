@@ -1,5 +1,6 @@
 #include "kernels/core/context.h"
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 // A sanitizer must let an absurd request fail as the system does.
@@ -132,12 +133,8 @@ TEST(Scratch, TakesWhatWasReserved) {
 TEST(Scratch, ReportsMemoryThatCannotBeHad) {
   Context ctx = Context::cpu();
   Scratch scratch(ctx);
-  try {
-    scratch.array<uint8_t>(int64_t{1} << 60);
-    FAIL();
-  } catch (const OutOfMemoryError& e) {
-    EXPECT_STREQ(e.what(), "cannot allocate 1152921504606846976 bytes of scratch");
-  }
+  EXPECT_EQ(message_of<OutOfMemoryError>([&] { scratch.array<uint8_t>(int64_t{1} << 60); }),
+            "cannot allocate 1152921504606846976 bytes of scratch");
   EXPECT_NE(scratch.array<uint8_t>(64), nullptr);  // still usable
 }
 

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "kernels/core/split_float.h"
+#include "kernels/core/temporary_folder.h"
 #include "parallel/rank_text.h"
 #include "tests/model/tiny_config.h"
 #include "tests/parallel/mpi_testing.h"
@@ -25,19 +26,10 @@ struct Layout {
 class LayoutsTest : public ::testing::TestWithParam<OptimizerKind> {
  protected:
   Context ctx_ = Context::cpu();
-  std::string folder_;
+  TemporaryFolder temporary_;
+  std::string folder_ = broadcast_text(ctx_, world(), temporary_.path());  // rank 0's
 
-  void SetUp() override {
-    if (world().rank() == 0) {
-      folder_ = ::testing::TempDir() + "braid_test_XXXXXX";
-      ASSERT_NE(mkdtemp(folder_.data()), nullptr);
-    }
-    folder_ = broadcast_text(ctx_, world(), folder_);
-  }
-  void TearDown() override {
-    world().barrier(ctx_);
-    if (world().rank() == 0) fs::remove_all(folder_);
-  }
+  void TearDown() override { world().barrier(ctx_); }
 
   RunConfig config(int64_t expert, int64_t width = 1) const {
     RunConfig c;

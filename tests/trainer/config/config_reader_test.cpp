@@ -14,7 +14,7 @@
 #include <random>
 #include <sstream>
 
-#include "tests/messages.h"
+#include "tests/file_testing.h"
 #include "tests/testing.h"
 #include "trainer/config/config_visit.h"
 #include "trainer/config/foreign_keys.h"
@@ -31,17 +31,9 @@ const fs::path kRepository = testing::moved("BRAID_SOURCE", BRAID_SOURCE_FOLDER)
 // A folder of config files, removed at the end of the test.
 class ConfigReader : public ::testing::Test {
  protected:
-  ConfigReader() {
-    std::string pattern = (fs::temp_directory_path() / "braid-config-XXXXXX").string();
-    folder_ = fs::canonical(mkdtemp(pattern.data()));
-  }
-  ~ConfigReader() override { fs::remove_all(folder_); }
-
   std::string write(const std::string& name, const std::string& text) const {
     const fs::path path = folder_ / name;
-    fs::create_directories(path.parent_path());
-    fs::remove(path);  // some file systems wait for the disk when a file is cut and rewritten
-    std::ofstream(path, std::ios::binary) << text;
+    write_bytes(path, text);
     return path.string();
   }
   RunConfig read(const std::string& text, const std::vector<std::string>& overrides = {}) const {
@@ -58,7 +50,8 @@ class ConfigReader : public ::testing::Test {
     return message;
   }
 
-  fs::path folder_;
+  TemporaryFolder temporary_;
+  fs::path folder_ = fs::canonical(temporary_.path());
 };
 
 // Every key of the schema with its type: key("data.sources[].name", value).
@@ -804,15 +797,8 @@ TEST_F(ConfigReader, FindsADifferenceInEveryKey) {
 
 // ---- What ships
 
-std::string file_text(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
 TEST(Documentation, ListsEveryKeyAsTheProgramPrintsIt) {
-  const std::string page = file_text(kRepository / "docs/configuration.md");
+  const std::string page = testing::bytes_of(kRepository / "docs/configuration.md");
   const std::string fence = "```yaml\n# braid config print --docs\n";
   const size_t begin = page.find(fence), end = page.find("```\n", begin + fence.size());
   ASSERT_NE(begin, std::string::npos);

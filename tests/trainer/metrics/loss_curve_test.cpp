@@ -6,17 +6,15 @@
 #include <cctype>
 #include <cmath>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 #include <sstream>
 
-#include "kernels/core/error.h"
+#include "tests/file_testing.h"
 
 namespace braid {
 namespace {
 
-namespace fs = std::filesystem;
+using namespace braid::testing;
 
 std::vector<std::string> lines_of(const std::string& text) {
   std::istringstream in(text);
@@ -87,24 +85,15 @@ std::string xml_problem(const std::string& text) {
   return roots == 1 ? "" : "not one root";
 }
 
-class LossCurve : public testing::Test {
+class LossCurve : public FolderTest {
  protected:
-  void SetUp() override {
-    use_locale("C");
-    std::string name = (fs::temp_directory_path() / "braid_curve_XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    dir_ = name;
-  }
-  void TearDown() override {
-    unsetenv("LC_ALL");
-    fs::remove_all(dir_);
-  }
+  void SetUp() override { use_locale("C"); }
+  void TearDown() override { unsetenv("LC_ALL"); }
   static void use_locale(const char* name) { setenv("LC_ALL", name, 1); }
   std::string file(const std::string& text) const {
-    std::ofstream(dir_ + "/metrics.jsonl") << text;
-    return dir_ + "/metrics.jsonl";
+    write_bytes(path("metrics.jsonl"), text);
+    return path("metrics.jsonl");
   }
-  std::string dir_;
 };
 
 TEST_F(LossCurve, ReadsSeriesByName) {
@@ -123,15 +112,10 @@ TEST_F(LossCurve, ReadsSeriesByName) {
 TEST_F(LossCurve, SkipsATornLastLineOnly) {
   EXPECT_EQ(read_curves(file("{\"step\": 1, \"a\": 5}\n{\"step\": 2, \"a\":"), {"a"})[0].points.size(), 1u);
   const std::string path = file("{\"step\": 1, \"a\": 5}\n{\"step\": 2, \"a\":\n{\"step\": 3, \"a\": 4}\n");
-  try {
-    read_curves(path, {"a"});
-    FAIL();
-  } catch (const DataError& e) {
-    EXPECT_EQ(e.what(), path + ":2: is not a line of metrics");
-  }
+  EXPECT_EQ(message_of<DataError>([&] { read_curves(path, {"a"}); }), path + ":2: is not a line of metrics");
   for (const char* line : {"{\"a\": 1}\n", "[1]\n", "{\"step\": \"1\"}\n"})
     EXPECT_THROW(read_curves(file(line), {"a"}), DataError) << line;
-  EXPECT_THROW(read_curves(dir_ + "/absent.jsonl", {"a"}), IoError);
+  EXPECT_THROW(read_curves(folder_ + "/absent.jsonl", {"a"}), IoError);
 }
 
 TEST_F(LossCurve, DrawsAStraightLineInAscii) {

@@ -1,46 +1,29 @@
 #include "trainer/metrics/metrics_writer.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <bit>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
-#include <sstream>
 
-#include "kernels/core/error.h"
+#include "tests/file_testing.h"
 
 namespace braid {
 namespace {
 
+using namespace braid::testing;
 namespace fs = std::filesystem;
 
-class MetricsWriterTest : public testing::Test {
+class MetricsWriterTest : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "braid_metrics_XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    dir_ = name;
-  }
-  void TearDown() override { fs::remove_all(dir_); }
-
-  std::string path(const std::string& name) const { return dir_ + "/" + name; }
-  std::string read(const std::string& name) const {
-    std::ifstream in(path(name), std::ios::binary);
-    std::ostringstream text;
-    text << in.rdbuf();
-    return text.str();
-  }
+  std::string read(const std::string& name) const { return bytes_of(path(name)); }
   void append(const std::string& name, const std::string& text) const {
     std::ofstream(path(name), std::ios::binary | std::ios::app) << text;
   }
-
-  std::string dir_;
 };
 
 MetricsLine train_line(int64_t step, double loss) {
@@ -93,7 +76,7 @@ TEST(MetricsLine, ANameThatIsNotUtf8StopsNothing) {
 }
 
 TEST_F(MetricsWriterTest, CsvHasTheColumnsOfTheFirstTrainingLine) {
-  MetricsWriter writer(dir_, 0);
+  MetricsWriter writer(folder_, 0);
   writer.write_train(train_line(1, 5.5));
   MetricsLine reordered;
   reordered.set("new", 3.0);
@@ -116,7 +99,7 @@ TEST_F(MetricsWriterTest, ResumeCutsLaterStepsAndATornLastLine) {
   validation.set("step", int64_t{2});
   validation.set("val/x/loss", 4.0);
   {
-    MetricsWriter writer(dir_, 0);
+    MetricsWriter writer(folder_, 0);
     for (int64_t step = 1; step <= 3; ++step) {
       writer.write_train(train_line(step, 6.0 - double(step)));
       if (step == 2) writer.write_jsonl(validation);
@@ -125,7 +108,7 @@ TEST_F(MetricsWriterTest, ResumeCutsLaterStepsAndATornLastLine) {
   append("metrics.jsonl", R"({"step": 2, "train/lo)");
   append("metrics.csv", "2,4.");
   {
-    MetricsWriter writer(dir_, 2);
+    MetricsWriter writer(folder_, 2);
     EXPECT_EQ(read("metrics.jsonl"),
               "{\"step\": 1, \"train/loss_lm\": 5.0}\n{\"step\": 2, \"train/loss_lm\": 4.0}\n"
               "{\"step\": 2, \"val/x/loss\": 4.0}\n");
@@ -137,35 +120,35 @@ TEST_F(MetricsWriterTest, ResumeCutsLaterStepsAndATornLastLine) {
 }
 
 TEST_F(MetricsWriterTest, ResumeAtTheLastStepCutsOnlyWhatIsTorn) {
-  MetricsWriter(dir_, 0).write_train(train_line(1, 5.0));
+  MetricsWriter(folder_, 0).write_train(train_line(1, 5.0));
   const std::string jsonl = read("metrics.jsonl"), csv = read("metrics.csv");
   append("metrics.jsonl", R"({"step": 1})");  // whole, but for its end
   append("metrics.csv", "1,2");
-  MetricsWriter writer(dir_, 1);
+  MetricsWriter writer(folder_, 1);
   EXPECT_EQ(read("metrics.jsonl"), jsonl);
   EXPECT_EQ(read("metrics.csv"), csv);
 }
 
 TEST_F(MetricsWriterTest, ResumeAfterPowerLossCutsWhatIsNotALine) {
-  MetricsWriter(dir_, 0).write_train(train_line(1, 5.0));
+  MetricsWriter(folder_, 0).write_train(train_line(1, 5.0));
   const std::string jsonl = read("metrics.jsonl"), csv = read("metrics.csv");
   append("metrics.jsonl", std::string(100, '\0') + "\n");
   append("metrics.csv", "2\n2,4.0,1.0\n");
-  MetricsWriter writer(dir_, 5);
+  MetricsWriter writer(folder_, 5);
   EXPECT_EQ(read("metrics.jsonl"), jsonl);
   EXPECT_EQ(read("metrics.csv"), csv);
 }
 
 TEST_F(MetricsWriterTest, ATornHeaderIsWrittenAgain) {
   append("metrics.csv", "step,train/lo");
-  MetricsWriter writer(dir_, 0);
+  MetricsWriter writer(folder_, 0);
   writer.write_train(train_line(1, 5.0));
   EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n");
 }
 
 TEST_F(MetricsWriterTest, AnUnreadableLineStaysAndSoDoTheGoodOnesBehindIt) {
   {
-    MetricsWriter writer(dir_, 0);
+    MetricsWriter writer(folder_, 0);
     for (int64_t step = 1; step <= 4; ++step) writer.write_train(train_line(step, 5.0));
   }
   for (const char* name : {"metrics.jsonl", "metrics.csv"}) {
@@ -176,15 +159,15 @@ TEST_F(MetricsWriterTest, AnUnreadableLineStaysAndSoDoTheGoodOnesBehindIt) {
     std::ofstream(path(name), std::ios::binary) << text;
   }
   const std::string jsonl = read("metrics.jsonl"), csv = read("metrics.csv");
-  MetricsWriter writer(dir_, 3);
+  MetricsWriter writer(folder_, 3);
   EXPECT_EQ(read("metrics.jsonl"), jsonl.substr(0, jsonl.find("{\"step\": 4")));
   EXPECT_EQ(read("metrics.csv"), csv.substr(0, csv.find("4,")));
 }
 
 TEST_F(MetricsWriterTest, KnowsTheStepOfTheLastValidation) {
-  EXPECT_EQ(MetricsWriter(dir_, 0).last_validation_step(), 0);
+  EXPECT_EQ(MetricsWriter(folder_, 0).last_validation_step(), 0);
   {
-    MetricsWriter writer(dir_, 0);
+    MetricsWriter writer(folder_, 0);
     for (int64_t step = 1; step <= 4; ++step) {
       writer.write_train(train_line(step, 5.0));
       MetricsLine validation;
@@ -193,38 +176,27 @@ TEST_F(MetricsWriterTest, KnowsTheStepOfTheLastValidation) {
       if (step % 2 == 0) writer.write_jsonl(validation);
     }
   }
-  EXPECT_EQ(MetricsWriter(dir_, 4).last_validation_step(), 4);
-  EXPECT_EQ(MetricsWriter(dir_, 3).last_validation_step(), 2);
+  EXPECT_EQ(MetricsWriter(folder_, 4).last_validation_step(), 4);
+  EXPECT_EQ(MetricsWriter(folder_, 3).last_validation_step(), 2);
 }
 
 TEST_F(MetricsWriterTest, WhatAFailingFileDoesNotTakeIsAnErrorOfFlush) {
   fs::create_symlink("/dev/full", path("metrics.jsonl"));
-  MetricsWriter writer(dir_, 0);
+  MetricsWriter writer(folder_, 0);
   for (int64_t step = 1; step <= 3; ++step) writer.write_train(train_line(step, 5.0));
   EXPECT_EQ(writer.waiting_lines(), 3);
   EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n2,5.0\n3,5.0\n");
-  try {
-    writer.flush();
-    FAIL();
-  } catch (const IoError& e) {
-    EXPECT_EQ(std::string(e.what()),
-              path("metrics.jsonl") + ": 3 lines of metrics cannot be written: No space left on device");
-  }
+  EXPECT_EQ(message_of<IoError>([&] { writer.flush(); }),
+            path("metrics.jsonl") + ": 3 lines of metrics cannot be written: No space left on device");
 }
 
 TEST_F(MetricsWriterTest, LinesThatFoundNoRoomAreWrittenOnceThereIsSome) {
-  // A limit on the file's size is a disk that is full.
-  MetricsWriter writer(dir_, 0);
-  rlimit before;
-  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
-  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
-  rlimit tight = before;
-  tight.rlim_cur = 20;
-  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &tight), 0);
-  writer.write_train(train_line(1, 5.0));
-  EXPECT_THROW(writer.flush(), IoError);
-  EXPECT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
-  std::signal(SIGXFSZ, old_handler);
+  MetricsWriter writer(folder_, 0);
+  {
+    const FileSizeLimit full_disk(20);
+    writer.write_train(train_line(1, 5.0));
+    EXPECT_THROW(writer.flush(), IoError);
+  }
   EXPECT_EQ(writer.waiting_lines(), 2);
   EXPECT_EQ(read("metrics.jsonl"), "") << "a part of a line is left";
 
@@ -236,13 +208,8 @@ TEST_F(MetricsWriterTest, LinesThatFoundNoRoomAreWrittenOnceThereIsSome) {
 }
 
 TEST_F(MetricsWriterTest, SaysWhichFileCannotBeOpened) {
-  try {
-    MetricsWriter writer(path("absent"), 0);
-    FAIL();
-  } catch (const IoError& e) {
-    EXPECT_EQ(std::string(e.what()),
-              path("absent/metrics.jsonl") + ": cannot be opened for writing: No such file or directory");
-  }
+  EXPECT_EQ(message_of<IoError>([&] { MetricsWriter writer(path("absent"), 0); }),
+            path("absent/metrics.jsonl") + ": cannot be opened for writing: No such file or directory");
 }
 
 }  // namespace
