@@ -108,6 +108,18 @@ TEST(BalanceLoss, OnlyRunningCountsDependOnTheMicroBatches) {
   }
 }
 
+TEST(BalanceLoss, AStepThatIsUndoneLeavesNothingBehind) {
+  Context ctx = Context::cpu();
+  Balance undone(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep, 2),
+      never(BalanceScope::kGlobalBatch, BalanceCounts::kPreviousStep, 2);
+  for (Balance* b : {&undone, &never}) run_step(*b, random_f64({16, kExperts}, 5), 2, 1);
+  run_step(undone, random_f64({16, kExperts}, 6), 2, 1);
+  undone.loss.undo_step(ctx);
+  expect_same_bits(undone.loss.previous_counts(), never.loss.previous_counts());
+  const Tensor next = random_f64({16, kExperts}, 7);
+  expect_same_bits(run_step(undone, next, 2, 1).d_logits, run_step(never, next, 2, 1).d_logits);
+}
+
 TEST(BalanceLoss, ScopesAgreeWhenThereIsOneSequence) {
   const Tensor logits = random_f64({16, kExperts}, 5);
   Balance exact(BalanceScope::kGlobalBatch, BalanceCounts::kExact, 1);

@@ -210,6 +210,29 @@ TEST(InitialWeights, RangesAndDtypesAgree) {
   }
 }
 
+TEST(InitialWeights, HaveTheSpreadOfTheirRule) {
+  ModelConfig c = small_config();
+  c.hidden_size = 64;
+  c.moe_intermediate_size = c.shared_expert_intermediate_size = 32;
+  for (const bool scaled : {true, false}) {
+    InitConfig init;
+    init.scale_output_projections = scaled;
+    const InitialWeights source(c, init, 3);
+    int64_t num_projections = 0;
+    for (const Parameter& p : parameter_table(c, {})) {
+      const bool is_projection = p.init == Init::kOutputProjection;
+      if (!is_projection && p.init != Init::kNormal) continue;
+      num_projections += is_projection;
+      Tensor x = zeros_f64({p.shape.numel()});
+      source.read_weights(p, 0, p.shape.numel(), x);
+      const double expected = c.initializer_range / (is_projection && scaled ? std::sqrt(2.0 * 4) : 1);
+      const double n = double(x.numel());
+      EXPECT_NEAR(std::sqrt(dot(x, x) / n) / expected, 1, 5 / std::sqrt(2 * n)) << p.name;  // five standard deviations
+    }
+    EXPECT_GE(num_projections, 3 * c.num_hidden_layers) << "of the mixer, the experts and the shared expert";
+  }
+}
+
 TEST(ParameterLayout, InitialValuesFollowTheTable) {
   const ModelConfig c = small_config();
   const ParameterLayout layout(c, {}, 1, 0, 1, 1);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/matmul.h"
+#include "tests/messages.h"
 #include "tests/model/tiny_model.h"
 
 namespace braid {
@@ -39,8 +40,8 @@ struct TextModels {
   // Logits behind every token of the text, from one forward pass over all of it.
   Tensor all_logits(const std::vector<uint32_t>& text) {
     const auto length = static_cast<int64_t>(text.size());
-    Batch batch{1, length, {text.begin(), text.end()}, std::vector<int64_t>(text.size(), -1),
-                Segments::whole_rows(1, length)};
+    Batch batch{
+        1, length, {text.begin(), text.end()}, std::vector<int64_t>(text.size(), -1), Segments::whole_rows(1, length)};
     batch.complete();
     of_length(length).forward(ctx, batch);
     Tensor logits = allocate({length, config.vocab_size}, dtype);
@@ -92,23 +93,38 @@ TEST(TextReader, KnowsWhenTheTextIsFull) {
   EXPECT_THROW(reader.read({text.data(), 1}), ShapeError);
 }
 
-// The most probable token each time, as a forward pass over everything so far finds it.
+// Of every token that is added to a text: how many others a forward pass over everything so far finds more probable.
+std::vector<int64_t> ranks_of_added(TextModels& models, const SamplingConfig& sampling) {
+  std::vector<uint32_t> text = {3, 1, 4, 1, 5};
+  std::vector<int64_t> ranks;
+  for (uint32_t token : generate(models.ctx, models.of_length(1), text, sampling, -1)) {
+    const Tensor logits = models.all_logits(text);
+    const int64_t V = models.config.vocab_size, last = (std::ssize(text) - 1) * V;
+    ranks.push_back(0);
+    for (int64_t v = 0; v < V; ++v)
+      ranks.back() += value_at(logits, last + v) > value_at(logits, last + int64_t{token});
+    text.push_back(token);
+  }
+  return ranks;
+}
+
 TEST(Generate, GreedyTextIsThatOfTheFullForward) {
   for (DType dtype : {DType::kF64, DType::kF32}) {
     TextModels models(dtype);
-    std::vector<uint32_t> text = {3, 1, 4, 1, 5};
-    const auto added = generate(models.ctx, models.of_length(1), text, {.num_tokens = 90, .temperature = 0}, -1);
-    ASSERT_EQ(added.size(), 90);
-    for (uint32_t token : added) {
-      const Tensor logits = models.all_logits(text);
-      const int64_t V = models.config.vocab_size, last = (std::ssize(text) - 1) * V;
-      int64_t best = 0;
-      for (int64_t v = 1; v < V; ++v)
-        if (value_at(logits, last + v) > value_at(logits, last + best)) best = v;
-      ASSERT_EQ(token, best) << "token " << text.size();
-      text.push_back(token);
-    }
+    for (const SamplingConfig& sampling : {SamplingConfig{.num_tokens = 90, .temperature = 0},
+                                           SamplingConfig{.num_tokens = 90, .temperature = 1, .top_k = 1},
+                                           SamplingConfig{.num_tokens = 90, .temperature = 1e-9}})
+      EXPECT_EQ(ranks_of_added(models, sampling), std::vector<int64_t>(90, 0)) << sampling.temperature;
   }
+}
+
+// So hot that all of them are as probable.
+TEST(Generate, SamplesAmongTheKMostProbableTokens) {
+  TextModels models(DType::kF64);
+  const auto ranks = ranks_of_added(models, {.num_tokens = 120, .temperature = 1e9, .top_k = 3});
+  ASSERT_EQ(ranks.size(), 120);
+  for (int64_t rank : {0, 1, 2}) EXPECT_NEAR(std::count(ranks.begin(), ranks.end(), rank), 40, 20) << rank;
+  EXPECT_EQ(*std::max_element(ranks.begin(), ranks.end()), 2);
 }
 
 TEST(Generate, DependsOnTheSeedAloneAndStopsAtTheEndOfTheDocument) {
@@ -126,13 +142,9 @@ TEST(Generate, DependsOnTheSeedAloneAndStopsAtTheEndOfTheDocument) {
 
 TEST(Generate, RefusesWhatTheModelCannotRead) {
   TextModels models(DType::kF32, 16);
-  auto message = [&](const std::vector<uint32_t>& prompt, int64_t num_tokens) -> std::string {
-    try {
-      generate(models.ctx, models.of_length(1), prompt, {.num_tokens = num_tokens}, -1);
-    } catch (const ConfigError& error) {
-      return error.what();
-    }
-    return "";
+  auto message = [&](const std::vector<uint32_t>& prompt, int64_t num_tokens) {
+    return message_of<ConfigError>(
+        [&] { generate(models.ctx, models.of_length(1), prompt, {.num_tokens = num_tokens}, -1); });
   };
   EXPECT_EQ(message({1, 2, 3}, 13), "");
   EXPECT_EQ(message({1, 2, 3}, 14),
