@@ -1,7 +1,9 @@
 #include "kernels/core/process_info.h"
 
+#include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <ctime>
 #include <fstream>
 #include <vector>
@@ -33,6 +35,12 @@ std::string program_digest() {
   while (in.read(block.data(), static_cast<std::streamsize>(block.size())) || in.gcount() > 0)
     digest.update(block.data(), static_cast<size_t>(in.gcount()));
   return digest.hex();
+}
+
+int usable_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? std::max(1, CPU_COUNT(&allowed)) : 1;
 }
 
 }  // namespace braid

@@ -6,9 +6,10 @@
 #include "trainer/bench/operator_bench.h"
 #include "trainer/bench/product_tuning.h"
 #include "trainer/bench/step_bench.h"
+#include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
-#include "trainer/config/config_reader.h"
 #include "trainer/device/start.h"
 #include "trainer/step_memory.h"
 
@@ -53,8 +54,7 @@ void add_bench_command(CLI::App& app, Action& action) {
     OperatorBenchOptions operators;
     Device device = Device::kCuda;
     int64_t num_tokens = 0;
-    std::string config;
-    std::vector<std::string> overrides;
+    ConfigArguments config;
     StepBenchOptions step;
     std::string tune;
     bool json = false;
@@ -82,8 +82,7 @@ void add_bench_command(CLI::App& app, Action& action) {
   });
   CLI::App* step = command->add_subcommand("step", "Time of a training step on random tokens");
   for (CLI::Option* of_operators : {op, device, tokens}) step->excludes(of_operators);
-  step->add_option("config", options->config, "YAML config; needs no data")->required();
-  step->add_option("overrides", options->overrides, "section.key=value, applied in order");
+  add_config(*step, options->config, "YAML config; needs no data")->required();
   step->add_option("--steps", options->step.steps, "steps to measure")->check(CLI::Range(1, 1 << 20));
   step->add_option("--warmup", options->step.warmup_steps, "steps before them")->check(CLI::Range(0, 1 << 20));
   step->add_option("--tune", options->tune,
@@ -92,10 +91,10 @@ void add_bench_command(CLI::App& app, Action& action) {
   step->add_flag("--skip-selfcheck", options->skip_self_check, "do not hold the GPU's kernels to the CPU's first");
   step->callback([options, &action] {
     action = [options] {
-      RunConfig config = read_config(options->config, options->overrides);
+      RunConfig config = options->config.read();
       config.run.steps = options->step.total_steps();
       check_model_config(config);
-      check<ConfigError>(config.train.seq_length > 0, options->config,
+      check<ConfigError>(config.train.seq_length > 0, options->config.path,
                          ": train.seq_length is not set, but a benchmark needs the shape of a batch");
       use_default_threads();
       const std::unique_ptr<Machine> machine = open_machine(config);
@@ -106,7 +105,7 @@ void add_bench_command(CLI::App& app, Action& action) {
                              config.parallel.context);
       std::string chosen;
       config = with_recompute_that_fits(config, mesh, machine->ctx, available_memory(machine->ctx, mesh), chosen);
-      if (mesh.rank() == 0 && !chosen.empty()) std::fprintf(stderr, "%s\n", chosen.c_str());
+      if (mesh.rank() == 0 && !chosen.empty()) print_note(chosen);
       start_on_device(machine->ctx, mesh, config, options->skip_self_check ? SelfCheck::kNo : SelfCheck::kYes, stderr);
       auto time_steps = [&] {
         const StepBenchResult result = bench_step(machine->ctx, mesh, config, options->step);

@@ -14,6 +14,7 @@
 #include "trainer/checkpoint/checkpoint_scan.h"
 #include "trainer/checkpoint/reshard.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/huggingface/export.h"
 #include "trainer/huggingface/import.h"
 #include "trainer/metrics/progress_bar.h"
@@ -27,25 +28,21 @@ namespace fs = std::filesystem;
 
 constexpr size_t kShownDifferences = 20;
 
-void say(const std::string& line) { std::printf("%s\n", line.c_str()); }
-
 int inspect(const std::string& path) {
   const CheckpointReader reader = open_checkpoint(path);
   const CheckpointInfo& info = reader.info();
   int64_t bytes = 0;
   for (const auto& t : reader.tensors()) bytes += t.shape.numel() * size_of(t.dtype);
-  say(reader.path());
-  say(concat("step ", info.step, ", ", info.tokens, " tokens"));
-  say(concat("written by ", info.num_ranks, " ranks, expert parallel ", info.expert_parallel, ", braid ",
-             info.build_id));
-  say(concat(reader.tensors().size(), " tensors, ", bytes, " bytes",
-             reader.holds_weights_alone() ? ", weights alone" : ""));
+  print_line(reader.path());
+  print_line("step ", info.step, ", ", info.tokens, " tokens");
+  print_line("written by ", info.num_ranks, " ranks, expert parallel ", info.expert_parallel, ", braid ",
+             info.build_id);
+  print_line(reader.tensors().size(), " tensors, ", bytes, " bytes",
+             reader.holds_weights_alone() ? ", weights alone" : "");
   return 0;
 }
 
 using Json = nlohmann::json;
-
-void print(const Json& json) { say(json.dump(-1, ' ', false, Json::error_handler_t::replace)); }
 
 int64_t bytes_in(const fs::path& folder) {
   int64_t bytes = 0;
@@ -89,7 +86,7 @@ int list(const std::string& path, bool as_json) {
   }
   for (const std::string& left : set_aside_in(folder))
     rows.push_back({{"name", fs::path(left).filename().string()}, {"bytes", bytes_in(left)}, {"state", "for gc"}});
-  if (as_json) return print({{"folder", folder}, {"checkpoints", rows}}), 0;
+  if (as_json) return print_json(Json{{"folder", folder}, {"checkpoints", rows}}), 0;
   std::printf("%-32s %14s %16s %9s  %s\n", "checkpoint", "bytes", "tokens", "ranks", "state");
   for (const Json& row : rows) {
     const std::string tokens = row.contains("tokens") ? row["tokens"].dump() : "-";
@@ -119,11 +116,11 @@ int verify(const std::string& path, bool deep, bool as_json) {
                  {"bytes_read", reader.bytes_read()},
                  {"ok", true}};
     if (deep) json["rms"] = std::move(norms);
-    return print(json), 0;
+    return print_json(json), 0;
   }
   for (const auto& [name, rms] : norms.items()) std::printf("%-80s rms %.6g\n", name.c_str(), rms.get<double>());
-  say(concat(reader.path(), ": ", reader.tensors().size(), " tensors, every digest matches",
-             deep ? ", every number is finite" : ""));
+  print_line(reader.path(), ": ", reader.tensors().size(), " tensors, every digest matches",
+             deep ? ", every number is finite" : "");
   return 0;
 }
 
@@ -138,14 +135,14 @@ int diff(const std::string& path_a, const std::string& path_b, double rtol, bool
     if (rtol > 0 && d.relative_rms <= rtol) continue;
     ++beyond;
     if (as_json) listed.push_back({{"tensor", d.name}, {"what", d.what}, {"first_element", d.first}});
-    else if (beyond <= kShownDifferences) say(d.name + ": " + d.what);
+    else if (beyond <= kShownDifferences) print_line(d.name + ": " + d.what);
   }
   if (as_json) {
-    print({{"tensors", {a.tensors().size(), b.tensors().size()}},
-           {"not_bit_equal", differences.size()},
-           {"largest_relative_rms", largest},
-           {"beyond", beyond},
-           {"differences", std::move(listed)}});
+    print_json(Json{{"tensors", {a.tensors().size(), b.tensors().size()}},
+                    {"not_bit_equal", differences.size()},
+                    {"largest_relative_rms", largest},
+                    {"beyond", beyond},
+                    {"differences", std::move(listed)}});
   } else {
     std::printf("%zu and %zu tensors, %zu not bit-equal, largest relative RMS difference %.3g, %zu beyond the bound\n",
                 a.tensors().size(), b.tensors().size(), differences.size(), largest, beyond);
@@ -160,8 +157,9 @@ int reshard(const std::string& from, const std::string& to, int64_t ranks, bool 
     reshard_checkpoint(source, to, ranks);
   }
   if (as_json)
-    return print({{"from", source.path()}, {"to", to}, {"ranks", ranks}, {"bytes_read", source.bytes_read()}}), 0;
-  say(concat(to, ": the state of ", source.path(), " in ", ranks, " files"));
+    return print_json(Json{{"from", source.path()}, {"to", to}, {"ranks", ranks}, {"bytes_read", source.bytes_read()}}),
+           0;
+  print_line(to, ": the state of ", source.path(), " in ", ranks, " files");
   return 0;
 }
 
@@ -180,15 +178,15 @@ int collect_garbage(const std::string& path, int64_t keep, bool dry_run, bool as
   for (const std::string& name : garbage) bytes += bytes_in(name);
   if (!dry_run)
     for (const std::string& name : garbage) remove_checkpoint(name);
-  if (as_json) return print({{"removed", garbage}, {"bytes", bytes}, {"dry_run", dry_run}}), 0;
-  for (const std::string& name : garbage) say(concat(dry_run ? "would remove " : "removed ", name));
-  say(concat(garbage.size(), " entries, ", bytes, " bytes"));
+  if (as_json) return print_json(Json{{"removed", garbage}, {"bytes", bytes}, {"dry_run", dry_run}}), 0;
+  for (const std::string& name : garbage) print_line(dry_run ? "would remove " : "removed ", name);
+  print_line(garbage.size(), " entries, ", bytes, " bytes");
   return 0;
 }
 
 // The bound of import and export, said before they start; how fast they were, once they are done.
 void convert_model(const std::function<void()>& body) {
-  say(concat("memory bound: ", kConversionMemoryBytes >> 20, " MiB"));
+  print_line("memory bound: ", kConversionMemoryBytes >> 20, " MiB");
   const auto start = std::chrono::steady_clock::now();
   body();
   std::printf("done in %.1f s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
@@ -197,13 +195,13 @@ void convert_model(const std::function<void()>& body) {
 int import_from(const std::string& from, const std::string& to, NonFinite non_finite) {
   convert_model([&] {
     const HuggingFaceReader source(from, non_finite);
-    say(concat(from, ": ", source.parameters().size(), " parameters, ", source.has_mtp() ? "with" : "without",
-               " an MTP block, ", source.total_bytes(), " bytes"));
+    print_line(from, ": ", source.parameters().size(), " parameters, ", source.has_mtp() ? "with" : "without",
+               " an MTP block, ", source.total_bytes(), " bytes");
     {
       const ReadingBar bar("read: ", source.total_bytes());
       import_model(source, to);
     }
-    say(to + ": a checkpoint with these weights; train from it with init.from");
+    print_line(to + ": a checkpoint with these weights; train from it with init.from");
   });
   return 0;
 }
@@ -226,7 +224,7 @@ int export_to(const std::string& from, const std::string& to, const std::string&
       export_model(source, to, wanted);
     }
     if (!tokenizer->file().empty()) write_file_atomically(to + "/tokenizer.json", tokenizer->file());
-    say(concat(to, ": the weights of ", source.path(), " as a Hugging Face folder"));
+    print_line(to, ": the weights of ", source.path(), " as a Hugging Face folder");
   });
   return 0;
 }

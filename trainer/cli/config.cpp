@@ -1,22 +1,21 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/config/config_help.h"
-#include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
 
 namespace braid {
 namespace {
 
 struct Options {
-  std::string config;
-  std::vector<std::string> overrides;
+  ConfigArguments config;
   int64_t num_ranks = 0;  // 0: not given
   bool docs = false, json = false, no_data = false;
   std::string key, before, after;
@@ -39,37 +38,30 @@ std::string summary(const RunConfig& config, int64_t num_ranks) {
 }
 
 int check_command(const Options& options) {
-  const RunConfig config = read_config(options.config, options.overrides);
+  const RunConfig config = options.config.read();
   check_config(config);
   if (options.num_ranks > 0) check_config_for_ranks(config, options.num_ranks);
   if (!options.no_data) check_data_is_there(config);
-  std::printf("%s is fine: %s\n", options.config.c_str(), summary(config, options.num_ranks).c_str());
+  print_line(options.config.path, " is fine: ", summary(config, options.num_ranks));
   return 0;
 }
 
 int print_command(const Options& options) {
-  const RunConfig config = options.config.empty() ? RunConfig() : read_config(options.config, options.overrides);
+  const RunConfig config = options.config.path.empty() ? RunConfig() : options.config.read();
   std::fputs(to_yaml(config, options.docs ? ConfigComments::kYes : ConfigComments::kNo).c_str(), stdout);
   return 0;
 }
 
-// A config, or that of a run folder.
-RunConfig config_of(const std::string& path) {
-  const std::filesystem::path resolved = std::filesystem::path(path) / "config.resolved.yaml";
-  return read_config(std::filesystem::is_directory(path) ? resolved.string() : path, {});
-}
-
 int diff_command(const Options& options) {
-  const auto differences = compare_configs(config_of(options.before), config_of(options.after));
+  const auto differences = compare_configs(read_config_or_run(options.before), read_config_or_run(options.after));
   if (options.json) {
     nlohmann::ordered_json json = nlohmann::ordered_json::object();
     for (const ConfigDifference& d : differences) json[d.key] = {d.before, d.after};
-    std::printf("%s\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    print_json(json, 2);
     return 0;
   }
-  for (const ConfigDifference& d : differences)
-    std::printf("%s: %s -> %s\n", d.key.c_str(), d.before.c_str(), d.after.c_str());
-  if (differences.empty()) std::printf("no key differs\n");
+  for (const ConfigDifference& d : differences) print_line(d.key, ": ", d.before, " -> ", d.after);
+  if (differences.empty()) print_line("no key differs");
   return 0;
 }
 
@@ -81,8 +73,7 @@ void add_config_command(CLI::App& app, Action& action) {
   const auto options = std::make_shared<Options>();
 
   CLI::App* check = config->add_subcommand("check", "Say what is wrong with a config, or that it is fine");
-  check->add_option("config", options->config, "YAML file")->required();
-  check->add_option("overrides", options->overrides, "section.key=value ...");
+  add_config(*check, options->config)->required();
   check->add_option("--ranks", options->num_ranks, "also check what depends on the number of ranks")
       ->check(CLI::Range(1, 1 << 20));
   check->add_flag("--no-data", options->no_data, "do not open the shards and texts that it names");
@@ -90,8 +81,7 @@ void add_config_command(CLI::App& app, Action& action) {
 
   CLI::App* print =
       config->add_subcommand("print", "Print a config with bases and overrides resolved, or the defaults");
-  print->add_option("config", options->config, "YAML file; without one, the defaults");
-  print->add_option("overrides", options->overrides, "section.key=value ...");
+  add_config(*print, options->config, "YAML config; without one, the defaults");
   print->add_flag("--docs", options->docs, "say what each key means");
   CLI::App* explain = config->add_subcommand("explain", "Say what a key means, its type and default");
   explain->add_option("key", options->key, "a key like optimizer.lr, or a section")->required();

@@ -14,6 +14,7 @@
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 
 namespace braid {
 namespace {
@@ -79,7 +80,7 @@ int demo(const std::string& out, std::vector<std::string> text) {
   check<IoError>(!error, out, ": cannot be created: ", error.message());
   const std::string path = (fs::path(out) / "train.h5").string();
   const ShardInfo info = tokenize_files(paths_of(inputs), path);
-  if (inputs.met_again > 0) std::printf("%s\n", concat(inputs.met_again, " files were met twice and taken once").c_str());
+  if (inputs.met_again > 0) print_line(inputs.met_again, " files were met twice and taken once");
   const double entropy = scan(TokenShard(path)).unigram_entropy;
   std::printf("%s: %s, unigram entropy %.4f nats per token\n", path.c_str(),
               concat(info.num_documents, " documents, ", info.num_tokens, " tokens").c_str(), entropy);
@@ -109,21 +110,20 @@ std::string first_text(const TokenShard& shard) {
   return ByteTokenizer().decode(tokens);
 }
 
-std::string to_json(const ShardInfo& info, const ShardStatistics& s) {
-  const nlohmann::ordered_json json = {{"path", info.path},
-                                       {"documents", info.num_documents},
-                                       {"tokens", info.num_tokens},
-                                       {"token_bytes", info.token_bytes},
-                                       {"vocab_size", info.vocab_size},
-                                       {"end_of_document", info.end_of_document},
-                                       {"tokenizer", info.tokenizer},
-                                       {"tokenizer_digest", info.tokenizer_digest},
-                                       {"source_digest", info.source_digest},
-                                       {"length_min", s.shortest},
-                                       {"length_median", s.median},
-                                       {"length_max", s.longest},
-                                       {"unigram_entropy", s.unigram_entropy}};
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+nlohmann::ordered_json to_json(const ShardInfo& info, const ShardStatistics& s) {
+  return {{"path", info.path},
+          {"documents", info.num_documents},
+          {"tokens", info.num_tokens},
+          {"token_bytes", info.token_bytes},
+          {"vocab_size", info.vocab_size},
+          {"end_of_document", info.end_of_document},
+          {"tokenizer", info.tokenizer},
+          {"tokenizer_digest", info.tokenizer_digest},
+          {"source_digest", info.source_digest},
+          {"length_min", s.shortest},
+          {"length_median", s.median},
+          {"length_max", s.longest},
+          {"unigram_entropy", s.unigram_entropy}};
 }
 
 int inspect(const std::vector<std::string>& paths, bool json) {
@@ -138,7 +138,7 @@ int inspect(const std::vector<std::string>& paths, bool json) {
     const ShardInfo& info = shard.info();
     const ShardStatistics s = scan(shard);
     if (json) {
-      std::printf("%s\n", to_json(info, s).c_str());
+      print_json(to_json(info, s));
       continue;
     }
     std::printf("%s\n  %s\n  %s\n  %s\n  unigram entropy %.4f nats per token\n", file.c_str(),

@@ -1,5 +1,4 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <filesystem>
 #include <memory>
 
@@ -8,14 +7,14 @@
 #include "data/corpus/merge.h"
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 
 namespace braid {
 namespace {
 
 void print_made(const std::string& path, const DatasetManifest& m) {
-  std::printf("%s: %s\n", path.c_str(),
-              concat(m.num_documents(), " documents, ", m.num_tokens(), " tokens in ", m.shards.size(), " shards, vocabulary of ",
-                     m.vocab_size, ", documents end with id ", m.end_of_document).c_str());
+  print_line(path, ": ", m.num_documents(), " documents, ", m.num_tokens(), " tokens in ", m.shards.size(),
+             " shards, vocabulary of ", m.vocab_size, ", documents end with id ", m.end_of_document);
 }
 
 struct ConvertCommand {
@@ -31,8 +30,8 @@ int convert(const ConvertCommand& command) {
     check<ConfigError>(options.dtype.empty() && command.tokenizer.empty() && command.end_of_document < 0 && command.vocab_size < 0,
                        "--to ", options.to, " writes Megatron's files of a dataset, which says all else itself");
     const DatasetManifest m = write_megatron(options.from, options.to);
-    std::printf("%s: %s\n", options.to.c_str(),
-                concat(m.num_documents(), " documents, ", m.num_tokens(), " tokens, each ends with id ", m.end_of_document).c_str());
+    print_line(options.to, ": ", m.num_documents(), " documents, ", m.num_tokens(), " tokens, each ends with id ",
+               m.end_of_document);
     return 0;
   }
   std::unique_ptr<Tokenizer> tokenizer;
@@ -79,7 +78,6 @@ void add_convert_commands(CLI::App& data, Action& action) {
   convert_command->add_option("--vocab-size", command_of->vocab_size, "default: largest id + 1")->check(CLI::PositiveNumber);
   add_shard_tokens(*convert_command, command_of->options.shard_tokens);
   convert_command->callback([command_of, &action] { action = [command_of] { return convert(*command_of); }; });
-
 
   auto options = std::make_shared<Options>();
   CLI::App* merge_command = data.add_subcommand("merge", "Make one dataset of the documents of several");

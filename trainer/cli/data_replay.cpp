@@ -6,8 +6,9 @@
 
 #include "data/batch_stream.h"
 #include "trainer/checkpoint/checkpoint.h"
+#include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
-#include "trainer/config/config_reader.h"
+#include "trainer/cli/print.h"
 #include "trainer/datasets.h"
 
 namespace braid {
@@ -16,8 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Options {
-  std::string config;
-  std::vector<std::string> overrides;
+  ConfigArguments config;
   int64_t step = 0, steps = 1;
   bool json = false;
 };
@@ -35,11 +35,10 @@ void print_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan
                                              {"source", dataset.name()}, {"epoch", planned.epoch},
                                              {"shard", shard},         {"document", piece.document},
                                              {"offset", piece.offset}, {"tokens", piece.tokens}};
-        std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+        print_json(line);
       } else {
-        std::printf("%s\n", concat(step, '\t', row, '\t', dataset.name(), '\t', planned.epoch, '\t', shard, '\t',
-                                   piece.document, '\t', piece.offset, '\t', piece.tokens)
-                                .c_str());
+        print_line(step, '\t', row, '\t', dataset.name(), '\t', planned.epoch, '\t', shard, '\t', piece.document, '\t',
+                   piece.offset, '\t', piece.tokens);
       }
     }
   }
@@ -56,9 +55,7 @@ BatchSizes batch_sizes_so_far(const fs::path& run, const RunConfig& config) {
 }
 
 int replay(const Options& options) {
-  const fs::path resolved = fs::path(options.config) / "config.resolved.yaml";
-  const RunConfig config =
-      read_config(fs::is_directory(options.config) ? resolved.string() : options.config, options.overrides);
+  const RunConfig config = read_config_or_run(options.config.path, options.config.overrides);
   check_config(config);
   check<ConfigError>(options.step >= 1, "--step is ", options.step, ", but steps count from 1, as in metrics.jsonl");
   check<ConfigError>(options.steps >= 1 && options.step - 1 + options.steps <= config.run.steps, "--step ",
@@ -66,8 +63,8 @@ int replay(const Options& options) {
                      " steps of the run");
   prepare_shards(config.data, config.run.dir, ShardsOnDisk::kKeep);
   const std::vector<TokenDataset> datasets = open_datasets(config).train;
-  const BatchPlan plan = batch_plan(config, batch_sizes_so_far(options.config, config));
-  if (!options.json) std::printf("step\trow\tsource\tepoch\tshard\tdocument\toffset\ttokens\n");
+  const BatchPlan plan = batch_plan(config, batch_sizes_so_far(options.config.path, config));
+  if (!options.json) print_line("step\trow\tsource\tepoch\tshard\tdocument\toffset\ttokens");
   for (int64_t step = options.step; step < options.step + options.steps; ++step)
     print_step(datasets, plan, step, options.json);
   check<IoError>(std::fflush(stdout) == 0, "the rows cannot be written to the output");
@@ -80,8 +77,7 @@ void add_replay_command(CLI::App& data, Action& action) {
   auto options = std::make_shared<Options>();
   CLI::App* command = data.add_subcommand(
       "replay", "Print the very rows of a training step: source, shard, document, offset in the document, tokens");
-  command->add_option("config", options->config, "config file or run folder")->required();
-  command->add_option("overrides", options->overrides, "section.key=value …");
+  add_config(*command, options->config, "YAML config or run folder")->required();
   command->add_option("--step", options->step, "step, counted from 1 as in metrics.jsonl")->required();
   command->add_option("--steps", options->steps, "how many steps to print from there");
   command->add_flag("--json", options->json, "one JSON object per line");

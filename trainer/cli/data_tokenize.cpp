@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <sched.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -17,7 +16,9 @@
 #include "data/tokenizer/bpe_trainer.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/process_info.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/metrics/progress_bar.h"
 
 namespace braid {
@@ -25,12 +26,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
-
-int usable_cores() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? std::max(1, CPU_COUNT(&allowed)) : 1;
-}
 
 struct TokenizeOptions {
   std::string tokenizer, end_of_document;
@@ -53,16 +48,13 @@ int tokenize(const TokenizeOptions& options) {
   }
   const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   const DatasetManifest& m = report.manifest;
-  for (const std::string& complaint : report.complaints) std::fprintf(stderr, "%s\n", complaint.c_str());
+  for (const std::string& complaint : report.complaints) print_note(complaint);
   const std::string path = manifest_path(options.corpus.out);
-  if (report.was_complete) std::printf("%s: is complete already\n", path.c_str());
+  if (report.was_complete) print_line(path, ": is complete already");
   if (report.documents_before > 0)
-    std::printf("%s: went on behind %lld documents of an earlier start\n", path.c_str(),
-                static_cast<long long>(report.documents_before));
-  std::printf("%s: %s\n", path.c_str(),
-              concat(m.num_documents(), " documents, ", m.num_tokens(), " tokens in ", m.shards.size(), " shards, ", m.unreadable,
-                     " records unreadable, ", m.repaired, " places not UTF-8, ", m.met_again, " files met twice")
-                  .c_str());
+    print_line(path, ": went on behind ", report.documents_before, " documents of an earlier start");
+  print_line(path, ": ", m.num_documents(), " documents, ", m.num_tokens(), " tokens in ", m.shards.size(), " shards, ",
+             m.unreadable, " records unreadable, ", m.repaired, " places not UTF-8, ", m.met_again, " files met twice");
   if (!report.was_complete) std::printf("%.1f s with %d jobs\n", seconds, options.corpus.jobs);
   return 0;
 }
@@ -120,11 +112,11 @@ int dump(const std::string& path, const std::string& documents) {
 
 int verify(const std::string& folder) {
   const std::vector<std::string> wrong = verify_dataset(folder);
-  for (const std::string& sentence : wrong) std::printf("%s\n", sentence.c_str());
+  for (const std::string& sentence : wrong) print_line(sentence);
   check<DataError>(wrong.empty(), folder, ": the dataset is damaged, ", wrong.size(), " finding", wrong.size() == 1 ? "" : "s");
   const DatasetManifest m = read_manifest(folder);
-  std::printf("%s: %s\n", folder.c_str(), concat("all bytes of ", m.shards.size(), " shards are as they were written: ",
-                                                 m.num_documents(), " documents, ", m.num_tokens(), " tokens").c_str());
+  print_line(folder, ": all bytes of ", m.shards.size(), " shards are as they were written: ", m.num_documents(),
+             " documents, ", m.num_tokens(), " tokens");
   return 0;
 }
 
@@ -139,15 +131,14 @@ int train_tokenizer(const std::vector<std::string>& paths, const std::string& te
         ++documents;
       },
       [&](const std::string& complaint) {
-        if (++unreadable <= 20) std::fprintf(stderr, "%s\n", complaint.c_str());
+        if (++unreadable <= 20) print_note(complaint);
       });
   check<DataError>(trainer.num_words() > 0, "the inputs hold no text to learn a vocabulary from");
   const BpeTrainer::Result result = trainer.train(vocab_size);
   write_file_atomically(out, result.json);
-  std::printf("%s: %s\n", out.c_str(), concat(result.vocab_size, " ids from ", trainer.num_words(), " different words of ",
-                                              documents, " documents, ", unreadable, " records unreadable").c_str());
-  if (result.vocab_size < vocab_size)
-    std::printf("%s: the text has no pairs for the %s ids asked for\n", out.c_str(), concat(vocab_size).c_str());
+  print_line(out, ": ", result.vocab_size, " ids from ", trainer.num_words(), " different words of ", documents,
+             " documents, ", unreadable, " records unreadable");
+  if (result.vocab_size < vocab_size) print_line(out, ": the text has no pairs for the ", vocab_size, " ids asked for");
   return 0;
 }
 

@@ -1,4 +1,3 @@
-#include <sched.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -21,6 +20,7 @@
 #include "parallel/mpi_session.h"
 #include "parallel/rank_text.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
 
 namespace braid {
@@ -52,12 +52,6 @@ std::string first_line_of(const std::string& command) {
     pclose(pipe);
   }
   return line.substr(0, line.find('\n'));
-}
-
-int usable_cores() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
 }
 
 // What a rank knows of itself, as the others get it.
@@ -315,7 +309,7 @@ int doctor(const std::string& dir, bool json) {
     for (const Finding& f : d.findings)
       out["checks"].push_back(
           {{"check", f.check}, {"verdict", kVerdictNames[int(f.verdict)]}, {"text", f.text}, {"fix", f.fix}});
-    std::printf("%s\n", out.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+    print_json(out, 2);
   } else if (first) {
     for (const Finding& f : d.findings) {
       std::printf("%-8s %-12s %s\n", kVerdictNames[int(f.verdict)], f.check.c_str(), f.text.c_str());

@@ -1,8 +1,7 @@
-#include <stdlib.h>
+#include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -10,12 +9,13 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <system_error>
 
 #include "data/corpus/dataset_manifest.h"
 #include "data/corpus/tokenize_corpus.h"
 #include "kernels/core/error.h"
+#include "kernels/core/temporary_folder.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/datasets.h"
@@ -29,26 +29,6 @@ namespace braid {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A folder for the shards of texts, gone with them.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (fs::temp_directory_path() / "braid-eval-XXXXXX").string();
-    check<IoError>(::mkdtemp(name.data()) != nullptr, name, ": cannot create the folder: ", reason(errno));
-    path_ = name;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::string operator/(const std::string& name) const { return (fs::path(path_) / name).string(); }
-
- private:
-  std::string path_;
-};
 
 // What --data names, whole: a dataset, token shards, a folder of them, or text, which is tokenized into `scratch`.
 TokenDataset open_named(const std::string& path, const RunConfig& config, const Tokenizer& tokenizer,
@@ -86,31 +66,21 @@ TokenDataset open_named(const std::string& path, const RunConfig& config, const 
 }
 
 // Whether the model finds what a long text says once.
-int eval_passkey(TrainedModel& trained, const std::vector<int64_t>& lengths, int64_t trials, bool json) {
-  RunConfig& config = trained.config;
-  use_default_threads();
-  Context ctx = Context::cpu();  // which reads a text piece by piece
-  if (config.precision == Precision::kBf16) config.precision = Precision::kFp32;
-  config.mtp.depth = 0;
-  const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
-  InferenceState state(ctx, config, mesh, 1, 1);
-  state.load(ctx, trained.reader);
-  const auto tokenizer = run_tokenizer(trained.reader.path());
+int eval_passkey(TrainedModel trained, const std::vector<int64_t>& lengths, int64_t trials, bool json) {
+  TextModel text(std::move(trained));
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   for (const int64_t length : lengths) {
     std::string line;
     int64_t found = 0, all = 0;
     for (const double depth : {0.0, 0.25, 0.5, 0.75, 1.0}) {
-      const PasskeyScore score = passkey_score(ctx, state.model, *tokenizer, length, depth, trials, 1);
+      const PasskeyScore score = passkey_score(text.ctx, text.state.model, *text.tokenizer, length, depth, trials, 1);
       found += score.found, all += score.trials;
       line += concat("  ", score.found, " at ", depth);
       rows.push_back({{"tokens", length}, {"depth", depth}, {"found", score.found}, {"trials", score.trials}});
     }
-    if (!json)
-      std::printf("pass key in %lld tokens: %lld of %lld found;%s\n", static_cast<long long>(length),
-                  static_cast<long long>(found), static_cast<long long>(all), line.c_str());
+    if (!json) print_line("pass key in ", length, " tokens: ", found, " of ", all, " found;", line);
   }
-  if (json) std::printf("%s\n", rows.dump().c_str());
+  if (json) print_json(rows);
   return 0;
 }
 
@@ -153,7 +123,8 @@ void add_eval_command(CLI::App& app, Action& action) {
   command->callback([options, &action] {
     action = [options] {
       TrainedModel trained = open_trained_model(options->model);
-      if (!options->passkey.empty()) return eval_passkey(trained, options->passkey, options->trials, options->json);
+      if (!options->passkey.empty())
+        return eval_passkey(std::move(trained), options->passkey, options->trials, options->json);
       RunConfig& config = trained.config;
       config.parallel.context = options->context;
       check_context(config);
@@ -175,7 +146,7 @@ void add_eval_command(CLI::App& app, Action& action) {
                          ": names no data of its own, as it was not trained here; --data FILE evaluates it on that");
         Datasets own = open_datasets(config);
         if (mesh.rank() == 0 && !is_trained_on(trained.reader.info(), config, own))
-          std::fprintf(stderr, "note: the data is no longer what the model was trained on\n");
+          print_note("note: the data is no longer what the model was trained on");
         all = std::move(own.validation);
       } else {
         if (options->sequences < 0) sequences = 0;
@@ -188,9 +159,8 @@ void add_eval_command(CLI::App& app, Action& action) {
       for (const TokenDataset& data : all) {
         const bool is_shown = mesh.rank() == 0 && !options->json;
         if (is_shown && data.size() > 0)
-          std::fprintf(stderr, "%s: %lld of %lld sequences\n", data.name().c_str(),
-                       static_cast<long long>(sequences > 0 ? std::min(sequences, data.size()) : data.size()),
-                       static_cast<long long>(data.size()));
+          print_note(data.name(), ": ", sequences > 0 ? std::min(sequences, data.size()) : data.size(), " of ",
+                     data.size(), " sequences");
         ProgressBar bar(data.name() + ": ", is_shown);
         evaluations.push_back(evaluate(ctx, state.model, mesh, data, B, sequences, [&](int64_t rows, int64_t all_rows) {
           bar.show(rows, all_rows, concat(rows, " of ", all_rows, " sequences"));
@@ -198,12 +168,11 @@ void add_eval_command(CLI::App& app, Action& action) {
         const Evaluation& e = evaluations.back();
         if (mesh.rank() != 0 || options->json) continue;
         const char* kind = options->data.empty() ? "held-out loss" : "loss";
-        if (e.targets == 0) std::printf("%s: no held-out documents\n", e.name.c_str());
+        if (e.targets == 0) print_line(e.name, ": no held-out documents");
         else
-          std::printf(
-              "%s: %s %.4f nats per token (perplexity %.2f), unigram entropy of the same tokens %.4f, "
-              "%lld tokens\n",
-              e.name.c_str(), kind, e.loss, std::exp(e.loss), e.unigram_entropy, static_cast<long long>(e.targets));
+          print_line(fmt::format(
+              "{}: {} {:.4f} nats per token (perplexity {:.2f}), unigram entropy of the same tokens {:.4f}, {} tokens",
+              e.name, kind, e.loss, std::exp(e.loss), e.unigram_entropy, e.targets));
       }
       if (mesh.rank() == 0 && options->json) {
         MetricsLine line = validation_line(trained.reader.info().step, evaluations);
@@ -211,7 +180,7 @@ void add_eval_command(CLI::App& app, Action& action) {
           line.set("val/" + e.name + "/unigram_entropy", e.unigram_entropy);
           line.set("val/" + e.name + "/tokens", e.targets);
         }
-        std::printf("%s\n", line.to_json().c_str());
+        print_line(line.to_json());
       }
       return 0;
     };

@@ -1,14 +1,10 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <memory>
 
-#include "data/tokenizer/tokenizer.h"
-#include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
 #include "trainer/generation.h"
-#include "trainer/run_tokenizer.h"
-#include "trainer/training_state.h"
 
 namespace braid {
 
@@ -29,23 +25,11 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->add_option("--seed", options->sampling.seed, "of the sampling");
   command->callback([options, &action] {
     action = [options] {
-      TrainedModel trained = open_trained_model(options->model);
-      RunConfig& config = trained.config;
-      use_default_threads();
-      // Token by token the CPU serves best; what was trained in bf16 has its weights in fp32.
-      Context ctx = Context::cpu();
-      if (config.precision == Precision::kBf16) config.precision = Precision::kFp32;
-      config.mtp.depth = 0;
-      const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
-      InferenceState state(ctx, config, mesh, 1, 1);
-      state.load(ctx, trained.reader);
-
-      const auto tokenizer = run_tokenizer(trained.reader.path());
-      check<DataError>(tokenizer->vocab_size() <= config.model.vocab_size, "the run's tokenizer has ", tokenizer->vocab_size(),
-                       " ids, more than model.vocab_size ", config.model.vocab_size);
-      const std::vector<uint32_t> prompt = tokenizer->encode(options->prompt);
-      const auto added = generate(ctx, state.model, prompt, options->sampling, tokenizer->end_of_document());
-      std::printf("%s%s\n", options->prompt.c_str(), tokenizer->decode(added).c_str());
+      TextModel text(open_trained_model(options->model));
+      const Tokenizer& tokenizer = *text.tokenizer;
+      const auto added = generate(text.ctx, text.state.model, tokenizer.encode(options->prompt), options->sampling,
+                                  tokenizer.end_of_document());
+      print_line(options->prompt, tokenizer.decode(added));
       return 0;
     };
   });

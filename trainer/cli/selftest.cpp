@@ -1,13 +1,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 
+#include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
-#include "trainer/config/config_reader.h"
-#include "trainer/isolation_check.h"
 #include "trainer/device/start.h"
+#include "trainer/isolation_check.h"
 
 namespace braid {
 namespace {
@@ -39,8 +39,8 @@ std::vector<Part> parts_of(const RunConfig& config) {
   return parts;
 }
 
-int isolation(const std::string& path, const std::vector<std::string>& overrides) {
-  RunConfig config = read_config(path, overrides);
+int isolation(const ConfigArguments& arguments) {
+  RunConfig config = arguments.read();
   config.parallel.expert = config.parallel.context = 1;
   config.memory.recompute = config.memory.recompute == Recompute::kAuto ? Recompute::kNone : config.memory.recompute;
   check_model_config(config);
@@ -56,43 +56,35 @@ int isolation(const std::string& path, const std::vector<std::string>& overrides
                          kept.first_difference, " (in all ", kept.differing_outputs, " outputs, ",
                          kept.differing_mtp_outputs, " of the MTP block, ", kept.differing_losses, " losses, ",
                          kept.differing_gradients, " gradients)");
-    std::printf("%s\n", concat(part.name, ": all ", kept.changed_document_tokens, " tokens of one document changed; of the ",
-                               kept.other_tokens, " of the other two ", kept.outputs, " outputs, ",
-                               kept.mtp_outputs > 0 ? concat(kept.mtp_outputs, " outputs of the MTP block, ") : "",
-                               kept.token_losses, " losses and ", kept.gradients, " gradients kept their bits",
-                               kept.reordered_gradients > 0
-                                   ? concat(" (", kept.reordered_gradients, " gradients of experts where that document "
-                                            "reaches none; else its rows move theirs, and sums round otherwise)")
-                                   : "")
-                            .c_str());
+    print_line(part.name, ": all ", kept.changed_document_tokens, " tokens of one document changed; of the ",
+               kept.other_tokens, " of the other two ", kept.outputs, " outputs, ",
+               kept.mtp_outputs > 0 ? concat(kept.mtp_outputs, " outputs of the MTP block, ") : "", kept.token_losses,
+               " losses and ", kept.gradients, " gradients kept their bits",
+               kept.reordered_gradients > 0
+                   ? concat(" (", kept.reordered_gradients,
+                            " gradients of experts where that document "
+                            "reaches none; else its rows move theirs, and sums round otherwise)")
+                   : "");
     const IsolationReport without = check_isolation(machine->ctx, mesh, part.config, Boundary::kTakenAway);
     check<NumericsError>(without.differing_outputs > 0 && without.differing_gradients > 0, part.name,
                          ": the check sees nothing even where the boundary between two documents is taken away");
-    std::printf("%s\n", concat("  with the boundary behind that document taken away ", without.differing_outputs,
-                               " outputs, ", without.differing_losses, " losses and ", without.differing_gradients,
-                               " gradients change")
-                            .c_str());
+    print_line("  with the boundary behind that document taken away ", without.differing_outputs, " outputs, ",
+               without.differing_losses, " losses and ", without.differing_gradients, " gradients change");
   }
-  std::printf("documents are isolated\n");
+  print_line("documents are isolated");
   return 0;
 }
 
 }  // namespace
 
 void add_selftest_command(CLI::App& app, Action& action) {
-  struct Options {
-    std::string config;
-    std::vector<std::string> overrides;
-  };
-  auto options = std::make_shared<Options>();
+  auto config = std::make_shared<ConfigArguments>();
   CLI::App* command = app.add_subcommand("selftest", "Prove on this machine what a model must keep to");
   command->require_subcommand(1);
   CLI::App* isolation_command = command->add_subcommand(
       "isolation", "Change one document of a packed row: all the others give keeps its bits");
-  isolation_command->add_option("config", options->config, "YAML config; needs no data")->required();
-  isolation_command->add_option("overrides", options->overrides, "section.key=value, applied in order");
-  isolation_command->callback(
-      [options, &action] { action = [options] { return isolation(options->config, options->overrides); }; });
+  add_config(*isolation_command, *config, "YAML config; needs no data")->required();
+  isolation_command->callback([config, &action] { action = [config] { return isolation(*config); }; });
 }
 
 }  // namespace braid

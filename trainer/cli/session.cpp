@@ -1,18 +1,19 @@
 #include "trainer/cli/session.h"
 
 #include <omp.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 
 #include "kernels/build_config.h"
+#include "kernels/core/process_info.h"
 #include "parallel/mpi_session.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/progress.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/run/agreement.h"
+#include "trainer/run_tokenizer.h"
 
 namespace braid {
 namespace {
@@ -92,9 +93,7 @@ int world_rank() {
 
 void use_default_threads() {
   if (std::getenv("OMP_NUM_THREADS")) return;
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  const int cores = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : omp_get_num_procs();
+  const int cores = usable_cores();
   const bool bound_by_launcher = cores < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   const char* local_size = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
   const int ranks = local_size ? std::max(1, std::atoi(local_size)) : 1;
@@ -105,6 +104,29 @@ TrainedModel open_trained_model(const std::string& path) {
   CheckpointReader reader = open_checkpoint(path);
   RunConfig config = read_config_text(reader.info().config_yaml, reader.path());
   return {std::move(reader), std::move(config)};
+}
+
+namespace {
+
+TrainedModel for_text(TrainedModel trained) {
+  RunConfig& config = trained.config;
+  if (config.precision == Precision::kBf16) config.precision = Precision::kFp32;
+  config.mtp.depth = 0;
+  use_default_threads();
+  return trained;
+}
+
+}  // namespace
+
+TextModel::TextModel(TrainedModel model)
+    : trained(for_text(std::move(model))),
+      mesh(make_local_communicator(), 1, trained.config.model.num_experts),
+      state(ctx, trained.config, mesh, 1, 1),
+      tokenizer(run_tokenizer(trained.reader.path())) {
+  const int64_t vocab_size = trained.config.model.vocab_size;
+  check<DataError>(tokenizer->vocab_size() <= vocab_size, "the run's tokenizer has ", tokenizer->vocab_size(),
+                   " ids, more than model.vocab_size ", vocab_size);
+  state.load(ctx, trained.reader);
 }
 
 }  // namespace braid

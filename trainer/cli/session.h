@@ -3,10 +3,12 @@
 #include <memory>
 #include <string>
 
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/core/context.h"
 #include "parallel/process_mesh.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/config/config.h"
+#include "trainer/training_state.h"
 
 namespace braid {
 
@@ -34,5 +36,16 @@ struct TrainedModel {
   RunConfig config;  // of its run
 };
 TrainedModel open_trained_model(const std::string& path);
+
+// A trained model that reads a text piece by piece, and the tokenizer of its run: on the CPU, which serves best there,
+// in fp32 if it was trained in bf16, without its MTP block.   Errors: DataError if the tokenizer has more ids than it.
+struct TextModel {
+  explicit TextModel(TrainedModel trained);
+  TrainedModel trained;
+  Context ctx = Context::cpu();
+  ProcessMesh mesh;
+  InferenceState state;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
 
 }  // namespace braid

@@ -1,13 +1,13 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <memory>
 
 #include "kernels/core/nearest_words.h"
 #include "parallel/failpoint.h"
 #include "parallel/mpi_session.h"
+#include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
-#include "trainer/config/config_reader.h"
 #include "trainer/run/agreement.h"
 #include "trainer/run/start_watch.h"
 #include "trainer/run/stop_signal.h"
@@ -18,9 +18,9 @@ namespace braid {
 namespace {
 
 // Before the ranks have met. What is wrong with a config is for them to say together.
-double hang_timeout_of(const std::string& config, const std::vector<std::string>& overrides) {
+double hang_timeout_of(const ConfigArguments& config) {
   try {
-    return read_config(config, overrides).run.hang_timeout;
+    return config.read().run.hang_timeout;
   } catch (const Error&) {
     return RunConfig().run.hang_timeout;
   }
@@ -30,16 +30,14 @@ double hang_timeout_of(const std::string& config, const std::vector<std::string>
 
 void add_train_command(CLI::App& app, Action& action) {
   struct Options {
-    std::string config;
-    std::vector<std::string> overrides;
+    ConfigArguments config;
     ResumeFrom resume;
     std::string resume_mode;
     bool skip_self_check = false, quiet = false, json = false;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "Train a model. Several ranks: mpirun -n W braid train CONFIG");
-  command->add_option("config", options->config, "YAML config")->required();
-  command->add_option("overrides", options->overrides, "section.key=value, applied in order");
+  add_config(*command, options->config)->required();
   command
       ->add_flag(
           "--resume{newest}", options->resume_mode,
@@ -59,7 +57,7 @@ void add_train_command(CLI::App& app, Action& action) {
   command->callback([options, &action] {
     action = [options] {
       end_on_stop_signal(world_rank() == 0);
-      if (MpiSession::launched_by_mpi()) begin_start_watch(hang_timeout_of(options->config, options->overrides));
+      if (MpiSession::launched_by_mpi()) begin_start_watch(hang_timeout_of(options->config));
       fault_point("init");
       ResumeFrom& resume = options->resume;
       resume.mode = options->resume_mode == "auto"                                   ? ResumeMode::kAuto
@@ -74,7 +72,7 @@ void add_train_command(CLI::App& app, Action& action) {
                        {"--override", joined(resume.overrides, " ")},
                        {"--skip-selfcheck", options->skip_self_check ? "given" : "not given"}});
       const RunConfig config = agree_on_config(cpu, *world, [&] {
-        RunConfig read = read_config(options->config, options->overrides);
+        RunConfig read = options->config.read();
         check_config(read);
         check_config_for_ranks(read, world->size());
         return read;
@@ -86,7 +84,7 @@ void add_train_command(CLI::App& app, Action& action) {
       std::string chosen;
       const RunConfig fitting =
           with_recompute_that_fits(config, mesh, machine->ctx, available_memory(machine->ctx, mesh), chosen);
-      if (mesh.rank() == 0 && !chosen.empty()) std::fprintf(stderr, "%s\n", chosen.c_str());
+      if (mesh.rank() == 0 && !chosen.empty()) print_note(chosen);
       const SelfCheck self_check = options->skip_self_check ? SelfCheck::kNo : SelfCheck::kYes;
       const ConsoleStyle style = options->quiet  ? ConsoleStyle::kQuiet
                                  : options->json ? ConsoleStyle::kJson
