@@ -15,18 +15,20 @@ namespace braid {
 // Shards of a source or validation set: its own, or the one tokenized from its text into <run.dir>/data/<name>.h5.
 std::vector<std::string> shard_paths(const TokenFiles& source, const std::string& run_dir);
 
-// Tokenizes the sources and validation sets that are given as text; a shard made from the same text stays. A resumed run keeps the shards
-// it began with, whatever has become of the text since. One rank only.
-// Returns how many text files were met twice, by a link or a second name; they are taken once.
-enum class ShardsOnDisk { kCheck, kKeep };
+enum class ShardsOnDisk {
+  kCheck,  // one of other text is made anew
+  kKeep,   // a resumed run goes on with those that it began with, whatever has become of the text since
+};
+// Tokenizes the sources and validation sets that are given as text; a shard made from the same text stays. One rank
+// only. Returns how many text files were met twice, by a link or a second name; they are taken once.
 int64_t prepare_shards(const DataConfig& data, const std::string& run_dir, ShardsOnDisk on_disk);
 
 // What one source holds out, another would train on, as the choice depends on the source.
 // Errors: DataError if two sources name the same file and anything is held out, or a source and a validation set do.
 void check_no_leak(const RunConfig& config);
 
-// Opens what the config names, as far as that can be done without a run: shards, vocabularies, text files; and check_no_leak.
-// Errors: DataError.
+// Opens what the config names, as far as that can be done without a run: shards, vocabularies, text files; and
+// check_no_leak.   Errors: DataError.
 void check_data_is_there(const RunConfig& config);
 
 // Both parts of every source; behind the held-out parts the validation sets.

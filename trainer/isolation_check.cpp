@@ -173,17 +173,20 @@ IsolationReport check_isolation(Context& ctx, const ProcessMesh& mesh, RunConfig
       ++count;
       const int64_t at = first_difference(&x[t * row_bytes], &y[t * row_bytes], row_bytes, a.dtype);
       if (at >= 0)
-        differing += differs(concat(what, " of token ", t, ", ", document_of(t), " the changed document, differs in channel ", at));
+        differing += differs(
+            concat(what, " of token ", t, ", ", document_of(t), " the changed document, differs in channel ", at));
     }
   };
   compare_states("the output", a.hidden, b.hidden, report.outputs, report.differing_outputs);
-  compare_states("the MTP block's output", a.mtp_hidden, b.mtp_hidden, report.mtp_outputs, report.differing_mtp_outputs);
+  compare_states("the MTP block's output", a.mtp_hidden, b.mtp_hidden, report.mtp_outputs,
+                 report.differing_mtp_outputs);
   for (size_t i = 0; i < a.losses.size(); ++i) {
     ++report.token_losses;
     if (std::memcmp(&a.losses[i], &b.losses[i], sizeof(double)) == 0) continue;
     const bool is_token = i < a.tokens_of_losses.size();
-    report.differing_losses += differs(concat("the loss of ", is_token ? concat("token ", a.tokens_of_losses[i]) : "all of them",
-                                              " was ", a.losses[i], " and is ", b.losses[i]));
+    report.differing_losses +=
+        differs(concat("the loss of ", is_token ? concat("token ", a.tokens_of_losses[i]) : "all of them", " was ",
+                       a.losses[i], " and is ", b.losses[i]));
   }
   for (const auto& [name, gradient] : a.gradients) {
     ++report.gradients;

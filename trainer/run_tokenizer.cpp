@@ -30,12 +30,14 @@ std::unique_ptr<Tokenizer> run_tokenizer(const std::string& checkpoint) {
   const fs::path run = fs::weakly_canonical(checkpoint).parent_path().parent_path();
   std::ifstream described(run / "tokenizer.txt");
   std::string name, digest, end;
-  if (!(described >> name >> digest >> end) || digest == ByteTokenizer().digest()) return std::make_unique<ByteTokenizer>();
+  if (!(described >> name >> digest >> end) || digest == ByteTokenizer().digest())
+    return std::make_unique<ByteTokenizer>();
   const std::string path = (run / "tokenizer.json").string();
-  check<DataError>(fs::exists(path), path, ": is missing; the run was trained on tokens of tokenizer ", name, " with digest ",
-                   digest, ", whose tokenizer.json belongs there");
+  check<DataError>(fs::exists(path), path, ": is missing; the run was trained on tokens of tokenizer ", name,
+                   " with digest ", digest, ", whose tokenizer.json belongs there");
   auto tokenizer = open_tokenizer(path, "#" + end);
-  check<DataError>(tokenizer->digest() == digest, path, ": has digest ", tokenizer->digest(), ", but the run's data has ", digest);
+  check<DataError>(tokenizer->digest() == digest, path, ": has digest ", tokenizer->digest(),
+                   ", but the run's data has ", digest);
   return tokenizer;
 }
 

@@ -27,8 +27,7 @@ struct EnumNames<ResumeMode> {
 struct ResumeFrom {
   ResumeMode mode = ResumeMode::kNo;
   std::string checkpoint;  // a step folder; empty: the newest one of the run folder
-  std::vector<std::string>
-      overrides;  // keys that may differ from the checkpoint's, out of those that may differ on purpose
+  std::vector<std::string> overrides;  // keys that differ from the checkpoint's on purpose; see ResumeRules
   bool resumes() const { return mode != ResumeMode::kNo; }
 };
 

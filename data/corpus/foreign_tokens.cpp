@@ -46,10 +46,10 @@ struct Plain {
 };
 
 auto reader_of(std::shared_ptr<const RawFile> file, Plain plain) {
-  const auto read = plain.bytes == 1 ? read_stored<uint8_t>
+  const auto read = plain.bytes == 1   ? read_stored<uint8_t>
                     : plain.bytes == 8 ? read_stored<int64_t>
-                    : plain.is_signed ? (plain.bytes == 2 ? read_stored<int16_t> : read_stored<int32_t>)
-                                      : (plain.bytes == 2 ? read_stored<uint16_t> : read_stored<uint32_t>);
+                    : plain.is_signed  ? (plain.bytes == 2 ? read_stored<int16_t> : read_stored<int32_t>)
+                                       : (plain.bytes == 2 ? read_stored<uint16_t> : read_stored<uint32_t>);
   return [=](int64_t begin, int64_t end, int64_t* out) { read(*file, plain.position, begin, end, out); };
 }
 
@@ -58,7 +58,8 @@ ForeignTokens open_megatron(const std::string& index_path, const std::string& bi
   const auto bin = std::make_shared<const RawFile>(RawFile::open(bin_path));
   const std::string& path = index.path();
   constexpr int64_t kHeader = 9 + 8 + 1 + 8 + 8;
-  check<DataError>(index.size() >= kHeader, path, ": has ", index.size(), " bytes, too few for the header of a Megatron index");
+  check<DataError>(index.size() >= kHeader, path, ": has ", index.size(),
+                   " bytes, too few for the header of a Megatron index");
   const std::vector<char> header = head_of(index, kHeader);
   check<DataError>(std::memcmp(header.data(), "MMIDIDX\0\0", 9) == 0, path, ": is no Megatron index");
   const auto version = value_at<uint64_t>(header, 9);
@@ -76,24 +77,26 @@ ForeignTokens open_megatron(const std::string& index_path, const std::string& bi
   const auto num_sequences = value_at<int64_t>(header, 18), num_documents = value_at<int64_t>(header, 26);
   const int64_t room = index.size() - kHeader;
   // With one byte more for each sequence where it has modes.
-  check<DataError>(0 <= num_sequences && num_sequences <= room / 12 && 1 <= num_documents && num_documents <= room / 8 &&
-                       (room == 12 * num_sequences + 8 * num_documents || room == 13 * num_sequences + 8 * num_documents),
-                   path, ": has ", index.size(), " bytes, which do not fit its ", num_sequences, " sequences and ", num_documents,
-                   " document marks");
+  check<DataError>(
+      0 <= num_sequences && num_sequences <= room / 12 && 1 <= num_documents && num_documents <= room / 8 &&
+          (room == 12 * num_sequences + 8 * num_documents || room == 13 * num_sequences + 8 * num_documents),
+      path, ": has ", index.size(), " bytes, which do not fit its ", num_sequences, " sequences and ", num_documents,
+      " document marks");
   const auto lengths = read_array<int32_t>(index, kHeader, num_sequences);
   const auto pointers = read_array<int64_t>(index, kHeader + 4 * num_sequences, num_sequences);
   const auto documents = read_array<int64_t>(index, kHeader + 12 * num_sequences, num_documents);
   std::vector<int64_t> begins = {0};
   for (int64_t s = 0; s < num_sequences; ++s) {
-    check<DataError>(lengths[s] >= 0 && pointers[s] == begins.back() * plain.bytes, path, ": sequence ", s, " has ", lengths[s],
-                     " tokens at byte ", pointers[s], ", expected at byte ", begins.back() * plain.bytes);
+    check<DataError>(lengths[s] >= 0 && pointers[s] == begins.back() * plain.bytes, path, ": sequence ", s, " has ",
+                     lengths[s], " tokens at byte ", pointers[s], ", expected at byte ", begins.back() * plain.bytes);
     begins.push_back(begins.back() + lengths[s]);
   }
   ForeignTokens tokens{.path = bin_path, .count = begins.back()};
-  check<DataError>(bin->size() == tokens.count * plain.bytes, bin_path, ": has ", bin->size(), " bytes, but ", path, " names ",
-                   tokens.count, " tokens of ", plain.bytes);
-  check<DataError>(documents.front() == 0 && documents.back() == num_sequences && std::is_sorted(documents.begin(), documents.end()),
-                   path, ": its document marks do not go up from 0 to its ", num_sequences, " sequences");
+  check<DataError>(bin->size() == tokens.count * plain.bytes, bin_path, ": has ", bin->size(), " bytes, but ", path,
+                   " names ", tokens.count, " tokens of ", plain.bytes);
+  check<DataError>(
+      documents.front() == 0 && documents.back() == num_sequences && std::is_sorted(documents.begin(), documents.end()),
+      path, ": its document marks do not go up from 0 to its ", num_sequences, " sequences");
   for (const int64_t mark : documents) tokens.offsets.push_back(begins[mark]);
   tokens.read_values = reader_of(bin, plain);
   return tokens;
@@ -148,12 +151,14 @@ Plain parse_numpy(const std::string& path, const std::vector<char>& head, int64_
   const size_t begin = head[6] >= 2 ? 12 : 10;
   check<DataError>(head.size() > begin, path, ": is cut short");
   const size_t bytes = head[6] >= 2 ? value_at<uint32_t>(head, 8) : value_at<uint16_t>(head, 8);
-  check<DataError>(begin + bytes <= head.size(), path, ": its numpy header of ", bytes, " bytes is longer than a 1-D array needs");
+  check<DataError>(begin + bytes <= head.size(), path, ": its numpy header of ", bytes,
+                   " bytes is longer than a 1-D array needs");
   const std::string text(head.data() + begin, bytes);
   const bool is_u16 = text.find("'<u2'") != text.npos, is_u32 = text.find("'<u4'") != text.npos;
   const size_t shape = text.find("'shape': (");
-  check<DataError>((is_u16 || is_u32) && shape != text.npos && text.substr(shape, text.find(')', shape) - shape).ends_with(","),
-                   path, ": expected a 1-D array of <u2 or <u4, found ", text.substr(0, text.find('\n')));
+  check<DataError>(
+      (is_u16 || is_u32) && shape != text.npos && text.substr(shape, text.find(')', shape) - shape).ends_with(","),
+      path, ": expected a 1-D array of <u2 or <u4, found ", text.substr(0, text.find('\n')));
   count = std::strtoll(text.c_str() + shape + 10, nullptr, 10);
   return {.position = static_cast<int64_t>(begin + bytes), .bytes = is_u16 ? 2 : 4};
 }
@@ -168,7 +173,8 @@ ForeignTokens open_marked(const std::string& path, const std::string& dtype) {
     check<DataError>(head.size() == 1024, path, ": has ", file->size(), " bytes, too few for the header of llm.c");
     const auto version = value_at<int32_t>(head, 4);
     const bool is_llama = magic == 20240801;
-    check<DataError>(version == (is_llama ? 7 : 1), path, ": has version ", version, " of llm.c's format, expected ", is_llama ? 7 : 1);
+    check<DataError>(version == (is_llama ? 7 : 1), path, ": has version ", version, " of llm.c's format, expected ",
+                     is_llama ? 7 : 1);
     plain = {.position = 1024, .bytes = is_llama ? 4 : 2};
     tokens.count = value_at<int32_t>(head, 8);
     tokens.mark = is_llama ? 128000 : 50256;
@@ -176,15 +182,17 @@ ForeignTokens open_marked(const std::string& path, const std::string& dtype) {
   } else if (head.size() >= 10 && std::memcmp(head.data(), "\x93NUMPY", 6) == 0) {
     plain = parse_numpy(path, head, tokens.count);
   } else {
-    check<DataError>(dtype == "u16" || dtype == "u32", path,
-                     ": is neither HDF5's, Megatron's, datatrove's, llm.c's nor numpy's; for raw tokens say --dtype u16 or u32");
+    check<DataError>(
+        dtype == "u16" || dtype == "u32", path,
+        ": is neither HDF5's, Megatron's, datatrove's, llm.c's nor numpy's; for raw tokens say --dtype u16 or u32");
     plain.bytes = dtype == "u16" ? 2 : 4;
-    check<DataError>(file->size() % plain.bytes == 0, path, ": has ", file->size(), " bytes, no multiple of ", plain.bytes);
+    check<DataError>(file->size() % plain.bytes == 0, path, ": has ", file->size(), " bytes, no multiple of ",
+                     plain.bytes);
     tokens.count = file->size() / plain.bytes;
   }
   const int64_t room = file->size() - plain.position;
-  check<DataError>(tokens.count >= 0 && room % plain.bytes == 0 && tokens.count == room / plain.bytes, path, ": has ", file->size(),
-                   " bytes, but its header says ", tokens.count, " tokens of ", plain.bytes);
+  check<DataError>(tokens.count >= 0 && room % plain.bytes == 0 && tokens.count == room / plain.bytes, path, ": has ",
+                   file->size(), " bytes, but its header says ", tokens.count, " tokens of ", plain.bytes);
   tokens.read_values = reader_of(file, plain);
   return tokens;
 }
@@ -203,14 +211,15 @@ void ForeignTokens::read(int64_t begin, int64_t end, std::vector<uint32_t>& ids)
   read_values(begin, end, values.data());
   ids.resize(values.size());
   for (size_t i = 0; i < values.size(); ++i) {
-    check<DataError>(0 <= values[i] && values[i] < UINT32_MAX, path, ": token ", begin + static_cast<int64_t>(i), " is ",
-                     values[i] < 0 ? "negative" : "too large for an id");
+    check<DataError>(0 <= values[i] && values[i] < UINT32_MAX, path, ": token ", begin + static_cast<int64_t>(i),
+                     " is ", values[i] < 0 ? "negative" : "too large for an id");
     ids[i] = static_cast<uint32_t>(values[i]);
   }
 }
 
 ForeignTokens open_foreign_tokens(const std::string& path, const std::string& dtype) {
-  const fs::path name = path, index = fs::path(path).replace_extension(".idx"), bin = fs::path(path).replace_extension(".bin");
+  const fs::path name = path, index = fs::path(path).replace_extension(".idx"),
+                 bin = fs::path(path).replace_extension(".bin");
   if (name.extension() == ".idx" || (name.extension() == ".bin" && fs::exists(index))) return open_megatron(index, bin);
   if (fs::exists(path + ".index")) return open_datatrove(path);
   return is_hdf5(path) ? open_hdf5(path) : open_marked(path, dtype);

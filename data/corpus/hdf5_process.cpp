@@ -35,7 +35,8 @@ struct Hdf5Process::Answer {
 namespace {
 
 constexpr time_t kPatienceSeconds = 300;
-constexpr size_t kChunkCacheBytes = size_t{128} << 20;  // a chunk that is larger would be unpacked once for every read of it
+constexpr size_t kChunkCacheBytes = size_t{128}
+                                    << 20;  // a chunk that is larger would be unpacked once for every read of it
 
 bool send_all(int socket, const void* data, size_t bytes) {
   for (const char* at = static_cast<const char*>(data); bytes > 0;) {
@@ -78,7 +79,9 @@ class Hdf5Process::Server {
         value = e.what();
         is_error = true;
       }
-      const Answer head{is_error ? Answer::Kind::kError : value ? Answer::Kind::kValue : Answer::Kind::kNothing,
+      const Answer head{is_error ? Answer::Kind::kError
+                        : value  ? Answer::Kind::kValue
+                                 : Answer::Kind::kNothing,
                         value ? static_cast<int64_t>(value->size()) : 0};
       if (!send_all(socket_, &head, sizeof head) || (value && !send_all(socket_, value->data(), value->size()))) return;
     }
@@ -132,7 +135,8 @@ class Hdf5Process::Server {
       unsigned flags = 0;
       size_t values = 0;
       std::array<char, 64> filter = {};
-      const H5Z_filter_t id = H5Pget_filter2(creation, i, &flags, &values, nullptr, filter.size(), filter.data(), nullptr);
+      const H5Z_filter_t id =
+          H5Pget_filter2(creation, i, &flags, &values, nullptr, filter.size(), filter.data(), nullptr);
       check<DataError>(H5Zfilter_avail(id) > 0, where, ": was written with filter ", id, " (", filter.data(),
                        "), which the HDF5 library has not here");
     }
@@ -168,7 +172,8 @@ class Hdf5Process::Server {
     const hssize_t count = H5Sget_simple_extent_npoints(H5Aget_space(attribute));
     check<DataError>(count == 1, where, ": expected one value, found ", count);
     const H5T_class_t kind = H5Tget_class(type);
-    check<DataError>(kind == (is_integer ? H5T_INTEGER : H5T_STRING), where, ": expected ", is_integer ? "an integer" : "a string");
+    check<DataError>(kind == (is_integer ? H5T_INTEGER : H5T_STRING), where, ": expected ",
+                     is_integer ? "an integer" : "a string");
     if (is_integer) {
       int64_t value = 0;
       check_hdf5(H5Aread(attribute, H5T_NATIVE_INT64, &value) >= 0, concat("attribute ", name, " cannot be read"));
@@ -196,7 +201,8 @@ class Hdf5Process::Server {
 
 Hdf5Process::Hdf5Process(const std::string& path) : path_(path) {
   int ends[2];
-  check<IoError>(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, path, ": no socket for its reader: ", reason(errno));
+  check<IoError>(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, path,
+                 ": no socket for its reader: ", reason(errno));
   process_ = ::fork();
   const int status = errno;
   if (process_ == 0) {
@@ -228,8 +234,8 @@ void Hdf5Process::report_end() {
   int status = 0;
   ::waitpid(std::exchange(process_, -1), &status, 0);
   if (is_silent) throw DataError(concat(path_, ": HDF5 gave no answer for ", kPatienceSeconds, " s"));
-  throw DataError(concat(path_, ": HDF5 was brought down by it", WIFSIGNALED(status) ? concat(" (signal ", WTERMSIG(status), ")") : "",
-                         ", so it is damaged"));
+  throw DataError(concat(path_, ": HDF5 was brought down by it",
+                         WIFSIGNALED(status) ? concat(" (signal ", WTERMSIG(status), ")") : "", ", so it is damaged"));
 }
 
 std::optional<std::string> Hdf5Process::ask(What what, const std::string& name, int64_t begin, int64_t end) {
@@ -259,7 +265,9 @@ std::optional<int64_t> number_of(const std::optional<std::string>& bytes) {
 }  // namespace
 
 std::optional<int64_t> Hdf5Process::size(const std::string& dataset) { return number_of(ask(What::kSize, dataset)); }
-std::optional<int64_t> Hdf5Process::integer(const std::string& attribute) { return number_of(ask(What::kInteger, attribute)); }
+std::optional<int64_t> Hdf5Process::integer(const std::string& attribute) {
+  return number_of(ask(What::kInteger, attribute));
+}
 std::optional<std::string> Hdf5Process::text(const std::string& attribute) { return ask(What::kText, attribute); }
 
 void Hdf5Process::read(const std::string& dataset, int64_t begin, int64_t end, int64_t* out) {

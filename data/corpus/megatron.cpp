@@ -65,17 +65,20 @@ void for_lengths(const NamedDataset& dataset, const std::function<void(int64_t)>
 }  // namespace
 
 DatasetManifest write_megatron(const std::string& from, const std::string& to) {
-  const std::string bin_path = fs::path(to).replace_extension(".bin"), index_path = fs::path(to).replace_extension(".idx");
+  const std::string bin_path = fs::path(to).replace_extension(".bin"),
+                    index_path = fs::path(to).replace_extension(".idx");
   for (const std::string& path : {bin_path, index_path}) check<IoError>(!fs::exists(path), path, ": is there already");
   const NamedDataset dataset = open_whole_dataset(from);
   const DatasetManifest& m = dataset.manifest;
-  check<DataError>(m.vocab_size - 1 <= INT32_MAX, from, ": a vocabulary of ", m.vocab_size, " ids does not fit Megatron's 32 bits");
+  check<DataError>(m.vocab_size - 1 <= INT32_MAX, from, ": a vocabulary of ", m.vocab_size,
+                   " ids does not fit Megatron's 32 bits");
   const bool is_short = m.vocab_size < kShortIds;
   const int64_t token_bytes = is_short ? 2 : 4;
 
   int64_t documents = 0, tokens = 0;
   for_lengths(dataset, [&](int64_t length) {
-    check<DataError>(length <= INT32_MAX, from, ": document ", documents, " has ", length, " tokens, more than Megatron's 32 bits hold");
+    check<DataError>(length <= INT32_MAX, from, ": document ", documents, " has ", length,
+                     " tokens, more than Megatron's 32 bits hold");
     ++documents;
     tokens += length;
   });

@@ -38,7 +38,8 @@ void copy_tokenizer(const NamedDataset& from, const std::string& folder, Dataset
 std::string digest_of_shards(const std::vector<NamedDataset>& datasets) {
   Sha256 digest;
   for (const NamedDataset& dataset : datasets)
-    for (const DatasetManifest::Shard& shard : dataset.manifest.shards) digest.update(shard.sha256.data(), shard.sha256.size());
+    for (const DatasetManifest::Shard& shard : dataset.manifest.shards)
+      digest.update(shard.sha256.data(), shard.sha256.size());
   return digest.hex();
 }
 
@@ -53,8 +54,8 @@ DatasetManifest merge_datasets(const std::vector<std::string>& from, const std::
     check<DataError>(here.manifest.tokenizer_digest == first.manifest.tokenizer_digest &&
                          here.manifest.vocab_size == first.manifest.vocab_size &&
                          here.manifest.end_of_document == first.manifest.end_of_document,
-                     path, ": was made with tokenizer ", here.manifest.tokenizer, " ", here.manifest.tokenizer_digest, ", but ",
-                     first.name, " with ", first.manifest.tokenizer, " ", first.manifest.tokenizer_digest);
+                     path, ": was made with tokenizer ", here.manifest.tokenizer, " ", here.manifest.tokenizer_digest,
+                     ", but ", first.name, " with ", first.manifest.tokenizer, " ", first.manifest.tokenizer_digest);
     for (size_t s = 0; s < here.shards.size(); ++s) {
       const auto [owner, is_new] = owner_of.emplace(here.manifest.shards[s].sha256, &here.name);
       check<DataError>(is_new || owner->second == &here.name, here.shards[s], ": is in ", *owner->second,
@@ -83,7 +84,8 @@ DatasetManifest merge_datasets(const std::vector<std::string>& from, const std::
 std::vector<SplitPart> split_dataset(const SplitOptions& options) {
   const NamedDataset dataset = open_whole_dataset(options.from);
   const auto check_possible = [&](bool ok, const std::string& why) {
-    check<DataError>(ok, options.from, ": its ", dataset.manifest.num_documents(), " documents cannot be split like this: ", why);
+    check<DataError>(ok, options.from, ": its ", dataset.manifest.num_documents(),
+                     " documents cannot be split like this: ", why);
   };
   check_possible(options.parts <= dataset.manifest.num_documents(), concat("there are more parts, ", options.parts));
   DurableFolder folder(options.to);
@@ -101,7 +103,8 @@ std::vector<SplitPart> split_dataset(const SplitOptions& options) {
     const std::string path = (fs::path(folder.temporary()) / part.folder).string();
     create_folder(path);
     part.manifest = manifest_like(dataset.manifest);
-    part.manifest.source_digest = sha256(concat(digest_of_shards({dataset}), ' ', options.parts, ' ', options.held_out, ' ', part.folder));
+    part.manifest.source_digest =
+        sha256(concat(digest_of_shards({dataset}), ' ', options.parts, ' ', options.held_out, ' ', part.folder));
     copy_tokenizer(dataset, path, part.manifest);
     writers.push_back(std::make_unique<DatasetWriter>(path, part.manifest, options.shard_tokens));
   }

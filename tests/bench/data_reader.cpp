@@ -1,4 +1,5 @@
-// What reading costs: bench_data_reader make|start|read, see the usage below. Not part of the tests; docs/benchmarks.md has its figures.
+// What reading costs: bench_data_reader make|start|read, see the usage below. Not part of the tests; docs/benchmarks.md
+// has its figures.
 #include <fcntl.h>
 #include <hdf5.h>
 #include <sys/resource.h>
@@ -25,16 +26,20 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kUsage =
-    "bench_data_reader make DIR SHARDS DOCUMENTS TOKENS   shards of so many documents each, of about TOKENS tokens (log-normal, sigma 1);\n"
+    "bench_data_reader make DIR SHARDS DOCUMENTS TOKENS   shards of so many documents each, of about TOKENS tokens "
+    "(log-normal, sigma 1);\n"
     "                                                     the tokens are holes, the offsets are not\n"
-    "bench_data_reader start DIR ROW_TOKENS [ROWS]        opens them twice, without and with the stored index; finds random rows\n"
-    "bench_data_reader read DIR ROW_TOKENS STEPS          reads batches of 64 rows, from the disk and again from memory (of a dataset\n"
+    "bench_data_reader start DIR ROW_TOKENS [ROWS]        opens them twice, without and with the stored index; finds "
+    "random rows\n"
+    "bench_data_reader read DIR ROW_TOKENS STEPS          reads batches of 64 rows, from the disk and again from "
+    "memory (of a dataset\n"
     "                                                     with tokens)\n";
 
 double cpu_seconds() {
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  return double(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + 1e-6 * double(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+  return double(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+         1e-6 * double(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
 struct Stopwatch {
@@ -55,7 +60,8 @@ void make_shard(const std::string& path, int64_t documents, double tokens, uint6
   std::lognormal_distribution<double> length(std::log(tokens) - 0.5, 1);
   std::vector<int64_t> offsets = {0};
   for (int64_t d = 0; d < documents; ++d) offsets.push_back(offsets.back() + 1 + static_cast<int64_t>(length(random)));
-  const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), root = H5Gopen2(file, "/", H5P_DEFAULT);
+  const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT),
+              root = H5Gopen2(file, "/", H5P_DEFAULT);
   const auto dataset = [&](const char* name, hid_t type, hsize_t size, const void* values) {
     const hid_t space = H5Screate_simple(1, &size, nullptr), creation = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY);
@@ -83,9 +89,10 @@ void start(const std::string& folder, int64_t row_tokens, int64_t rows) {
   for (const char* name : {"first", "later"}) {
     const Stopwatch watch;
     const TokenDataset train("bench", paths, row_tokens, Split::kTrain, 0.05);
-    std::printf("%s start: %.2f s of CPU, %.2f s, peak %.0f MB%s; %.4g documents, %.4g tokens, %lld rows\n", name, watch.cpu(), watch.wall(),
-                peak_mb(), train.source().was_stored() ? ", stored" : "", double(train.source().num_documents()),
-                double(train.num_tokens()), static_cast<long long>(train.size()));
+    std::printf("%s start: %.2f s of CPU, %.2f s, peak %.0f MB%s; %.4g documents, %.4g tokens, %lld rows\n", name,
+                watch.cpu(), watch.wall(), peak_mb(), train.source().was_stored() ? ", stored" : "",
+                double(train.source().num_documents()), double(train.num_tokens()),
+                static_cast<long long>(train.size()));
     BatchPlan plan;
     plan.global_batch_size = plan.micro_batch_size = 1;
     plan.mixture = Mixture(std::vector<MixtureInterval>{{0, {1.0}}});
@@ -94,9 +101,11 @@ void start(const std::string& folder, int64_t row_tokens, int64_t rows) {
       const Stopwatch seek;
       int64_t pieces = 0;
       for (int64_t r = 0; r < rows; ++r)
-        pieces += static_cast<int64_t>(train.source().row(Split::kTrain, planned_row(datasets, plan, r * 7919).row).size());
-      std::printf("  %lld rows at random steps: %.1f us of CPU, %.1f us a row; %.1f pieces\n", static_cast<long long>(rows), 1e6 * seek.cpu() / double(rows),
-                  1e6 * seek.wall() / double(rows), double(pieces) / double(rows));
+        pieces +=
+            static_cast<int64_t>(train.source().row(Split::kTrain, planned_row(datasets, plan, r * 7919).row).size());
+      std::printf("  %lld rows at random steps: %.1f us of CPU, %.1f us a row; %.1f pieces\n",
+                  static_cast<long long>(rows), 1e6 * seek.cpu() / double(rows), 1e6 * seek.wall() / double(rows),
+                  double(pieces) / double(rows));
     }
   }
 }
@@ -118,8 +127,10 @@ void read(const std::string& folder, int64_t row_tokens, int64_t steps) {
     const Stopwatch watch;
     int64_t tokens = 0;
     for (int64_t step = 0; step < steps; ++step)
-      for (const Batch& batch : BatchStream::read_step(datasets, plan, step).micro_batches) tokens += batch.num_rows * batch.row_tokens;
-    std::printf("%s: %.4g tokens/s, %.4g a second of CPU\n", name, double(tokens) / watch.wall(), double(tokens) / watch.cpu());
+      for (const Batch& batch : BatchStream::read_step(datasets, plan, step).micro_batches)
+        tokens += batch.num_rows * batch.row_tokens;
+    std::printf("%s: %.4g tokens/s, %.4g a second of CPU\n", name, double(tokens) / watch.wall(),
+                double(tokens) / watch.cpu());
   }
 }
 
@@ -127,7 +138,8 @@ int run(const std::vector<std::string>& a) {
   const auto number = [&](size_t i) { return std::atoll(a[i].c_str()); };
   if (a.size() == 5 && a[0] == "make") {
     fs::create_directories(a[1]);
-    for (int64_t s = 0; s < number(2); ++s) make_shard(concat(a[1], "/", 100000 + s, ".h5"), number(3), double(number(4)), s);
+    for (int64_t s = 0; s < number(2); ++s)
+      make_shard(concat(a[1], "/", 100000 + s, ".h5"), number(3), double(number(4)), s);
   } else if (a.size() >= 3 && a[0] == "start") {
     start(a[1], number(2), a.size() > 3 ? number(3) : 1000);
   } else if (a.size() == 4 && a[0] == "read") {

@@ -88,7 +88,8 @@ TEST_F(Corpus, ReadsJsonLinesTextsAndWhatIsCompressed) {
   write("in/d.txt", "a text\nof two lines\n");
   write("in/sub/e.md.gz", gzipped("packed"));
   const CorpusReport report = tokenize({path("in")}, "out");
-  EXPECT_EQ(documents("out"), (Texts{"one", "zwölf\n", "", "g1", "g2", "z1", "z2", "a text\nof two lines\n", "packed"}));
+  EXPECT_EQ(documents("out"),
+            (Texts{"one", "zwölf\n", "", "g1", "g2", "z1", "z2", "a text\nof two lines\n", "packed"}));
   EXPECT_EQ(report.manifest.num_documents(), 9);
   EXPECT_EQ(report.manifest.unreadable, 0);
   EXPECT_EQ(verify_dataset(path("out")), Texts{});
@@ -103,9 +104,10 @@ TEST_F(Corpus, CountsAndNamesWhatItCannotRead) {
   EXPECT_EQ(report.manifest.unreadable, 6);
   EXPECT_EQ(report.manifest.repaired, 1);
   const std::string a = path("in/a.jsonl");
-  EXPECT_EQ(report.complaints, (Texts{a + ":2: is not JSON", a + ":3: has no key text", a + ":4: text is number, not a string",
-                                      a + ":5: is no JSON object", path("in/b.bin") + ": holds a NUL byte at 1, so it is not text",
-                                      path("in/c.txt") + ": is UTF-16, not UTF-8"}));
+  EXPECT_EQ(report.complaints,
+            (Texts{a + ":2: is not JSON", a + ":3: has no key text", a + ":4: text is number, not a string",
+                   a + ":5: is no JSON object", path("in/b.bin") + ": holds a NUL byte at 1, so it is not text",
+                   path("in/c.txt") + ": is UTF-16, not UTF-8"}));
   EXPECT_EQ(read_manifest(path("out")).unreadable, 6);
 }
 
@@ -122,20 +124,27 @@ TEST_F(Corpus, TakesAFileOnceWhateverLeadsToIt) {
 
 TEST_F(Corpus, RefusesWhatIsDamagedOrNotThere) {
   write("in/cut.jsonl.gz", gzipped(std::string(1000, 'x')).substr(0, 15));
-  EXPECT_NE(message_of<DataError>([&] { tokenize({path("in/cut.jsonl.gz")}, "o1"); }).find("the gzip file is cut short"), std::string::npos);
+  EXPECT_NE(
+      message_of<DataError>([&] { tokenize({path("in/cut.jsonl.gz")}, "o1"); }).find("the gzip file is cut short"),
+      std::string::npos);
   write("in/cut.jsonl.zst", zstandard(std::string(1000, 'x')).substr(0, 12));
-  EXPECT_NE(message_of<DataError>([&] { tokenize({path("in/cut.jsonl.zst")}, "o2"); }).find("zstd file is"), std::string::npos);
-  EXPECT_NE(message_of<DataError>([&] { tokenize({path("nowhere")}, "o3"); }).find("nowhere: does not exist"), std::string::npos);
+  EXPECT_NE(message_of<DataError>([&] { tokenize({path("in/cut.jsonl.zst")}, "o2"); }).find("zstd file is"),
+            std::string::npos);
+  EXPECT_NE(message_of<DataError>([&] { tokenize({path("nowhere")}, "o3"); }).find("nowhere: does not exist"),
+            std::string::npos);
   write("in/none.jsonl", "{}\n");
-  EXPECT_NE(message_of<DataError>([&] { tokenize({path("in/none.jsonl")}, "o4"); }).find("held a document; the first: "), std::string::npos);
+  EXPECT_NE(
+      message_of<DataError>([&] { tokenize({path("in/none.jsonl")}, "o4"); }).find("held a document; the first: "),
+      std::string::npos);
 }
 
 std::vector<std::string> random_lines(uint64_t seed, int count) {
   std::mt19937_64 random(seed);
   std::vector<std::string> lines;
   for (int i = 0; i < count; ++i)
-    lines.push_back(random() % 20 == 0 ? "no json"
-                                       : concat("{\"text\": \"", i, std::string(random() % 3000, char('a' + random() % 26)), "\"}"));
+    lines.push_back(random() % 20 == 0
+                        ? "no json"
+                        : concat("{\"text\": \"", i, std::string(random() % 3000, char('a' + random() % 26)), "\"}"));
   return lines;
 }
 
@@ -174,8 +183,9 @@ TEST_F(Corpus, GoesOnAfterAKillWithoutLossOrDoubling) {
       if (child == 0) {
         int left = calls;
         const CorpusReport report =
-            tokenize_corpus(ByteTokenizer(), {{path("in")}, path(out), "text", 60000, 2},
-                            [&](const CorpusProgress&) { if (left-- == 0) ::kill(::getpid(), SIGKILL); });
+            tokenize_corpus(ByteTokenizer(), {{path("in")}, path(out), "text", 60000, 2}, [&](const CorpusProgress&) {
+              if (left-- == 0) ::kill(::getpid(), SIGKILL);
+            });
         ::_exit(report.documents_before > 0 ? 1 : 0);
       }
       int status = 0;
@@ -223,7 +233,8 @@ TEST_F(Corpus, FindsEveryBitFlipAndTruncation) {
     std::ofstream(file, std::ios::binary) << bad;
     const Texts wrong = verify_dataset(path("out"));
     ASSERT_FALSE(wrong.empty()) << "flip " << i;
-    EXPECT_TRUE(std::any_of(wrong.begin(), wrong.end(), [&](auto& w) { return w.starts_with(file + ": block 0 is damaged"); }));
+    EXPECT_TRUE(
+        std::any_of(wrong.begin(), wrong.end(), [&](auto& w) { return w.starts_with(file + ": block 0 is damaged"); }));
     named_tokens += std::any_of(wrong.begin(), wrong.end(), [](auto& w) { return w.find(", tokens 0 to ") != w.npos; });
     std::ofstream(file, std::ios::binary) << good;
   }
@@ -245,13 +256,14 @@ std::string raw(const std::vector<T>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
 }
 
-std::string megatron_index(uint8_t type, const std::vector<int32_t>& lengths, const std::vector<int64_t>& documents, int bytes) {
+std::string megatron_index(uint8_t type, const std::vector<int32_t>& lengths, const std::vector<int64_t>& documents,
+                           int bytes) {
   std::vector<int64_t> pointers;
   int64_t at = 0;
   for (int32_t length : lengths) pointers.push_back(at), at += int64_t{length} * bytes;
   return std::string("MMIDIDX\0\0", 9) + raw<uint64_t>({1}) + static_cast<char>(type) +
-         raw<int64_t>({static_cast<int64_t>(lengths.size()), static_cast<int64_t>(documents.size())}) + raw(lengths) + raw(pointers) +
-         raw(documents);
+         raw<int64_t>({static_cast<int64_t>(lengths.size()), static_cast<int64_t>(documents.size())}) + raw(lengths) +
+         raw(pointers) + raw(documents);
 }
 
 using Ids = std::vector<std::vector<uint32_t>>;
@@ -311,7 +323,8 @@ TEST_F(Corpus, ConvertsTokensOfOthers) {
   using braid::testing::expect_contains;
   expect_contains(error({.from = path("r.bin"), .end_of_document = 0}), "say --dtype u16 or u32");
   expect_contains(error({.from = path("r.bin"), .dtype = "u16"}), "--end-of-document");
-  expect_contains(error({.from = path("a.npy"), .end_of_document = 0, .vocab_size = 3}), "token 3 is outside the vocabulary of 3");
+  expect_contains(error({.from = path("a.npy"), .end_of_document = 0, .vocab_size = 3}),
+                  "token 3 is outside the vocabulary of 3");
   write("m.bin", raw<uint16_t>({1, 2, 3, 9, 4}));
   expect_contains(error({.from = path("m.idx")}), "has 10 bytes, but");
   write("m.idx", megatron_index(8, {2, 2, 2}, {0, 4, 3}, 2).substr(0, 40));
@@ -344,7 +357,8 @@ TEST_F(Corpus, MergesWhatItHasSplit) {
   writer.finish();
   ASSERT_EQ(m.shards.size(), 2u);
 
-  const std::vector<SplitPart> parts = split_dataset({.from = path("set"), .to = path("parts"), .parts = 3, .shard_tokens = 3000});
+  const std::vector<SplitPart> parts =
+      split_dataset({.from = path("set"), .to = path("parts"), .parts = 3, .shard_tokens = 3000});
   ASSERT_EQ(parts.size(), 3u);
   std::vector<std::string> folders;
   int64_t documents = 0;
@@ -359,7 +373,8 @@ TEST_F(Corpus, MergesWhatItHasSplit) {
   EXPECT_NEAR(double(parts[1].manifest.num_tokens()), double(parts[2].manifest.num_tokens()), 50);
   const DatasetManifest merged = merge_datasets(folders, path("merged"), 20'000);
   ASSERT_EQ(merged.shards.size(), 2u);
-  for (const auto& shard : m.shards) EXPECT_EQ(bytes_of(path("merged/" + shard.file)), bytes_of(path("set/" + shard.file)));
+  for (const auto& shard : m.shards)
+    EXPECT_EQ(bytes_of(path("merged/" + shard.file)), bytes_of(path("set/" + shard.file)));
   EXPECT_EQ(verify_dataset(path("merged")), Texts{});
 
   const std::vector<SplitPart> held = split_dataset({.from = path("set"), .to = path("held"), .held_out = 0.1});
@@ -377,13 +392,22 @@ TEST_F(Corpus, MergesWhatItHasSplit) {
 
   using braid::testing::expect_contains;
   const auto error = [](auto&& body) { return message_of<DataError>(body); };
-  expect_contains(error([&] { merge_datasets({path("set"), path("loose"), path("set")}, path("x"), 1 << 20); }), "is in " + path("set") + " too");
-  expect_contains(error([&] { split_dataset({.from = path("set"), .to = path("x"), .parts = 501}); }), "there are more parts, 501");
-  expect_contains(error([&] { split_dataset({.from = parts[0].folder, .to = path("x"), .held_out = 1e-6}); }), "held-out would have none");
+  expect_contains(error([&] {
+                    merge_datasets({path("set"), path("loose"), path("set")}, path("x"), 1 << 20);
+                  }),
+                  "is in " + path("set") + " too");
+  expect_contains(error([&] { split_dataset({.from = path("set"), .to = path("x"), .parts = 501}); }),
+                  "there are more parts, 501");
+  expect_contains(error([&] { split_dataset({.from = parts[0].folder, .to = path("x"), .held_out = 1e-6}); }),
+                  "held-out would have none");
   tokenize({write("a.txt", "abc")}, "bytes");
   DatasetManifest other = read_manifest(path("bytes"));
-  convert_tokens({.from = write("o.bin", raw<uint16_t>({1, 0})), .to = path("other"), .dtype = "u16", .end_of_document = 0});
-  expect_contains(error([&] { merge_datasets({path("set"), path("other")}, path("x"), 1 << 20); }), "was made with tokenizer unknown");
+  convert_tokens(
+      {.from = write("o.bin", raw<uint16_t>({1, 0})), .to = path("other"), .dtype = "u16", .end_of_document = 0});
+  expect_contains(error([&] {
+                    merge_datasets({path("set"), path("other")}, path("x"), 1 << 20);
+                  }),
+                  "was made with tokenizer unknown");
   std::string bytes = bytes_of(path("set/shard-00001.h5"));
   bytes[bytes.size() / 2] ^= 1;
   write("set/shard-00001.h5", bytes);
@@ -397,15 +421,23 @@ TEST_F(Corpus, WritesMegatronsFilesAndReadsThemBack) {
     const uint8_t type = vocab < 65'500 ? 8 : 4;
     const std::string name = std::to_string(vocab);
     write(name + ".raw", raw<uint32_t>({1, 2, 0, 0, static_cast<uint32_t>(vocab - 1), 0}));
-    convert_tokens({.from = path(name + ".raw"), .to = path(name), .dtype = "u32", .end_of_document = 0, .vocab_size = vocab, .shard_tokens = 4});
+    convert_tokens({.from = path(name + ".raw"),
+                    .to = path(name),
+                    .dtype = "u32",
+                    .end_of_document = 0,
+                    .vocab_size = vocab,
+                    .shard_tokens = 4});
     EXPECT_EQ(write_megatron(path(name), path(name + "-m.idx")).num_documents(), 3);
     EXPECT_EQ(bytes_of(path(name + "-m.idx")), megatron_index(type, {3, 1, 2}, {0, 1, 2, 3}, type == 8 ? 2 : 4));
-    EXPECT_EQ(bytes_of(path(name + "-m.bin")), type == 8 ? raw<uint16_t>({1, 2, 0, 0, static_cast<uint16_t>(vocab - 1), 0})
-                                                         : raw<int32_t>({1, 2, 0, 0, static_cast<int32_t>(vocab - 1), 0}));
-    convert_tokens({.from = path(name + "-m.bin"), .to = path(name + "-again"), .vocab_size = vocab, .shard_tokens = 4});
+    EXPECT_EQ(bytes_of(path(name + "-m.bin")), type == 8
+                                                   ? raw<uint16_t>({1, 2, 0, 0, static_cast<uint16_t>(vocab - 1), 0})
+                                                   : raw<int32_t>({1, 2, 0, 0, static_cast<int32_t>(vocab - 1), 0}));
+    convert_tokens(
+        {.from = path(name + "-m.bin"), .to = path(name + "-again"), .vocab_size = vocab, .shard_tokens = 4});
     for (const auto& shard : read_manifest(path(name)).shards)
       EXPECT_EQ(bytes_of(path(name + "-again/" + shard.file)), bytes_of(path(name + "/" + shard.file)));
-    braid::testing::expect_contains(message_of<IoError>([&] { write_megatron(path(name), path(name + "-m.bin")); }), "is there already");
+    braid::testing::expect_contains(message_of<IoError>([&] { write_megatron(path(name), path(name + "-m.bin")); }),
+                                    "is there already");
   }
 }
 
@@ -419,9 +451,11 @@ TEST_F(Corpus, ReadsDatatrovesTokens) {
     EXPECT_EQ(ids_of(path(out)), (Ids{{1, 2, 9}, {9}, {4, 9}}));
   }
   write("narrow.ds.index", raw<int64_t>({3, 2, 5}));
-  braid::testing::expect_contains(message_of<DataError>([&] { convert_tokens({.from = path("narrow.ds"), .to = path("x")}); }), "do not go up");
+  braid::testing::expect_contains(
+      message_of<DataError>([&] { convert_tokens({.from = path("narrow.ds"), .to = path("x")}); }), "do not go up");
   write("narrow.ds.index", raw<int64_t>({3, 4}));
-  braid::testing::expect_contains(message_of<DataError>([&] { convert_tokens({.from = path("narrow.ds"), .to = path("x")}); }), "names 4 tokens");
+  braid::testing::expect_contains(
+      message_of<DataError>([&] { convert_tokens({.from = path("narrow.ds"), .to = path("x")}); }), "names 4 tokens");
 }
 
 // ---- HDF5 that is no shard
@@ -467,14 +501,17 @@ void write_hdf5(const std::string& path, const Hdf5Spec& spec) {
 }
 
 TEST_F(Corpus, ConvertsHdf5OfEveryKind) {
-  const hid_t types[] = {H5T_STD_U16LE, H5T_STD_U16BE, H5T_STD_I32LE, H5T_STD_I32BE, H5T_STD_I64LE, H5T_STD_I64BE, H5T_STD_U64BE};
+  const hid_t types[] = {H5T_STD_U16LE, H5T_STD_U16BE, H5T_STD_I32LE, H5T_STD_I32BE,
+                         H5T_STD_I64LE, H5T_STD_I64BE, H5T_STD_U64BE};
   int number = 0;
   for (const hid_t type : types) {
     for (const hsize_t chunk : {0, 2, 5}) {
       const std::string name = std::to_string(number++);
-      write_hdf5(path(name + ".h5"), {.type = type, .chunk = chunk, .is_compressed = chunk == 2, .has_checksums = chunk == 5});
-      braid::testing::expect_contains(message_of<DataError>([&] { TokenShard shard(path(name + ".h5")); }),
-                                      "; other HDF5 files are read by `braid data convert --from " + path(name + ".h5") + " --to DIR`");
+      write_hdf5(path(name + ".h5"),
+                 {.type = type, .chunk = chunk, .is_compressed = chunk == 2, .has_checksums = chunk == 5});
+      braid::testing::expect_contains(
+          message_of<DataError>([&] { TokenShard shard(path(name + ".h5")); }),
+          "; other HDF5 files are read by `braid data convert --from " + path(name + ".h5") + " --to DIR`");
       const DatasetManifest m = convert_tokens({.from = path(name + ".h5"), .to = path(name)});
       EXPECT_EQ(ids_of(path(name)), (Ids{{1, 2, 9}, {3, 9}}));
       EXPECT_EQ(m.tokenizer, "words");
@@ -515,11 +552,13 @@ TEST_F(Corpus, SurvivesDamagedHdf5) {
   int refused = 0;
   for (int i = 0; i < 150; ++i) {
     std::string bad = good;
-    for (int flips = 1 + static_cast<int>(random() % 3); flips > 0; --flips) bad[random() % 2200 % bad.size()] ^= static_cast<char>(1 << random() % 8);
+    for (int flips = 1 + static_cast<int>(random() % 3); flips > 0; --flips)
+      bad[random() % 2200 % bad.size()] ^= static_cast<char>(1 << random() % 8);
     if (i % 5 == 0) bad.resize(random() % bad.size());
     write("bad.h5", bad);
     fs::remove_all(path("out"));
-    const std::string message = message_of<DataError>([&] { convert_tokens({.from = path("bad.h5"), .to = path("out")}); });
+    const std::string message =
+        message_of<DataError>([&] { convert_tokens({.from = path("bad.h5"), .to = path("out")}); });
     if (message.empty()) EXPECT_EQ(verify_dataset(path("out")), Texts{});
     else ++refused, braid::testing::expect_contains(message, "bad.h5");
   }

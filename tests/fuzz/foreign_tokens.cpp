@@ -19,8 +19,8 @@ const std::string kBin = raw<uint16_t>({1, 2, 3, 9, 4, 9});
 }  // namespace
 
 std::vector<std::string> seeds() {
-  const std::string index = std::string("MMIDIDX\0\0", 9) + raw<uint64_t>({1}) + '\x08' + raw<int64_t>({3, 3}) + raw<int32_t>({2, 2, 2}) +
-                            raw<int64_t>({0, 4, 8}) + raw<int64_t>({0, 2, 3});
+  const std::string index = std::string("MMIDIDX\0\0", 9) + raw<uint64_t>({1}) + '\x08' + raw<int64_t>({3, 3}) +
+                            raw<int32_t>({2, 2, 2}) + raw<int64_t>({0, 4, 8}) + raw<int64_t>({0, 2, 3});
   std::vector<int32_t> header(256);
   header[0] = 20240520, header[1] = 1, header[2] = 6;
   std::string dictionary = "{'descr': '<u2', 'fortran_order': False, 'shape': (6,), }";
@@ -38,11 +38,13 @@ void take(std::string_view bytes) {
   else if (kind == 'd') path = as_file("tokens.ds", kBin), as_file("tokens.ds.index", rest);
   else path = as_file("tokens.dat", rest);
   const ForeignTokens tokens = open_foreign_tokens(path, "u16");
-  if (tokens.count < 0 || tokens.count > static_cast<int64_t>(bytes.size()) + 100) throw std::logic_error("more tokens than the file can hold");
+  if (tokens.count < 0 || tokens.count > static_cast<int64_t>(bytes.size()) + 100)
+    throw std::logic_error("more tokens than the file can hold");
   std::vector<uint32_t> ids;
   tokens.read(0, tokens.count, ids);
   for (size_t d = 0; d < tokens.offsets.size(); ++d)
-    if (tokens.offsets[d] < (d == 0 ? 0 : tokens.offsets[d - 1]) || tokens.offsets[d] > tokens.count) throw std::logic_error("offsets outside the tokens");
+    if (tokens.offsets[d] < (d == 0 ? 0 : tokens.offsets[d - 1]) || tokens.offsets[d] > tokens.count)
+      throw std::logic_error("offsets outside the tokens");
 }
 
 }  // namespace braid::fuzz

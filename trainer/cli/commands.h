@@ -13,7 +13,7 @@ using Action = std::function<int()>;
 
 // One file per sub-command. Each adds its options to the app and, when chosen, sets `action`.
 void add_train_command(CLI::App& app, Action& action);
-void add_data_command(CLI::App& app, Action& action);  // demo, inspect, and those of data_*.cpp
+void add_data_command(CLI::App& app, Action& action);        // demo, inspect, and those of data_*.cpp
 void add_tokenize_commands(CLI::App& data, Action& action);  // tokenize, dump, train-tokenizer, verify
 void add_convert_commands(CLI::App& data, Action& action);   // convert, merge, split
 void add_replay_command(CLI::App& data, Action& action);
@@ -21,7 +21,7 @@ void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);  // check, print, explain, diff, schema
 void add_plan_command(CLI::App& app, Action& action);
-void add_ckpt_command(CLI::App& app, Action& action);  // inspect, verify, diff, import, export
+void add_ckpt_command(CLI::App& app, Action& action);   // inspect, verify, diff, import, export
 void add_bench_command(CLI::App& app, Action& action);  // operators, step
 void add_plot_command(CLI::App& app, Action& action);
 void add_report_command(CLI::App& app, Action& action);

@@ -27,8 +27,9 @@ int convert(const ConvertCommand& command) {
   ConvertOptions options = command.options;
   const std::string ending = std::filesystem::path(options.to).extension();
   if (ending == ".idx" || ending == ".bin") {
-    check<ConfigError>(options.dtype.empty() && command.tokenizer.empty() && command.end_of_document < 0 && command.vocab_size < 0,
-                       "--to ", options.to, " writes Megatron's files of a dataset, which says all else itself");
+    check<ConfigError>(
+        options.dtype.empty() && command.tokenizer.empty() && command.end_of_document < 0 && command.vocab_size < 0,
+        "--to ", options.to, " writes Megatron's files of a dataset, which says all else itself");
     const DatasetManifest m = write_megatron(options.from, options.to);
     print_line(options.to, ": ", m.num_documents(), " documents, ", m.num_tokens(), " tokens, each ends with id ",
                m.end_of_document);
@@ -49,7 +50,8 @@ struct Options {
 };
 
 int merge(const Options& options) {
-  print_made(manifest_path(options.split.to), merge_datasets(options.from, options.split.to, options.split.shard_tokens));
+  print_made(manifest_path(options.split.to),
+             merge_datasets(options.from, options.split.to, options.split.shard_tokens));
   return 0;
 }
 
@@ -69,19 +71,30 @@ void add_shard_tokens(CLI::App& command, int64_t& shard_tokens) {
 
 void add_convert_commands(CLI::App& data, Action& action) {
   auto command_of = std::make_shared<ConvertCommand>();
-  CLI::App* convert_command = data.add_subcommand("convert", "Make a dataset of tokens of others, or Megatron's files of a dataset");
-  convert_command->add_option("--from", command_of->options.from, "HDF5 of any kind, Megatron's .idx or .bin, datatrove's, llm.c's .bin, .npy, raw tokens; or a dataset")->required();
-  convert_command->add_option("--to", command_of->options.to, "folder to make; may not hold anything yet; or Megatron's NAME.idx")->required();
-  convert_command->add_option("--dtype", command_of->options.dtype, "of raw tokens")->check(CLI::IsMember({"u16", "u32"}));
+  CLI::App* convert_command =
+      data.add_subcommand("convert", "Make a dataset of tokens of others, or Megatron's files of a dataset");
+  convert_command
+      ->add_option(
+          "--from", command_of->options.from,
+          "HDF5 of any kind, Megatron's .idx or .bin, datatrove's, llm.c's .bin, .npy, raw tokens; or a dataset")
+      ->required();
+  convert_command
+      ->add_option("--to", command_of->options.to, "folder to make; may not hold anything yet; or Megatron's NAME.idx")
+      ->required();
+  convert_command->add_option("--dtype", command_of->options.dtype, "of raw tokens")
+      ->check(CLI::IsMember({"u16", "u32"}));
   convert_command->add_option("--tokenizer", command_of->tokenizer, "that made the tokens: bytes, or a tokenizer.json");
-  convert_command->add_option("--end-of-document", command_of->end_of_document, "id that ends documents")->check(CLI::NonNegativeNumber);
-  convert_command->add_option("--vocab-size", command_of->vocab_size, "default: largest id + 1")->check(CLI::PositiveNumber);
+  convert_command->add_option("--end-of-document", command_of->end_of_document, "id that ends documents")
+      ->check(CLI::NonNegativeNumber);
+  convert_command->add_option("--vocab-size", command_of->vocab_size, "default: largest id + 1")
+      ->check(CLI::PositiveNumber);
   add_shard_tokens(*convert_command, command_of->options.shard_tokens);
   convert_command->callback([command_of, &action] { action = [command_of] { return convert(*command_of); }; });
 
   auto options = std::make_shared<Options>();
   CLI::App* merge_command = data.add_subcommand("merge", "Make one dataset of the documents of several");
-  merge_command->add_option("from", options->from, "datasets, in this order; also shards without a dataset.json")->required();
+  merge_command->add_option("from", options->from, "datasets, in this order; also shards without a dataset.json")
+      ->required();
   merge_command->add_option("--out", options->split.to, "folder to make; may not hold anything yet")->required();
   add_shard_tokens(*merge_command, options->split.shard_tokens);
   merge_command->callback([options, &action] { action = [options] { return merge(*options); }; });
@@ -89,9 +102,12 @@ void add_convert_commands(CLI::App& data, Action& action) {
   CLI::App* split_command = data.add_subcommand("split", "Make several datasets of the documents of one");
   split_command->add_option("from", options->split.from, "dataset, or shards without a dataset.json")->required();
   split_command->add_option("--out", options->split.to, "folder to make; may not hold anything yet")->required();
-  split_command->add_option("--parts", options->split.parts, "part-00000 and on: documents in order, about as many tokens in each")
+  split_command
+      ->add_option("--parts", options->split.parts,
+                   "part-00000 and on: documents in order, about as many tokens in each")
       ->check(CLI::Range(2, 99999));
-  split_command->add_option("--held-out", options->split.held_out, "instead: train and held-out, this share of the documents")
+  split_command
+      ->add_option("--held-out", options->split.held_out, "instead: train and held-out, this share of the documents")
       ->check(CLI::Range(1e-9, 0.999));
   add_shard_tokens(*split_command, options->split.shard_tokens);
   split_command->callback([options, &action] { action = [options] { return split(options->split); }; });

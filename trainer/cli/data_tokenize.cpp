@@ -86,7 +86,8 @@ int dump(const std::string& path, const std::string& documents) {
   std::string text;
   bool is_first = true;  // id of its line
   const auto print = [&] {
-    check<IoError>(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(), "the ids cannot be written to the output");
+    check<IoError>(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(),
+                   "the ids cannot be written to the output");
     text.clear();
   };
   int64_t first = 0;
@@ -113,7 +114,8 @@ int dump(const std::string& path, const std::string& documents) {
 int verify(const std::string& folder) {
   const std::vector<std::string> wrong = verify_dataset(folder);
   for (const std::string& sentence : wrong) print_line(sentence);
-  check<DataError>(wrong.empty(), folder, ": the dataset is damaged, ", wrong.size(), " finding", wrong.size() == 1 ? "" : "s");
+  check<DataError>(wrong.empty(), folder, ": the dataset is damaged, ", wrong.size(), " finding",
+                   wrong.size() == 1 ? "" : "s");
   const DatasetManifest m = read_manifest(folder);
   print_line(folder, ": all bytes of ", m.shards.size(), " shards are as they were written: ", m.num_documents(),
              " documents, ", m.num_tokens(), " tokens");
@@ -148,9 +150,11 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
   auto tokenize_options = std::make_shared<TokenizeOptions>();
   CorpusOptions& corpus = tokenize_options->corpus;
   corpus.jobs = usable_cores();
-  CLI::App* command = data.add_subcommand("tokenize", "Make a dataset from text: JSON lines or plain, also .gz and .zst");
+  CLI::App* command =
+      data.add_subcommand("tokenize", "Make a dataset from text: JSON lines or plain, also .gz and .zst");
   command->add_option("input", corpus.inputs, "files, folders, or - for JSON lines on standard input")->required();
-  command->add_option("--tokenizer", tokenize_options->tokenizer, "bytes, or a tokenizer.json of Hugging Face")->required();
+  command->add_option("--tokenizer", tokenize_options->tokenizer, "bytes, or a tokenizer.json of Hugging Face")
+      ->required();
   command->add_option("--out", corpus.out, "folder for dataset.json and the shards")->required();
   command->add_option("--text-key", corpus.text_key, "key of the text in a JSON line")->capture_default_str();
   command->add_option("--shard-tokens", corpus.shard_tokens, "a shard ends with the document that reaches these tokens")
@@ -160,7 +164,8 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
       ->check(CLI::Range(1, 4096));
   command->add_option("--end-of-document", tokenize_options->end_of_document,
                       "token behind every document; default: <|endoftext|> or another usual one");
-  command->callback([tokenize_options, &action] { action = [tokenize_options] { return tokenize(*tokenize_options); }; });
+  command->callback(
+      [tokenize_options, &action] { action = [tokenize_options] { return tokenize(*tokenize_options); }; });
 
   struct Options {
     std::string path, documents, text_key = "text", out;
@@ -168,10 +173,12 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
     int64_t vocab_size = 0;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* dump_command = data.add_subcommand("dump", "Print token ids, a document per line, without the end-of-document id");
+  CLI::App* dump_command =
+      data.add_subcommand("dump", "Print token ids, a document per line, without the end-of-document id");
   dump_command->add_option("path", options->path, "shard, or folder of a dataset")->required();
   dump_command->add_option("--documents", options->documents, "A:B, documents A to B - 1; default: all");
-  dump_command->callback([options, &action] { action = [options] { return dump(options->path, options->documents); }; });
+  dump_command->callback(
+      [options, &action] { action = [options] { return dump(options->path, options->documents); }; });
 
   CLI::App* train_command = data.add_subcommand("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
   train_command->add_option("input", options->inputs, "files, folders, or -, as for tokenize")->required();
@@ -181,7 +188,9 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
   train_command->add_option("--out", options->out, "tokenizer.json to write")->required();
   train_command->add_option("--text-key", options->text_key, "key of the text in a JSON line")->capture_default_str();
   train_command->callback([options, &action] {
-    action = [options] { return train_tokenizer(options->inputs, options->text_key, options->vocab_size, options->out); };
+    action = [options] {
+      return train_tokenizer(options->inputs, options->text_key, options->vocab_size, options->out);
+    };
   });
 
   CLI::App* verify_command = data.add_subcommand("verify", "Compare every byte of a dataset with its digests");

@@ -20,7 +20,8 @@ struct Part {
 // The model as it is, and one made of each kind of its layers alone, so that a leak has a place.
 std::vector<Part> parts_of(const RunConfig& config) {
   std::vector<LayerType> types;
-  for (int64_t layer = 0; layer < config.model.num_hidden_layers; ++layer) types.push_back(config.model.layer_type(layer));
+  for (int64_t layer = 0; layer < config.model.num_hidden_layers; ++layer)
+    types.push_back(config.model.layer_type(layer));
   const auto attention = std::count(types.begin(), types.end(), LayerType::kFullAttention);
   const auto linear = static_cast<int64_t>(types.size()) - attention;
   std::string whole = concat("the model (", linear, " layers with convolution and delta rule, ", attention,
@@ -52,10 +53,10 @@ int isolation(const ConfigArguments& arguments) {
   start_on_device(machine->ctx, mesh, config, SelfCheck::kNo, stderr);
   for (const Part& part : parts_of(config)) {
     const IsolationReport kept = check_isolation(machine->ctx, mesh, part.config, Boundary::kKept);
-    check<NumericsError>(kept.isolated(), "documents are not isolated: ", part.name, ": with other tokens in one document ",
-                         kept.first_difference, " (in all ", kept.differing_outputs, " outputs, ",
-                         kept.differing_mtp_outputs, " of the MTP block, ", kept.differing_losses, " losses, ",
-                         kept.differing_gradients, " gradients)");
+    check<NumericsError>(kept.isolated(), "documents are not isolated: ", part.name,
+                         ": with other tokens in one document ", kept.first_difference, " (in all ",
+                         kept.differing_outputs, " outputs, ", kept.differing_mtp_outputs, " of the MTP block, ",
+                         kept.differing_losses, " losses, ", kept.differing_gradients, " gradients)");
     print_line(part.name, ": all ", kept.changed_document_tokens, " tokens of one document changed; of the ",
                kept.other_tokens, " of the other two ", kept.outputs, " outputs, ",
                kept.mtp_outputs > 0 ? concat(kept.mtp_outputs, " outputs of the MTP block, ") : "", kept.token_losses,
@@ -81,8 +82,8 @@ void add_selftest_command(CLI::App& app, Action& action) {
   auto config = std::make_shared<ConfigArguments>();
   CLI::App* command = app.add_subcommand("selftest", "Prove on this machine what a model must keep to");
   command->require_subcommand(1);
-  CLI::App* isolation_command = command->add_subcommand(
-      "isolation", "Change one document of a packed row: all the others give keeps its bits");
+  CLI::App* isolation_command =
+      command->add_subcommand("isolation", "Change one document of a packed row: all the others give keeps its bits");
   add_config(*isolation_command, *config, "YAML config; needs no data")->required();
   isolation_command->callback([config, &action] { action = [config] { return isolation(*config); }; });
 }
