@@ -113,9 +113,9 @@ void GatedDeltaNet::plan(SavedPlan& saved, GatedDeltaNetSaved& s, int64_t N, DTy
   saved.by_elements("y", s.y, {N, Hv, Dv}, dtype);
   const int64_t R = saved.num_parts();
   if (R == 0) return;
-  saved.by_products("halo", s.halo, {R, taps - 1, dims_.qkvz_columns()}, dtype);
-  saved.by_products("initial", s.initial, {R, Hv, Dk, Dv}, wide);
-  saved.by_products("transition", s.transition, {R, Hv, Dk, Dk}, wide);
+  saved.keep("halo", s.halo, {R, taps - 1, dims_.qkvz_columns()}, dtype);
+  saved.keep("initial", s.initial, {R, Hv, Dk, Dv}, wide);
+  saved.keep("transition", s.transition, {R, Hv, Dk, Dk}, wide);
 }
 
 void GatedDeltaNet::plan_cache(Planner& planner, GatedDeltaNetCache& cache, int64_t, DType dtype) const {
@@ -123,20 +123,18 @@ void GatedDeltaNet::plan_cache(Planner& planner, GatedDeltaNetCache& cache, int6
   planner.add("state", cache.state, {1, dims_.value_heads, dims_.key_dim, dims_.value_dim}, wide_dtype(dtype));
 }
 
-void GatedDeltaNet::make(Context& ctx, Remake what, const Tensor& x, const GatedDeltaNetParams& p,
+void GatedDeltaNet::make(Context& ctx, Remake what, Borders borders, const Tensor& x, const GatedDeltaNetParams& p,
                          const GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const {
-  const bool all = what == Remake::kEverything;
+  const bool all = what == Remake::kEverything, find = borders == Borders::kFind;
   if (all) {
     linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
     linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
   }
   if (pass.context) {
-    if (all) gather_halo(ctx, s.halo, s.projections.qkvz, *pass.context);
+    if (find) gather_halo(ctx, s.halo, s.projections.qkvz, *pass.context);
     gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, s.halo);
-    if (all) {
-      enter_states(ctx, s, pass);
-      gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments, {s.initial, {}});
-    }
+    if (find) enter_states(ctx, s, pass);
+    if (all) gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments, {s.initial, {}});
   } else if (cache) {
     gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, cache->halo);
     gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments, {cache->state, cache->state});
@@ -171,7 +169,7 @@ void GatedDeltaNet::enter_state_gradients(Context& ctx, Tensor d_final, const Te
 
 void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p,
                             GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const {
-  make(ctx, Remake::kEverything, x, p, s, pass, cache);
+  make(ctx, Remake::kEverything, Borders::kFind, x, p, s, pass, cache);
   linear_forward(ctx, out, s.y.view({x.dim(0), p.out_proj.dim(1)}), p.out_proj);
 }
 
@@ -179,7 +177,7 @@ void GatedDeltaNet::backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, c
                              const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
                              const LayerPass& pass) const {
   if (const Remake again = remake_of(LayerPart::kMixer, pass.recompute); again != Remake::kNothing)
-    make(ctx, again, x, p, s, pass, nullptr);
+    make(ctx, again, Borders::kKept, x, p, s, pass, nullptr);
   Scratch scratch(ctx);
   const int64_t N = x.dim(0);
   auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), t.dtype()); };

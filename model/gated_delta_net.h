@@ -43,6 +43,7 @@ struct GatedDeltaNetSaved {
   Tensor rstd;  // (N, Hv)
   Tensor y;     // (N, Hv, Dv)
   // Where rows are parts of longer ones, R of them: what came from the parts before, and how states pass through these.
+  // Little, and found by two passes of the rule and three transfers: always kept.
   Tensor halo;        // (R, taps - 1, qkvz columns)
   Tensor initial;     // (R, Hv, Dk, Dv)  wide
   Tensor transition;  // (R, Hv, Dk, Dk)  wide
@@ -77,9 +78,10 @@ class GatedDeltaNet {
                 const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s, const LayerPass& pass) const;
 
  private:
+  enum class Borders { kFind, kKept };
   // What backward reads, all of it or what passes over elements make of the rest.
-  void make(Context& ctx, Remake what, const Tensor& x, const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
-            const LayerPass& pass, GatedDeltaNetCache* cache) const;
+  void make(Context& ctx, Remake what, Borders borders, const Tensor& x, const GatedDeltaNetParams& p,
+            const GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const;
   void enter_states(Context& ctx, const GatedDeltaNetSaved& s, const LayerPass& pass) const;
   void enter_state_gradients(Context& ctx, Tensor d_final, const Tensor& d_o, const GatedDeltaNetSaved& s,
                              const LayerPass& pass) const;
