@@ -39,15 +39,15 @@ void RunFront::write_step(const MetricsLine& line, std::optional<ExpertLoads> lo
 }
 
 void RunFront::write_evaluation(const MetricsLine& line) {
+  write_line(line);
+  console_.metrics(line.to_json());
+}
+
+void RunFront::write_line(const MetricsLine& line) {
   files_.post([this, line] {
     metrics_->write_jsonl(line);
     write_beside(line, nullptr);
   });
-  console_.metrics(line.to_json());
-}
-
-void RunFront::write_jsonl(const MetricsLine& line) {
-  files_.post([this, line] { metrics_->write_jsonl(line); });
 }
 
 void RunFront::flush() {

@@ -27,12 +27,12 @@ class RunFront {
   // Before any line. What files hold of steps after `step` is cut.   Errors: IoError.
   void open_metrics(int64_t step);
 
-  // Lines go into their files in the order in which they are given. Those of a step and of an evaluation are also for
-  // TensorBoard and for a console that writes JSON. A file that takes no more is given up, and that is said once; but
+  // Lines go into their files, TensorBoard's too, in the order in which they are given; those of a step and of an
+  // evaluation also to a console that writes JSON. A file that takes no more is given up, and that is said once; but
   // metrics.jsonl and metrics.csv lose nothing, see MetricsWriter.
   void write_step(const MetricsLine& line, std::optional<ExpertLoads> loads);
   void write_evaluation(const MetricsLine& line);
-  void write_jsonl(const MetricsLine& line);
+  void write_line(const MetricsLine& line);  // of what is neither: a save, keys that a resume changed
   int64_t last_validation_step() const { return metrics_->last_validation_step(); }  // of an earlier start
 
   // All metrics so far are on the disk when it returns, so that no checkpoint holds a step that they lack.

@@ -365,7 +365,7 @@ class TrainingRun {
         const double value = std::strtod(d.after.c_str(), &end);
         marked.set("override/" + d.key, *end == '\0' ? value : 1.0);
       }
-    if (marked.fields().size() > 1) front_->write_jsonl(marked);
+    if (marked.fields().size() > 1) front_->write_line(marked);
   }
 
   // The checkpoint to go on from, as rank 0 finds it; empty: the run starts from the beginning, as it ended before its
@@ -542,7 +542,7 @@ class TrainingRun {
       }
       say(concat("saved ", report.path, ": ", describe_save(report)));
       save_seconds_ = (report.stall_ms + report.write_ms) / 1e3;
-      if (front_) front_->write_jsonl(save_line(step_, report));
+      if (front_) front_->write_line(save_line(step_, report));
     }
     return reports;
   }
