@@ -193,18 +193,15 @@ T dot(const T* x, const T* y, int64_t Dh) {
   return sum;
 }
 
-// Gradient through the gate; returns sum d_o * o.
+// Gradient through the gate.
 template <class T>
-T gate_backward(T* d_o, T* d_gate, const T* d_y, const T* o, const T* gate, int64_t Dh) {
-  T delta = 0;
-#pragma omp simd reduction(+ : delta)
+void gate_backward(T* d_o, T* d_gate, const T* d_y, const T* o, const T* gate, int64_t Dh) {
+#pragma omp simd
   for (int64_t d = 0; d < Dh; ++d) {
     const T open = sigmoid(gate[d]);
     d_o[d] = d_y[d] * open;
     d_gate[d] = d_o[d] * o[d] * (1 - open);
-    delta += d_o[d] * o[d];
   }
-  return delta;
 }
 
 // On entry prob holds scores and d_score holds d_prob.
@@ -235,12 +232,10 @@ void backward_tile(AttentionGradients& d_in, T* d_k, T* d_v, const Tensor& d_y, 
     const int64_t at = l.q_at(n, head), gate_at = l.gate_at(n, head);
     std::copy_n(q + at, Dh, p.q + row * Dh);
     p.lse[row] = lse[n * l.Hq + head];
-    if (gated) {
-      p.delta[row] = gate_backward(p.d_o + row * Dh, d_gate + gate_at, dy + at, o + at, gate + gate_at, Dh);
-    } else {
-      std::copy_n(dy + at, Dh, p.d_o + row * Dh);
-      p.delta[row] = dot(dy + at, o + at, Dh);
-    }
+    T* d_o = p.d_o + row * Dh;
+    if (gated) gate_backward(d_o, d_gate + gate_at, dy + at, o + at, gate + gate_at, Dh);
+    else std::copy_n(dy + at, Dh, d_o);
+    p.delta[row] = dot(d_o, o + at, Dh);  // of both in one place: another loop may add in another order
   });
 
   tile.for_each_key_tile([&](int64_t key, int64_t keys) {
