@@ -11,12 +11,13 @@
 namespace braid {
 
 Model::Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
-             Communicator& expert_group, double max_rows_factor, Recompute recompute, const ContextGroup* context)
+             Communicator& expert_group, double max_rows_factor, const Recomputation& recompute,
+             const ContextGroup* context)
     : config_(config),
       num_rows_(num_rows * (context ? context->share().parts_held() : 1)),
       row_tokens_(row_tokens / (context ? context->share().num_parts() : 1)),
       dtype_(dtype),
-      recompute_(recompute),
+      recompute_(recompute_of_layers(config, mtp, recompute)),
       context_(context),
       exchange_(expert_group, config.num_experts, config.num_experts_per_tok, num_tokens(), max_rows_factor),
       weights_(config, mtp),
@@ -31,9 +32,10 @@ void Model::plan_activations(Planner& planner) {
   planner.add("tokens", tokens_, {N}, DType::kI64);
   planner.add("targets", targets_, {N}, DType::kI64);
   Segments::plan_tables(planner, tables_, N);
-  SavedPlan saved(planner, recompute_, context_ ? num_rows_ : 0);
+  const auto saved_plan = [&](size_t layer) { return SavedPlan(planner, recompute_[layer], context_ ? num_rows_ : 0); };
   for (size_t i = 0; i < layers_.size(); ++i) {
     Planner::Scope scope(planner, "layers." + std::to_string(i) + ".");
+    SavedPlan saved = saved_plan(i);
     layers_[i].plan(saved, saved_[i], num_rows_, N, dtype_);
   }
   planner.add("x_final", x_final_, {N, C}, dtype_);
@@ -46,6 +48,7 @@ void Model::plan_activations(Planner& planner) {
     planner.add("next_targets", next_targets_, {N}, DType::kI64);
     Segments::plan_tables(planner, mtp_tables_, N);
     planner.add("hidden", mtp_hidden_, {N, C}, dtype_);
+    SavedPlan saved = saved_plan(layers_.size());
     mtp_->plan(saved, mtp_saved_, num_rows_, N, dtype_);
   }
 }
@@ -154,7 +157,7 @@ Steps Model::backward_steps(Context& ctx, LossScales scales, const BalanceGradie
     Tensor d_mtp_hidden = scratch.tensor(hidden_.shape(), dtype_);
     lm_head_loss_forward_backward(ctx, mtp_sums(), d_mtp_hidden, gradients_.lm_head, mtp_hidden_, weights_.lm_head,
                                   next_targets_, scales.mtp);
-    const LayerPass pass = {mtp_segments_, balance.layers[layer], expert_gradients, recompute_, context_};
+    const LayerPass pass = {mtp_segments_, balance.layers[layer], expert_gradients, recompute_.back(), context_};
     co_yield mtp_->backward(ctx, d_hidden, d_next_embedding, gradients_.mtp[0], d_mtp_hidden, weights_.mtp[0],
                             mtp_saved_, pass);
   }
@@ -164,7 +167,7 @@ Steps Model::backward_steps(Context& ctx, LossScales scales, const BalanceGradie
   const auto num_layers = static_cast<int64_t>(layers_.size());
   if (left) left(num_layers);
   for (int64_t i = num_layers - 1; i >= 0; --i) {
-    const LayerPass pass = {segments_, balance.layers[i], expert_gradients, recompute_, context_};
+    const LayerPass pass = {segments_, balance.layers[i], expert_gradients, recompute_[i], context_};
     co_yield layers_[i].backward(ctx, d_stream, gradients_.layers[i], weights_.layers[i], saved_[i], pass);
     if (left) left(i);
     co_yield Steps::Pause();

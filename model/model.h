@@ -8,6 +8,7 @@
 #include "model/balance_loss.h"
 #include "model/layer_numbers.h"
 #include "model/parameter_layout.h"
+#include "model/recomputation.h"
 #include "model/steps.h"
 
 namespace braid {
@@ -36,7 +37,7 @@ class Model {
   // what a backward makes again; a model for forward alone takes least memory with kLayer. context: ranks that share
   // every row; the batches of this rank are then its shares of B rows with T tokens.
   Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
-        Communicator& expert_group, double max_rows_factor, Recompute recompute = Recompute::kNone,
+        Communicator& expert_group, double max_rows_factor, const Recomputation& recompute = {},
         const ContextGroup* context = nullptr);
 
   const ModelConfig& config() const { return config_; }
@@ -108,7 +109,7 @@ class Model {
   ModelConfig config_;
   int64_t num_rows_, row_tokens_;
   DType dtype_;
-  Recompute recompute_;
+  std::vector<Recompute> recompute_;  // of every layer, the MTP block's last
   const ContextGroup* context_;
   ExpertExchange exchange_;
   ModelParams weights_, gradients_;

@@ -14,12 +14,13 @@ double training_flop_per_token(const ModelConfig& m, const MtpConfig& mtp, int64
 }
 
 double repeated_flop_per_token(const ModelConfig& m, const MtpConfig& mtp, int64_t document_tokens,
-                               Recompute recompute) {
+                               const Recomputation& recompute) {
+  const std::vector<Recompute> layers = recompute_of_layers(m, mtp, recompute);
   double again = 0;
   for (int64_t layer = 0; layer < m.num_hidden_layers; ++layer)
-    again += DecoderLayer::multiply_adds_again(m, m.layer_type(layer), document_tokens, recompute);
+    again += DecoderLayer::multiply_adds_again(m, m.layer_type(layer), document_tokens, layers[layer]);
   if (mtp.on())
-    again += DecoderLayer::multiply_adds_again(m, MtpBlockParams::kLayerType, document_tokens, recompute);
+    again += DecoderLayer::multiply_adds_again(m, MtpBlockParams::kLayerType, document_tokens, layers.back());
   return 2 * again;
 }
 

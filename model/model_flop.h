@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "model/config.h"
-#include "model/recompute.h"
+#include "model/recomputation.h"
 
 namespace braid {
 
@@ -16,6 +16,6 @@ double training_flop_per_token(const ModelConfig& model, const MtpConfig& mtp, i
 
 // What backward does again, beside those.
 double repeated_flop_per_token(const ModelConfig& model, const MtpConfig& mtp, int64_t document_tokens,
-                               Recompute recompute);
+                               const Recomputation& recompute);
 
 }  // namespace braid

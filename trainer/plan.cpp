@@ -72,7 +72,7 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
     return [policy](Change& c) {
       RunConfig& config = c.config;
       if (config.memory.recompute >= policy) return false;
-      config.memory.recompute = policy;
+      config = with_recomputation(config, policy);
       c.setting = concat("memory.recompute=", name_of_enum(policy));
       char price[96];
       const int64_t T = config.train.seq_length;
@@ -174,13 +174,10 @@ std::string verdict(const RunConfig& config, int64_t num_ranks, const GpuModel& 
 
 }  // namespace
 
-Recompute recompute_that_fits(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
-  RunConfig tried = config;
-  for (const Recompute policy : kRecomputePolicies) {
-    tried.memory.recompute = policy;
-    if (!gpu || estimate_memory(tried, num_ranks, gpu).total() <= gpu->memory_bytes) break;
-  }
-  return tried.memory.recompute;
+Recomputation recompute_that_fits(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
+  if (!gpu) return Recompute::kNone;
+  return recomputation_that_fits(config, gpu->memory_bytes,
+                                 [&](const RunConfig& c) { return estimate_memory(c, num_ranks, gpu).total(); });
 }
 
 std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
@@ -210,7 +207,8 @@ std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuMod
   out += concat("memory of each of ", num_ranks, " ranks, expert parallel ", config.parallel.expert, ", ",
                 config.parallel.context > 1 ? concat("rows shared by ", config.parallel.context, ", ") : "",
                 name_of_enum(config.precision), ", micro-batch ", config.train.micro_batch_size, " x ",
-                config.train.seq_length, " tokens, recompute ", name_of_enum(config.memory.recompute), '\n');
+                config.train.seq_length, " tokens, recompute ",
+                to_text(config.memory.recomputation(), num_recomputed_layers(config.model, config.mtp)), '\n');
   for (const MemoryEstimate::Row& line : memory.rows()) row(line.what, gib_text(line.bytes));
   if (!memory.scratch) row("scratch", "not counted");
   row("total", gib_text(memory.total()));

@@ -23,7 +23,7 @@ MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks, const
 inline constexpr int64_t kGpusPerHost = 8;
 
 // What memory.recompute auto would choose on that GPU; none for a CPU, whose memory nobody named.
-Recompute recompute_that_fits(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu);
+Recomputation recompute_that_fits(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu);
 
 // The report of `braid plan`. Memory is left out if the config names no batch. With a GPU it ends with whether the run
 // fits, and if not, with the settings that need less, what they cost and what is left of the lack.

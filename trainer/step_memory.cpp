@@ -1,5 +1,6 @@
 #include "trainer/step_memory.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 
@@ -86,37 +87,56 @@ int64_t available_memory(const Context& ctx, const ProcessMesh& mesh) {
   return available_host_bytes() / mesh.size();  // as if all ranks were on this machine
 }
 
-std::string describe_recompute(const RunConfig& config, Recompute recompute, int64_t total_bytes) {
+std::string describe_recompute(const RunConfig& config, const Recomputation& recompute, int64_t total_bytes) {
   const int64_t T = config.train.seq_length;
   char share[64];
   std::snprintf(share, sizeof share, "%.1f",
                 100 * repeated_flop_per_token(config.model, config.mtp, T, recompute) /
                     training_flop_per_token(config.model, config.mtp, T));
-  return concat(name_of_enum(recompute), ": ", gib_text(total_bytes), ", repeats ", share, " % of a step's products");
+  return concat(to_text(recompute, num_recomputed_layers(config.model, config.mtp)), ": ", gib_text(total_bytes),
+                ", repeats ", share, " % of a step's products");
+}
+
+RunConfig with_recomputation(const RunConfig& config, const Recomputation& recomputation) {
+  RunConfig changed = config;
+  changed.memory.recompute = recomputation.policy;
+  changed.memory.recompute_further = recomputation.further;
+  return changed;
+}
+
+Recomputation recomputation_that_fits(const RunConfig& config, int64_t available_bytes,
+                                      const std::function<int64_t(const RunConfig&)>& total_of) {
+  const auto fits = [&](const Recomputation& r) { return total_of(with_recomputation(config, r)) <= available_bytes; };
+  const auto first = std::find_if(std::begin(kRecomputePolicies), std::end(kRecomputePolicies), fits);
+  if (first == std::begin(kRecomputePolicies)) return *first;
+  if (first == std::end(kRecomputePolicies)) return first[-1];
+  int64_t too_few = 0, enough = num_recomputed_layers(config.model, config.mtp);
+  while (enough - too_few > 1) {
+    const int64_t middle = (too_few + enough) / 2;
+    (fits({first[-1], middle}) ? enough : too_few) = middle;
+  }
+  if (enough == num_recomputed_layers(config.model, config.mtp)) return *first;
+  return {first[-1], enough};
 }
 
 RunConfig with_recompute_that_fits(const RunConfig& config, const ProcessMesh& mesh, Context& ctx,
                                    int64_t available_bytes, std::string& said) {
   said.clear();
-  RunConfig chosen = config;
-  if (config.memory.recompute != Recompute::kAuto) return chosen;
-  int64_t index = -1;
-  std::vector<int64_t> totals;
-  do {
-    chosen.memory.recompute = kRecomputePolicies[++index];
-    totals.push_back(count_memory(chosen, mesh, ctx).total());
-  } while (totals.back() > available_bytes && index + 1 < std::ssize(kRecomputePolicies));
-  mesh.world().all_reduce(ctx, Tensor::of(&index, {1}), ReduceOp::kMax);
-  chosen.memory.recompute = kRecomputePolicies[index];
-  while (std::ssize(totals) <= index) {
-    RunConfig other = config;
-    other.memory.recompute = kRecomputePolicies[totals.size()];
-    totals.push_back(count_memory(other, mesh, ctx).total());
-  }
+  if (config.memory.recompute != Recompute::kAuto) return config;
+  const auto total_of = [&](const RunConfig& c) { return count_memory(c, mesh, ctx).total(); };
+  // The ranks take what the one needs that has least: as one number, which grows with what is made again.
+  const int64_t layers = num_recomputed_layers(config.model, config.mtp);
+  const Recomputation own = recomputation_that_fits(config, available_bytes, total_of);
+  int64_t place = static_cast<int64_t>(own.policy) * layers + own.further;
+  mesh.world().all_reduce(ctx, Tensor::of(&place, {1}), ReduceOp::kMax);
+  const Recomputation taken(static_cast<Recompute>(place / layers), place % layers);
+  const RunConfig chosen = with_recomputation(config, taken);
   said = concat("memory.recompute auto, ", gib_text(available_bytes), " free; takes ",
-                describe_recompute(chosen, chosen.memory.recompute, totals[index]));
-  for (int64_t i = 0; i < index; ++i)
-    said += concat("; ", name_of_enum(kRecomputePolicies[i]), " would need ", gib_text(totals[i]));
+                describe_recompute(chosen, taken, total_of(chosen)));
+  for (const Recompute policy : kRecomputePolicies) {
+    if (policy > taken.policy || Recomputation(policy) == taken) break;
+    said += concat("; ", name_of_enum(policy), " would need ", gib_text(total_of(with_recomputation(config, policy))));
+  }
   return chosen;
 }
 

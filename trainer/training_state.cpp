@@ -22,7 +22,7 @@ std::vector<std::unique_ptr<TrainingState::Lane>> lanes_of(const RunConfig& conf
     lanes.push_back(std::unique_ptr<TrainingState::Lane>(new TrainingState::Lane{
         Model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
               dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor,
-              config.memory.recompute, mesh.context()),
+              config.memory.recomputation(), mesh.context()),
         {}}));
   return lanes;
 }

@@ -7,9 +7,10 @@ for layout in 0:1:4:fp32 0:1:4:fp64 2:2:2:fp32 4:2:1:fp32; do
   common=(run.steps=4 precision="$precision" parallel.expert="$expert" train.micro_batch_size="$micro")
   none=$WORK/none-$ranks-$precision
   train "$ranks" "$none" "${common[@]}"
-  for policy in elementwise moe layer; do
-    run=$WORK/$policy-$ranks-$precision
-    train "$ranks" "$run" "${common[@]}" memory.recompute=$policy
+  for policy in elementwise moe layer moe:2; do
+    run=$WORK/$policy-$ranks-$precision further=${policy#*:}
+    [ "$further" != "$policy" ] || further=0
+    train "$ranks" "$run" "${common[@]}" memory.recompute="${policy%:*}" memory.recompute_further="$further"
     same_numbers "$none" "$run" "$policy"
     "$BRAID" ckpt diff "$none" "$run" >/dev/null || fail "$policy, $precision, $ranks ranks: other weights or moments"
     pass "$policy, $precision, $ranks ranks, expert parallel $expert: the bits of none"

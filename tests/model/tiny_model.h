@@ -61,7 +61,7 @@ struct TinyModel {
   Context ctx = Context::cpu();
 
   TinyModel(const ModelConfig& c, const MtpConfig& mtp_config, const BalanceConfig& b, int64_t num_rows,
-            int64_t row_tokens, uint64_t seed = 5, Recompute recompute = Recompute::kNone)
+            int64_t row_tokens, uint64_t seed = 5, const Recomputation& recompute = {})
       : config(c),
         mtp(mtp_config),
         balance_config(b),

@@ -59,6 +59,33 @@ TEST(Plan, SaysWhatMakesARunFit) {
       << format_plan(config, 64, &gpu);
 }
 
+// Where the experts' rows fit no longer but a layer's own do, as few layers as need be make themselves again whole.
+TEST(Plan, AutoTakesTheCheapestMixThatFits) {
+  RunConfig config = released_model();
+  config.mtp.depth = 1;
+  config.parallel.max_rows_factor = 3;
+  config.train.micro_batch_size = 2;
+  const auto total = [&](const Recomputation& r) {
+    return estimate_memory(with_recomputation(config, r), 8, nullptr).total();
+  };
+  const int64_t moe = total(Recompute::kMoe), layer = total(Recompute::kLayer);
+  const auto taken_with = [&](int64_t bytes) {
+    return recomputation_that_fits(config, bytes, [](const RunConfig& c) { return estimate_memory(c, 8).total(); });
+  };
+  EXPECT_EQ(taken_with(moe), Recompute::kMoe);
+  EXPECT_EQ(taken_with(layer), Recompute::kLayer);
+  EXPECT_EQ(taken_with(0), Recompute::kLayer) << "nothing fits";
+  const Recomputation mix = taken_with(moe - (moe - layer) / 4);
+  EXPECT_EQ(mix.policy, Recompute::kMoe);
+  EXPECT_GT(mix.further, 5);
+  EXPECT_LT(mix.further, 15) << "about a quarter of 49 layers";
+  EXPECT_LE(total(mix), moe - (moe - layer) / 4);
+  EXPECT_GT(total({mix.policy, mix.further - 1}), moe - (moe - layer) / 4);
+  EXPECT_NE(format_plan(with_recomputation(config, mix), 8, nullptr)
+                .find(concat("recompute moe, layer in ", mix.further, " of 49 layers\n")),
+            std::string::npos);
+}
+
 // The whole model in one host of eight GPUs: masters in two halves, and the experts' gradients in bf16.
 TEST(Plan, TheReleasedModelFitsOneHost) {
   RunConfig config = released_model();

@@ -59,7 +59,7 @@ void add_plan_command(CLI::App& app, Action& action) {
       if (!options->device.empty()) gpu = gpu_model(options->device);
       else if (config.device == DeviceChoice::kCuda || config.precision == Precision::kBf16) gpu = gpu_model("h100");
       if (config.memory.recompute == Recompute::kAuto)
-        config.memory.recompute = recompute_that_fits(config, ranks, gpu ? &*gpu : nullptr);
+        config = with_recomputation(config, recompute_that_fits(config, ranks, gpu ? &*gpu : nullptr));
       std::printf("%s", format_plan(config, ranks, gpu ? &*gpu : nullptr).c_str());
       return 0;
     };

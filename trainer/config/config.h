@@ -10,7 +10,7 @@
 #include "kernels/core/enum_names.h"
 #include "kernels/core/tensor.h"
 #include "model/config.h"
-#include "model/recompute.h"
+#include "model/recomputation.h"
 #include "parallel/process_mesh.h"
 #include "trainer/optimizer/optimizer_config.h"
 #include "trainer/optimizer/schedule.h"
@@ -140,12 +140,16 @@ struct LogSection {
 
 struct MemorySection {
   Recompute recompute = Recompute::kNone;
+  int64_t recompute_further = 0;
+  Recomputation recomputation() const { return {recompute, recompute_further}; }
   template <class Visit>
   void visit(Visit&& key) {
     key("recompute", recompute,
         "what backward makes again instead of keeping it, with the same bits: none, elementwise (norms, gates, "
         "convolutions, gathered rows), moe (that and everything of the experts), layer (everything but the residual "
-        "stream), auto (the first of these with which the run fits)");
+        "stream), auto (the first of these with which the run fits, and the fewest layers that go further)");
+    key("recompute_further", recompute_further,
+        "so many layers make again what the next of these says, those of Gated DeltaNet first");
   }
 };
 

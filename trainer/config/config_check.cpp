@@ -291,6 +291,12 @@ void check_config(const RunConfig& config) {
   check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
   check_context(config);
   check_batches(config);
+  const int64_t further = config.memory.recompute_further;
+  check_count("memory.recompute_further", further, 0);
+  check_value(further == 0 || config.memory.recompute < Recompute::kLayer, "memory.recompute_further", further,
+              "there is nothing further than memory.recompute ", name_of_enum(config.memory.recompute));
+  check_value(further <= num_recomputed_layers(config.model, config.mtp), "memory.recompute_further", further,
+              "there are ", num_recomputed_layers(config.model, config.mtp), " layers, the MTP block's included");
   check_optimizer(config.optimizer, config.precision, config.model);
   check_schedule(config.schedule);
   check_data(config);
