@@ -142,16 +142,17 @@ void TokenSource::count_rows() {
   };
   std::vector<Counts> counts;
   const auto count = [&](int64_t block, Scratch& scratch) {
-    Counts& c = counts[block];
+    Counts c;
     std::array<RowWindow, 2> windows = {RowWindow(row_tokens_), RowWindow(row_tokens_)};
     const int64_t first = block * block_documents_;
-    scratch.lengths.resize(block_documents_);
-    int64_t* lengths = scratch.lengths.data();
+    std::vector<int64_t>& lengths = scratch.lengths;
+    lengths.resize(std::min(block_documents_, num_documents() - first));
     for_each_document(block, scratch, [&](size_t, int64_t, int64_t begin, int64_t end, int64_t document) {
-      const int64_t length = end - begin;
-      *lengths++ = length;
+      lengths[document - first] = end - begin;
+    });
+    for (int64_t i = 0; i < std::ssize(lengths); ++i) {
       bool is_held = false;
-      for_each_part(document, begin, end, scratch.held[document - first], [&](Split held_by, int64_t from, int64_t to, Ending) {
+      for_each_part(first + i, 0, lengths[i], scratch.held[i], [&](Split held_by, int64_t from, int64_t to, Ending) {
         const size_t split = index_of(held_by);
         is_held |= held_by == Split::kValidation;
         const RowCut cut = RowCut::of(to - from, row_tokens_);
@@ -161,13 +162,13 @@ void TokenSource::count_rows() {
         windows[split].row_for(cut.rest);
         c.tokens[split] += cut.rest;
       });
-      if (length < kMinTokens) return;
-      c.countable += length;
-      if (is_held) c.countable_held += length;
-    });
+      if (lengths[i] < kMinTokens) continue;
+      c.countable += lengths[i];
+      if (is_held) c.countable_held += lengths[i];
+    }
     for (size_t split : {0, 1}) c.rows[split] += windows[split].num_rows();
-    const char* bytes = reinterpret_cast<const char*>(scratch.lengths.data());
-    sha256({bytes, static_cast<size_t>(reinterpret_cast<const char*>(lengths) - bytes)}).copy(c.digest.data(), c.digest.size());
+    sha256({reinterpret_cast<const char*>(lengths.data()), lengths.size() * sizeof lengths[0]}).copy(c.digest.data(), c.digest.size());
+    counts[block] = c;
   };
 
   const auto count_all = [&] {

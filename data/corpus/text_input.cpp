@@ -262,6 +262,7 @@ std::string why_not_text(std::string_view bytes) {
   if (bytes.starts_with("\x1f\x8b")) return "is a gzip file, not text";
   if (bytes.starts_with("\xff\xfe") || bytes.starts_with("\xfe\xff")) return "is UTF-16, not UTF-8";
   const size_t nul = bytes.find('\0');
+  if (bytes.starts_with("PAR1") && nul != bytes.npos) return "is a Parquet file, which Braid does not read; give its text as JSON lines";
   return nul == bytes.npos ? "" : concat("holds a NUL byte at ", nul, ", so it is not text");
 }
 

@@ -54,7 +54,7 @@ std::optional<std::string> text_of_line(std::string_view line, const std::string
 void for_each_text(const InputList& inputs, const std::string& key, const std::function<void(std::string_view)>& text,
                    const std::function<void(const std::string&)>& unreadable);
 
-// Why bytes are not text: "holds a NUL byte at 7, …", "is UTF-16, …", "is a gzip file, …"; empty if they may be.
+// Why bytes are not text: "holds a NUL byte at 7, …", "is UTF-16, …", "is a gzip file, …", "is a Parquet file, …"; empty if they may be.
 std::string why_not_text(std::string_view bytes);
 
 }  // namespace braid

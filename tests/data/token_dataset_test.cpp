@@ -421,6 +421,8 @@ TEST(TokenizeFiles, NamesWhatItCannotUse) {
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "u.txt"}, folder / "out.h5"); }), "is UTF-16, not UTF-8");
   write_bytes(folder / "g.txt", "\x1f\x8b\x08");
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "g.txt"}, folder / "out.h5"); }), "is a gzip file, not text");
+  write_bytes(folder / "p.parquet", std::string("PAR1\x15\0\x15", 7));
+  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "p.parquet"}, folder / "out.h5"); }), "p.parquet: is a Parquet file");
   EXPECT_THROW(tokenize_files({}, folder / "out.h5"), DataError);
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "none.txt"}, folder / "out.h5"); }), "none.txt");
   write_bytes(folder / "a.txt", "text");
