@@ -1,3 +1,4 @@
+#include <cstdlib>
 #include <stdexcept>
 
 #include "kernels/core/file_text.h"
@@ -16,6 +17,9 @@ std::string as_file(const std::string& name, std::string_view bytes) {
   return path;
 }
 
-std::string test_data(const std::string& name) { return file_text(BRAID_SOURCE_FOLDER "/tests/data/" + name); }
+std::string test_data(const std::string& name) {
+  const char* moved = std::getenv("BRAID_SOURCE");  // where the program runs on another machine than it was built on
+  return file_text(std::string(moved ? moved : BRAID_SOURCE_FOLDER) + "/tests/data/" + name);
+}
 
 }  // namespace braid::fuzz

@@ -1,5 +1,6 @@
 // Stands in for libFuzzer where there is none: changes the seeds in ways that are the same every time.
-//   fuzz_NAME_mutations COUNT          inputs made of the seeds; a crash or another exception than ours is a failure
+//   fuzz_NAME_mutations COUNT [DIR]    the files in DIR, and inputs made of them and the seeds; a crash or another exception than ours
+//                                      is a failure
 //   fuzz_NAME_mutations --seeds DIR    writes the seeds as files, for libFuzzer
 #include <algorithm>
 #include <cstdint>
@@ -7,11 +8,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <random>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "tests/fuzz/fuzz_target.h"
 
 namespace braid::fuzz {
@@ -68,13 +71,24 @@ bool is_taken(const std::string& bytes) {
   }
 }
 
-int run(int64_t count) {
-  const std::vector<std::string> all = seeds();
+// What libFuzzer has found, in the order of their names.
+std::vector<std::string> files_in(const std::string& folder) {
+  std::vector<std::string> paths, texts;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) paths.push_back(entry.path());
+  std::sort(paths.begin(), paths.end());
+  for (const std::string& path : paths) texts.push_back(file_text(path));
+  return texts;
+}
+
+int run(int64_t count, const std::string& folder) {
+  std::vector<std::string> all = seeds();
   for (const std::string& seed : all) take(seed);
+  const std::vector<std::string> corpus = folder.empty() ? std::vector<std::string>() : files_in(folder);
+  all.insert(all.end(), corpus.begin(), corpus.end());
   Mutator mutator(all);
   int64_t taken = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const std::string bytes = mutator.next();
+  for (int64_t i = -std::ssize(corpus); i < count; ++i) {
+    const std::string bytes = i < 0 ? corpus[corpus.size() + i] : mutator.next();
     try {
       taken += is_taken(bytes);
     } catch (const std::exception& e) {
@@ -83,8 +97,8 @@ int run(int64_t count) {
       return 1;
     }
   }
-  std::printf("%lld inputs: %lld taken, %lld refused\n", static_cast<long long>(count), static_cast<long long>(taken),
-              static_cast<long long>(count - taken));
+  std::printf("%lld inputs: %lld taken, %lld refused\n", static_cast<long long>(count + std::ssize(corpus)), static_cast<long long>(taken),
+              static_cast<long long>(count + std::ssize(corpus) - taken));
   return 0;
 }
 
@@ -98,5 +112,5 @@ int main(int argc, char** argv) {
       std::ofstream(std::string(argv[2]) + "/seed-" + std::to_string(number++), std::ios::binary) << seed;
     return 0;
   }
-  return braid::fuzz::run(argc == 2 ? std::atoll(argv[1]) : 1000);
+  return braid::fuzz::run(argc > 1 ? std::atoll(argv[1]) : 1000, argc > 2 ? argv[2] : "");
 }
