@@ -18,7 +18,6 @@ namespace {
 // Tokens in a tile of queries and of keys; both grids restart at every document. A tile of queries holds all heads that
 // share a key/value head, so that one product serves the group.
 constexpr int64_t kTileQueries = 32, kTileKeys = 256;
-static_assert(kTileKeys % kTileQueries == 0, "the last tile of keys must start at or before the first query");
 
 // Backward works on at most this many interleaved sets of query tiles of a document at a time. Each set after the first
 // needs its own d_k and d_v, which are added in order at the end.
@@ -46,6 +45,10 @@ struct QueryTile {
   void for_each_row(const Layout& l, Body&& body) const {
     for (int64_t g = 0; g < l.group; ++g)
       for (int64_t i = 0; i < tokens(); ++i) body(g * tokens() + i, begin + i, kv_head * l.group + g);
+  }
+  // How many of the keys from `key` on token n sees. None in the last tile of keys, where tokens came before a row.
+  int64_t visible(int64_t n, int64_t key, int64_t keys) const {
+    return std::clamp<int64_t>(n + key_shift - key + 1, 0, keys);
   }
   // body(first key, number of keys) over the keys that any of the queries sees
   template <class Body>
@@ -104,7 +107,7 @@ struct ForwardPanels {
 // the new highest score.
 template <class T>
 void softmax_step(T* score, T* sum_pv, T& highest, T& sum_exp, int64_t visible, int64_t keys, int64_t Dh) {
-  T tile_highest = score[0];
+  T tile_highest = highest;
 #pragma omp simd reduction(max : tile_highest)
   for (int64_t j = 0; j < visible; ++j) tile_highest = std::max(tile_highest, score[j]);
   if (tile_highest > highest) {
@@ -142,7 +145,7 @@ T forward_tile(AttentionOutputs& out, const AttentionTensors& in, const Layout& 
     gemm({rows, keys, Dh}, T(1) / std::sqrt(T(Dh)), {p.q, Dh}, {k, kv_stride, true}, T(0), p.score, kTileKeys);
     tile.for_each_row(l, [&](int64_t row, int64_t n, int64_t) {
       softmax_step(p.score + row * kTileKeys, p.sum_pv + row * Dh, p.highest_score[row], p.sum_exp[row],
-                   std::min(keys, n + tile.key_shift - key + 1), keys, Dh);
+                   tile.visible(n, key, keys), keys, Dh);
     });
     gemm({rows, Dh, keys}, T(1), {p.score, kTileKeys}, {v, kv_stride}, T(1), p.sum_pv, Dh);
   });
@@ -245,7 +248,7 @@ void backward_tile(AttentionGradients& d_in, T* d_k, T* d_v, const Tensor& d_y, 
     gemm({rows, keys, Dh}, T(1), {p.d_o, Dh}, {v, kv_stride, true}, T(0), p.d_score, kTileKeys);
     tile.for_each_row(l, [&](int64_t row, int64_t n, int64_t) {
       softmax_backward(p.prob + row * kTileKeys, p.d_score + row * kTileKeys, p.lse[row], p.delta[row], scale,
-                       std::min(keys, n + tile.key_shift - key + 1), keys);
+                       tile.visible(n, key, keys), keys);
     });
     gemm({rows, Dh, keys}, T(1), {p.d_score, kTileKeys}, {k, kv_stride}, key == tile.document_begin ? T(0) : T(1),
          p.d_q, Dh);

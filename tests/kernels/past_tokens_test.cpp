@@ -13,10 +13,11 @@ namespace {
 
 using namespace braid::testing;
 
-constexpr int64_t kB = 2, kT = 150, kN = kB * kT;
-// Row 0 is one document; row 1 has a boundary inside the first piece and one between two pieces.
-const std::vector<int64_t> kDocuments = {0, 150, 195, 240, 300};
-const std::vector<int64_t> kCuts = {0, 70, 71, 73, 90, 150};
+constexpr int64_t kB = 2, kT = 330, kN = kB * kT;
+// Row 0 is one document; row 1 has a boundary inside the first piece and one between two pieces. The last piece is longer
+// than a tile of queries and lies across the end of a tile of keys.
+const std::vector<int64_t> kDocuments = {0, 330, 375, 420, 660};
+const std::vector<int64_t> kCuts = {0, 70, 71, 73, 90, 230, 330};
 
 Segments whole() {
   Segments s = Segments::whole_rows(kB, kT);
@@ -259,7 +260,7 @@ TEST(PastTokens, ConvolutionReadsItsHaloAndGivesItsGradientBack) {
   const GdnInputWeights expected_d_weights = no_weights(), d_weights = no_weights();
   gdn_inputs_backward(ctx, expected_d, expected_d_weights, d_out, expected, x, weights, whole(), d);
   Tensor d_halo_behind;  // of the piece behind the one in work
-  for (const Piece& piece : {Piece{90, 150}, Piece{73, 90}, Piece{44, 73}, Piece{0, 44}}) {
+  for (const Piece& piece : {Piece{90, kT}, Piece{73, 90}, Piece{44, 73}, Piece{0, 44}}) {
     const GdnInputs out = outputs(kB * piece.length());
     const GdnProjections part = {piece.of(x.qkvz), piece.of(x.ba)};
     const GdnProjections d_part = {zeros_f64(part.qkvz.shape()), zeros_f64(part.ba.shape())};
