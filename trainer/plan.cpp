@@ -72,8 +72,9 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
     return [policy](Change& c) {
       RunConfig& config = c.config;
       if (config.memory.recompute >= policy) return false;
+      const char* alone = config.memory.recompute_further > 0 ? " memory.recompute_further=0" : "";
       config = with_recomputation(config, policy);
-      c.setting = concat("memory.recompute=", name_of_enum(policy));
+      c.setting = concat("memory.recompute=", name_of_enum(policy), alone);
       char price[96];
       const int64_t T = config.train.seq_length;
       std::snprintf(price, sizeof price, "repeats %.0f %% of the products of a step",

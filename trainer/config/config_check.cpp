@@ -147,6 +147,15 @@ void check_allow_slow(const std::vector<std::string>& operators) {
                 "is no operator; there are ", known);
 }
 
+void check_memory(const RunConfig& config) {
+  const int64_t further = config.memory.recompute_further;
+  check_count("memory.recompute_further", further, 0);
+  check_value(further == 0 || config.memory.recompute < Recompute::kLayer, "memory.recompute_further", further,
+              "must be 0 beside memory.recompute ", name_of_enum(config.memory.recompute));
+  check_value(further <= num_recomputed_layers(config.model, config.mtp), "memory.recompute_further", further,
+              "there are ", num_recomputed_layers(config.model, config.mtp), " layers, the MTP block's included");
+}
+
 void check_optimizer(const OptimizerConfig& optimizer, Precision precision, const ModelConfig& model) {
   check_value(optimizer.gradient_dtype != GradientDType::kBf16 || precision == Precision::kBf16,
               "optimizer.gradient_dtype", std::string(name_of_enum(optimizer.gradient_dtype)),
@@ -267,6 +276,7 @@ void check_model_config(const RunConfig& config) {
   check_not_negative("balance.loss_weight", config.balance.loss_weight);
   check_not_negative("balance.z_loss_weight", config.balance.z_loss_weight);
   check_allow_slow(config.allow_slow);
+  check_memory(config);
 }
 
 void check_config(const RunConfig& config) {
@@ -291,12 +301,6 @@ void check_config(const RunConfig& config) {
   check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
   check_context(config);
   check_batches(config);
-  const int64_t further = config.memory.recompute_further;
-  check_count("memory.recompute_further", further, 0);
-  check_value(further == 0 || config.memory.recompute < Recompute::kLayer, "memory.recompute_further", further,
-              "there is nothing further than memory.recompute ", name_of_enum(config.memory.recompute));
-  check_value(further <= num_recomputed_layers(config.model, config.mtp), "memory.recompute_further", further,
-              "there are ", num_recomputed_layers(config.model, config.mtp), " layers, the MTP block's included");
   check_optimizer(config.optimizer, config.precision, config.model);
   check_schedule(config.schedule);
   check_data(config);

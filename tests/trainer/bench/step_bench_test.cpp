@@ -99,5 +99,26 @@ TEST(StepMemory, IsPlannedForRanksThatAreNotThere) {
   EXPECT_THROW(planned->all_reduce(ctx, Tensor::of(&number, {1}), ReduceOp::kSum), CommunicationError);
 }
 
+// They build on each other, and what one takes of another need not fit it.
+TEST(StepMemory, OfRunFilesOfTheReleasedModelFitsTheirGpus) {
+  struct Case {
+    const char* config;
+    int64_t ranks;
+    const char* gpu;
+  };
+  for (const Case& c : {Case{"runs/qwen3-next-80b/one-node-h200.yaml", 8, "h200"},
+                        {"runs/qwen3-next-80b/eight-nodes-h200.yaml", 64, "h200"},
+                        {"runs/qwen3-next-80b/sixteen-nodes-h100.yaml", 128, "h100"},
+                        {"runs/qwen3-next-80b/long-64k.yaml", 32, "h200"},
+                        {"bench/half-ep4.yaml", 4, "h200"}}) {
+    const RunConfig config = shipped(c.config, {"device=cuda"});
+    EXPECT_NO_THROW(check_model_config(config)) << c.config;
+    const GpuModel gpu = gpu_model(c.gpu);
+    const MemoryEstimate memory = estimate_memory(config, c.ranks, &gpu);
+    EXPECT_LT(memory.total(), gpu.memory_bytes - (int64_t{4} << 30)) << c.config;
+    EXPECT_GT(memory.total(), gpu.memory_bytes / 2) << c.config << ": leaves half of the GPU unused";
+  }
+}
+
 }  // namespace
 }  // namespace braid

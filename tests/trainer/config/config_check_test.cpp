@@ -215,7 +215,7 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
           {[](RunConfig& c) { c.memory.recompute = Recompute::kMoe, c.memory.recompute_further = 50; },
            "memory.recompute_further is 50, but there are 4"},
           {[](RunConfig& c) { c.memory.recompute = Recompute::kLayer, c.memory.recompute_further = 1; },
-           "memory.recompute_further is 1, but there is nothing further than memory.recompute layer"},
+           "memory.recompute_further is 1, but must be 0 beside memory.recompute layer"},
           {[](RunConfig& c) { c.optimizer.muon_momentum = 1; }, "optimizer.muon_momentum is 1, but"},
           {[](RunConfig& c) { c.optimizer.muon_update_rms = 0; },
            "optimizer.muon_update_rms is 0, but must be greater than 0"},
