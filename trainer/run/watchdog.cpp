@@ -165,9 +165,9 @@ std::vector<RankView> Watchdog::look() {
     seen.changes = changes;
     ProcessActivity activity;
     if (now - seen.changed_ms >= timeout_ms_ / 4) activity = activity_of(pid);
-    if (activity.work == 0 || activity.work != seen.work) seen.worked_ms = now;
+    if (activity.work == 0 || activity.work != seen.work || activity.is_ready()) seen.worked_ms = now;
     seen.work = activity.work;
-    if (activity.main_ns == 0 || activity.main_ns != seen.main_ns) seen.ran_ms = now;
+    if (activity.main_ns == 0 || activity.main_ns != seen.main_ns || activity.is_ready()) seen.ran_ms = now;
     seen.main_ns = activity.main_ns;
     RankView view;
     view.rank = p.rank.load();

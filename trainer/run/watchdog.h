@@ -23,6 +23,8 @@ struct ProcessActivity {
   int64_t work = 0;  // grows while it computes, reads or writes; watchdogs do not count
   int64_t main_ns =
       0;  // for how long its main thread has run: a rank that waits in MPI looks for messages all the time
+  // It computes, or would if it were given a processor: on a crowded host that can take seconds.
+  bool is_ready() const { return state == 'R'; }
 };
 ProcessActivity activity_of(int pid);
 

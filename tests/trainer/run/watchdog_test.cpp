@@ -122,11 +122,13 @@ TEST(Activity, SeesWorkAndAStop) {
   const ProcessActivity before = activity_of(child);
   for (int i = 0; i < 300 && activity_of(child).work == before.work; ++i) usleep(100000);
   EXPECT_GT(activity_of(child).work, before.work);
+  EXPECT_TRUE(activity_of(child).is_ready());
   kill(child, SIGSTOP);
   int status = 0;
   waitpid(child, &status, WUNTRACED);
   const ProcessActivity stopped = activity_of(child);
   EXPECT_EQ(stopped.state, 'T');
+  EXPECT_FALSE(stopped.is_ready());
   usleep(100000);
   EXPECT_EQ(activity_of(child).work, stopped.work);
   kill(child, SIGKILL);
