@@ -63,13 +63,13 @@ inline Tensor uniform_f64(Shape shape, double low, double high, uint64_t seed) {
 template <class T>
 Tensor tensor_of(const std::vector<T>& values, Shape shape) {
   Tensor t = allocate(shape, dtype_of<T>());
-  std::memcpy(t.raw(), values.data(), t.bytes());
+  if (t.bytes() > 0) std::memcpy(t.raw(), values.data(), t.bytes());
   return t;
 }
 
 inline Tensor copy_of(const Tensor& source) {
   Tensor t = allocate(source.shape(), source.dtype());
-  std::memcpy(t.raw(), source.raw(), t.bytes());
+  if (t.bytes() > 0) std::memcpy(t.raw(), source.raw(), t.bytes());
   return t;
 }
 
