@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # A folder that runs on GPU hosts without Braid's packages: programs, tests, libraries, configs, golden models, gpu_check.sh.
-caller=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 build=build/bundle
@@ -22,11 +21,11 @@ TEXT
 target=build/braid-bundle.tgz only_build=false
 while [ $# -gt 0 ]; do
   case $1 in
-    --build) [ $# -ge 2 ] || die "$1 needs a value"; build=$(realpath -m "$caller/$2"); [[ $2 = /* ]] && build=$2; shift ;;
+    --build) [ $# -ge 2 ] || die "$1 needs a value"; build=$(from_caller "$2"); shift ;;
     --only-build) only_build=true ;;
     -h | --help) usage; exit 0 ;;
     -*) usage >&2; die "unknown option $1" ;;
-    *) case $1 in /*) target=$1 ;; *) target=$caller/$1 ;; esac ;;
+    *) target=$(from_caller "$1") ;;
   esac
   shift
 done

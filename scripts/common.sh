@@ -1,7 +1,11 @@
 # shellcheck shell=bash
 # Shared by the scripts of this folder, which source it. Leaves the working folder at the root of the source tree.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# A path as the caller meant it.
+from_caller() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac; }
 
 say() { printf '\n==> %s\n' "$*"; }
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }

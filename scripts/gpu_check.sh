@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # Is Braid right on the GPUs of this machine, and how fast? One command, one report.
-caller=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
@@ -22,8 +21,6 @@ gpu_check.txt here). Exit code 0: all passed; 1: something failed; 10: there is 
   --jobs N    checks at a time on each GPU where they are small; default 4
 TEXT
 }
-
-from_caller() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac; }
 
 all_parts=tests,parity,sanitizers,train,ranks,bench
 bundle='' quick=false parts=$all_parts report=gpu_check.txt jobs=4

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # The tokens that configs/runs/gpu-small.yaml trains on, from text that is installed on this machine.
-caller=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
@@ -12,8 +11,6 @@ standard headers, Python's and Perl's standard libraries; what is not there is l
   --text PATH      a text file or folder instead of them (repeatable)
 TEXT
 }
-
-from_caller() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac; }
 
 braid=bin/braid out=runs/gpu-small-data text=()
 [ -x $braid ] || braid=build/release/braid

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # What lean optimizer state costs in loss: the same trainings with each, side by side.
-caller=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
@@ -15,8 +14,6 @@ bits, with moments and expert gradients stored in every way, and prints training
   --runs N         the first N of the eight; default: all
 TEXT
 }
-
-from_caller() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac; }
 
 braid=bin/braid out=runs/lean-state steps=2000 gpus="" count=8
 [ -x $braid ] || braid=build/release/braid

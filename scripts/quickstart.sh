@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # From a bare machine to a trained model, its loss curve and a text sample.
-caller=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
@@ -16,8 +15,6 @@ the held-out loss and a text sample. Can be run again: every start gets a run fo
 TEXT
 }
 
-# A path as the caller meant it.
-from_caller() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac; }
 
 install_arguments=() text=() paths=() tokenizer=bytes steps='' run_dir=runs/laptop
 while [ $# -gt 0 ]; do
