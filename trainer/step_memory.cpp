@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <map>
 
 #include "kernels/core/memory.h"
 #include "model/model_flop.h"
@@ -123,11 +124,17 @@ RunConfig with_recompute_that_fits(const RunConfig& config, const ProcessMesh& m
                                    int64_t available_bytes, std::string& said) {
   said.clear();
   if (config.memory.recompute != Recompute::kAuto) return config;
-  const auto total_of = [&](const RunConfig& c) { return count_memory(c, mesh, ctx).total(); };
-  // The ranks take what the one needs that has least: as one number, which grows with what is made again.
+  // A mix as one number, which grows with what is made again.
   const int64_t layers = num_recomputed_layers(config.model, config.mtp);
-  const Recomputation own = recomputation_that_fits(config, available_bytes, total_of);
-  int64_t place = static_cast<int64_t>(own.policy) * layers + own.further;
+  const auto place_of = [&](const Recomputation& r) { return static_cast<int64_t>(r.policy) * layers + r.further; };
+  std::map<int64_t, int64_t> totals;  // to count one is to go through a step, so each once
+  const auto total_of = [&](const RunConfig& c) {
+    const auto [at, is_new] = totals.try_emplace(place_of(c.memory.recomputation()));
+    if (is_new) at->second = count_memory(c, mesh, ctx).total();
+    return at->second;
+  };
+  // The ranks take what the one needs that has least.
+  int64_t place = place_of(recomputation_that_fits(config, available_bytes, total_of));
   mesh.world().all_reduce(ctx, Tensor::of(&place, {1}), ReduceOp::kMax);
   const Recomputation taken(static_cast<Recompute>(place / layers), place % layers);
   const RunConfig chosen = with_recomputation(config, taken);
