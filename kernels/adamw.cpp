@@ -1,6 +1,7 @@
 #include "kernels/adamw.h"
 
 #include "kernels/build_config.h"
+#include "kernels/core/memory.h"
 #include "kernels/core/moment_codes.h"
 #include "kernels/core/profile.h"
 #include "kernels/split_weights.h"
@@ -23,7 +24,7 @@ void adamw_update(Context& ctx, AdamWState state, const Tensor& gradient, const 
   const DType wide = wide_dtype(weight.dtype());
   if (!ctx.on_cuda() || gradient.dtype() != weight.dtype()) check_dtype(wide, {{"gradient", gradient}});
   if (m.dtype() == DType::kU8) {
-    const int64_t blocks = (n + MomentCodes::kBlock - 1) / MomentCodes::kBlock;
+    const int64_t blocks = round_up(n, MomentCodes::kBlock) / MomentCodes::kBlock;
     check_shapes({{"m_scale", m_scale, {blocks}}, {"v_scale", v_scale, {blocks}}});
     check_dtype(wide, {{"m_scale", m_scale}, {"v_scale", v_scale}});
     check<ShapeError>(step.first % MomentCodes::kBlock == 0, "m: begins inside a block, at element ", step.first);

@@ -35,8 +35,8 @@ struct Hdf5Process::Answer {
 namespace {
 
 constexpr time_t kPatienceSeconds = 300;
-constexpr size_t kChunkCacheBytes = size_t{128}
-                                    << 20;  // a chunk that is larger would be unpacked once for every read of it
+// A chunk that is larger would be unpacked once for every read of it.
+constexpr size_t kChunkCacheBytes = size_t{128} << 20;
 
 bool send_all(int socket, const void* data, size_t bytes) {
   for (const char* at = static_cast<const char*>(data); bytes > 0;) {

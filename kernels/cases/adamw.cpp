@@ -2,6 +2,7 @@
 
 #include "kernels/cases/operator_case.h"
 #include "kernels/core/copy.h"
+#include "kernels/core/memory.h"
 #include "kernels/core/moment_codes.h"
 #include "kernels/split_weights.h"
 
@@ -20,6 +21,17 @@ struct Stored {
 // Each step from masters with low bits of their own; or, to be timed, the update alone.
 enum class Masters { kSplitFirst, kAsTheyStart };
 
+AdamWStep settings(int64_t step, uint64_t stream = 0) {
+  return {.lr = 1e-2,
+          .beta1 = 0.9,
+          .beta2 = 0.95,
+          .eps = 1e-8,
+          .weight_decay = 0.1,
+          .gradient_scale = step % 2 ? 0.7 : 1,
+          .step = step,
+          .stream = stream};
+}
+
 void declare(Trial& t, int64_t n, Stored stored, int64_t num_steps, Masters masters) {
   const Closeness of_moments =
       stored.moments == kBf16 ? Closeness{.f32 = kUsual.bf16, .cpu = {1e-6, 1e-4}} : kWideUpdate;
@@ -30,14 +42,7 @@ void declare(Trial& t, int64_t n, Stored stored, int64_t num_steps, Masters mast
   const Var v = t.in_out("v", {n}, uniform(1e-6, 1e-5), stored.moments, of_moments);
   const auto update = [=](Context& ctx) {
     for (int64_t step = 1; step <= num_steps; ++step)
-      adamw_update(ctx, {weight, m, v, low}, gradient,
-                   {.lr = 1e-2,
-                    .beta1 = 0.9,
-                    .beta2 = 0.95,
-                    .eps = 1e-8,
-                    .weight_decay = 0.1,
-                    .gradient_scale = step % 2 ? 0.7 : 1,
-                    .step = step});
+      adamw_update(ctx, {weight, m, v, low}, gradient, settings(step));
   };
   const Work work = {.bytes = bytes_of(weight, weight, low, low, m, m, v, v, gradient)};
   if (masters == Masters::kAsTheyStart) return t.forward("adamw_update", {weight, low, m, v}, update, work);
@@ -59,21 +64,13 @@ void declare_coded(Trial& t, int64_t n, Storage gradient_storage, int64_t num_st
   const Var gradient =
       t.input("gradient", {n}, normal(1e-3, 1e-3), t.activation() == DType::kBF16 ? gradient_storage : kWide);
   const Var weight = t.in_out("weight", {n}, normal(), kActivation, stored), low = t.low_bits("low", weight);
-  const int64_t blocks = (n + MomentCodes::kBlock - 1) / MomentCodes::kBlock;
+  const int64_t blocks = round_up(n, MomentCodes::kBlock) / MomentCodes::kBlock;
   const Var m = t.kept_bytes("m", {n}), v = t.kept_bytes("v", {n});
   const Var m_scale = t.in_out("m_scale", {blocks}, constant(0), kWide, close);
   const Var v_scale = t.in_out("v_scale", {blocks}, constant(0), kWide, close);
   const auto update = [=](Context& ctx) {
     for (int64_t step = 1; step <= num_steps; ++step)
-      adamw_update(ctx, {weight, m, v, low, m_scale, v_scale}, gradient,
-                   {.lr = 1e-2,
-                    .beta1 = 0.9,
-                    .beta2 = 0.95,
-                    .eps = 1e-8,
-                    .weight_decay = 0.1,
-                    .gradient_scale = step % 2 ? 0.7 : 1,
-                    .step = step,
-                    .stream = 7});
+      adamw_update(ctx, {weight, m, v, low, m_scale, v_scale}, gradient, settings(step, 7));
   };
   if (masters == Masters::kAsTheyStart)
     return t.forward(
@@ -89,6 +86,7 @@ void declare_coded(Trial& t, int64_t n, Storage gradient_storage, int64_t num_st
     join_weights(ctx, master, weight, low);
   });
 }
+
 Variant coded(const std::string& label, int64_t n, Storage gradient, int64_t num_steps,
               Masters masters = Masters::kSplitFirst) {
   return {label, [=](Trial& t) { declare_coded(t, n, gradient, num_steps, masters); }};

@@ -4,14 +4,13 @@
 #include <cmath>
 
 #include "kernels/core/copy.h"
+#include "kernels/core/memory.h"
 #include "kernels/core/profile.h"
 #include "kernels/sum_squares.h"
 #include "parallel/rounded_reduction.h"
 
 namespace braid {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kEverything = -1;  // the layer that backward leaves last: the embedding
 
@@ -37,14 +36,14 @@ std::string name_over_layers(std::string name) {
 
 Tensor ShardedParameters::Piece::of(Tensor shard, int64_t elements_each) const {
   assert(begin % elements_each == 0 && first % elements_each == 0);
-  return shard.rows(begin / elements_each, ceil_div(end, elements_each));
+  return shard.rows(begin / elements_each, round_up(end, elements_each) / elements_each);
 }
 
 CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor shard, int64_t elements_each) const {
   const Shape shape =
-      elements_each == 1 ? parameter().shape : Shape{ceil_div(parameter().shape.numel(), elements_each)};
-  return {concat(kind, '/', parameter().name), shape, first / elements_each,
-          ceil_div(first + end - begin, elements_each), of(shard, elements_each)};
+      elements_each == 1 ? parameter().shape : Shape{round_up(parameter().shape.numel(), elements_each) / elements_each};
+  const int64_t behind = round_up(first + end - begin, elements_each) / elements_each;
+  return {concat(kind, '/', parameter().name), shape, first / elements_each, behind, of(shard, elements_each)};
 }
 
 CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor weights, Tensor low) const {
