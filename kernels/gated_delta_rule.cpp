@@ -4,8 +4,6 @@
 #include <array>
 #include <utility>
 
-#include "kernels/core/copy.h"
-
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
 
@@ -14,17 +12,16 @@ namespace braid {
 namespace cpu {
 decltype(braid::gated_delta_rule_forward) gated_delta_rule_forward;
 decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
+decltype(braid::gated_delta_rule_transition) gated_delta_rule_transition;
 decltype(braid::carry_states) carry_states;
-// Of every row that a document passes through, the identity, of all others 0.   state (B, Hv, Dk, Dk)
-void set_passing_states(Context& ctx, Tensor state, const Segments& segments);
 decltype(braid::gated_delta_rule_recurrent_forward) gated_delta_rule_recurrent_forward;
 decltype(braid::gated_delta_rule_recurrent_backward) gated_delta_rule_recurrent_backward;
 }  // namespace cpu
 namespace cuda {
 decltype(braid::gated_delta_rule_forward) gated_delta_rule_forward;
 decltype(braid::gated_delta_rule_backward) gated_delta_rule_backward;
+decltype(braid::gated_delta_rule_transition) gated_delta_rule_transition;
 decltype(braid::carry_states) carry_states;
-decltype(cpu::set_passing_states) set_passing_states;
 decltype(braid::gated_delta_rule_implementation) gated_delta_rule_implementation;
 }  // namespace cuda
 
@@ -101,22 +98,15 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
 
 void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRuleInputs& in, const Segments& segments) {
   const OperatorScope scope(ctx, "gated_delta_rule_transition");
-  const int64_t N = in.q.dim(0), Hv = in.v.dim(1), Dk = in.q.dim(2);
+  const int64_t Hv = in.v.dim(1), Dk = in.q.dim(2);
+  check_inputs("v", in.v, in, segments);
   check_shapes({{"transition", transition, {segments.num_rows, Hv, Dk, Dk}}});
   check_dtype(wide_dtype(in.q.dtype()), {{"transition", transition}});
-  // With nothing to write, the rule only passes on: the identity becomes A.
-  Scratch scratch(ctx);
-  DeltaRuleInputs passing = in;
-  passing.v = scratch.tensor({N, Hv, Dk}, in.v.dtype());
-  fill_zero(ctx, passing.v);
-  const auto set_passing_states = [&] {
-    if constexpr (kWithCuda) {
-      if (ctx.on_cuda()) return cuda::set_passing_states(ctx, transition, segments);
-    }
-    cpu::set_passing_states(ctx, transition, segments);
-  };
-  set_passing_states();
-  gated_delta_rule_forward(ctx, {}, passing, segments, {transition, transition});
+  if (in.q.dim(0) == 0) return;
+  if constexpr (kWithCuda) {
+    if (ctx.on_cuda()) return cuda::gated_delta_rule_transition(ctx, transition, in, segments);
+  }
+  cpu::gated_delta_rule_transition(ctx, transition, in, segments);
 }
 
 void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/core/copy.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/vector_math.h"
@@ -602,17 +603,23 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
   });
 }
 
-void set_passing_states(Context& ctx, Tensor state, const Segments& segments) {
-  if (ctx.counts_only()) return;
-  const int64_t B = state.dim(0), Hv = state.dim(1), Dk = state.dim(2);
-  dispatch_float("state", state, [&]<class T> {
-    T* data = state.data<T>();
-    std::fill_n(data, state.numel(), T(0));
+void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRuleInputs& in, const Segments& segments) {
+  // With nothing to write, the rule only passes on: the identity becomes A.
+  const int64_t N = in.q.dim(0), B = transition.dim(0), Hv = transition.dim(1), Dk = transition.dim(2);
+  Scratch scratch(ctx);
+  DeltaRuleInputs passing = in;
+  passing.v = scratch.tensor({N, Hv, Dk}, in.v.dtype());
+  fill_zero(ctx, passing.v);
+  fill_zero(ctx, transition);
+  dispatch_float("transition", transition, [&]<class T> {
+    if (ctx.counts_only()) return;
+    T* data = transition.data<T>();
     for (int64_t row = 0; row < B; ++row) {
       if (segments.before(row) == 0 || segments.behind(row) == 0) continue;
       for (int64_t at = row * Hv * Dk; at < (row + 1) * Hv * Dk; ++at) data[at * Dk + at % Dk] = 1;
     }
   });
+  cpu::gated_delta_rule_forward(ctx, {}, passing, segments, {transition, transition});
 }
 
 void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,

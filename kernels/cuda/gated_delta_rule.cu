@@ -45,7 +45,7 @@ Inputs inputs_of(const DeltaRuleInputs& in, const Segments& segments) {
           pointer<int32_t>(tables.document_begin),
           pointer<int32_t>(tables.by_length),
           static_cast<int>(in.q.dim(1)),
-          static_cast<int>(in.v.dim(1)),
+          static_cast<int>(in.beta.dim(1)),
           static_cast<int>(segments.num_chunks()),
           in.q.dim(0),
           scale_of(in)};
@@ -94,7 +94,7 @@ void launch_scan(Context& ctx, const char* name, void (*kernel)(Parameters...), 
   check_launch(name);
 }
 
-// Without o only the final states are wanted.
+// Without o only the final states are wanted; without v (on Hopper, and without o) it is zero.
 void forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segments& segments,
              const DeltaRuleStates& states) {
   const Inputs in = inputs_of(inputs, segments);
@@ -104,10 +104,11 @@ void forward(Context& ctx, Tensor o, const DeltaRuleInputs& inputs, const Segmen
   if (ctx.counts_only()) return;
   if (has_hopper_kernels(ctx)) {
     const bool with_outputs = o.defined();
-    const ScanMaps maps = {map_of_heads(inputs.q), map_of_heads(inputs.k), map_of_heads(inputs.v),
+    const ScanMaps maps = {map_of_heads(inputs.q), map_of_heads(inputs.k),
+                           map_of_heads(inputs.v.defined() ? inputs.v : inputs.k),
                            with_outputs ? map_of_heads(o) : CUtensorMap{}};
     const ScanEnds ends = {row_states(states.initial, segments), row_states(states.final, segments), nullptr,
-                           !with_outputs};
+                           !inputs.v.defined(), !with_outputs};
     with_scan_blocks(ctx, num_documents * in.Hv, [&]<int kHalves>(int64_t blocks) {
       const auto scan = [&]<bool kWithOutputs>(const auto& ends) {
         launch_scan<ScanTraits<kWithOutputs, kHalves>>(
@@ -134,7 +135,8 @@ void backward_states(Context& ctx, const Tensor& d_o, const DeltaRuleInputs& inp
   if (ctx.counts_only()) return;
   const int num_documents = static_cast<int>(segments.num_documents());
   const ScanMaps maps = {map_of_heads(inputs.q), map_of_heads(inputs.k), map_of_heads(d_o), {}};
-  const ScanEnds ends = {row_states(at_ends.d_final, segments), row_states(at_ends.d_initial, segments), nullptr, true};
+  const ScanEnds ends = {row_states(at_ends.d_final, segments), row_states(at_ends.d_initial, segments), nullptr, false,
+                         true};
   with_scan_blocks(ctx, num_documents * in.Hv, [&]<int kHalves>(int64_t blocks) {
     launch_scan<ReverseScanTraits<kHalves>>(
         ctx, "gated_delta_rule reverse scan", wgmma_reverse_scan_kernel<kHalves, ScanEnds>, blocks, kScanBlock<kHalves>,
@@ -164,9 +166,9 @@ void backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const Delta
     const int num_documents = static_cast<int>(segments.num_documents());
     const CUtensorMap q = map_of_heads(inputs.q), k = map_of_heads(inputs.k);
     const ScanEnds ends = {row_states(at_ends.initial, segments), row_states({}, segments),
-                           const_cast<bf16*>(entered.states), false};
+                           const_cast<bf16*>(entered.states), false, false};
     const ScanEnds reverse_ends = {row_states(at_ends.d_final, segments), row_states(at_ends.d_initial, segments),
-                                   const_cast<bf16*>(entered.d_states), false};
+                                   const_cast<bf16*>(entered.d_states), false, false};
     const ScanMaps maps = {q, k, map_of_heads(inputs.v), {}}, reverse_maps = {q, k, map_of_heads(d_o), {}};
     const GradientMaps gradient_maps = {q, k, map_of_heads(d_o), map_of_heads(d_in.q), map_of_heads(d_in.k)};
     const auto run = [&](const auto& ends, const auto& reverse_ends, const auto& entered) {
@@ -358,16 +360,24 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
   dispatch_activation("q", in.q, [&]<class X> { any::backward<X>(ctx, d_in, d_o, in, segments, states); });
 }
 
-void set_passing_states(Context& ctx, Tensor state, const Segments& segments) {
-  fill_zero(ctx, state);
-  if (ctx.counts_only()) return;
-  for (int64_t row = 0; row < state.dim(0); ++row) {
+void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRuleInputs& in, const Segments& segments) {
+  // With nothing to write, the rule only passes on: the identity becomes A.
+  fill_zero(ctx, transition);
+  for (int64_t row = 0; row < transition.dim(0) && !ctx.counts_only(); ++row) {
     if (segments.before(row) == 0 || segments.behind(row) == 0) continue;
-    Tensor own = state.rows(row, row + 1);
+    Tensor own = transition.rows(row, row + 1);
     identity_kernel<<<static_cast<unsigned>(ceil_div(own.numel(), 256)), 256, 0, stream_of(ctx)>>>(
-        pointer<float>(own), own.numel(), static_cast<int>(state.dim(2)));
-    check_launch("gated_delta_rule passing states");
+        pointer<float>(own), own.numel(), static_cast<int>(own.dim(2)));
+    check_launch("gated_delta_rule_transition");
   }
+  const DeltaRuleStates states = {transition, transition};
+  DeltaRuleInputs passing = in;
+  passing.v = {};
+  if (fast::applies(ctx, in, true)) return fast::forward(ctx, {}, passing, segments, states);
+  Scratch scratch(ctx);
+  passing.v = scratch.tensor({in.q.dim(0), in.v.dim(1), in.q.dim(2)}, in.v.dtype());
+  fill_zero(ctx, passing.v);
+  dispatch_activation("q", in.q, [&]<class X> { any::forward<X>(ctx, {}, passing, segments, states); });
 }
 
 void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,

@@ -47,7 +47,8 @@ struct ScanEnds {
   RowStates enter, leave;
   // What is kept, rounded, of those that it starts from: (B, Hv, kDim, kDim), as border states. Null: nothing.
   bf16* entered;
-  bool leave_alone;  // nothing else is asked for: documents that come to no row's end are left out
+  bool values_are_zero;  // whatever there is
+  bool leave_alone;      // nothing else is asked for: documents that come to no row's end are left out
   bool are_used() const { return enter.data || leave.data; }
 };
 
@@ -121,13 +122,16 @@ __device__ __forceinline__ void bring_tiles(const Inputs& in, const Prepared& pr
     const int64_t square = in.scalar_row(begin, head) * kChunk;
     uint64_t* const barrier = &filled[turn.stage];
     const uint32_t to = shared.tiles + turn.stage * Layout::kBytes;
+    int first_value = begin;
+    if constexpr (Ends::kAreThere)
+      if (ends.values_are_zero) first_value = static_cast<int>(in.N);  // behind the last token, boxes are filled with 0
     wait(&free[turn.stage], turn.parity ^ 1);
     arrive_expecting(barrier, Layout::kBytes - (kQueries ? 2 : 1) * (kChunk - n) * 128);
 #pragma unroll
     for (int i = 0; i < 2; ++i) copy_box(to + Layout::kK + i * kTileBytes, maps.k, barrier, i * 64, key_head, begin);
 #pragma unroll
     for (int i = 0; i < kHalves; ++i)
-      copy_box(to + Layout::kValues + i * kTileBytes, maps.values, barrier, (half + i) * kHalf, head, begin);
+      copy_box(to + Layout::kValues + i * kTileBytes, maps.values, barrier, (half + i) * kHalf, head, first_value);
     copy_bytes(to + Layout::kTm, prepared.tm + square, n * 128, barrier);
     if constexpr (kQueries) {
 #pragma unroll
@@ -438,12 +442,15 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
       }
       wait_for_products<0>();
       hold(state);
+      if constexpr (Ends::kAreThere) {  // here, as behind the next lines it would cost registers
+        if (is_last && ends.leave.has(begin + n)) {
+          float* const to = ends.leave.behind(begin + n, head, in.Hv, kDim * kDim);
+          for_each_element(first_half, [&](int i, int place) { to[place] = state[i]; });
+        }
+      }
       __syncwarp();
       if (threadIdx.x % kWarpSize == 0) arrive(&free[turn.stage]);
       if (is_last) {
-        if constexpr (Ends::kAreThere)
-          if (float* const to = ends.leave.behind(begin + n, head, in.Hv, kDim * kDim))
-            for_each_element(first_half, [&](int i, int place) { to[place] = state[i]; });
 #pragma unroll
         for (int i = 0; i < kDim / 2; ++i) state[i] = 0;
       }
@@ -599,12 +606,15 @@ __global__ void __launch_bounds__(kScanBlock<kHalves>, 1)
       }
       wait_for_products<0>();
       hold(d_state);
+      if constexpr (Ends::kAreThere) {  // here, as behind the next lines it would cost registers
+        if (is_last && ends.leave.has(begin)) {
+          float* const to = ends.leave.before(begin, head, in.Hv, kDim * kDim);
+          for_each_element(half, [&](int i, int place) { to[place] = d_state[i]; });
+        }
+      }
       __syncwarp();
       if (threadIdx.x % kWarpSize == 0) arrive(&free[turn.stage]);
       if (is_last) {
-        if constexpr (Ends::kAreThere)
-          if (float* const to = ends.leave.before(begin, head, in.Hv, kDim * kDim))
-            for_each_element(half, [&](int i, int place) { to[place] = d_state[i]; });
 #pragma unroll
         for (int i = 0; i < kDim / 2; ++i) d_state[i] = 0;
       }
