@@ -5,12 +5,13 @@ source "$(dirname "$0")/common.sh" "$@"
 common=(precision=fp32 parallel.expert=2 train.micro_batch_size=2 checkpoint.interval_steps=5 eval.interval_steps=0)
 train 2 "$WORK/straight" run.steps=20 "${common[@]}"
 
-# killed: wait until step 12 is on record, then SIGKILL every rank
+# killed: wait until there is a checkpoint and a step behind it, then SIGKILL every rank
 killed=$WORK/killed
 setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$killed" run.steps=20 "${common[@]}" >"$killed.log" 2>&1 &
 job=$!
 for _ in $(seq 600); do
-  [ -f "$killed/metrics.jsonl" ] && [ "$(grep -c loss_lm "$killed/metrics.jsonl")" -ge 7 ] && break
+  [ -f "$killed/metrics.jsonl" ] && [ "$(grep -c loss_lm "$killed/metrics.jsonl")" -ge 7 ] &&
+    ls "$killed/checkpoints" | grep -q '^step-' && break
   sleep 0.02
 done
 pkill -KILL -f "braid train.*run.dir=$killed " || true

@@ -82,7 +82,7 @@ void CheckpointSaver::start(const CheckpointInfo& info, const std::vector<Checkp
   if (options_.in_background) take_copy(slices);
   else slices_ = slices;
   run_on_first(Stage::kPreparing, [this] { save_->prepare(); });
-  if (!options_.in_background || !std::exchange(has_saved_, true)) advance_to_the_end();
+  if (!options_.in_background) advance_to_the_end();
 }
 
 void CheckpointSaver::run(Stage stage, std::function<std::string()> work) {

@@ -49,7 +49,7 @@ class CheckpointSaver {
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
 
   // Called by every rank at the same time, as are the two below. The slices may change when it returns. Waits for the
-  // save before, and for this one if it is the run's first: a run that cannot save shows it in its first minutes.
+  // save before.
   void start(const CheckpointInfo& info, const std::vector<CheckpointSlice>& slices);
   void poll();
   void finish();  // until nothing is under way
@@ -87,7 +87,6 @@ class CheckpointSaver {
   bool has_ended_ = false;         // or of the one that just was
   std::vector<SaveReport> reports_;
   int failures_ = 0;
-  bool has_saved_ = false;
 };
 
 }  // namespace braid
