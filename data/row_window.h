@@ -3,6 +3,8 @@
 #include <array>
 #include <cstdint>
 #include <experimental/simd>
+#include <span>
+#include <vector>
 
 namespace braid {
 
@@ -19,6 +21,9 @@ class RowWindow {
     set(free_, slot, free_[slot] - tokens);
     return row_[slot];
   }
+  // What row_for does for the pieces of each window, a piece of every window in turn: a search waits for the one before it in the same
+  // window, and that time belongs to the others.
+  static void pack(std::span<RowWindow> windows, std::span<const std::vector<int32_t>> pieces);
 
  private:
   using Lanes = std::experimental::native_simd<int32_t>;

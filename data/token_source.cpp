@@ -141,34 +141,48 @@ void TokenSource::count_rows() {
     std::array<char, 32> digest = {};
   };
   std::vector<Counts> counts;
-  const auto count = [&](int64_t block, Scratch& scratch) {
-    Counts c;
-    std::array<RowWindow, 2> windows = {RowWindow(row_tokens_), RowWindow(row_tokens_)};
+  // Blocks of one thread that are packed side by side.
+  constexpr int64_t kSideBySide = 4;
+  struct Group {
+    Scratch scratch;
+    std::array<std::array<std::vector<int32_t>, kSideBySide>, 2> pieces;  // shorter than a row, by split and block
+  };
+  // Fills `pieces` with those of the block, and all else that is counted.
+  const auto measure = [&](int64_t block, int64_t place, Group& group) {
+    Counts& c = counts[block];
     const int64_t first = block * block_documents_;
-    std::vector<int64_t>& lengths = scratch.lengths;
+    std::vector<int64_t>& lengths = group.scratch.lengths;
     lengths.resize(std::min(block_documents_, num_documents() - first));
-    for_each_document(block, scratch, [&](size_t, int64_t, int64_t begin, int64_t end, int64_t document) {
+    for_each_document(block, group.scratch, [&](size_t, int64_t, int64_t begin, int64_t end, int64_t document) {
       lengths[document - first] = end - begin;
     });
+    for (auto& of_split : group.pieces) of_split[place].clear();
     for (int64_t i = 0; i < std::ssize(lengths); ++i) {
       bool is_held = false;
-      for_each_part(first + i, 0, lengths[i], scratch.held[i], [&](Split held_by, int64_t from, int64_t to, Ending) {
+      for_each_part(first + i, 0, lengths[i], group.scratch.held[i], [&](Split held_by, int64_t from, int64_t to, Ending) {
         const size_t split = index_of(held_by);
         is_held |= held_by == Split::kValidation;
         const RowCut cut = RowCut::of(to - from, row_tokens_);
         c.rows[split] += cut.whole_rows;
         c.tokens[split] += cut.whole_rows * row_tokens_;
         if (!cut.has_rest()) return;
-        windows[split].row_for(cut.rest);
+        group.pieces[split][place].push_back(cut.rest);
         c.tokens[split] += cut.rest;
       });
       if (lengths[i] < kMinTokens) continue;
       c.countable += lengths[i];
       if (is_held) c.countable_held += lengths[i];
     }
-    for (size_t split : {0, 1}) c.rows[split] += windows[split].num_rows();
     sha256({reinterpret_cast<const char*>(lengths.data()), lengths.size() * sizeof lengths[0]}).copy(c.digest.data(), c.digest.size());
-    counts[block] = c;
+  };
+  const auto count = [&](int64_t first_block, Group& group) {
+    const int64_t blocks = std::min(kSideBySide, num_blocks() - first_block);
+    for (int64_t b = 0; b < blocks; ++b) measure(first_block + b, b, group);
+    for (const size_t split : {0, 1}) {
+      std::vector<RowWindow> windows(blocks, RowWindow(row_tokens_));
+      RowWindow::pack(windows, std::span(group.pieces[split]).first(blocks));
+      for (int64_t b = 0; b < blocks; ++b) counts[first_block + b].rows[split] += windows[b].num_rows();
+    }
   };
 
   const auto count_all = [&] {
@@ -178,8 +192,8 @@ void TokenSource::count_rows() {
     std::mutex mutex;
     const auto work = [&] {
       try {
-        Scratch scratch;
-        for (int64_t block; (block = next++) < num_blocks();) count(block, scratch);
+        Group group;
+        for (int64_t block; (block = next.fetch_add(kSideBySide)) < num_blocks();) count(block, group);
       } catch (...) {
         next = num_blocks();
         std::scoped_lock lock(mutex);
@@ -188,7 +202,7 @@ void TokenSource::count_rows() {
     };
     std::vector<std::thread> threads;
     const auto cores = static_cast<int64_t>(std::thread::hardware_concurrency());
-    for (int64_t t = 1; t < std::min(cores, num_blocks() / 4); ++t) threads.emplace_back(work);
+    for (int64_t t = 1; t < std::min(cores, num_blocks() / kSideBySide); ++t) threads.emplace_back(work);
     work();
     for (std::thread& thread : threads) thread.join();
     if (error) std::rethrow_exception(error);

@@ -26,8 +26,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kUsage =
-    "bench_data_reader make DIR SHARDS DOCUMENTS TOKENS   shards of so many documents each, of about TOKENS tokens "
-    "(log-normal, sigma 1);\n"
+    "bench_data_reader make DIR SHARDS DOCUMENTS TOKENS [FIRST]\n"
+    "                                                     shards FIRST (0) and on, of so many documents each, of about "
+    "TOKENS tokens (log-normal, sigma 1);\n"
     "                                                     the tokens are holes, the offsets are not\n"
     "bench_data_reader start DIR ROW_TOKENS [ROWS]        opens them twice, without and with the stored index; finds "
     "random rows\n"
@@ -136,9 +137,10 @@ void read(const std::string& folder, int64_t row_tokens, int64_t steps) {
 
 int run(const std::vector<std::string>& a) {
   const auto number = [&](size_t i) { return std::atoll(a[i].c_str()); };
-  if (a.size() == 5 && a[0] == "make") {
+  if ((a.size() == 5 || a.size() == 6) && a[0] == "make") {
     fs::create_directories(a[1]);
-    for (int64_t s = 0; s < number(2); ++s)
+    const int64_t first = a.size() == 6 ? number(5) : 0;
+    for (int64_t s = first; s < first + number(2); ++s)
       make_shard(concat(a[1], "/", 100000 + s, ".h5"), number(3), double(number(4)), s);
   } else if (a.size() >= 3 && a[0] == "start") {
     start(a[1], number(2), a.size() > 3 ? number(3) : 1000);

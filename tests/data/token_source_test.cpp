@@ -59,6 +59,23 @@ TEST(RowWindow, IsFirstFit) {
   }
 }
 
+TEST(RowWindow, PacksSeveralAsEachByItself) {
+  std::mt19937 random(3);
+  std::vector<std::vector<int32_t>> pieces;
+  for (const int64_t count : {3000, 0, 2900, 7}) {
+    pieces.emplace_back(count);
+    for (int32_t& tokens : pieces.back()) tokens = 1 + static_cast<int32_t>(random() % 100);
+  }
+  std::vector<RowWindow> windows(pieces.size(), RowWindow(100));
+  RowWindow::pack(windows, pieces);
+  for (size_t w = 0; w < pieces.size(); ++w) {
+    RowWindow alone(100);
+    for (const int32_t tokens : pieces[w]) alone.row_for(tokens);
+    EXPECT_EQ(windows[w].num_rows(), alone.num_rows());
+    EXPECT_EQ(windows[w].row_for(50), alone.row_for(50));
+  }
+}
+
 // A row as it is listed is what all rows of the block, written out one by one, have there.
 TEST(BlockRows, ListsTheRowsThatPackingMakes) {
   std::mt19937 random(4);
