@@ -80,11 +80,10 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    const bool is_help = e.get_exit_code() == 0;
-    const std::string unknown = is_help ? "" : braid::unknown_word(app, argc, argv);
-    if (!unknown.empty() && braid::world_rank() == 0) std::fprintf(stderr, "braid: %s\n", unknown.c_str());
-    else if (is_help || braid::world_rank() == 0) app.exit(e);
-    return is_help ? 0 : static_cast<int>(braid::ExitCode::kConfig);
+    if (e.get_exit_code() == 0) return app.exit(e);  // help, version
+    if (braid::world_rank() == 0)
+      std::fprintf(stderr, "braid: %s\n", braid::command_line_error(app, argc, argv, e.what()).c_str());
+    return static_cast<int>(braid::ExitCode::kConfig);
   }
   // An exception cannot leave a parallel loop; it ends the program there, but as here.
   std::set_terminate([] {

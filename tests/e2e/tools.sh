@@ -46,6 +46,9 @@ expect_error 2 'braid has no sub-command trian, did you mean train' "$BRAID" tri
 expect_error 2 'braid ckpt has no sub-command inspekt, did you mean inspect' "$BRAID" ckpt inspekt x
 expect_error 2 'braid train has no option --resum, did you mean --resume' "$BRAID" train "$TINY" --resum
 expect_error 2 'braid plan has no option --rank, did you mean --ranks' "$BRAID" plan "$TINY" --rank=4
+expect_error 2 'braid config needs a sub-command: check, print' "$BRAID" config
+expect_error 2 'braid report: --out is required .braid report --help' "$BRAID" report x
+expect_error 2 'braid plan: --ranks: Value many not in range' "$BRAID" plan "$TINY" --ranks many
 expect_error 2 'braid has no sub-command xyzzy; there are .*train' "$BRAID" xyzzy
 
 # help on keys

@@ -31,8 +31,7 @@ std::string sentence(const std::string& what, const std::string& word, const std
   return concat(what, known.empty() ? "; there are none" : "; there are ", joined(known, ", "));
 }
 
-}  // namespace
-
+// Empty if every word is known in its place.
 std::string unknown_word(const CLI::App& app, int argc, const char* const* argv) {
   const CLI::App* at = &app;
   std::string path = app.get_name();
@@ -55,6 +54,21 @@ std::string unknown_word(const CLI::App& app, int argc, const char* const* argv)
     path += " " + word;
   }
   return "";
+}
+
+}  // namespace
+
+std::string command_line_error(const CLI::App& app, int argc, const char* const* argv, const std::string& reason) {
+  if (const std::string unknown = unknown_word(app, argc, argv); !unknown.empty()) return unknown;
+  const CLI::App* at = &app;
+  std::string path = app.get_name();
+  while (!at->get_subcommands().empty()) {
+    at = at->get_subcommands().front();
+    path += " " + at->get_name();
+  }
+  const std::vector<std::string> names = subcommand_names(*at);
+  if (!names.empty()) return concat(path, " needs a sub-command: ", joined(names, ", "));
+  return concat(path, ": ", reason, " (", path, " --help)");
 }
 
 }  // namespace braid

@@ -8,8 +8,8 @@ class App;
 
 namespace braid {
 
-// What was mistyped on a command line that does not parse, as a sentence: the first word that is no sub-command or no
-// option in its place, and what it may have been meant for. Empty if every word is known there.
-std::string unknown_word(const CLI::App& app, int argc, const char* const* argv);
+// What is wrong with a command line that does not parse, as a sentence: the first word that is no sub-command or no option in
+// its place, and what it may have been meant for; else `reason`, the parser's own words, with the command that they are about.
+std::string command_line_error(const CLI::App& app, int argc, const char* const* argv, const std::string& reason);
 
 }  // namespace braid
