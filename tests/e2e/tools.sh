@@ -1,20 +1,12 @@
 #!/usr/bin/env bash
-# What people use around a training: event files, and what the console says.
+# What people use around a training, and what the console says.
 source "$(dirname "$0")/common.sh" "$@"
 
-# TensorBoard: read by its own loader where that is installed, after a resume from an earlier step than the files have
+# a run that was resumed from an earlier step than it had
 run=$WORK/run
-train 2 "$run" parallel.expert=2 schedule.warmup_steps=1 run.steps=6 log.tensorboard=true eval.interval_steps=3 checkpoint.interval_steps=2
+train 2 "$run" parallel.expert=2 schedule.warmup_steps=1 run.steps=6 eval.interval_steps=3 checkpoint.interval_steps=2
 rm -r "$run"/checkpoints/step-*6
-train 2 "$run" parallel.expert=2 schedule.warmup_steps=1 run.steps=8 log.tensorboard=true eval.interval_steps=3 checkpoint.interval_steps=2 --resume
-[ "$(ls "$run"/tensorboard/events.out.tfevents.* | wc -l)" = 2 ] || fail "there is not one event file for each start"
-status=0
-"${PYTHON:-python3}" "$SOURCE/tests/e2e/tensorboard_check.py" "$run" >"$WORK/out" 2>"$WORK/err" || status=$?
-case $status in
-  0) pass "TensorBoard: $(cat "$WORK/out")" ;;
-  77) echo "not checked: tensorboard's own loader is not installed here (pip install tensorboard; PYTHON=... names another python3)" ;;
-  *) cat "$WORK/out" "$WORK/err" >&2; fail "tensorboard does not read what was written" ;;
-esac
+train 2 "$run" parallel.expert=2 schedule.warmup_steps=1 run.steps=8 eval.interval_steps=3 checkpoint.interval_steps=2 --resume
 
 # events, and what a longer run does to the learning rate
 for event in started finished resumed changed; do
@@ -124,8 +116,6 @@ stopped_study "$WORK/weights" lr-low/seed-1 run.steps=500 checkpoint.contents=we
 "$BRAID" ablate "$WORK/study.yaml" run.steps=2 checkpoint.contents=weights --dir "$WORK/weights" --jobs 2 >"$WORK/out" 2>&1 || { cat "$WORK/out" "$WORK"/weights/*/*/console.log >&2; fail "a study that saves weights alone does not go on"; }
 echo other >"$WORK/study/lr-high/seed-2/data_order.txt"
 expect_error 3 'same seed but did not see the same rows' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
-"$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/array" --slurm "$WORK/array.sh" >/dev/null
-bash -n "$WORK/array.sh" && grep -q '^#SBATCH --array=0-3$' "$WORK/array.sh" && [ ! -e "$WORK/array" ] || fail "the Slurm array"
 sed -i 's/optimizer.lr=1e-3/train.seed=5/' "$WORK/study.yaml"
 expect_error 2 'cannot be compared' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
 pass "ablate: stopped, gone on with, compared"

@@ -31,7 +31,7 @@ namespace fs = std::filesystem;
 struct Options {
   std::string study, dir, slurm;
   std::vector<std::string> overrides;
-  int64_t jobs = 1;
+  int64_t jobs = 1, only = -1;
 };
 
 std::string this_program() { return fs::read_symlink("/proc/self/exe").string(); }
@@ -155,31 +155,22 @@ std::string quoted(const std::string& word) {
   return out + "'";
 }
 
-std::string slurm_script(const StudyConfig& study, const std::vector<StudyRun>& runs, const std::string& name,
-                         int64_t jobs) {
-  std::string out =
-      concat("#!/bin/bash\n# Study ", name, ": one task of the array per run. A run that is stopped goes on ",
-             "where it was: exit code 75 asks for its task again.\n#SBATCH --job-name=", name, "\n#SBATCH --array=0-",
-             runs.size() - 1, jobs > 1 ? concat("%", jobs) : "",
-             "\n#SBATCH --ntasks=1\n#SBATCH --requeue\n#SBATCH --signal=TERM@300\n", "#SBATCH --output=", name,
-             "-%A_%a.log\nset -u\ncd ", quoted(fs::current_path().string()), "\ncase $SLURM_ARRAY_TASK_ID in\n");
-  for (size_t i = 0; i < runs.size(); ++i) {
-    out += concat(i, ") run=", quoted(runs[i].dir), "; command=(");
-    bool first = true;
-    for (const std::string& word : command_of(study, runs[i], false)) {
-      if (!first) out += ' ';
-      out += quoted(word);
-      first = false;
-    }
-    out += ") ;;\n";
-  }
-  return out + R"sh(esac
-if compgen -G "$run/checkpoints/step-*" >/dev/null; then command+=(--resume); else rm -f "$run"/{metrics.jsonl,metrics.csv,expert_loads.jsonl}; fi
-srun "${command[@]}"
+std::string slurm_script(const Options& options, const std::string& name, const std::string& dir, size_t num_runs) {
+  std::string command;
+  for (const std::string& word : {this_program(), std::string("ablate"), options.study}) command += quoted(word) + " ";
+  for (const std::string& word : options.overrides) command += quoted(word) + " ";
+  command += concat("--dir ", quoted(dir), " --only \"$SLURM_ARRAY_TASK_ID\"");
+  return concat("#!/bin/bash\n# Study ", name, ": one task of the array per run. A run that is stopped goes on ",
+                "where it was: exit code 75 asks for its task again.\n#SBATCH --job-name=", name, "\n#SBATCH --array=0-",
+                num_runs - 1, options.jobs > 1 ? concat("%", options.jobs) : "",
+                "\n#SBATCH --ntasks=1\n#SBATCH --requeue\n#SBATCH --signal=TERM@300\n#SBATCH --output=", name,
+                "-%A_%a.log\ncd ", quoted(fs::current_path().string()), "\nsrun ", command, R"sh(
 code=$?
-if [ $code = 75 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
+if [ $code = 75 ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then  # not what was cancelled
+  scontrol requeue "$SLURM_JOB_ID"
+fi
 exit $code
-)sh";
+)sh");
 }
 
 // ---- What came out
@@ -207,12 +198,17 @@ int ablate(const Options& options) {
   for (const StudyRun& run : runs)
     check_config(read_config(study.config, run.overrides));  // before the first one starts
   if (!options.slurm.empty()) {
-    write_file_atomically(options.slurm, slurm_script(study, runs, name, options.jobs));
+    write_file_atomically(options.slurm, slurm_script(options, name, dir, runs.size()));
     std::printf("wrote %s: an array of %zu runs; sbatch it here, then this command without --slurm makes the report\n",
                 options.slurm.c_str(), runs.size());
     return 0;
   }
   create_folder(dir);
+  if (options.only >= 0) {
+    check<ConfigError>(options.only < std::ssize(runs), "--only is ", options.only, ", but the study has runs 0 to ",
+                       runs.size() - 1);
+    return run_all(study, {runs[static_cast<size_t>(options.only)]}, 1);
+  }
   const int code = run_all(study, runs, options.jobs);
 
   std::vector<StudyOutcome> outcomes;
@@ -253,7 +249,11 @@ void add_ablate_command(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->add_option("--dir", options->dir, "folder of the runs and the report; default runs/ablations/STUDY");
-  command->add_option("--slurm", options->slurm, "start nothing: write a Slurm script, an array with a task per run");
+  CLI::Option* slurm =
+      command->add_option("--slurm", options->slurm, "start nothing: write a Slurm script, an array with a task per run");
+  command->add_option("--only", options->only, "do this one of the runs, counted from 0, and compare nothing")
+      ->check(CLI::NonNegativeNumber)
+      ->excludes(slurm);
   command->callback([options, &action] { action = [options] { return ablate(*options); }; });
 }
 
