@@ -1,5 +1,5 @@
 """Reads the event files of a run with TensorBoard's own loader and compares them with metrics.jsonl.
-Usage: tensorboard_check.py RUN_FOLDER.   Exit code 77: the package tensorboard is not installed."""
+Usage: tensorboard_check.py RUN_FOLDER"""
 
 import json
 import math
@@ -7,10 +7,7 @@ import pathlib
 import struct
 import sys
 
-try:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-except ImportError:
-    sys.exit(77)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 run = pathlib.Path(sys.argv[1])
 events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
