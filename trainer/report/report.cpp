@@ -79,6 +79,20 @@ std::string state_of(const RunData& run) {
   return "not at its end";
 }
 
+std::set<std::string> names_of_held_out_sets(const std::vector<RunData>& runs) {
+  std::set<std::string> names;
+  for (const RunData& run : runs)
+    for (const auto& [name, points] : run.held_out) names.insert(name);
+  return names;
+}
+
+std::set<std::string> names_of_sources(const std::vector<RunData>& runs) {
+  std::set<std::string> names;
+  for (const RunData& run : runs)
+    for (const auto& [name, source] : run.sources) names.insert(name);
+  return names;
+}
+
 class Report {
  public:
   Report(const std::vector<RunData>& runs, int most_points, int map_pixels)
@@ -92,6 +106,7 @@ class Report {
         introduction;
     runs_table();
     losses();
+    sources();
     differences();
     config_differences();
     throughput();
@@ -115,9 +130,7 @@ class Report {
   }
 
   void runs_table() {
-    std::set<std::string> sets;
-    for (const RunData& run : runs_)
-      for (const auto& [name, points] : run.held_out) sets.insert(name);
+    const std::set<std::string> sets = names_of_held_out_sets(runs_);
     out_ += "<h2>Runs</h2><div class=scroll><table><tr><th>run<th>steps<th>tokens<th>training loss<th>";
     for (const std::string& set : sets) out_ += "held out: " + escape_markup(set) + "<th>";
     out_ += "tokens/s<th>time<th>state</tr>";
@@ -175,9 +188,7 @@ class Report {
     chart({"Training loss by tokens", "tokens", "", train_curves(nullptr, loss), true});
     chart({"Training loss by time", unit_name + " of training", "", train_curves(&TrainPoint::seconds, loss), true,
            false, unit});
-    std::set<std::string> sets;
-    for (const RunData& run : runs_)
-      for (const auto& [name, points] : run.held_out) sets.insert(name);
+    const std::set<std::string> sets = names_of_held_out_sets(runs_);
     for (const std::string& set : sets) {
       ChartSpec spec{"Held-out loss by tokens: " + set, "tokens", "", {}};
       for (size_t i = 0; i < runs_.size(); ++i) {
@@ -185,6 +196,36 @@ class Report {
         if (found == runs_[i].held_out.end()) continue;
         spec.curves.push_back({static_cast<int>(i), {}});
         for (const HeldOutPoint& p : found->second) spec.curves.back().points.emplace_back(double(p.tokens), p.loss);
+      }
+      chart(spec);
+    }
+  }
+
+  void sources() {
+    const std::set<std::string> names = names_of_sources(runs_);
+    if (names.empty()) return;
+    out_ += "<h2>Data</h2><div class=scroll><table><tr><th>run<th>source<th>tokens<th>of all<th>times read<th>training loss</tr>";
+    for (size_t i = 0; i < runs_.size(); ++i) {
+      int64_t all = 0;
+      for (const auto& [name, source] : runs_[i].sources) all += source.tokens;
+      for (const auto& [name, source] : runs_[i].sources)
+        out_ += "<tr>" + cell(run_name(i)) + cell(escape_markup(name)) + cell(count(double(source.tokens))) +
+                cell(all > 0 ? fmt::format("{:.1f} %", 100 * double(source.tokens) / double(all)) : "–") +
+                cell(fmt::format("{:.2f}", source.epochs)) + cell(number(source.final_loss(), "{:.4f}")) + "</tr>";
+    }
+    out_ +=
+        "</table></div><p class=soft>Times read: 2.5 is in the middle of the third time. Training loss: mean over the steps of the last "
+        "twentieth that have targets of the source.</p>";
+    if (names.size() == 1) return;  // its loss is the training loss
+    for (const std::string& name : names) {
+      ChartSpec spec{"Training loss by tokens: " + name, "tokens", "", {}, true};
+      for (size_t i = 0; i < runs_.size(); ++i) {
+        const auto found = runs_[i].sources.find(name);
+        if (found == runs_[i].sources.end()) continue;
+        spec.curves.push_back({static_cast<int>(i), {}});
+        for (size_t p = 0; p < runs_[i].train.size(); ++p)
+          if (std::isfinite(found->second.loss[p]))
+            spec.curves.back().points.emplace_back(double(runs_[i].train[p].tokens), found->second.loss[p]);
       }
       chart(spec);
     }
@@ -353,17 +394,17 @@ std::string report_as_html(const std::vector<RunData>& runs, const std::string& 
 }
 
 std::string report_as_csv(const std::vector<RunData>& runs) {
-  std::set<std::string> sets;
-  for (const RunData& run : runs)
-    for (const auto& [name, points] : run.held_out) sets.insert(name);
+  const std::set<std::string> sets = names_of_held_out_sets(runs), sources = names_of_sources(runs);
   std::string out = "run,step,tokens,seconds,train_loss,grad_norm,lr,tokens_per_s";
-  for (const std::string& set : sets) out += ",val_" + set;
+  for (const std::string& set : sets) out += "," + csv_text("val_" + set);
+  for (const std::string& source : sources) out += "," + csv_text("data_" + source + "_loss");
   out += "\n";
   for (const RunData& run : runs) {
     std::map<int64_t, std::map<std::string, double>> held_out;  // by step
     for (const auto& [set, points] : run.held_out)
       for (const HeldOutPoint& p : points) held_out[p.step][set] = p.loss;
-    for (const TrainPoint& p : run.train) {
+    for (size_t i = 0; i < run.train.size(); ++i) {
+      const TrainPoint& p = run.train[i];
       out += fmt::format("{},{},{},{},{},{},{},{}", csv_text(run.name), p.step, p.tokens, csv_number(p.seconds),
                          csv_number(p.loss), csv_number(p.grad_norm), csv_number(p.lr), csv_number(p.tokens_per_s));
       for (const std::string& set : sets) {
@@ -371,6 +412,11 @@ std::string report_as_csv(const std::vector<RunData>& runs) {
         const bool known = at != held_out.end() && at->second.contains(set);
         out += ',';
         if (known) out += csv_number(at->second.at(set));
+      }
+      for (const std::string& source : sources) {
+        const auto found = run.sources.find(source);
+        out += ',';
+        if (found != run.sources.end()) out += csv_number(found->second.loss[i]);
       }
       out += "\n";
     }

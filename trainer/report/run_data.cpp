@@ -53,6 +53,28 @@ std::map<std::string, double> over_layers(const RunData& run, const Json& line) 
   return result;
 }
 
+// The name in "data/<name>/<what>"; empty if the field is another one.
+std::string source_of(const std::string& field, const std::string& what) {
+  const std::string begin = "data/", end = "/" + what;
+  if (!field.starts_with(begin) || !field.ends_with(end) || field.size() <= begin.size() + end.size()) return "";
+  return field.substr(begin.size(), field.size() - begin.size() - end.size());
+}
+
+// What the line of the last training point tells of the sources.
+void add_sources(RunData& run, const Json& line) {
+  for (const auto& [field, value] : line.items()) {
+    if (const std::string name = source_of(field, "epoch"); !name.empty() && value.is_number())
+      run.sources[name].epochs = value.get<double>();
+    if (const std::string name = source_of(field, "tokens"); !name.empty() && value.is_number_integer())
+      run.sources[name].tokens = value.get<int64_t>();
+    if (const std::string name = source_of(field, "loss"); !name.empty() && value.is_number()) {
+      std::vector<double>& loss = run.sources[name].loss;
+      loss.resize(run.train.size() - 1, kNaN);
+      loss.push_back(value.get<double>());
+    }
+  }
+}
+
 void add_line(RunData& run, const Json& line) {
   const auto step = line.at("step").get<int64_t>();
   if (line.contains("train/loss_lm")) {
@@ -66,6 +88,7 @@ void add_line(RunData& run, const Json& line) {
     p.lr = number(line, "train/lr");
     p.tokens_per_s = number(line, "perf/tokens_per_s");
     run.train.push_back(p);
+    add_sources(run, line);
   }
   for (const auto& [name, value] : line.items()) {
     if (!name.starts_with("val/") || !name.ends_with("/loss") || !value.is_number()) continue;
@@ -84,6 +107,14 @@ double RunData::final_loss() const {
   double sum = 0;
   for (size_t i = train.size() - count; i < train.size(); ++i) sum += train[i].loss;
   return sum / double(count);
+}
+
+double SourceData::final_loss() const {
+  double sum = 0;
+  int64_t count = 0;
+  for (size_t i = loss.size() - std::min(loss.size(), last_twentieth(loss.size())); i < loss.size(); ++i)
+    if (std::isfinite(loss[i])) sum += loss[i], ++count;
+  return count > 0 ? sum / double(count) : kNaN;
 }
 
 double RunData::final_held_out_loss() const {
@@ -116,6 +147,7 @@ RunData read_run(const std::string& run_dir) {
     if (!run.config || run.config->log.metrics.empty()) return;
     for (const auto& [name, value] : over_layers(run, line)) of_layers[name].push_back(value);
   });
+  for (auto& [name, source] : run.sources) source.loss.resize(run.train.size(), kNaN);
   for (const auto& [name, values] : of_layers) {
     const auto count = static_cast<std::ptrdiff_t>(last_twentieth(values.size()));
     run.layer_numbers[name] = std::accumulate(values.end() - count, values.end(), 0.0) / double(count);

@@ -26,6 +26,14 @@ struct HeldOutPoint {
   double seconds = 0, loss = 0;
 };
 
+// What a run read of one source of its data.
+struct SourceData {
+  double epochs = 0;   // how often, to its end or in part, by the last step
+  int64_t tokens = 0;  // by the last step, train.seq_length for a sequence
+  std::vector<double> loss;  // by TrainPoint: data/<source>/loss; NaN where a step has none of it
+  double final_loss() const;  // mean over those of the last twentieth of the steps that have one; NaN without
+};
+
 // What a run folder tells.
 struct RunData {
   std::string dir, name;  // name: the last part of the folder's path
@@ -33,6 +41,7 @@ struct RunData {
   std::string build;
   std::string data_order;  // digest: two runs with the same one saw the same rows in the same order; empty if not known
   std::vector<TrainPoint> train;
+  std::map<std::string, SourceData> sources;                  // by name
   std::map<std::string, std::vector<HeldOutPoint>> held_out;  // by name of the set
   std::vector<ExpertLoads> loads;
   std::vector<RunEvent> events;

@@ -90,7 +90,7 @@ std::vector<Row> rows_of(const std::vector<VariantResult>& results) {
     const Estimate loss = estimate(r.loss), difference = estimate(r.difference);
     const double norm = mean_of_finite(r.largest_norm_weight);
     rows.push_back(
-        {{r.variant, std::to_string(r.runs), r.loss.empty() ? "–" : fmt::format("{:.4f}", loss.mean),
+        {{r.variant, std::to_string(r.seeds.size()), r.loss.empty() ? "–" : fmt::format("{:.4f}", loss.mean),
           std::isfinite(loss.standard_deviation) && r.loss.size() > 1 ? fmt::format("{:.4f}", loss.standard_deviation)
                                                                       : "–",
           i == 0 || difference.count == 0 ? "–" : to_text(difference, 4), tokens_text(r.tokens_to_base_loss),
@@ -157,22 +157,26 @@ std::vector<VariantResult> compare_study(const std::vector<StudyOutcome>& outcom
   std::vector<VariantResult> results;
   for (const StudyOutcome& o : outcomes)
     if (std::none_of(results.begin(), results.end(), [&](auto& r) { return r.variant == o.run.variant; }))
-      results.push_back({o.run.variant, 0, {}, {}, kNaN, kNaN, {}, {}});
+      results.push_back({o.run.variant, {}, {}, {}, kNaN, kNaN, {}, {}});
   for (VariantResult& r : results) {
     std::vector<double> tokens, speeds;
     for (const StudyOutcome& o : outcomes) {
       if (o.run.variant != r.variant) continue;
-      ++r.runs;
+      r.seeds.push_back(o.run.seed);
       r.loss.push_back(final_loss(o.data));
       speeds.push_back(o.data.median_tokens_per_s());
       r.largest_norm_weight.push_back(o.largest_norm_weight);
-      for (const auto& [name, value] : o.data.layer_numbers) r.layer_numbers[name].push_back(value);
+      for (const auto& [name, value] : o.data.layer_numbers) {
+        r.layer_numbers[name].resize(r.seeds.size() - 1, kNaN);
+        r.layer_numbers[name].push_back(value);
+      }
       for (const StudyOutcome& base : outcomes) {
         if (base.run.variant != results[0].variant || base.run.seed != o.run.seed) continue;
         r.difference.push_back(final_loss(o.data) - final_loss(base.data));
         tokens.push_back(tokens_to(o.data, final_loss(base.data)));
       }
     }
+    for (auto& [name, values] : r.layer_numbers) values.resize(r.seeds.size(), kNaN);
     const bool all_reach =
         !tokens.empty() && std::all_of(tokens.begin(), tokens.end(), [](double t) { return std::isfinite(t); });
     r.tokens_to_base_loss = all_reach ? mean_of_finite(tokens) : kNaN;
@@ -229,15 +233,35 @@ std::string study_results_as_csv(const std::vector<VariantResult>& results) {
       "variant,seeds,loss_mean,loss_sd,difference_mean,difference_half_width,tokens_to_first,tokens_per_s,"
       "largest_norm_weight";
   const std::set<std::string> of_layers = layer_columns(results);
+  std::set<int64_t> seeds;
+  for (const VariantResult& r : results) seeds.insert(r.seeds.begin(), r.seeds.end());
   for (const std::string& name : of_layers) out += "," + name;
+  const auto head_by_seed = [&](const std::string& name) {
+    for (const int64_t seed : seeds) out += concat(",", name, "_seed_", seed);
+  };
+  head_by_seed("loss");
+  head_by_seed("largest_norm_weight");
+  for (const std::string& name : of_layers) head_by_seed(name);
   out += '\n';
   for (const VariantResult& r : results) {
     const Estimate loss = estimate(r.loss), difference = estimate(r.difference);
-    out += fmt::format("\"{}\",{},{},{},{},{},{},{},{}", r.variant, r.runs, number(loss.mean),
+    out += fmt::format("\"{}\",{},{},{},{},{},{},{},{}", r.variant, r.seeds.size(), number(loss.mean),
                        number(loss.standard_deviation), number(difference.mean), number(difference.half_width),
                        number(r.tokens_to_base_loss), number(r.tokens_per_s),
                        number(mean_of_finite(r.largest_norm_weight)));
     for (const std::string& name : of_layers) out += "," + number(mean_of(r, name));
+    const auto by_seed = [&](const std::vector<double>& values) {
+      for (const int64_t seed : seeds) {
+        const auto run = std::find(r.seeds.begin(), r.seeds.end(), seed);
+        out += concat(",", run == r.seeds.end() ? std::string() : number(values[run - r.seeds.begin()]));
+      }
+    };
+    by_seed(r.loss);
+    by_seed(r.largest_norm_weight);
+    for (const std::string& name : of_layers) {
+      const auto values = r.layer_numbers.find(name);
+      by_seed(values == r.layer_numbers.end() ? std::vector<double>(r.seeds.size(), kNaN) : values->second);
+    }
     out += '\n';
   }
   return out;

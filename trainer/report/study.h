@@ -23,17 +23,17 @@ std::vector<StudyRun> expand_study(const StudyConfig& study, const std::string& 
 // `visible`, the value that this process was given (null: none), lists, or its number.
 std::string gpu_of_slot(int64_t slot, int64_t num_gpus, const char* visible);
 
-// What the finished runs of a study say about one variant.
+// What the finished runs of a study say about one variant. By run: in the order of `seeds`, NaN where a run has no such number.
 struct VariantResult {
   std::string variant;
-  int64_t runs = 0;
-  std::vector<double> loss;        // final held-out loss by seed (training loss where nothing is held out)
+  std::vector<int64_t> seeds;      // of the runs
+  std::vector<double> loss;        // final held-out loss by run (training loss where nothing is held out)
   std::vector<double> difference;  // of seeds that the first variant has too: this loss minus its
   double tokens_to_base_loss = 0;  // mean over seeds of the tokens at which the held-out loss reaches the first
                                    // variant's final one; NaN if it never does
   double tokens_per_s = 0;         // median over runs of a run's median
-  std::vector<double> largest_norm_weight;                   // of runs that have a checkpoint
-  std::map<std::string, std::vector<double>> layer_numbers;  // by name and seed, of runs that log them
+  std::vector<double> largest_norm_weight;                   // by run, of those that have a checkpoint
+  std::map<std::string, std::vector<double>> layer_numbers;  // by name and run, of those that log them
 };
 
 struct StudyOutcome {

@@ -24,7 +24,10 @@ class ReportTest : public testing::FolderTest {
       metrics << "{\"step\": " << step << ", \"tokens\": " << step * 512
               << ", \"train/loss_lm\": " << 5.0 / double(step) + offset
               << ", \"train/grad_norm\": 1.5, \"train/lr\": 0.001, "
-              << "\"perf/tokens_per_s\": 1000.5, \"perf/step_ms\": 500.0}\n";
+              << "\"perf/tokens_per_s\": 1000.5, \"perf/step_ms\": 500.0, \"data/code/epoch\": " << 0.05 * double(step)
+              << ", \"data/code/tokens\": " << step * 384 << ", \"data/code/loss\": " << 4.0 / double(step) + offset
+              << ", \"data/a/b,c/epoch\": 0.25, \"data/a/b,c/tokens\": " << step * 128 << ", \"data/a/b,c/loss\": "
+              << (step % 2 ? "null" : std::to_string(offset)) << "}\n";
       if (step % 10 == 0)
         metrics << "{\"step\": " << step << ", \"val/books/loss\": " << 2 + offset << ", \"val/books/ppl\": 7.4}\n";
       if (step % std::max<int64_t>(1, steps / 200) != 0) continue;
@@ -59,6 +62,27 @@ TEST_F(ReportTest, ReadsARunFolder) {
   EXPECT_NEAR(run.final_loss(), (5.0 / 39 + 5.0 / 40) / 2, 1e-12);
   EXPECT_EQ(run.final_held_out_loss(), 2);
   EXPECT_EQ(run.median_tokens_per_s(), 1000.5);
+  ASSERT_EQ(run.sources.size(), 2u);
+  const SourceData &code = run.sources.at("code"), &rare = run.sources.at("a/b,c");
+  EXPECT_DOUBLE_EQ(code.epochs, 2);
+  EXPECT_EQ(code.tokens, 40 * 384);
+  EXPECT_NEAR(code.final_loss(), (4.0 / 39 + 4.0 / 40) / 2, 1e-12);
+  ASSERT_EQ(rare.loss.size(), 40u);
+  EXPECT_TRUE(std::isnan(rare.loss[38]) && std::isnan(rare.loss[0]));
+  EXPECT_EQ(rare.final_loss(), 0);  // of step 40 alone
+}
+
+TEST_F(ReportTest, ReadsASourceThatCameLateOrLeftEarly) {
+  const std::string dir = make_run("a", 0, 0, "o");
+  testing::write_bytes(dir + "/metrics.jsonl",
+                       "{\"step\": 1, \"train/loss_lm\": 2.0, \"data/x/loss\": 2.0}\n"
+                       "{\"step\": 2, \"train/loss_lm\": 3.0, \"data/x/loss\": null, \"data/y/loss\": 3.0}\n");
+  const RunData run = read_run(dir);
+  ASSERT_EQ(run.sources.at("x").loss.size(), 2u);
+  EXPECT_EQ(run.sources.at("x").loss[0], 2);
+  EXPECT_TRUE(std::isnan(run.sources.at("x").final_loss()));
+  ASSERT_EQ(run.sources.at("y").loss.size(), 2u);
+  EXPECT_EQ(run.sources.at("y").final_loss(), 3);
 }
 
 TEST_F(ReportTest, ReadsARunThatIsBeingWritten) {
@@ -88,7 +112,8 @@ TEST_F(ReportTest, HasEveryPart) {
   const std::string html = report_as_html(runs, "A & B");
   for (const char* part :
        {"<title>A &amp; B</title>", "b&lt;&amp;&gt;", "Training loss by tokens", "Training loss by time",
-        "Held-out loss by tokens: books", "Training loss minus that of A", "0.2500 ± 0.0000", "same order",
+        "Held-out loss by tokens: books", "<h2>Data</h2>", "Training loss by tokens: code", "Training loss by tokens: a/b,c",
+        "<td>code</td><td>15.4k</td><td>75.0 %</td><td>2.00</td><td>0.1013</td>", "Training loss minus that of A", "0.2500 ± 0.0000", "same order",
         "<code>optimizer.lr</code>", "Tokens per second", "Expert load", "data:image/png;base64,",
         "Experts without a token at step 40: 1 of 8 in layer_00, 1 of 8 in layer_01", "on &lt;2&gt; ranks",
         "prefers-color-scheme:dark", "name=viewport", "0.1.0+abc"})
@@ -118,9 +143,10 @@ TEST_F(ReportTest, StaysBelowItsLimitForManyLongRunsOfAWideModel) {
 
 TEST_F(ReportTest, CsvHasARowPerStepOfEveryRun) {
   const std::string csv = report_as_csv({read_run(make_run("a", 10, 0, "o")), read_run(make_run("b", 2, 1, "o"))});
-  expect_contains(csv, "run,step,tokens,seconds,train_loss,grad_norm,lr,tokens_per_s,val_books\n");
-  expect_contains(csv, "a,10,5120,5,0.5,1.5,0.001,1000.5,2\n");
-  expect_contains(csv, "b,2,1024,1,3.5,1.5,0.001,1000.5,\n");
+  expect_contains(csv, "run,step,tokens,seconds,train_loss,grad_norm,lr,tokens_per_s,val_books,\"data_a/b,c_loss\",data_code_loss\n");
+  expect_contains(csv, "a,10,5120,5,0.5,1.5,0.001,1000.5,2,0,0.4\n");
+  expect_contains(csv, "b,1,512,0.5,6,1.5,0.001,1000.5,,,5\n");
+  expect_contains(csv, "b,2,1024,1,3.5,1.5,0.001,1000.5,,1,3\n");
 }
 
 }  // namespace
