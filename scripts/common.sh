@@ -47,6 +47,10 @@ prepare_mpi() {
   if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 }
 
+# Tests run beside each other: a thread that waits for the others of its program sleeps, or it would take a core from the next
+# program.
+prepare_threads() { export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}; }
+
 # The headers of cuDNN's front-end for a build with CUDA, if the network has them; without them attention runs in Braid's own
 # kernels. Nothing happens without nvcc.
 prepare_cuda() {

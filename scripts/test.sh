@@ -27,4 +27,5 @@ quietly build/configure.log cmake --preset release -DBRAID_TESTS=ON
 quietly build/build.log cmake --build --preset release --parallel "$(usable_cores)"
 say "Tests"
 prepare_mpi
+prepare_threads
 ctest --test-dir build/release --output-on-failure -j2 "$@"
