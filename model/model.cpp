@@ -71,15 +71,18 @@ Steps Model::forward_layers(Context& ctx, ModelCache* cache) {
   Tensor delta = scratch.tensor(hidden_.shape(), dtype_), embedding = scratch.tensor(hidden_.shape(), dtype_);
   fill_zero(ctx, delta);
 
+  before_layer_(ctx, -1);
   embedding_forward(ctx, embedding, tokens_, weights_.embed_tokens);
   const Tensor* x = &embedding;
   for (size_t i = 0; i < layers_.size(); ++i) {
     LayerPass pass{.segments = segments_, .context = context_};
     if (cache) pass.cache = &cache->layers[i];
+    before_layer_(ctx, static_cast<int64_t>(i));
     co_yield layers_[i].forward(ctx, delta, *x, weights_.layers[i], saved_[i], pass);
     x = &saved_[i].x_mid;
     co_yield Steps::Pause();
   }
+  before_layer_(ctx, std::ssize(layers_));
   add_rms_norm_forward(ctx, hidden_, x_final_, rstd_, *x, delta, weights_.norm, config_.rms_norm_eps);
 }
 

@@ -50,6 +50,11 @@ class Model {
   ModelParams& weights() { return weights_; }
   ModelParams& gradients() { return gradients_; }
 
+  // Called before a forward of micro-batches reads the weights of a layer (see layer_of in parameter_layout.h), with the
+  // context that will: their update may still be under way beside it.
+  using BeforeLayer = std::function<void(Context& ctx, int64_t layer)>;
+  void wait_before_layers(BeforeLayer wait) { before_layer_ = std::move(wait); }
+
   // What layers tell about a step. `planner` is the one that plan_activations was given.
   // Errors: ConfigError naming what no layer offers.
   void want_numbers(const std::vector<std::string>& names, Planner& planner) {
@@ -113,6 +118,7 @@ class Model {
   const ContextGroup* context_;
   ExpertExchange exchange_;
   ModelParams weights_, gradients_;
+  BeforeLayer before_layer_ = [](Context&, int64_t) {};
   std::vector<DecoderLayer> layers_;
   std::unique_ptr<MtpBlock> mtp_;
 

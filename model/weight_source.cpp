@@ -18,12 +18,18 @@ void load_elements(Context& ctx, const WeightSource& source, const FlatParameter
   const int64_t first = p.global_first + begin - p.offset, count = end - begin;
   if (out.dtype() == DType::kBF16) {
     Scratch scratch(ctx);
-    const Tensor masters = scratch.tensor({std::min(kSplitElements, count)}, DType::kF32);
+    const int64_t most = std::min(kSplitElements, count);
+    const Tensor masters = scratch.tensor({most}, DType::kF32);
+    const bool low_is_apart = low.defined() && low.device() != out.device();
+    const Tensor staged = low_is_apart ? scratch.tensor({most, 2}, low.dtype()) : Tensor();
     for (int64_t at = 0; at < count; at += kSplitElements) {
       const int64_t to = std::min(count, at + kSplitElements);
       const Tensor master = masters.rows(0, to - at);
       load_elements(ctx, source, p, begin + at, begin + to, master);
-      split_weights(ctx, out.rows(at, to), low.defined() ? low.rows(at, to) : Tensor(), master);
+      const Tensor low_part = low.defined() ? low.rows(at, to) : low;
+      const Tensor split_low = low_is_apart ? staged.rows(0, to - at) : low_part;
+      split_weights(ctx, out.rows(at, to), split_low, master);
+      if (low_is_apart) copy(ctx, low_part, split_low);
     }
     return;
   }

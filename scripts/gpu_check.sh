@@ -9,7 +9,8 @@ Builds Braid with CUDA and all tests (in build/gpu_check), or takes a bundle tha
   tests       on every GPU the tests of every operator; once the tests that need no GPU (not with --quick)
   parity      on every GPU every golden model in fp32 and bf16, trainings in fp32
   sanitizers  compute-sanitizer's memcheck, racecheck, initcheck and synccheck over the operators' tests
-  train       the tiny model: CPU against GPU, two runs, checkpoints that change sides; the beginning of gpu-small
+  train       the tiny model: CPU against GPU, two runs, checkpoints that change sides; the beginning of gpu-small;
+              optimizer state in the host's memory
   ranks       both on two GPUs, experts shared and not; a killed rank; rows shared by two and by four. Left out, and said
               so, where there is one GPU
   bench       braid bench and braid bench step
@@ -225,6 +226,7 @@ run_sanitizers() {
 run_train() {
   CUDA_VISIBLE_DEVICES=${gpus[0]} check "train: one GPU" 600 "$root/tests/e2e/gpu.sh" "$braid" "$root" train
   $quick || CUDA_VISIBLE_DEVICES=${gpus[0]} check "train: gpu-small, one GPU" 600 "$root/tests/e2e/gpu.sh" "$braid" "$root" small
+  CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${gpus[*]}") check "train: offloaded optimizer state" 600 "$root/tests/e2e/gpu.sh" "$braid" "$root" offload
 }
 
 run_ranks() {

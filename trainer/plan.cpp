@@ -117,6 +117,14 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
             c.price = "moments of matrices are rounded to a byte each";
             return true;
           },
+          [](Change& c) {
+            if (c.config.optimizer.kind != OptimizerKind::kAdamW || c.config.memory.offload != Offload::kNone)
+              return false;
+            c.config.memory.offload = Offload::kOptimizer;
+            c.setting = "memory.offload=optimizer";
+            c.price = "host memory for optimizer state, which is copied both ways in every step";
+            return true;
+          },
           recompute(Recompute::kMoe),
           recompute(Recompute::kLayer),
           [](Change& c) {
@@ -213,6 +221,11 @@ std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuMod
   for (const MemoryEstimate::Row& line : memory.rows()) row(line.what, gib_text(line.bytes));
   if (!memory.scratch) row("scratch", "not counted");
   row("total", gib_text(memory.total()));
+  if (memory.offloaded > 0) {
+    row("host memory of optimizer state", gib_text(memory.offloaded));
+    const int64_t of_host = std::min<int64_t>(num_ranks, kGpusPerHost);
+    if (of_host > 1) row(concat("  of ", of_host, " ranks on a host"), gib_text(of_host * memory.offloaded));
+  }
   if (memory.saving_on_host > 0) row("host memory of saves, beside it", gib_text(memory.saving_on_host));
   if (!memory.scratch) out += "a build with CUDA counts the scratch of a GPU too; no GPU need be there\n";
   if (gpu) out += verdict(config, num_ranks, *gpu, memory);

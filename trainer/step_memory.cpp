@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <map>
 
 #include "kernels/core/memory.h"
@@ -32,17 +31,6 @@ StepBatches batches_of_documents(const RunConfig& config, const RowShare& share,
   return batches;
 }
 
-// MemAvailable of /proc/meminfo; 0 where there is none.
-int64_t available_host_bytes() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string name, unit; file >> name;) {
-    int64_t kib = 0;
-    if (name == "MemAvailable:" && file >> kib) return kib << 10;
-    std::getline(file, unit);
-  }
-  return 0;
-}
-
 // Host memory of a rank's saves; on a CPU none but a copy, as the rest is written from where it lies.
 int64_t saving_bytes(const RunConfig& config, TrainingState& state, Device device) {
   if (config.checkpoint.in_background()) return CheckpointSaver::copy_bytes(state.slices(config.checkpoint.contents));
@@ -54,8 +42,9 @@ int64_t saving_bytes(const RunConfig& config, TrainingState& state, Device devic
 MemoryEstimate memory_without_scratch(const RunConfig& config, const ProcessMesh& mesh, Device device) {
   TrainingState state(config, mesh);
   const MemoryPlan& plan = state.memory();
-  MemoryEstimate memory = {plan.weights.total_bytes(), plan.gradients.total_bytes(), plan.optimizer.total_bytes(),
+  MemoryEstimate memory = {plan.weights.total_bytes(), plan.gradients.total_bytes(), plan.optimizer_bytes(device),
                            plan.activations.total_bytes()};
+  if (device == Device::kCuda) memory.offloaded = plan.offloaded.total_bytes();
   (device == Device::kCuda ? memory.saving_on_host : memory.saving) = saving_bytes(config, state, device);
   return memory;
 }

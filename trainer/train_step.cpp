@@ -145,7 +145,6 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
   const LossScales scales = loss_scales(counts, c.mtp);
   const std::vector<int64_t> routed = tokens_per_layer(state.model, counts);
 
-  parameters.zero_gradients(ctx, Accumulate::kNo);  // the first micro-batch writes the experts'
   balance.begin_step(ctx, routed);
   for (auto& lane : state.lanes) lane->model.numbers().begin_step();
 
@@ -166,6 +165,10 @@ StepResult train_step(Context& ctx, TrainingState& state, const StepBatches& bat
       if (counts_first) ctx.wait_for(one.ctx);
       else count_experts(ctx, balance, one);
       balance.prepare_backward(ctx, one.lane.balance, one.lane.model.routers());
+    }
+    if (group.front().is_first) {  // the last update has read them by now
+      state.optimizer.wait_for_update(ctx);
+      parameters.zero_gradients(ctx, Accumulate::kNo);  // the first micro-batch writes the experts'
     }
     backward(ctx, group, parameters, scales);
     add_sums(ctx, sums, numbers, group);

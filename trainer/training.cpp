@@ -123,7 +123,10 @@ class TrainingRun {
       waited = stream.wait_seconds();
       if (step_ == first_step + 1) say_what_is_not_tuned();
       const int64_t replicas = config_.run.check_replicas_interval;
-      if (replicas > 0 && step_ % replicas == 0) check_replicas(ctx_, mesh_, config_.model, state_.model.weights());
+      if (replicas > 0 && step_ % replicas == 0) {
+        state_.settle(ctx_);
+        check_replicas(ctx_, mesh_, config_.model, state_.model.weights());
+      }
 
       bool stops = asked_to_stop();
       if (!stops && is_due(config_.eval.interval_steps)) stops = !evaluate_all();
@@ -519,6 +522,7 @@ class TrainingRun {
     info.parameter_table = format_parameter_table(parameter_table(config_.model, config_.mtp));
     info.num_ranks = mesh_.size();
     info.expert_parallel = mesh_.expert().size();
+    state_.settle(ctx_);
     saver_->start(info, state_.slices(config_.checkpoint.contents));
   }
 

@@ -40,8 +40,11 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
       balance(config.balance, model.num_moe_layers(), config.model.num_experts, mesh.world()),
       config_(config),
       mesh_(mesh) {
-  parameters.plan(plan_.weights, plan_.gradients, plan_.optimizer);
-  optimizer.plan(plan_.optimizer);
+  const bool offloads = config.memory.offload == Offload::kOptimizer;
+  Planner& optimizer_state = offloads ? plan_.offloaded : plan_.optimizer;
+  parameters.plan(plan_.weights, plan_.gradients, optimizer_state);
+  optimizer.plan(optimizer_state);
+  if (offloads) optimizer.plan_windows(plan_.windows);
   std::vector<std::string> of_layers = config.log.metrics;
   std::erase(of_layers, LogSection::kGradNorms);
   for (auto& lane : lanes) {
@@ -49,6 +52,7 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
     lane->model.plan_activations(plan_.activations);
     lane->model.want_numbers(of_layers, plan_.activations);
     balance.plan_gradients(plan_.activations, lane->balance, lane->model.num_rows());
+    lane->model.wait_before_layers([this](Context& ctx, int64_t layer) { optimizer.wait_for_layer(ctx, layer); });
   }
   balance.plan(plan_.activations);
 }
@@ -63,6 +67,12 @@ void TrainingState::allocate(Context& ctx) {
   weights_ = Arena("weights", plan_.weights, device);
   gradients_ = Arena("gradients", plan_.gradients, device);
   optimizer_state_ = Arena("optimizer state", plan_.optimizer, device);
+  if (ctx.on_cuda()) check_host_memory(needs_, std::min(mesh_.size(), Context::num_gpus()));
+  offloaded_ = Arena("offloaded optimizer state", plan_.offloaded, Device::kCpu);
+  if (ctx.on_cuda() && offloaded_.bytes() > 0) {
+    pinned_ = PinnedMemory(plan_.offloaded.entries().front().slot->raw(), offloaded_.bytes());
+    windows_ = Arena("windows of the optimizer state", plan_.windows, device);
+  }
   activations_ = Arena("activations", plan_.activations, device);
   ctx.reserve_scratch(needs_.scratch.value_or(0) - needs_.second_scratch);
   if (lanes.size() > 1) ctx.second().reserve_scratch(needs_.second_scratch);

@@ -14,8 +14,11 @@ namespace braid {
 // Bytes of this rank, by what they are for.
 struct MemoryPlan {
   Planner weights, gradients, optimizer, activations;
-  int64_t total_bytes() const {
-    return weights.total_bytes() + gradients.total_bytes() + optimizer.total_bytes() + activations.total_bytes();
+  // With memory.offload: optimizer state in host memory, and on a GPU what it passes through.
+  Planner offloaded, windows;
+  // Of the device.
+  int64_t optimizer_bytes(Device device) const {
+    return optimizer.total_bytes() + (device == Device::kCuda ? windows : offloaded).total_bytes();
   }
 };
 
@@ -43,6 +46,9 @@ class TrainingState {
   // or has another shape.
   void load_weights(Context& ctx, const WeightSource& source);
   std::vector<CheckpointSlice> slices(CheckpointContents contents = CheckpointContents::kAll);  // what this rank stores
+  // Returns when an update that runs beside ctx has left in weights and slices what it leaves. Forward and train_step
+  // wait by themselves.
+  void settle(Context& ctx) { optimizer.settle(ctx); }
 
   // What a micro-batch needs of its own while others are computed beside it. All models have the same weights and
   // gradients.
@@ -65,7 +71,8 @@ class TrainingState {
   const RunConfig& config_;
   const ProcessMesh& mesh_;
   MemoryPlan plan_;
-  Arena weights_, gradients_, optimizer_state_, activations_;
+  Arena weights_, gradients_, optimizer_state_, offloaded_, windows_, activations_;
+  PinnedMemory pinned_;  // the offloaded state
   MemoryEstimate needs_;
 };
 

@@ -1,5 +1,6 @@
 #include "kernels/core/memory.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -31,7 +32,10 @@ void zero_memory(Device device, std::byte* block, int64_t bytes) {
   if constexpr (kWithCuda) {
     if (device == Device::kCuda) return cuda::zero(block, bytes);
   }
-  std::memset(block, 0, static_cast<size_t>(bytes));
+  constexpr int64_t kPart = int64_t{2} << 20;
+#pragma omp parallel for schedule(static)  // the first touch of a page makes it, which takes longer than to fill it
+  for (int64_t at = 0; at < bytes; at += kPart)
+    std::memset(block + at, 0, static_cast<size_t>(std::min(kPart, bytes - at)));
 }
 
 GpuMemory gpu_memory() {

@@ -4,6 +4,7 @@
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER small   on one GPU, the beginning of configs/runs/gpu-small.yaml
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER ranks   on two, both models
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER context on two, and on four where there are so many: rows shared by ranks
+#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER offload on one, and on two where there are so many: optimizer state in the host's memory
 # Exit code 77 where there are too few GPUs.
 source "$(dirname "$0")/common.sh" "$@"
 part=$3
@@ -205,11 +206,49 @@ YAML
   "$BRAID" plan "$TINY" "${fast[@]}" --ranks 2 parallel.context=2 --device h200 | grep -q 'rows shared by 2' || fail "plan does not know shared rows"
 }
 
+# Optimizer state in the host's memory: the bits of a run that has it on the GPU. gpu-small has shards of several slices.
+with_offloaded_state() {
+  local away=memory.offload=optimizer moments where expert flight
+  for moments in fp32 bf16 int8; do
+    local state=("${common[@]}" "${fast[@]}" optimizer.moment_dtype=$moments)
+    train 0 "$WORK/$moments" "${state[@]}" "${no_check[@]}"
+    train 0 "$WORK/$moments-away" "${state[@]}" $away "${no_check[@]}"
+    same_numbers "$WORK/$moments" "$WORK/$moments-away" "$moments moments offloaded"
+    same_weights "$WORK/$moments" "$WORK/$moments-away" "$moments moments offloaded"
+    pass "bf16, $moments moments: offloaded, the same bits"
+  done
+  resumed "$WORK/int8" $away "${fast[@]}" optimizer.moment_dtype=int8
+  same_weights "$WORK/int8" "$run" "resumed with offloaded state"
+  resumed "$WORK/int8-away" "${fast[@]}" optimizer.moment_dtype=int8
+  same_weights "$WORK/int8" "$run" "resumed from offloaded state"
+  pass "bf16, int8 moments: resumed with and from offloaded state, the same bits"
+  train 0 "$WORK/fp32-run" "${common[@]}" "${on_gpu[@]}" "${no_check[@]}"
+  train 0 "$WORK/fp32-run-away" "${common[@]}" "${on_gpu[@]}" $away "${no_check[@]}"
+  same_weights "$WORK/fp32-run" "$WORK/fp32-run-away" "fp32 offloaded"
+  pass "fp32: offloaded, the same bits"
+  for where in none optimizer; do small 0 "$WORK/small-$where" memory.offload=$where; done
+  same_numbers "$WORK/small-none" "$WORK/small-optimizer" "gpu-small offloaded"
+  same_weights "$WORK/small-none" "$WORK/small-optimizer" "gpu-small offloaded"
+  pass "gpu-small: offloaded, the same bits"
+  [ "$gpus" -ge 2 ] || return 0
+  for expert in 1 2; do
+    flight=$expert
+    for where in none optimizer; do
+      small 2 "$WORK/two-$expert-$where" parallel.expert=$expert train.micro_batch_size=1 parallel.micro_batches_in_flight=$flight \
+        optimizer.moment_dtype=int8 memory.offload=$where
+    done
+    same_numbers "$WORK/two-$expert-none" "$WORK/two-$expert-optimizer" "gpu-small on 2 GPUs offloaded"
+    same_weights "$WORK/two-$expert-none" "$WORK/two-$expert-optimizer" "gpu-small on 2 GPUs offloaded"
+    pass "gpu-small on 2 GPUs, expert parallel $expert, $flight micro-batches in flight, int8 moments: offloaded, the same bits"
+  done
+}
+
 case $part in
   train) on_one_gpu ;;
   small) small_on_one_gpu ;;
   ranks) on_two_gpus; small_on_two_gpus ;;
   context) on_shared_rows ;;
-  *) fail "what is '$part'? train, small, ranks or context" ;;
+  offload) with_offloaded_state ;;
+  *) fail "what is '$part'? train, small, ranks, context or offload" ;;
 esac
 echo "$checks passed, 0 failed"

@@ -141,6 +141,29 @@ TEST(Plan, CountsTheHostMemoryOfSaves) {
   EXPECT_EQ(estimate_memory(config, 8).saving_on_host, 0);
 }
 
+// Of a GPU's memory only windows are left; a CPU has it all in the one memory that there is.
+TEST(Plan, CountsOffloadedStateInHostMemory) {
+  RunConfig config = released_model();
+  config.model.num_hidden_layers = 4;
+  const GpuModel gpu = gpu_model("h200");
+  for (const MomentDType moments : {MomentDType::kFp32, MomentDType::kBf16, MomentDType::kInt8}) {
+    config.optimizer.moment_dtype = moments;
+    config.memory.offload = Offload::kNone;
+    const MemoryEstimate here = estimate_memory(config, 8, &gpu), on_cpu = estimate_memory(config, 8);
+    config.memory.offload = Offload::kOptimizer;
+    const MemoryEstimate away = estimate_memory(config, 8, &gpu);
+    EXPECT_EQ(here.offloaded, 0);
+    EXPECT_EQ(away.offloaded, here.optimizer);
+    EXPECT_LE(away.optimizer, int64_t{3} * 81 << 20);
+    EXPECT_GE(away.optimizer, int64_t{3} * 32 << 20);
+    EXPECT_EQ(away.total() - away.optimizer, here.total() - here.optimizer);
+    EXPECT_EQ(estimate_memory(config, 8).total(), on_cpu.total());
+  }
+  const std::string plan = format_plan(config, 8, &gpu);
+  EXPECT_NE(plan.find("host memory of optimizer state"), std::string::npos) << plan;
+  EXPECT_NE(plan.find("  of 8 ranks on a host"), std::string::npos) << plan;
+}
+
 TEST(GpuModel, HasANameOrASize) {
   EXPECT_EQ(gpu_model("h200").compute_capability, 90);
   EXPECT_EQ(gpu_model("80GB").memory_bytes, 80'000'000'000);

@@ -39,11 +39,18 @@ void copy_slice(Context& ctx, Tensor to, const CheckpointSlice& slice) {
   const Tensor whole = to.view({count}), weight = slice.split_weight.view({count}),
                low = slice.split_low.view({count, 2});
   Scratch scratch(ctx);
-  const Tensor masters = scratch.tensor({std::min(kJoinedElements, count)}, slice.data.dtype());
+  const int64_t most = std::min(kJoinedElements, count);
+  const Tensor masters = scratch.tensor({most}, slice.data.dtype());
+  const Tensor staged = low.device() == weight.device() ? Tensor() : scratch.tensor({most, 2}, low.dtype());
   for (int64_t at = 0; at < count; at += kJoinedElements) {
     const int64_t end = std::min(count, at + kJoinedElements);
     const Tensor part = masters.rows(0, end - at);
-    join_weights(ctx, part, weight.rows(at, end), low.rows(at, end));
+    Tensor low_part = low.rows(at, end);
+    if (staged.defined()) {  // offloaded
+      copy(ctx, staged.rows(0, end - at), low_part);
+      low_part = staged.rows(0, end - at);
+    }
+    join_weights(ctx, part, weight.rows(at, end), low_part);
     copy(ctx, whole.rows(at, end), part);
   }
 }

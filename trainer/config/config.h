@@ -138,9 +138,16 @@ struct LogSection {
   }
 };
 
+enum class Offload { kNone, kOptimizer };
+template <>
+struct EnumNames<Offload> {
+  static constexpr std::array kNames = {"none", "optimizer"};
+};
+
 struct MemorySection {
   Recompute recompute = Recompute::kNone;
   int64_t recompute_further = 0;
+  Offload offload = Offload::kNone;
   Recomputation recomputation() const { return {recompute, recompute_further}; }
   template <class Visit>
   void visit(Visit&& key) {
@@ -150,6 +157,9 @@ struct MemorySection {
         "stream), auto (the first of these with which the run fits, and the fewest layers that go further)");
     key("recompute_further", recompute_further,
         "so many layers make again what the next of these says, those of Gated DeltaNet first");
+    key("offload", offload,
+        "optimizer: moments and the low bits of masters lie in the host's memory and pass through the GPU in every "
+        "step, beside the forward of the next one, with the same bits; nothing changes on a CPU. Needs kind adamw");
   }
 };
 

@@ -154,6 +154,9 @@ void check_memory(const RunConfig& config) {
               "must be 0 beside memory.recompute ", name_of_enum(config.memory.recompute));
   check_value(further <= num_recomputed_layers(config.model, config.mtp), "memory.recompute_further", further,
               "there are ", num_recomputed_layers(config.model, config.mtp), " layers, the MTP block's included");
+  check_value(config.memory.offload == Offload::kNone || config.optimizer.kind == OptimizerKind::kAdamW,
+              "memory.offload", config.memory.offload,
+              "needs optimizer.kind adamw: Muon's updates take whole matrices, and products");
 }
 
 void check_optimizer(const OptimizerConfig& optimizer, Precision precision, const ModelConfig& model) {

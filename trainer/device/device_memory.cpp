@@ -1,6 +1,7 @@
 #include "trainer/device/device_memory.h"
 
 #include <cstdio>
+#include <fstream>
 
 namespace braid {
 
@@ -37,6 +38,23 @@ void check_gpu_memory(const MemoryEstimate& needs, const GpuMemory& memory, cons
     message += row;
   }
   throw OutOfMemoryError(message);
+}
+
+void check_host_memory(const MemoryEstimate& needs, int64_t ranks_of_host) {
+  const int64_t available = available_host_bytes();
+  check<OutOfMemoryError>(available == 0 || needs.offloaded * ranks_of_host <= available, "memory.offload: ",
+                          gib_text(needs.offloaded), " of host memory are needed for each of ", ranks_of_host,
+                          " ranks, and ", gib_text(available), " are free on this host");
+}
+
+int64_t available_host_bytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string name, unit; file >> name;) {
+    int64_t kib = 0;
+    if (name == "MemAvailable:" && file >> kib) return kib << 10;
+    std::getline(file, unit);
+  }
+  return 0;
 }
 
 int64_t library_bytes(int num_ranks) {

@@ -18,6 +18,7 @@ struct MemoryEstimate {
   int64_t saving = 0;              // the copy that is written while a CPU trains on
   int64_t libraries = 0;           // of a GPU: driver, loaded code, cuBLAS, cuDNN, NCCL
   int64_t saving_on_host = 0;      // beside a GPU, no part of the total: a copy, or what a save passes through
+  int64_t offloaded = 0;           // so too: optimizer state, pinned
 
   struct Row {
     const char* what;
@@ -31,6 +32,12 @@ std::string gib_text(int64_t bytes);
 
 // Throws OutOfMemoryError with the table of what is needed if that is more than is free on `device`.
 void check_gpu_memory(const MemoryEstimate& needs, const GpuMemory& memory, const std::string& device);
+
+// The same for the host memory that it pins, where so many ranks share a host.
+void check_host_memory(const MemoryEstimate& needs, int64_t ranks_of_host);
+
+// Of this host, as the kernel estimates what programs can still have; 0 where it does not say.
+int64_t available_host_bytes();
 
 // What libraries and kernels take beside: code that is loaded when it first runs, plans of cuDNN, and channels of NCCL.
 // Measured on an H200: 660 to 676 MiB without NCCL, whatever the run (docs/gpu.md).

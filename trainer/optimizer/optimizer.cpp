@@ -1,11 +1,28 @@
 #include "trainer/optimizer/optimizer.h"
 
+#include <algorithm>
+#include <limits>
+
+#include "kernels/core/profile.h"
 #include "trainer/checkpoint/device_slices.h"
 
 namespace braid {
 
-Optimizer::Optimizer(const OptimizerConfig& config, ShardedParameters& parameters)
-    : adamw_(config), muon_(config), parameters_(parameters), moments_(parameters.num_groups()) {}
+constexpr int64_t kBehindAllLayers = std::numeric_limits<int64_t>::max();
+
+Optimizer::Optimizer(const OptimizerConfig& config, ShardedParameters& parameters, StateStream stream)
+    : adamw_(config),
+      muon_(config),
+      parameters_(parameters),
+      moments_(parameters.num_groups()),
+      stream_(std::move(stream)) {
+  for (size_t i = 0; i < parameters.num_groups(); ++i) {
+    const FlatGroup& group = parameters.group(i);
+    updated_.push_back({group.complete_after, group.complete_after, {}});
+    for (const FlatParameter& p : group.parameters)
+      updated_[i].last_layer = std::max(updated_[i].last_layer, layer_of(p.parameter, kBehindAllLayers));
+  }
+}
 
 const UpdateRule& Optimizer::rule(size_t group) const {
   if (parameters_.group(group).cut == Cut::kBetweenMatrices) return muon_;
@@ -29,20 +46,64 @@ void Optimizer::plan(Planner& moments) {
   }
 }
 
-void Optimizer::update(Context& ctx, const UpdateStep& step) {
-  for (size_t i = 0; i < moments_.size(); ++i) {
-    const ShardedParameters::Shard shard = parameters_.shard(i);
-    const std::vector<StoredMoment> stored = stored_moments(i);
-    for (const ShardedParameters::Piece& piece : parameters_.pieces(i)) {
-      std::vector<Tensor> moments;
-      for (size_t m = 0; m < stored.size(); ++m) moments.push_back(piece.of(moments_[i][m], stored[m].elements_each));
-      rule(i).update(ctx,
-                     {piece.parameter(), piece.of(shard.weights), piece.of(shard.low), piece.of(shard.gradients),
-                      moments, piece.first},
-                     step);
-    }
-    parameters_.gather_weights(ctx, i);
+void Optimizer::plan_windows(Planner& windows) {
+  for (size_t i = 0; i < moments_.size(); ++i) stream_.fit(parameters_.group(i).shard_numel, state(i));
+  stream_.plan(windows);
+}
+
+std::vector<StateTensor> Optimizer::state(size_t group) {
+  std::vector<StateTensor> state = {{parameters_.shard(group).low}};
+  const std::vector<StoredMoment> stored = stored_moments(group);
+  for (size_t m = 0; m < stored.size(); ++m) state.push_back({moments_[group][m], stored[m].elements_each});
+  return state;
+}
+
+void Optimizer::update_slice(Context& ctx, size_t group, int64_t begin, int64_t end,
+                             const std::vector<StateTensor>& state, const UpdateStep& step) {
+  const ShardedParameters::Shard shard = parameters_.shard(group);
+  for (const ShardedParameters::Piece& piece : parameters_.pieces(group)) {
+    const int64_t first = std::max(begin, piece.begin), last = std::min(end, piece.end);
+    if (first >= last) continue;
+    std::vector<Tensor> parts;
+    for (const StateTensor& s : state) parts.push_back(s.of(first - begin, last - begin));
+    rule(group).update(ctx,
+                       {piece.parameter(), shard.weights.rows(first, last), parts[0], shard.gradients.rows(first, last),
+                        std::span(parts).subspan(1), piece.first + first - piece.begin},
+                       step);
   }
+}
+
+void Optimizer::update(Context& ctx, const UpdateStep& step) {
+  const bool streams = stream_.has_windows();
+  Context& queue = streams ? stream_.begin(ctx) : ctx;
+  for (size_t i = 0; i < moments_.size(); ++i) {
+    const int64_t numel = parameters_.group(i).shard_numel;
+    const auto work = [&](Context& on, int64_t begin, int64_t end, const std::vector<StateTensor>& state) {
+      update_slice(on, i, begin, end, state, step);
+    };
+    if (streams) stream_.pass(numel, state(i), work);
+    else work(ctx, 0, numel, state(i));
+    parameters_.gather_weights(queue, i);
+    if (streams) updated_[i].milestone.set(queue);
+  }
+}
+
+void Optimizer::wait_for_layer(Context& ctx, int64_t layer) {
+  if (!stream_.has_windows()) return;
+  const OperatorScope scope(ctx, "wait_for_weights");
+  for (const Updated& group : updated_)
+    if (group.first_layer <= layer && layer <= group.last_layer) group.milestone.hold(ctx);
+}
+
+void Optimizer::wait_for_update(Context& ctx) {
+  if (!stream_.has_windows()) return;
+  const OperatorScope scope(ctx, "wait_for_weights");
+  stream_.wait_for_work(ctx);
+}
+
+void Optimizer::settle(Context& ctx) {
+  wait_for_update(ctx);
+  stream_.settle();
 }
 
 std::vector<CheckpointSlice> Optimizer::slices() {

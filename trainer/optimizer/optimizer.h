@@ -3,6 +3,7 @@
 #include "trainer/optimizer/adamw_rule.h"
 #include "trainer/optimizer/muon_rule.h"
 #include "trainer/optimizer/sharded_parameters.h"
+#include "trainer/optimizer/state_stream.h"
 
 namespace braid {
 
@@ -15,11 +16,20 @@ class Optimizer {
     return config.kind == OptimizerKind::kMuon ? MuonRule::takes : nullptr;
   }
 
-  Optimizer(const OptimizerConfig& config, ShardedParameters& parameters);
+  Optimizer(const OptimizerConfig& config, ShardedParameters& parameters, StateStream stream = StateStream());
   void plan(Planner& moments);
+  // Of the device, for moments and low bits in its host's memory. With windows that have memory these go through them.
+  void plan_windows(Planner& windows);
 
-  // One update of all parameters; then every rank has the new weights.
+  // One update of all parameters; then every rank has the new weights. Where state goes through windows it runs beside
+  // what ctx is given next: that must wait for the weights of a layer before it reads them, and for all before it
+  // changes gradients.
   void update(Context& ctx, const UpdateStep& step);
+  // What ctx is given from now on comes behind the update of all parameters of a layer (see layer_of), or of all.
+  void wait_for_layer(Context& ctx, int64_t layer);
+  void wait_for_update(Context& ctx);
+  // Returns when moments and low bits are where slices() have them.
+  void settle(Context& ctx);
 
   // What this rank stores of the moments in a checkpoint.
   std::vector<CheckpointSlice> slices();
@@ -29,11 +39,22 @@ class Optimizer {
  private:
   const UpdateRule& rule(size_t group) const;
   std::vector<StoredMoment> stored_moments(size_t group) const;
+  // Low bits, then moments.
+  std::vector<StateTensor> state(size_t group);
+  // Elements [begin, end) of the own shard of a group, with their state.
+  void update_slice(Context& ctx, size_t group, int64_t begin, int64_t end, const std::vector<StateTensor>& state,
+                    const UpdateStep& step);
 
   AdamWRule adamw_;
   MuonRule muon_;
   ShardedParameters& parameters_;
   std::vector<std::vector<Tensor>> moments_;  // per group and moment (shard_numel / elements_each)
+  StateStream stream_;
+  struct Updated {
+    int64_t first_layer, last_layer;  // of the group
+    Milestone milestone;              // its weights are new, and whole on every rank
+  };
+  std::vector<Updated> updated_;  // per group
 };
 
 }  // namespace braid

@@ -214,6 +214,8 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
            "memory.recompute_further is -1, but must be within 0"},
           {[](RunConfig& c) { c.memory.recompute = Recompute::kMoe, c.memory.recompute_further = 50; },
            "memory.recompute_further is 50, but there are 4"},
+          {[](RunConfig& c) { c.memory.offload = Offload::kOptimizer, c.optimizer.kind = OptimizerKind::kMuon; },
+           "memory.offload is optimizer, but needs optimizer.kind adamw"},
           {[](RunConfig& c) { c.memory.recompute = Recompute::kLayer, c.memory.recompute_further = 1; },
            "memory.recompute_further is 1, but must be 0 beside memory.recompute layer"},
           {[](RunConfig& c) { c.optimizer.muon_momentum = 1; }, "optimizer.muon_momentum is 1, but"},

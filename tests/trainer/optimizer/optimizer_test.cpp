@@ -1,9 +1,12 @@
 #include "trainer/optimizer/optimizer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 
 #include "kernels/adamw.h"
+#include "kernels/random.h"
+#include "model/initial_weights.h"
 #include "tests/kernels/muon_reference.h"
 #include "tests/model/tiny_model.h"
 #include "tests/testing.h"
@@ -159,6 +162,75 @@ TEST(Optimizer, MuonUpdatesEveryLinearMapAndAdamWTheRest) {
   }
   EXPECT_EQ(momenta,
             std::count_if(table.begin(), table.end(), [](const auto& p) { return MuonRule::takes(p.second); }));
+}
+
+// A model's weights, gradients and optimizer state; the state in place, or through windows of so many elements.
+struct Updated {
+  static constexpr int64_t kInPlace = 0;
+  ModelConfig model = tiny_model_config();
+  ProcessMesh mesh{make_local_communicator(), 1, model.num_experts};
+  ShardedParameters parameters;
+  Optimizer optimizer;
+  ModelParams weights{model, {}}, gradients{model, {}};
+  Arena arena, window_arena;
+
+  Updated(const OptimizerConfig& config, DType activation, int64_t slice_elements)
+      : parameters(ParameterLayout(model, {}, mesh, 4000), mesh, activation),
+        optimizer(config, parameters, StateStream(slice_elements)) {
+    Planner plan, windows;
+    parameters.plan(plan, plan, plan);
+    optimizer.plan(plan);
+    optimizer.plan_windows(windows);
+    arena = Arena("parameters", plan);
+    if (slice_elements != kInPlace) window_arena = Arena("windows", windows);
+    parameters.bind(weights, gradients);
+  }
+
+  void step(Context& ctx, int64_t number) {
+    parameters.zero_gradients(ctx);
+    gradients.visit(model, [&](const std::string& name, Tensor& gradient, const Shape&, const auto&...) {
+      fill_normal(ctx, gradient, 0, 1e-3, 77, std::hash<std::string>{}(name), static_cast<uint64_t>(number));
+    });
+    parameters.reduce_gradients(ctx);
+    optimizer.update(ctx, {1e-2, 0.7, number});
+  }
+  std::vector<Tensor> state() {
+    std::vector<Tensor> tensors;
+    for (size_t i = 0; i < parameters.num_groups(); ++i) {
+      tensors.push_back(parameters.shard(i).weights);
+      tensors.push_back(parameters.shard(i).low);
+    }
+    for (const CheckpointSlice& slice : optimizer.slices()) tensors.push_back(slice.data);
+    return tensors;
+  }
+};
+
+// Slices end inside parameters, groups and, with the last, inside a slice.
+TEST(Optimizer, StateThatPassesThroughWindowsGetsTheSameBits) {
+  Context ctx = Context::cpu();
+  for (const DType activation : {DType::kF32, DType::kBF16}) {
+    for (const MomentDType moments : {MomentDType::kFp32, MomentDType::kInt8}) {
+      SCOPED_TRACE(concat(name_of(activation), ' ', name_of_enum(moments)));
+      OptimizerConfig config;
+      config.moment_dtype = moments;
+      Updated in_place(config, activation, Updated::kInPlace), in_windows(config, activation, 384);
+      for (Updated* updated : {&in_place, &in_windows}) {
+        updated->parameters.load(ctx, InitialWeights(updated->model, {}, 5));
+        for (int64_t number = 1; number <= 3; ++number) updated->step(ctx, number);
+      }
+      std::vector<Tensor> expected = in_place.state(), got = in_windows.state();
+      ASSERT_EQ(got.size(), expected.size());
+      int64_t moved = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        ASSERT_EQ(got[i].bytes(), expected[i].bytes());
+        if (got[i].bytes() == 0) continue;
+        EXPECT_EQ(std::memcmp(got[i].raw(), expected[i].raw(), static_cast<size_t>(got[i].bytes())), 0) << i;
+        const auto* bytes = static_cast<const char*>(got[i].raw());
+        moved += std::any_of(bytes, bytes + got[i].bytes(), [](char byte) { return byte != 0; });
+      }
+      EXPECT_GT(moved, std::ssize(got) / 2);
+    }
+  }
 }
 
 }  // namespace
