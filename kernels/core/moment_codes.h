@@ -14,7 +14,7 @@ namespace braid {
 //   block
 // Numbers of one block differ by orders of magnitude, and an update is m over the root of v, so it is relative errors
 // that count: steps are 3 % of the largest number, 10 % of one that is 100 times smaller; of the root of v half that.
-// A fourth power takes no tables: its root is two square roots, which every device rounds alike.
+// A fourth power takes no tables: its root is two square roots.
 // In the place of the tables of Dettmers et al., "8-bit optimizers via block-wise quantization", arXiv 2110.02861.
 struct MomentCodes {
   static constexpr int64_t kBlock = 128;  // as parameters are aligned in their buffers: no shard cuts a block
@@ -30,12 +30,21 @@ struct MomentCodes {
   }
   template <class T>
   static constexpr T m_of(uint8_t code, T unit) {
-    const T c = static_cast<int8_t>(code), square = c * c;
-    return (c < 0 ? -unit : unit) * (square * square);
+    return m_of_number(static_cast<T>(static_cast<int8_t>(code)), unit);
   }
   template <class T>
   static constexpr T v_of(int code, T unit) {
-    const T c = static_cast<T>(code), square = c * c, root = unit * (square * square);
+    return v_of_number(static_cast<T>(code), unit);
+  }
+  // The same of codes that are numbers already.
+  template <class T>
+  static constexpr T m_of_number(T c, T unit) {
+    const T square = c * c;
+    return (c < 0 ? -unit : unit) * (square * square);
+  }
+  template <class T>
+  static constexpr T v_of_number(T c, T unit) {
+    const T square = c * c, root = unit * (square * square);
     return root * root;
   }
 

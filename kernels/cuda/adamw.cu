@@ -10,16 +10,41 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// To 2^-22 of themselves, in one instruction each. What is smaller than normal numbers counts as 0.
+__device__ __forceinline__ float near_root(float x) {
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+__device__ __forceinline__ float near_inverse(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
+}
+
 // Of an update, in fp32; formed in double as on the CPU.
 struct Factors {
-  float scale, beta1, one_minus_beta1, beta2, one_minus_beta2, rate, inverse_correction2, eps, decay;
+  float scale, beta1, one_minus_beta1, beta2, one_minus_beta2, rate, inverse_correction2, inverse_root_correction2, eps,
+      decay;
 
   __device__ __forceinline__ void update(float& master, float& m, float& v, float gradient) const {
+    move(m, v, gradient);
+    const float change = __fmul_rn(rate, m) / (sqrtf(__fmul_rn(v, inverse_correction2)) + eps);
+    master -= fmaf(decay, master, change);
+  }
+  // The same with a change that is off by some 3e-7 of itself, and the root of v.
+  __device__ __forceinline__ void update_nearly(float& master, float& m, float& v_root, float v, float gradient) const {
+    move(m, v, gradient);
+    v_root = near_root(v);
+    const float change = __fmul_rn(rate, m) * near_inverse(fmaf(v_root, inverse_root_correction2, eps));
+    master -= fmaf(decay, master, change);
+  }
+
+ private:
+  __device__ __forceinline__ void move(float& m, float& v, float gradient) const {
     const float g = __fmul_rn(scale, gradient);
     m = fmaf(beta1, m, __fmul_rn(one_minus_beta1, g));
     v = fmaf(beta2, v, __fmul_rn(__fmul_rn(one_minus_beta2, g), g));
-    const float change = __fmul_rn(rate, m) / (sqrtf(__fmul_rn(v, inverse_correction2)) + eps);
-    master -= fmaf(decay, master, change);
   }
 };
 
@@ -90,67 +115,94 @@ __device__ __forceinline__ float block_max(float x) {
     bits = max(bits, __shfl_xor_sync(kAllLanes, bits, offset));
   return __uint_as_float(bits);
 }
-__device__ __forceinline__ float fourth_root_of_share(float x, float scale) {
-  return scale > 0 ? sqrtf(sqrtf(x / scale)) : 0.0f;
-}
 
-// Up to eight elements in one access if they are all there.
-template <class T>
+// MomentCodes, with roots that are off by 2^-21 of themselves: what is as near as that to where one code ends and the next
+// begins may get either. Codes become numbers, and numbers codes, by the digits of 2^23 + n: instructions that convert
+// would take turns with roots at the unit that makes both.
+struct NearCodes : MomentCodes {
+  static constexpr uint32_t kTwo23 = 0x4b000000;  // the bits of 2^23
+
+  static __device__ __forceinline__ float m_of_code(uint8_t code, float unit) {
+    return m_of_number(__uint_as_float(kTwo23 | (code ^ 0x80u)) - (0x1p23f + 128), unit);
+  }
+  static __device__ __forceinline__ float v_of_code(uint8_t code, float unit) {
+    return v_of_number(__uint_as_float(kTwo23 | code) - 0x1p23f, unit);
+  }
+  //   inverse: of the largest |m| of the block
+  static __device__ __forceinline__ uint8_t code_of_m(float m, float inverse) {
+    const float share = copysignf(near_root(near_root(fabsf(m) * inverse)), m);
+    return static_cast<uint8_t>(__float_as_uint(fmaf(share, 127, 0x1.8p23f)));  // negative ones in two's complement
+  }
+  //   root: of v;   inverse: of the largest root of the block;   random: 16 bits
+  static __device__ __forceinline__ uint8_t code_of_v(float root, float inverse, uint32_t random) {
+    const float share = root * inverse;  // of numbers whose eighth roots are codes
+    const float floor = fminf(__fmaf_rd(near_root(near_root(share)), 255, 0x1p23f), 0x1p23f + 254);
+    const float low = floor - 0x1p23f, fourth = share * 4228250625.0f;  // 255^4
+    const float below = v_of_number(low, 1.0f), above = v_of_number(low + 1, 1.0f);
+    const float chance = low == 0 ? 0 : __uint_as_float(0x3f800000 | random << 7) - (1 - 0x1p-17f);
+    return static_cast<uint8_t>(__float_as_uint(floor) + (chance * (above - below) < fourth * fourth - below));
+  }
+  // 0 where there is nothing to take a share of.
+  static __device__ __forceinline__ float inverse_of(float largest) {
+    return largest >= 0x1p-126f ? near_inverse(largest) : 0;
+  }
+};
+
+// Up to eight elements; where they are all there, in one access.
+template <bool kAll, class T>
 __device__ __forceinline__ Pack<T, kLaneElements> load_some(const T* from, int count) {
-  if (count == kLaneElements) return Pack<T, kLaneElements>::load(from);
+  if constexpr (kAll) return Pack<T, kLaneElements>::load(from);
   Pack<T, kLaneElements> pack{};
   for (int i = 0; i < count; ++i) pack.element[i] = from[i];
   return pack;
 }
-template <class T>
+template <bool kAll, class T>
 __device__ __forceinline__ void store_some(const Pack<T, kLaneElements>& pack, T* to, int count) {
-  if (count == kLaneElements) return pack.store(to);
+  if constexpr (kAll) return pack.store(to);
   for (int i = 0; i < count; ++i) to[i] = pack.element[i];
 }
 
-// The same with codes: half a warp owns a block of 128 elements, a lane eight of them. 15 bytes an element with an fp32
-// gradient and 13 with a bf16 one, where bf16 moments take 20 and 18.
-template <class Weight, class Gradient>
+// The same with codes, of whole blocks or of what is left of one: half a warp owns a block of 128 elements, a lane eight
+// of them. 15 bytes an element with an fp32 gradient and 13 with a bf16 one, where bf16 moments take 20 and 18.
+template <bool kWhole, class Weight, class Gradient>
 __global__ void __launch_bounds__(kThreads)
     coded_adamw_kernel(Weight* weight, int16_t* low, uint8_t* m, uint8_t* v, float* m_scale, float* v_scale,
                        const Gradient* gradient, int64_t n, Factors f, Noise noise) {
   const int64_t at = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kLaneElements, block = at / MomentCodes::kBlock;
-  const int count = static_cast<int>(min(int64_t{kLaneElements}, max(int64_t{0}, n - at)));  // 0: takes part in sums
-  auto first = load_some(m + at, count), second = load_some(v + at, count);
-  const auto g = load_some(gradient + at, count);
-  auto high = load_some(weight + at, count);
+  if (block * MomentCodes::kBlock >= n) return;
+  const int count = kWhole ? kLaneElements : static_cast<int>(min(int64_t{kLaneElements}, max(int64_t{0}, n - at)));
+  auto first = load_some<kWhole>(m + at, count), second = load_some<kWhole>(v + at, count);
+  const auto g = load_some<kWhole>(gradient + at, count);
+  auto high = load_some<kWhole>(weight + at, count);
   Pack<int16_t, kLaneElements> rest{};
-  if constexpr (sizeof(Weight) == 2) rest = load_some(low + at, count);
-  const float m_unit = MomentCodes::unit_of_m(count > 0 ? m_scale[block] : 0.0f),
-              v_unit = MomentCodes::unit_of_v(count > 0 ? v_scale[block] : 0.0f);
-  float mi[kLaneElements], vi[kLaneElements], m_most = 0, v_most = 0;
+  if constexpr (sizeof(Weight) == 2) rest = load_some<kWhole>(low + at, count);
+  const float m_unit = m_scale[block] * NearCodes::unit_of_m(1.0f), v_unit = v_scale[block] * NearCodes::unit_of_v(1.0f);
+  float mi[kLaneElements], v_roots[kLaneElements], m_most = 0, v_most = 0;
 #pragma unroll
   for (int i = 0; i < kLaneElements; ++i) {
-    mi[i] = MomentCodes::m_of(first.element[i], m_unit);
-    vi[i] = MomentCodes::v_of(second.element[i], v_unit);
+    mi[i] = NearCodes::m_of_code(first.element[i], m_unit);
     float master;
     if constexpr (sizeof(Weight) == 2) master = join(high.element[i], rest.element[i]);
     else master = high.element[i];
-    f.update(master, mi[i], vi[i], g[i]);
+    f.update_nearly(master, mi[i], v_roots[i], NearCodes::v_of_code(second.element[i], v_unit), g[i]);
     if constexpr (sizeof(Weight) == 2) split(high.element[i], rest.element[i], master);
     else high.element[i] = master;
     m_most = __uint_as_float(max(__float_as_uint(m_most), __float_as_uint(fabsf(mi[i]))));
-    v_most = __uint_as_float(max(__float_as_uint(v_most), __float_as_uint(fabsf(vi[i]))));
+    v_most = __uint_as_float(max(__float_as_uint(v_most), __float_as_uint(v_roots[i])));
   }
-  const float m_largest = block_max(m_most), v_largest = sqrtf(block_max(v_most));
-  const float unit = MomentCodes::unit_of_v(v_largest);
-  uint32_t bits[kLaneElements];
-  noise.draw(bits, at);
+  const float m_largest = block_max(m_most), v_largest = block_max(v_most);
+  const float m_inverse = NearCodes::inverse_of(m_largest), v_inverse = NearCodes::inverse_of(v_largest);
+  const auto random = noise.of_eight(noise.first + at);
 #pragma unroll
   for (int i = 0; i < kLaneElements; ++i) {
-    first.element[i] = MomentCodes::code_of_m(mi[i], fourth_root_of_share(fabsf(mi[i]), m_largest));
-    second.element[i] = MomentCodes::code_of_v(vi[i], fourth_root_of_share(sqrtf(vi[i]), v_largest), unit, bits[i]);
+    first.element[i] = NearCodes::code_of_m(mi[i], m_inverse);
+    second.element[i] = NearCodes::code_of_v(v_roots[i], v_inverse, MomentNoise::bits_of(random, i));
   }
-  store_some(high, weight + at, count);
-  if constexpr (sizeof(Weight) == 2) store_some(rest, low + at, count);
-  store_some(first, m + at, count);
-  store_some(second, v + at, count);
-  if (count > 0 && at % MomentCodes::kBlock == 0) m_scale[block] = m_largest, v_scale[block] = v_largest;
+  store_some<kWhole>(high, weight + at, count);
+  if constexpr (sizeof(Weight) == 2) store_some<kWhole>(rest, low + at, count);
+  store_some<kWhole>(first, m + at, count);
+  store_some<kWhole>(second, v + at, count);
+  if (at % MomentCodes::kBlock == 0) m_scale[block] = m_largest, v_scale[block] = v_largest;
 }
 
 }  // namespace
@@ -165,6 +217,7 @@ void adamw_update(Context& ctx, AdamWState state, const Tensor& gradient, const 
                            .one_minus_beta2 = static_cast<float>(1 - step.beta2),
                            .rate = static_cast<float>(step.lr / correction1),
                            .inverse_correction2 = static_cast<float>(1 / correction2),
+                           .inverse_root_correction2 = static_cast<float>(1 / std::sqrt(correction2)),
                            .eps = static_cast<float>(step.eps),
                            .decay = static_cast<float>(step.lr * step.weight_decay)};
   const int64_t n = state.weight.numel();
@@ -191,12 +244,21 @@ void adamw_update(Context& ctx, AdamWState state, const Tensor& gradient, const 
       check<ShapeError>(reinterpret_cast<uintptr_t>(t->raw()) % 16 == 0,
                         "adamw_update: with moments in U8 tensors begin "
                         "at 16 bytes");
-    coded_adamw_kernel<Weight, Gradient><<<ceil_div(n, kThreads * kLaneElements), kThreads, 0, stream_of(ctx)>>>(
-        pointer<Weight>(state.weight), state.low.defined() ? pointer<int16_t>(state.low) : nullptr,
-        pointer<uint8_t>(state.m), pointer<uint8_t>(state.v), pointer<float>(state.m_scale),
-        pointer<float>(state.v_scale), pointer<Gradient>(gradient), n, factors,
-        Noise{{step.stream, static_cast<uint64_t>(step.step)}, step.first});
-    check_launch("adamw_update");
+    const auto run = [&]<bool kWhole>(int64_t begin, int64_t end) {
+      if (begin == end) return;
+      const int64_t block = begin / MomentCodes::kBlock;
+      coded_adamw_kernel<kWhole, Weight, Gradient>
+          <<<ceil_div(end - begin, kThreads * kLaneElements), kThreads, 0, stream_of(ctx)>>>(
+              pointer<Weight>(state.weight) + begin,
+              state.low.defined() ? pointer<int16_t>(state.low) + begin : nullptr, pointer<uint8_t>(state.m) + begin,
+              pointer<uint8_t>(state.v) + begin, pointer<float>(state.m_scale) + block,
+              pointer<float>(state.v_scale) + block, pointer<Gradient>(gradient) + begin, end - begin, factors,
+              Noise{{step.stream, static_cast<uint64_t>(step.step)}, step.first + begin});
+      check_launch("adamw_update");
+    };
+    const int64_t whole = n - n % MomentCodes::kBlock;
+    run.template operator()<true>(0, whole);
+    run.template operator()<false>(whole, n);
   };
   dispatch_activation("weight", state.weight, [&]<class Weight> {
     if (state.m.dtype() == DType::kU8)
