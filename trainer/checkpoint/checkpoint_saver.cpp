@@ -46,6 +46,7 @@ CheckpointSaver::CheckpointSaver(Context& ctx, Communicator& world, Options opti
   memory_ = allocate_memory(Device::kCpu, memory_bytes_);
   check<OutOfMemoryError>(memory_ != nullptr, "no host memory left for ", memory_bytes_,
                           " bytes that are saved while the training goes on; checkpoint.async=false needs none");
+  if (ctx.on_cuda()) pinned_ = PinnedMemory(memory_.get(), memory_bytes_);
 }
 
 int64_t CheckpointSaver::copy_bytes(const std::vector<CheckpointSlice>& slices) {
