@@ -109,17 +109,21 @@ void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRul
   cpu::gated_delta_rule_transition(ctx, transition, in, segments);
 }
 
-void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,
-                  const std::vector<int64_t>& parts, StateDirection direction) {
+void carry_states(Context& ctx, Tensor states, const Tensor& transitions, const Tensor& contributions,
+                  const std::vector<std::vector<int64_t>>& ways, StateDirection direction) {
   const OperatorScope scope(ctx, "carry_states");
-  const int64_t L = transitions.dim(0), Hv = state.dim(0), Dk = state.dim(1), Dv = state.dim(2);
-  check_shapes({{"transitions", transitions, {L, Hv, Dk, Dk}}, {"contributions", contributions, {L, Hv, Dk, Dv}}});
-  check_dtype(state.dtype(), {{"transitions", transitions}, {"contributions", contributions}});
-  for (int64_t part : parts) check<ShapeError>(0 <= part && part < L, "parts: ", part, " is none of ", L);
+  const int64_t L = transitions.dim(0), B = std::ssize(ways), Hv = states.dim(1), Dk = states.dim(2),
+                Dv = states.dim(3);
+  check_shapes({{"states", states, {B, Hv, Dk, Dv}},
+                {"transitions", transitions, {L, Hv, Dk, Dk}},
+                {"contributions", contributions, {L, Hv, Dk, Dv}}});
+  check_dtype(states.dtype(), {{"transitions", transitions}, {"contributions", contributions}});
+  for (const auto& way : ways)
+    for (int64_t part : way) check<ShapeError>(0 <= part && part < L, "ways: ", part, " is none of ", L);
   if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::carry_states(ctx, state, transitions, contributions, parts, direction);
+    if (ctx.on_cuda()) return cuda::carry_states(ctx, states, transitions, contributions, ways, direction);
   }
-  cpu::carry_states(ctx, state, transitions, contributions, parts, direction);
+  cpu::carry_states(ctx, states, transitions, contributions, ways, direction);
 }
 
 void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {

@@ -60,12 +60,13 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
 //                               one of its ends, which `segments` says
 void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRuleInputs& in, const Segments& segments);
 
-// The state at the border of a part, from what the parts before it (behind it, for gradients) have to say.
-//   transitions (L, Hv, Dk, Dk), contributions (L, Hv, Dk, Dv)  of L parts;  parts: those on the way, nearest last
-//   state (Hv, Dk, Dv)  overwritten: 0, then A S + B (A^T S + B for kBackward) for each of them
+// The states at the borders of parts of rows, from what the parts before them (behind them, for gradients) have to say.
+//   transitions (L, Hv, Dk, Dk), contributions (L, Hv, Dk, Dv)  of L parts
+//   states (B, Hv, Dk, Dv)  overwritten: 0, then A S + B (A^T S + B for kBackward) for each part on the way to it
+//   ways: of every state, those parts, nearest last
 enum class StateDirection { kForward, kBackward };
-void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,
-                  const std::vector<int64_t>& parts, StateDirection direction);
+void carry_states(Context& ctx, Tensor states, const Tensor& transitions, const Tensor& contributions,
+                  const std::vector<std::vector<int64_t>>& ways, StateDirection direction);
 
 // The same functions step by step, on the CPU: the oracle of the tests.
 void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments);

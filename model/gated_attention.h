@@ -67,12 +67,11 @@ class GatedAttention {
                 const GatedAttentionParams& p, const GatedAttentionSaved& s, const LayerPass& pass) const;
 
  private:
-  // What backward reads, all of it or what passes over elements make of the rest.
-  void make(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p, const GatedAttentionSaved& s,
-            const LayerPass& pass, GatedAttentionCache* cache) const;
-
-  // Keys and values of the documents that reach into this rank's parts from others, with its own.
-  void gather_context(Context& ctx, Scratch& scratch, AttentionTensors& tensors, const LayerPass& pass) const;
+  // Keys and values, or queries, as attention reads them: all of it, or what passes over elements make of the rest.
+  void make_keys(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p, const GatedAttentionSaved& s,
+                 const LayerPass& pass) const;
+  void make_queries(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p,
+                    const GatedAttentionSaved& s, const LayerPass& pass) const;
 
   AttentionDims dims_;
 };

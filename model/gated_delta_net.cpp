@@ -18,15 +18,21 @@ void advance_halo(Context& ctx, Tensor halo, const Tensor& qkvz) {
   copy(ctx, rows.rows(kept, H), qkvz.rows(N - (H - kept), N));
 }
 
-// halo (R, H, columns) = the last rows of qkvz in the parts before those of this batch
-void gather_halo(Context& ctx, Tensor halo, const Tensor& qkvz, const ContextGroup& context) {
-  const int64_t R = halo.dim(0), H = halo.dim(1), T = qkvz.dim(0) / R;
-  if (H == 0) return;
-  Scratch scratch(ctx);
-  Tensor own = scratch.tensor(halo.shape(), halo.dtype());
-  Tensor all = scratch.tensor({context.num_places(R), H, halo.dim(2)}, halo.dtype());
+// The last rows of qkvz in the parts of all ranks, on their way here: (places, H, columns).
+Tensor start_gather_halo(Context& ctx, Scratch& scratch, const Shape& halo, const Tensor& qkvz,
+                         const ContextGroup& context) {
+  const int64_t R = halo[0], H = halo[1], T = qkvz.dim(0) / R;
+  if (H == 0) return {};
+  Tensor own = scratch.tensor(halo, qkvz.dtype());
   for (int64_t row = 0; row < R; ++row) copy(ctx, own.rows(row, row + 1), qkvz.rows((row + 1) * T - H, (row + 1) * T));
-  context.gather(ctx, all, own);
+  return context.start_gather(ctx, scratch, own);
+}
+
+// halo (R, H, columns) = of them those before the parts of this batch
+void finish_gather_halo(Context& ctx, Tensor halo, const Tensor& all, const ContextGroup& context) {
+  if (!all.defined()) return;
+  const int64_t R = halo.dim(0);
+  context.wait(ctx);
   for (int64_t row = 0; row < R; ++row) {
     const int64_t part = context.part_of(row);
     Tensor to = halo.rows(row, row + 1);
@@ -44,8 +50,8 @@ void return_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo, con
   const int64_t R = d_halo.dim(0), H = d_halo.dim(1), T = d_qkvz.dim(0) / R, columns = d_halo.dim(2);
   if (H == 0) return;
   Scratch scratch(ctx);
-  Tensor all = scratch.tensor({context.num_places(R), H, columns}, d_halo.dtype());
-  context.gather(ctx, all, d_halo);
+  const Tensor all = context.start_gather(ctx, scratch, d_halo);
+  context.wait(ctx);
   for (int64_t row = 0; row < R; ++row) {
     const int64_t behind = context.part_of(row) + 1;
     if (behind == context.share().num_parts()) continue;
@@ -54,27 +60,21 @@ void return_halo_gradient(Context& ctx, Tensor d_qkvz, const Tensor& d_halo, con
   }
 }
 
-// The states at the borders of the parts of this batch, from the transitions (R, Hv, Dk, Dk) and contributions (R, Hv,
-// Dk, Dv) of all parts before them (kForward), or behind them.
-void exchange_states(Context& ctx, Tensor states, const Tensor& transition, const Tensor& contribution,
-                     const ContextGroup& context, StateDirection direction) {
-  const int64_t R = states.dim(0), places = context.num_places(R), Hv = states.dim(1), Dk = states.dim(2);
-  Scratch scratch(ctx);
-  Tensor transitions = scratch.tensor({places, Hv, Dk, Dk}, states.dtype());
-  Tensor contributions = scratch.tensor({places, Hv, Dk, states.dim(3)}, states.dtype());
-  context.gather(ctx, transitions, transition);
-  context.gather(ctx, contributions, contribution);
+// states (R, Hv, Dk, Dv) at the borders of the parts of this batch, from the transitions and contributions of all parts
+// before them (kForward), or behind them.
+void carry_over_parts(Context& ctx, Tensor states, const Tensor& transitions, const Tensor& contributions,
+                      const ContextGroup& context, StateDirection direction) {
+  const int64_t R = states.dim(0);
+  std::vector<std::vector<int64_t>> ways(static_cast<size_t>(R));
   for (int64_t row = 0; row < R; ++row) {
     const int64_t part = context.part_of(row), whole_row = context.whole_row_of(row);
-    std::vector<int64_t> on_the_way;
     if (direction == StateDirection::kForward)
-      for (int64_t p = 0; p < part; ++p) on_the_way.push_back(context.place(whole_row, p, R));
+      for (int64_t p = 0; p < part; ++p) ways[row].push_back(context.place(whole_row, p, R));
     else
       for (int64_t p = context.share().num_parts() - 1; p > part; --p)
-        on_the_way.push_back(context.place(whole_row, p, R));
-    carry_states(ctx, states.rows(row, row + 1).view({Hv, Dk, states.dim(3)}), transitions, contributions, on_the_way,
-                 direction);
+        ways[row].push_back(context.place(whole_row, p, R));
   }
+  carry_states(ctx, states, transitions, contributions, ways, direction);
 }
 
 // States of rows from which, or into which, no document goes.
@@ -125,13 +125,14 @@ void GatedDeltaNet::plan_cache(Planner& planner, GatedDeltaNetCache& cache, int6
 
 void GatedDeltaNet::make(Context& ctx, Remake what, Borders borders, const Tensor& x, const GatedDeltaNetParams& p,
                          const GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const {
-  const bool all = what == Remake::kEverything, find = borders == Borders::kFind;
-  if (all) {
-    linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
-    linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
-  }
+  const bool all = what == Remake::kEverything, find = borders == Borders::kFind && pass.context;
+  Scratch scratch(ctx);
+  Tensor halos;
+  if (all) linear_forward(ctx, s.projections.qkvz, x, p.in_proj_qkvz);
+  if (find) halos = start_gather_halo(ctx, scratch, s.halo.shape(), s.projections.qkvz, *pass.context);
+  if (all) linear_forward(ctx, s.projections.ba, x, p.in_proj_ba);
   if (pass.context) {
-    if (find) gather_halo(ctx, s.halo, s.projections.qkvz, *pass.context);
+    if (find) finish_gather_halo(ctx, s.halo, halos, *pass.context);
     gdn_inputs_forward(ctx, s.inputs, s.projections, p.inputs, pass.segments, dims_, s.halo);
     if (find) enter_states(ctx, s, pass);
     if (all) gated_delta_rule_forward(ctx, s.o, s.inputs.rule, pass.segments, {s.initial, {}});
@@ -147,24 +148,18 @@ void GatedDeltaNet::make(Context& ctx, Remake what, Borders borders, const Tenso
 }
 
 // The states before the parts of this batch. All ranks work at once: each finds how states pass its parts, and what the
-// parts add; a chain would have them wait for one another.
+// parts add; a chain would have them wait for one another. The first travels beside the second's computation.
 void GatedDeltaNet::enter_states(Context& ctx, const GatedDeltaNetSaved& s, const LayerPass& pass) const {
+  const ContextGroup& context = *pass.context;
   Scratch scratch(ctx);
   Tensor contribution = scratch.tensor(s.initial.shape(), s.initial.dtype());
   gated_delta_rule_transition(ctx, s.transition, s.inputs.rule, pass.segments);
+  const Tensor transitions = context.start_gather(ctx, scratch, s.transition);
   gated_delta_rule_forward(ctx, {}, s.inputs.rule, pass.segments, {{}, contribution});
   clear_rows(ctx, contribution, pass.segments.tokens_behind);
-  exchange_states(ctx, s.initial, s.transition, contribution, *pass.context, StateDirection::kForward);
-}
-
-// The gradients of the states behind the parts of this batch, in the same way.
-void GatedDeltaNet::enter_state_gradients(Context& ctx, Tensor d_final, const Tensor& d_o, const GatedDeltaNetSaved& s,
-                                          const LayerPass& pass) const {
-  Scratch scratch(ctx);
-  Tensor contribution = scratch.tensor(s.initial.shape(), s.initial.dtype());
-  gated_delta_rule_backward(ctx, {}, d_o, s.inputs.rule, pass.segments, {{}, contribution, {}});
-  clear_rows(ctx, contribution, pass.segments.tokens_before);
-  exchange_states(ctx, d_final, s.transition, contribution, *pass.context, StateDirection::kBackward);
+  const Tensor contributions = context.start_gather(ctx, scratch, contribution);
+  context.wait(ctx);
+  carry_over_parts(ctx, s.initial, transitions, contributions, context, StateDirection::kForward);
 }
 
 void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const GatedDeltaNetParams& p,
@@ -174,31 +169,40 @@ void GatedDeltaNet::forward(Context& ctx, Tensor out, const Tensor& x, const Gat
 }
 
 void GatedDeltaNet::backward(Context& ctx, Tensor d_x, GatedDeltaNetParams& g, const Tensor& d_out, const Tensor& x,
-                             const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s,
-                             const LayerPass& pass) const {
+                             const GatedDeltaNetParams& p, const GatedDeltaNetSaved& s, const LayerPass& pass) const {
   if (const Remake again = remake_of(LayerPart::kMixer, pass.recompute); again != Remake::kNothing)
     make(ctx, again, Borders::kKept, x, p, s, pass, nullptr);
   Scratch scratch(ctx);
   const int64_t N = x.dim(0);
   auto like = [&](const Tensor& t) { return scratch.tensor(t.shape(), t.dtype()); };
+  const ContextGroup* context = pass.context;
+  Tensor transitions, contributions;
+  if (context) transitions = context->start_gather(ctx, scratch, s.transition);
 
   Tensor d_y = like(s.y);
-  linear_backward_weight(ctx, g.out_proj, d_out, s.y.view({N, p.out_proj.dim(1)}));
   linear_backward_input(ctx, d_y.view({N, p.out_proj.dim(1)}), d_out, p.out_proj);
 
   Tensor d_o = like(s.o);
   GdnProjections d_projections = {like(s.projections.qkvz), scratch.tensor(s.projections.ba.shape(), x.dtype())};
   gated_rms_norm_backward(ctx, d_o, d_projections.qkvz, g.norm, d_y, s.o, s.rstd, s.projections.qkvz, p.norm, dims_);
-
   const DeltaRuleInputs& in = s.inputs.rule;
+  if (context) {
+    Tensor contribution = like(s.initial);
+    gated_delta_rule_backward(ctx, {}, d_o, in, pass.segments, {{}, contribution, {}});
+    clear_rows(ctx, contribution, pass.segments.tokens_before);
+    contributions = context->start_gather(ctx, scratch, contribution);
+  }
+  linear_backward_weight(ctx, g.out_proj, d_out, s.y.view({N, p.out_proj.dim(1)}));  // beside what travels
+
   DeltaRuleInputs d_in = {like(in.q), like(in.k), like(in.v), like(in.beta), like(in.log_decay)};
-  if (pass.context) {
+  if (context) {
     Tensor d_final = like(s.initial), d_halo = like(s.halo);
-    enter_state_gradients(ctx, d_final, d_o, s, pass);
+    context->wait(ctx);
+    carry_over_parts(ctx, d_final, transitions, contributions, *context, StateDirection::kBackward);
     gated_delta_rule_backward(ctx, d_in, d_o, in, pass.segments, {s.initial, {}, d_final});
     gdn_inputs_backward(ctx, d_projections, g.inputs, d_in, s.inputs, s.projections, p.inputs, pass.segments, dims_,
                         {s.halo, d_halo});
-    return_halo_gradient(ctx, d_projections.qkvz, d_halo, *pass.context);
+    return_halo_gradient(ctx, d_projections.qkvz, d_halo, *context);
   } else {
     gated_delta_rule_backward(ctx, d_in, d_o, in, pass.segments);
     gdn_inputs_backward(ctx, d_projections, g.inputs, d_in, s.inputs, s.projections, p.inputs, pass.segments, dims_);

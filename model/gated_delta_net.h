@@ -83,8 +83,6 @@ class GatedDeltaNet {
   void make(Context& ctx, Remake what, Borders borders, const Tensor& x, const GatedDeltaNetParams& p,
             const GatedDeltaNetSaved& s, const LayerPass& pass, GatedDeltaNetCache* cache) const;
   void enter_states(Context& ctx, const GatedDeltaNetSaved& s, const LayerPass& pass) const;
-  void enter_state_gradients(Context& ctx, Tensor d_final, const Tensor& d_o, const GatedDeltaNetSaved& s,
-                             const LayerPass& pass) const;
 
   GdnDims dims_;
   double eps_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/core/profile.h"
 #include "kernels/core/row_share.h"
 #include "parallel/communicator.h"
 
@@ -12,8 +13,26 @@ class ContextGroup {
   Communicator& ranks() const { return ranks_; }
   const RowShare& share() const { return share_; }
 
-  // own (R, …): something for every row of this rank's batch, R = 2 B.  all (ranks * R, …): that of all ranks.
-  void gather(Context& ctx, Tensor all, const Tensor& own) const { ranks_.all_gather(ctx, all, own); }
+  // Where what travels between the ranks is enqueued: behind what ctx was given so far, and beside what it is given
+  // next, until it waits. What is read and written there must stay until then.
+  Context& beside(Context& ctx) const {
+    queue(ctx).wait_for(ctx);
+    return queue(ctx);
+  }
+  void wait(Context& ctx) const {
+    const OperatorScope scope(ctx, "wait_for_context");
+    ctx.wait_for(queue(ctx));
+  }
+
+  // own (R, …): something for every row of this rank's batch, R = 2 B. Returns (ranks * R, …), that of all ranks, which
+  // is there after wait().
+  Tensor start_gather(Context& ctx, Scratch& scratch, const Tensor& own) const {
+    Shape shape = {num_places(own.dim(0))};
+    for (int axis = 1; axis < own.rank(); ++axis) shape.append(own.dim(axis));
+    Tensor all = scratch.tensor(shape, own.dtype());
+    ranks_.all_gather(beside(ctx), all, own);
+    return all;
+  }
   int64_t num_places(int64_t num_rows) const { return share_.count * num_rows; }
   // Where the part of a whole row lies among those that were gathered; num_rows: R.
   int64_t place(int64_t whole_row, int64_t part, int64_t num_rows) const {
@@ -24,6 +43,9 @@ class ContextGroup {
   int64_t whole_row_of(int64_t row) const { return row / share_.parts_held(); }
 
  private:
+  // Not ctx's side, where gradients travel that nobody waits for soon.
+  static Context& queue(Context& ctx) { return ctx.side().side(); }
+
   Communicator& ranks_;
   RowShare share_;
 };

@@ -1,5 +1,7 @@
 #include "kernels/attention_inputs.h"
 
+#include <utility>
+
 #include "kernels/cases/operator_case.h"
 
 namespace braid::cases {
@@ -78,6 +80,14 @@ Variants hard() {
     dims.gated = false;
     variants.push_back(
         of(concat("heads of ", dims.head_dim, " without gates"), Segments::packed({3, 1, 40, 20}), dims));
+  }
+  for (AttentionDims dims : {tiny, released}) {  // a half alone
+    for (int64_t* heads : {&dims.query_heads, &dims.kv_heads}) {
+      const int64_t all = std::exchange(*heads, 0);
+      variants.push_back(of(concat(dims.query_heads, " and ", dims.kv_heads, " heads of ", dims.head_dim),
+                            Segments::packed({3, 1, 40, 20}), dims));
+      *heads = all;
+    }
   }
   for (const RopeParameters& rope : {RopeParameters{RopeType::kLinear, 2.5}, RopeParameters{RopeType::kYarn, 4, 64},
                                      RopeParameters{RopeType::kYarn, 8, 32, 0, 4, 0.5, 0.8, 0.4, false}}) {

@@ -85,7 +85,7 @@ void declare_parts(Trial& t, const Segments& parts, const Heads& h, const Number
   const Var d_o = t.input("d_o", values, normal()), d_final = t.input("d_final", state_shape, normal(), kWide);
   const DeltaRuleInputs in = {q, k, v, beta, log_decay};
   const double width = 2.0 * double(values.numel()), state = width * double(h.Dk);
-  const double square = width * double(kDeltaRuleChunk), carried = 2.0 * double(state_shape.numel() * h.Dk);
+  const double square = width * double(kDeltaRuleChunk);
 
   const Var transition = t.output("transition", transition_shape, kWide, close);
   t.forward("gated_delta_rule_transition", {transition},
@@ -104,15 +104,28 @@ void declare_parts(Trial& t, const Segments& parts, const Heads& h, const Number
              },
              {.bytes = bytes_of(q, k, d_o, beta, log_decay, d_contribution), .flop = 3 * state + 4 * square});
 
-  std::vector<int64_t> way;
-  for (int64_t part = B - 1; part >= 0; --part) way.push_back(part);
-  const Var forth = t.output("forth", one, kWide, kWideSum), back = t.output("back", one, kWide, kWideSum);
+  // The ways to the parts of one row, and one that passes them all, again and again: longer than a launch takes, where
+  // heads are small.
+  const int64_t steps = h.Dk < 64 ? 500 : B;
+  std::vector<std::vector<int64_t>> there(size_t(B + 1)), from_there(size_t(B + 1));
+  for (int64_t row = 0; row < B; ++row) {
+    for (int64_t part = 0; part < row; ++part) there[size_t(row)].push_back(part);
+    for (int64_t part = B - 1; part > row; --part) from_there[size_t(row)].push_back(part);
+  }
+  for (int64_t i = 0; i < steps; ++i) {
+    there.back().push_back(i % B);
+    from_there.back().push_back((2 * i + 1) % B);
+  }
+  const Shape ends{B + 1, h.Hv, h.Dk, h.Dv};
+  const double carried = 2.0 * double((B * (B - 1) / 2 + steps) * h.Hv * h.Dk * h.Dk * h.Dv);
+  const Var forth = t.output("forth", ends, kWide, kWideSum), back = t.output("back", ends, kWide, kWideSum);
   t.forward("carry_states", {forth},
-            [=](Context& ctx) { carry_states(ctx, forth, transition, contribution, way, StateDirection::kForward); },
+            [=](Context& ctx) { carry_states(ctx, forth, transition, contribution, there, StateDirection::kForward); },
             {.bytes = bytes_of(transition, contribution, forth), .flop = carried});
-  t.backward("carry_states", {back}, [=](Context& ctx) {
-    carry_states(ctx, back, transition, d_contribution, way, StateDirection::kBackward);
-  });
+  t.backward(
+      "carry_states", {back},
+      [=](Context& ctx) { carry_states(ctx, back, transition, d_contribution, from_there, StateDirection::kBackward); },
+      {.bytes = bytes_of(transition, contribution, back), .flop = carried});
 }
 
 Variant of(const std::string& label, const Segments& documents, const Heads& heads = {}, const Numbers& numbers = {}) {
@@ -245,8 +258,10 @@ Variants timed(const Sizes& s) {
   const Numbers numbers = {.k = normal(1 / std::sqrt(double(heads.Dk))), .log_decay = uniform(-0.1, 0)};
   if (!s.documents.empty()) return {of("packed", Segments::packed(s.documents), heads, numbers)};
   Variants variants = {of(rows_name(s), whole_rows(s), heads, numbers)};
-  if (s.rows > 1)
+  if (s.rows > 1) {
     variants.push_back(of(concat("1 x ", s.tokens()), Segments::whole_rows(1, s.tokens()), heads, numbers));
+    variants.push_back(of(concat("1 x ", s.tokens(), ", uneven"), uneven_documents(s.tokens()), heads, numbers));
+  }
   variants.push_back(of(rows_name(s) + ", packed", mixed_documents(s), heads, numbers));
   for (int64_t tokens : {64, 16})
     variants.push_back(

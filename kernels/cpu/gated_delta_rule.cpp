@@ -622,25 +622,26 @@ void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRul
   cpu::gated_delta_rule_forward(ctx, {}, passing, segments, {transition, transition});
 }
 
-void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,
-                  const std::vector<int64_t>& parts, StateDirection direction) {
-  const int64_t Hv = state.dim(0), Dk = state.dim(1), Dv = state.dim(2);
-  dispatch_float("state", state, [&]<class T> {
+void carry_states(Context& ctx, Tensor states, const Tensor& transitions, const Tensor& contributions,
+                  const std::vector<std::vector<int64_t>>& ways, StateDirection direction) {
+  const int64_t Hv = states.dim(1), Dk = states.dim(2), Dv = states.dim(3), size = Dk * Dv;
+  dispatch_float("states", states, [&]<class T> {
     Scratch scratch(ctx);
-    T* next = scratch.array<T>(Hv * Dk * Dv);
+    T* const next = scratch.array<T>(states.numel());
     if (ctx.counts_only()) return;
-    T* now = state.data<T>();
-    std::fill_n(now, Hv * Dk * Dv, T(0));
-    for (const int64_t part : parts) {
-#pragma omp parallel for
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (size_t row = 0; row < ways.size(); ++row)
       for (int64_t head = 0; head < Hv; ++head) {
-        const T* a = transitions.data<T>() + (part * Hv + head) * Dk * Dk;
-        const int64_t at = head * Dk * Dv;
-        std::copy_n(contributions.data<T>() + part * Hv * Dk * Dv + at, Dk * Dv, next + at);
-        gemm({Dk, Dv, Dk}, T(1), {a, Dk, direction == StateDirection::kBackward}, {now + at, Dv}, T(1), next + at, Dv);
+        const int64_t place = static_cast<int64_t>(row) * Hv + head;
+        T *const now = states.data<T>() + place * size, *const sum = next + place * size;
+        std::fill_n(now, size, T(0));
+        for (const int64_t part : ways[row]) {
+          const T* a = transitions.data<T>() + (part * Hv + head) * Dk * Dk;
+          std::copy_n(contributions.data<T>() + (part * Hv + head) * size, size, sum);
+          gemm({Dk, Dv, Dk}, T(1), {a, Dk, direction == StateDirection::kBackward}, {now, Dv}, T(1), sum, Dv);
+          std::copy_n(sum, size, now);
+        }
       }
-      std::copy_n(next, Hv * Dk * Dv, now);
-    }
   });
 }
 

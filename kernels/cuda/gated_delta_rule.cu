@@ -285,61 +285,138 @@ __global__ void identity_kernel(float* state, int64_t numel, int D) {
   if (i < numel) state[i] = i / D % D == i % D ? 1.0f : 0.0f;
 }
 
-constexpr int kCarryColumns = 16, kCarryThreads = 256, kCarryRows = kCarryThreads / kCarryColumns;
-constexpr int kCarryDepth = 32;  // of a tile of a transition
-struct Parts {
-  static constexpr int kMost = 64;
-  int count, part[kMost];
+constexpr int kCarryColumns = 32, kCarryRows = 128, kCarryDepth = 32, kCarryThreads = 256;
+constexpr int kCarryTile = kCarryRows * kCarryDepth;  // elements of a transition at a time, 16 a thread
+
+// What a launch carries: of every way, or a piece of one, the row whose state it leads to and the parts on it.
+struct Ways {
+  static constexpr int kMost = 32, kMostParts = 448;
+  struct Way {
+    int row, first, count;
+  };
+  Way way[kMost];
+  int part[kMostParts];
 };
 
-// state = A state + B (A^T state + B), for one part after another. A block owns 16 columns of the state of a head,
-// which lie in shared memory; their sums have one order. Per part and head 2 Dk Dk Dv FLOP, and A once for every 16
-// columns.
+// A tile of a transition, rows of the product by depth (by rows where it is transposed), on its way to shared memory:
+// four float4 a thread, so that the next tile is fetched while this one is used.
 template <bool kTransposed>
-__global__ void __launch_bounds__(kCarryThreads)
-    carry_kernel(float* state, const float* transitions, const float* contributions, Parts parts, int Hv, int Dk,
-                 int Dv) {
-  extern __shared__ float shared[];
-  float *now = shared, *next = shared + Dk * kCarryColumns;  // (Dk, kCarryColumns)
-  __shared__ float tile[kCarryRows * 8][kCarryDepth + 1];    // of A, by rows of the product
-  const int head = blockIdx.x, column = threadIdx.x % kCarryColumns, row = threadIdx.x / kCarryColumns;
-  const int at = blockIdx.y * kCarryColumns + column;
-  for (int a = row; a < Dk; a += kCarryRows)
-    now[a * kCarryColumns + column] = at < Dv ? state[(int64_t(head) * Dk + a) * Dv + at] : 0.0f;
-  for (int i = 0; i < parts.count; ++i) {
-    const int64_t place = int64_t(parts.part[i]) * Hv + head;
-    const float *A = transitions + place * Dk * Dk, *B = contributions + place * Dk * Dv;
-    for (int first = 0; first < Dk; first += kCarryRows * 8) {
-      float sums[8] = {};
-      for (int depth = 0; depth < Dk; depth += kCarryDepth) {
-        __syncthreads();
-        for (int j = threadIdx.x; j < kCarryRows * 8 * kCarryDepth; j += kCarryThreads) {
-          const int r = kTransposed ? j % (kCarryRows * 8) : j / kCarryDepth;
-          const int d = kTransposed ? j / (kCarryRows * 8) : j % kCarryDepth;
-          const bool exists = first + r < Dk && depth + d < Dk;
-          tile[r][d] = exists
-                           ? A[kTransposed ? int64_t(depth + d) * Dk + first + r : int64_t(first + r) * Dk + depth + d]
-                           : 0.0f;
-        }
-        __syncthreads();
-        for (int d = 0; d < kCarryDepth && depth + d < Dk; ++d) {
-          const float x = now[(depth + d) * kCarryColumns + column];
+struct CarryTile {
+  static constexpr int kLines = kTransposed ? kCarryDepth : kCarryRows;
+  static constexpr int kWidth = kTransposed ? kCarryRows : kCarryDepth, kStride = kWidth + 4;  // no bank twice
+  static constexpr int kFetches = kCarryTile / 4 / kCarryThreads;
+  float4 fetched[kFetches];
+
+  // From `line` and `column` of A (D, D) on; what lies outside is zero.
+  __device__ __forceinline__ void fetch(const float* A, int D, int line, int column) {
 #pragma unroll
-          for (int r = 0; r < 8; ++r) sums[r] += tile[row + r * kCarryRows][d] * x;
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < 8; ++r) {
-        const int a = first + row + r * kCarryRows;
-        if (a < Dk) next[a * kCarryColumns + column] = sums[r] + (at < Dv ? B[int64_t(a) * Dv + at] : 0.0f);
+    for (int j = 0; j < kFetches; ++j) {
+      const int at = j * kCarryThreads + threadIdx.x, l = line + at / (kWidth / 4), c = column + at % (kWidth / 4) * 4;
+      const float* from = A + int64_t(l) * D + c;
+      if (D % 4 == 0) {
+        fetched[j] = l < D && c < D ? *reinterpret_cast<const float4*>(from) : float4{};
+      } else {
+        auto element = [&](int i) { return l < D && c + i < D ? from[i] : 0.0f; };
+        fetched[j] = {element(0), element(1), element(2), element(3)};
       }
     }
-    __syncthreads();
-    float* const last = now;
-    now = next, next = last;
   }
-  for (int a = row; a < Dk; a += kCarryRows)
-    if (at < Dv) state[(int64_t(head) * Dk + a) * Dv + at] = now[a * kCarryColumns + column];
+  __device__ __forceinline__ void store(float* tile) const {
+#pragma unroll
+    for (int j = 0; j < kFetches; ++j) {
+      const int at = j * kCarryThreads + threadIdx.x;
+      *reinterpret_cast<float4*>(tile + at / (kWidth / 4) * kStride + at % (kWidth / 4) * 4) = fetched[j];
+    }
+  }
+};
+
+// state = A state + B (A^T state + B), for one part on a way after another. A block owns 32 columns of the state of one
+// head at the end of one way, which lie in shared memory; a thread four of them in four of 128 rows. Sums have one order.
+// Per part and head 2 Dk Dk Dv FLOP, and A once for every 32 columns.
+template <bool kTransposed>
+__global__ void __launch_bounds__(kCarryThreads)
+    carry_kernel(float* states, const float* transitions, const float* contributions, Ways ways, int Hv, int Dk,
+                 int Dv) {
+  using Tile = CarryTile<kTransposed>;
+  extern __shared__ float4 columns[];
+  __shared__ __align__(16) float tile[Tile::kLines * Tile::kStride];
+  float4 *now = columns, *next = columns + Dk * (kCarryColumns / 4);  // (Dk, kCarryColumns)
+  const Ways::Way way = ways.way[blockIdx.z];
+  const int head = blockIdx.x, quad = threadIdx.x % (kCarryColumns / 4), group = threadIdx.x / (kCarryColumns / 4);
+  const int column = blockIdx.y * kCarryColumns + 4 * quad;
+  auto load = [&](const float* matrix, int row) {  // four columns of (Dk, Dv)
+    auto element = [&](int i) { return column + i < Dv ? matrix[int64_t(row) * Dv + column + i] : 0.0f; };
+    return float4{element(0), element(1), element(2), element(3)};
+  };
+  float* const state = states + (int64_t(way.row) * Hv + head) * Dk * Dv;
+  for (int row = group; row < Dk; row += kCarryRows / 4) now[row * (kCarryColumns / 4) + quad] = load(state, row);
+
+  const int depths = (Dk + kCarryDepth - 1) / kCarryDepth, tiles = depths * ((Dk + kCarryRows - 1) / kCarryRows);
+  auto place = [&](int i) { return int64_t(ways.part[way.first + i]) * Hv + head; };
+  Tile ahead;
+  auto fetch = [&](int number) {  // of all tiles on the way
+    const int row = number % tiles / depths * kCarryRows, depth = number % depths * kCarryDepth;
+    ahead.fetch(transitions + place(number / tiles) * Dk * Dk, Dk, kTransposed ? depth : row, kTransposed ? row : depth);
+  };
+  auto row_of = [&](int first, int r) { return first + (kTransposed ? 4 * group + r : group + r * (kCarryRows / 4)); };
+  fetch(0);
+  float4 sums[4];
+  for (int number = 0; number < way.count * tiles; ++number) {
+    const int first = number % tiles / depths * kCarryRows, depth = number % depths * kCarryDepth;
+    if (depth == 0)
+      for (float4& sum : sums) sum = {};
+    __syncthreads();
+    ahead.store(tile);
+    __syncthreads();
+    if (number + 1 < way.count * tiles) fetch(number + 1);
+    const int end = min(kCarryDepth, Dk - depth);
+    auto add = [&](int d, float a0, float a1, float a2, float a3) {
+      const float4 x = now[(depth + d) * (kCarryColumns / 4) + quad];
+      const float a[4] = {a0, a1, a2, a3};
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        sums[r].x += a[r] * x.x, sums[r].y += a[r] * x.y;
+        sums[r].z += a[r] * x.z, sums[r].w += a[r] * x.w;
+      }
+    };
+    auto line = [&](int l, int at) { return *reinterpret_cast<const float4*>(tile + l * Tile::kStride + at); };
+    if constexpr (kTransposed) {
+#pragma unroll 8
+      for (int d = 0; d < end; ++d) {
+        const float4 a = line(d, 4 * group);
+        add(d, a.x, a.y, a.z, a.w);
+      }
+    } else {
+      auto row = [&](int r, int d) { return line(group + r * (kCarryRows / 4), d); };
+#pragma unroll 2
+      for (int d = 0; d < end; d += 4) {
+        const float4 a = row(0, d), b = row(1, d), c = row(2, d), e = row(3, d);
+        add(d, a.x, b.x, c.x, e.x);
+        if (d + 1 < end) add(d + 1, a.y, b.y, c.y, e.y);
+        if (d + 2 < end) add(d + 2, a.z, b.z, c.z, e.z);
+        if (d + 3 < end) add(d + 3, a.w, b.w, c.w, e.w);
+      }
+    }
+    if (depth + kCarryDepth < Dk) continue;
+    const float* B = contributions + place(number / tiles) * Dk * Dv;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int row = row_of(first, r);
+      if (row >= Dk) continue;
+      const float4 b = load(B, row);
+      next[row * (kCarryColumns / 4) + quad] = {sums[r].x + b.x, sums[r].y + b.y, sums[r].z + b.z, sums[r].w + b.w};
+    }
+    if (number % tiles == tiles - 1) {
+      float4* const last = now;
+      now = next, next = last;
+    }
+  }
+  __syncthreads();
+  for (int row = group; row < Dk; row += kCarryRows / 4) {
+    const float4 last = now[row * (kCarryColumns / 4) + quad];
+    const float element[4] = {last.x, last.y, last.z, last.w};
+    for (int i = 0; i < 4 && column + i < Dv; ++i) state[int64_t(row) * Dv + column + i] = element[i];
+  }
 }
 }  // namespace
 
@@ -380,22 +457,33 @@ void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRul
   dispatch_activation("q", in.q, [&]<class X> { any::forward<X>(ctx, {}, passing, segments, states); });
 }
 
-void carry_states(Context& ctx, Tensor state, const Tensor& transitions, const Tensor& contributions,
-                  const std::vector<int64_t>& parts, StateDirection direction) {
-  fill_zero(ctx, state);
-  if (ctx.counts_only() || state.numel() == 0) return;
-  const int Hv = static_cast<int>(state.dim(0)), Dk = static_cast<int>(state.dim(1)),
-            Dv = static_cast<int>(state.dim(2));
+void carry_states(Context& ctx, Tensor states, const Tensor& transitions, const Tensor& contributions,
+                  const std::vector<std::vector<int64_t>>& ways, StateDirection direction) {
+  fill_zero(ctx, states);
+  if (ctx.counts_only() || states.numel() == 0) return;
+  const int Hv = static_cast<int>(states.dim(1)), Dk = static_cast<int>(states.dim(2)),
+            Dv = static_cast<int>(states.dim(3));
   const auto kernel = direction == StateDirection::kBackward ? carry_kernel<true> : carry_kernel<false>;
   const int bytes = 2 * Dk * kCarryColumns * static_cast<int>(sizeof(float));
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "cudaFuncSetAttribute");
-  for (size_t first = 0; first < parts.size(); first += Parts::kMost) {
-    Parts some = {static_cast<int>(std::min<size_t>(Parts::kMost, parts.size() - first)), {}};
-    for (int i = 0; i < some.count; ++i) some.part[i] = static_cast<int>(parts[first + i]);
-    kernel<<<dim3(Hv, ceil_div(Dv, kCarryColumns)), kCarryThreads, bytes, stream_of(ctx)>>>(
-        pointer<float>(state), pointer<float>(transitions), pointer<float>(contributions), some, Hv, Dk, Dv);
+  Ways some;
+  int num_ways = 0, num_parts = 0;
+  auto launch = [&] {
+    if (num_ways == 0) return;
+    kernel<<<dim3(Hv, ceil_div(Dv, kCarryColumns), num_ways), kCarryThreads, bytes, stream_of(ctx)>>>(
+        pointer<float>(states), pointer<float>(transitions), pointer<float>(contributions), some, Hv, Dk, Dv);
     check_launch("carry_states");
-  }
+    num_ways = num_parts = 0;
+  };
+  for (size_t row = 0; row < ways.size(); ++row)
+    for (size_t at = 0; at < ways[row].size();) {
+      if (num_ways == Ways::kMost || num_parts == Ways::kMostParts) launch();
+      // What does not fit goes on from the state that this launch leaves.
+      const int count = static_cast<int>(std::min<size_t>(ways[row].size() - at, Ways::kMostParts - num_parts));
+      some.way[num_ways++] = {static_cast<int>(row), num_parts, count};
+      for (int i = 0; i < count; ++i) some.part[num_parts++] = static_cast<int>(ways[row][at++]);
+    }
+  launch();
 }
 
 Implementation gated_delta_rule_implementation(Context& ctx, const DeltaRuleInputs& in) {

@@ -133,7 +133,6 @@ TEST(PastTokens, DeltaRuleOfAllPiecesAtOnceIsTheRecurrenceOfTheWhole) {
   gated_delta_rule_recurrent_backward(ctx, expected_d, d_o, in, whole());
 
   const auto num_pieces = static_cast<int64_t>(kCuts.size()) - 1;
-  const Shape state{kHv, kDk, kDv};
   Tensor transitions = poisoned({num_pieces * kB, kHv, kDk, kDk}, DType::kF64);
   Tensor forward = poisoned({num_pieces * kB, kHv, kDk, kDv}, DType::kF64), backward = like(forward);
   auto each = [&](auto&& body) {
@@ -160,13 +159,13 @@ TEST(PastTokens, DeltaRuleOfAllPiecesAtOnceIsTheRecurrenceOfTheWhole) {
   const DeltaRuleInputs d_in = like(in);
   each([&](const Piece& piece, int64_t begin, int64_t) {
     Tensor initial = poisoned({kB, kHv, kDk, kDv}, DType::kF64), d_final = like(initial), d_initial = like(initial);
+    std::vector<std::vector<int64_t>> before(kB), behind(kB);
     for (int64_t b = 0; b < kB; ++b) {
-      std::vector<int64_t> before, behind;
-      for (int64_t part = b; part < begin; part += kB) before.push_back(part);
-      for (int64_t part = (num_pieces - 1) * kB + b; part >= begin + kB; part -= kB) behind.push_back(part);
-      carry_states(ctx, initial.rows(b, b + 1).view(state), transitions, forward, before, StateDirection::kForward);
-      carry_states(ctx, d_final.rows(b, b + 1).view(state), transitions, backward, behind, StateDirection::kBackward);
+      for (int64_t part = b; part < begin; part += kB) before[b].push_back(part);
+      for (int64_t part = (num_pieces - 1) * kB + b; part >= begin + kB; part -= kB) behind[b].push_back(part);
     }
+    carry_states(ctx, initial, transitions, forward, before, StateDirection::kForward);
+    carry_states(ctx, d_final, transitions, backward, behind, StateDirection::kBackward);
     const DeltaRuleInputs part = cut(piece, in), d_part = like(part);
     Tensor o_part = like(part.v);
     gated_delta_rule_forward(ctx, o_part, part, piece.segments(), {initial, {}});
