@@ -145,8 +145,10 @@ Variants timed(const Sizes& s) {
   Variants variants = {
       of(rows_name(s), whole_rows(s), heads),
       of(rows_name(s) + ", packed", given ? Segments::packed(s.documents) : mixed_documents(s), heads)};
-  if (s.rows > 1 && !given)
+  if (s.rows > 1 && !given) {
     variants.push_back(of(concat("1 x ", s.tokens()), Segments::whole_rows(1, s.tokens()), heads));
+    variants.push_back(of(concat("1 x ", s.tokens(), ", uneven"), uneven_documents(s.tokens()), heads));
+  }
   if (s.shared_rows && !given)
     variants.push_back(of("halves of documents, " + rows_name(s), halves_of_documents(s.rows, s.row_tokens), heads));
   return variants;

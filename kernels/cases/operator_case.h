@@ -81,6 +81,7 @@ Segments rows_with_invalid_tokens();     // three rows, the last without valid t
 Segments whole_rows(const Sizes& sizes);
 Segments mixed_documents(const Sizes& sizes);                        // about 1000 tokens in the mean, none across rows
 Segments equal_documents(int64_t num_tokens, int64_t tokens_each);   // in one row
+Segments uneven_documents(int64_t num_tokens);                       // in one row; of 32,768: 100 to 20,000
 std::string rows_name(const Sizes& sizes);                           // "8 x 4096"
 Segments with_invalid_tokens(int64_t num_rows, int64_t row_tokens);  // every seventh, and the whole second row
 

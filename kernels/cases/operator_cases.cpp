@@ -90,17 +90,28 @@ Segments equal_documents(int64_t num_tokens, int64_t tokens_each) {
   return Segments::packed(std::vector<int64_t>(static_cast<size_t>(num_tokens / tokens_each), tokens_each));
 }
 
-Segments mixed_documents(const Sizes& sizes) {
-  constexpr int64_t kLengths[] = {700, 90, 2300, 400, 1500, 30, 1100, 250, 3000, 800};
-  Segments s = whole_rows(sizes);
+namespace {
+// Every row from documents of these lengths, in turns; what does not fit is cut.
+Segments filled_with(Segments s, const std::vector<int64_t>& lengths) {
   s.offsets = {0};
-  for (int64_t row = 0, d = 0; row < s.num_rows; ++row)
+  for (size_t row = 0, d = 0; row < size_t(s.num_rows); ++row)
     for (int64_t left = s.row_tokens; left > 0; ++d) {
-      const int64_t length = std::min(left, kLengths[d % std::ssize(kLengths)]);
+      const int64_t length = std::min(left, lengths[d % lengths.size()]);
       s.offsets.push_back(s.offsets.back() + length);
       left -= length;
     }
   return s;
+}
+}  // namespace
+
+Segments mixed_documents(const Sizes& sizes) {
+  return filled_with(whole_rows(sizes), {700, 90, 2300, 400, 1500, 30, 1100, 250, 3000, 800});
+}
+
+Segments uneven_documents(int64_t num_tokens) {
+  std::vector<int64_t> lengths = {20000, 100, 5000, 700, 2500, 150, 1500, 300, 1200, 900, 318};
+  for (int64_t& length : lengths) length = std::max<int64_t>(1, length * num_tokens / 32768);
+  return filled_with(Segments::whole_rows(1, num_tokens), lengths);
 }
 
 void unit_rows(Tensor x) {
