@@ -65,7 +65,7 @@ done <"$work/libraries"
 
 cp -r configs docs kernels model "$root/"  # the sources of two folders are the text that the tiny config trains on
 cp -r tests/golden tests/e2e "$root/tests/"
-cp scripts/{common.sh,gpu_check.sh,gpu_small_data.sh,lean_state_accuracy.sh} "$root/scripts/"
+cp scripts/{common.sh,gpu_check.sh,gpu_small_data.sh,lean_state_accuracy.sh,passkey.sh,passkey_text.py} "$root/scripts/"
 cp LICENSE "$root/"
 {
   echo "Braid $("$build/braid" --version | head -1)"
