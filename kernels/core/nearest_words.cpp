@@ -3,6 +3,27 @@
 #include <algorithm>
 
 namespace braid {
+namespace {
+
+std::vector<std::string> parts_of(const std::string& word) {
+  std::vector<std::string> parts(1);
+  for (const char c : word) {
+    if (c != '_' && c != '-') parts.back() += c;
+    else if (!parts.back().empty()) parts.emplace_back();
+  }
+  if (parts.back().empty()) parts.pop_back();
+  return parts;
+}
+
+// Does every part of `word` begin a part of `candidate`?
+bool says_more(const std::string& candidate, const std::string& word) {
+  const std::vector<std::string> wanted = parts_of(word), there = parts_of(candidate);
+  return std::all_of(wanted.begin(), wanted.end(), [&](const std::string& w) {
+    return std::any_of(there.begin(), there.end(), [&](const std::string& t) { return t.starts_with(w); });
+  });
+}
+
+}  // namespace
 
 size_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
@@ -21,7 +42,7 @@ size_t edit_distance(const std::string& a, const std::string& b) {
 }
 
 std::vector<std::string> nearest_words(const std::string& word, const std::vector<std::string>& candidates) {
-  constexpr size_t kLongestWord = 64, kMostTies = 3;
+  constexpr size_t kLongestWord = 64, kMostTies = 3, kShortestPart = 4;
   std::vector<std::string> nearest;
   if (word.size() > kLongestWord) return nearest;
   size_t smallest = std::max<size_t>(1, word.size() / 3);
@@ -32,6 +53,9 @@ std::vector<std::string> nearest_words(const std::string& word, const std::vecto
     smallest = distance;
     nearest.push_back(candidate);
   }
+  if (nearest.empty() && word.size() >= kShortestPart)
+    for (const std::string& candidate : candidates)
+      if (says_more(candidate, word)) nearest.push_back(candidate);
   if (nearest.size() > kMostTies) nearest.resize(kMostTies);
   return nearest;
 }

@@ -614,6 +614,7 @@ std::string advice_on_unknown_key(const std::string& dotted) {
         if (known.size() > path.size() && join_keys(path, last_key(known)) == known)
           siblings.push_back(last_key(known));
       const ForeignKey* whole = find_foreign("", dotted);
+      if (!whole && nearest_keys(key, siblings).empty()) whole = find_foreign(path, last_key(dotted));
       return whole ? translation(*whole) : advice(path, key, siblings);
     }
     path = next;

@@ -39,6 +39,16 @@ TEST(ExplainKey, AnswersWhatIsNoKey) {
   expect_contains(message_of<ConfigError>([] { explain_key("train_iters"); }), "here it is called run.steps");
   expect_contains(message_of<ConfigError>([] { explain_key("dropout"); }), "there is no dropout");
   expect_contains(message_of<ConfigError>([] { explain_key("optimiser.lr"); }), "did you mean optimizer?");
+  expect_contains(message_of<ConfigError>([] { explain_key("training.local_batch_size"); }),
+                  "here it is called train.micro_batch_size");
+}
+
+TEST(ExplainKey, FindsKeysByAPartOfTheirName) {
+  expect_contains(message_of<ConfigError>([] { explain_key("vocab"); }), "did you mean model.vocab_size or ");
+  expect_contains(message_of<ConfigError>([] { explain_key("train.global_batch"); }), "did you mean global_batch_size?");
+  expect_contains(message_of<ConfigError>([] { explain_key("num_heads"); }),
+                  "did you mean model.num_attention_heads or model.num_key_value_heads");
+  expect_contains(message_of<ConfigError>([] { explain_key("a_b"); }), "known here: run, ");
 }
 
 TEST(ConfigSchema, HasEveryKeyAndNoOther) {
