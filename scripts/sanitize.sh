@@ -36,15 +36,20 @@ quietly "$build/build.log" cmake --build "$build" --parallel "$(usable_cores)" -
 
 say "Tests"
 prepare_mpi
-export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 if [ $kind = address ]; then
   status=0
   ctest --test-dir "$build" --output-on-failure -j2 -E '^(e2e|chaos)\.' "$@" || status=1
   LSAN_OPTIONS=detect_leaks=0 ctest --test-dir "$build" --output-on-failure -j2 -R '^e2e\.' "$@" || status=1
   exit $status
 else
-  # The thread sanitizer does not know libgomp's barriers, so one thread computes; and it needs its addresses free, which
-  # kernels with much address randomisation do not promise.
+  # The thread sanitizer does not know libgomp's barriers, so one thread computes, and what compares numbers of threads is left
+  # out; so is what bounds memory, of which the sanitizer takes a multiple. Open MPI's TCP plug-in takes two locks in either order
+  # while it starts. Addresses must be free, which kernels with much address randomisation do not promise.
+  suppressions=$build/tsan-suppressions.txt
+  echo 'deadlock:mca_btl_tcp.so' >"$suppressions"
+  export TSAN_OPTIONS="halt_on_error=1:suppressions=$PWD/$suppressions"
+  export GTEST_FILTER='-*EveryThreadCount*:*PassesThroughAStagingBuffer*'
   pattern=$(tr -s ' \n' '|' <<<"$threaded" | sed 's/|$//; s/\./\\./g')
   OMP_NUM_THREADS=1 setarch -R ctest --test-dir "$build" --output-on-failure -R "^($pattern)(\.|$)" "$@"
 fi

@@ -117,7 +117,7 @@ ForeignTokens open_datatrove(const std::string& path) {
   for (const int64_t end : read_array<int64_t>(index, 0, index.size() / 8)) tokens.offsets.push_back(end);
   tokens.count = tokens.offsets.back();
   check_offsets(index.path(), tokens);
-  const bool is_u16 = file->size() == 2 * tokens.count;
+  const bool is_u16 = file->size() % 2 == 0 && file->size() / 2 == tokens.count;
   check<DataError>(is_u16 || (file->size() % 4 == 0 && file->size() / 4 == tokens.count), path, ": has ", file->size(),
                    " bytes, but ", index.path(), " names ", tokens.count, " tokens, of 2 or 4");
   tokens.read_values = reader_of(file, {.bytes = is_u16 ? 2 : 4});
