@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts a training again until it is complete:   scripts/supervise.sh mpirun -n 8 braid train run.yaml run.dir=runs/mine
 # The command is a `braid train` of any launcher; --resume=auto is added to it. What another start cannot mend (config, data, a checkpoint
-# that is refused, numerics, a folder in use, the environment) ends it with braid's exit code; so does a stop on request (75). SIGTERM,
+# that is refused, numerics, a folder in use, the environment) ends it with braid's exit code; so does a stop on request (75, 76). SIGTERM,
 # SIGINT and SIGUSR1 are passed on as SIGUSR1, which mpirun hands to its ranks as it is: the run saves and leaves.
 #   BRAID_RETRIES   failures in a row without a new checkpoint before it gives up (default 5)
 #   BRAID_PAUSE_S   seconds before a new start, doubled after each failure without a new checkpoint (default 2, at most 300)
@@ -35,7 +35,7 @@ while :; do
   done
   child=
   case $code in
-    0 | 75) exit $code ;;
+    0 | 75 | 76) exit $code ;;
     2 | 3 | 4 | 6 | 8 | 10)
       echo "supervise: braid ended with $code, which a new start does not mend" >&2
       exit $code ;;

@@ -50,12 +50,10 @@ void check_resume_config(const RunConfig& stored, const RunConfig& config, const
   // Keys of the layout that the balance loss counts by.
   const BalanceConfig& balance = config.balance;
   const int64_t micro_before = stored.train.micro_batch_size, micro_now = config.train.micro_batch_size;
-  const bool by_micro_batch =
-      balance.scope == BalanceScope::kMicroBatch ||
-      (balance.scope == BalanceScope::kGlobalBatch && balance.counts == BalanceCounts::kRunning);
   const bool by_ranks = balance.scope == BalanceScope::kGlobalBatch && balance.counts == BalanceCounts::kRunning;
   if (balance.loss_weight != 0 && !is_overridden("train.micro_batch_size")) {
     const std::string why = concat(", which the balance loss counts by (balance.scope ", name_of_enum(balance.scope),
+  const bool by_micro_batch = by_ranks || balance.scope == BalanceScope::kMicroBatch;
                                    ", balance.counts ", name_of_enum(balance.counts), ")");
     if (by_micro_batch && micro_before != micro_now)
       add(concat("train.micro_batch_size was ", micro_before, " and is ", micro_now, why));

@@ -268,7 +268,7 @@ class TrainingRun {
       const std::string lost = front_->end_output(std::chrono::seconds(2));
       if (!lost.empty()) note("output", "of the console " + lost);
     }
-    return ExitCode::kStoppedOnRequest;
+    return saves_weights_alone() ? kStoppedWithWeights : ExitCode::kStoppedOnRequest;
   }
 
   void flush_metrics() {

@@ -94,6 +94,9 @@ grep -q 'checkpoint.contents is weights: no --resume' "$alone.log" || fail "noth
 grep -qE 'saved .*step-000000008: wrote [0-9.]+ MB in [0-9.]+ s \([0-9.]+ GB/s\), read back in' "$alone.log" || fail "a save does not tell how it went"
 expect_error 4 'step-000000008: holds weights alone.*init.from=.*step-000000008$' \
   mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$alone" run.steps=16 "${common[@]}" --resume
+status=0
+"$BRAID" train "$TINY" "run.dir=$WORK/alone-stopped" run.steps=1000000 run.time_limit=1 "${common[@]}" checkpoint.contents=weights >"$WORK/alone-stopped.log" 2>&1 || status=$?
+[ $status = 76 ] && grep -q 'its weights are saved, init.from starts' "$WORK/alone-stopped.log" || { tail -3 "$WORK/alone-stopped.log" >&2; fail "weights alone, stopped on request: exit code $status instead of 76"; }
 "$BRAID" ckpt ls "$alone" | grep -q '^step-000000008 .* newest, weights alone$' || fail "ckpt ls does not say what it holds"
 "$BRAID" ckpt verify "$alone" --deep >/dev/null
 "$BRAID" ckpt reshard --from "$alone" --to "$WORK/alone-3" --ranks 3 >/dev/null

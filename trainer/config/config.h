@@ -49,7 +49,8 @@ struct RunSection {
     key("dir", dir, "run folder: metrics, checkpoints, resolved config");
     key("steps", steps, "optimizer updates of the whole run");
     key("time_limit", time_limit,
-        "seconds after its start at which the program has saved and ended, exit code 75; 0 = none");
+        "seconds after its start at which the program has saved and ended, exit code 75 (76 if checkpoint.contents is "
+        "weights); 0 = none");
     key("hang_timeout", hang_timeout,
         "seconds without progress of any rank after which the job ends and the rank to blame is named; 0 = never");
     key("check_replicas_interval", check_replicas_interval,
