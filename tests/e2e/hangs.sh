@@ -50,6 +50,9 @@ for rank in 0 1; do
   job=$! pids=()
   ends_with 5 20 "rank $rank of .* is stopped, by SIGSTOP or a debugger: phase start, before the ranks have met" "rank $rank stopped while it starts"
 done
+BRAID_FAULT="site=init,rank=1,do=hang" setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$dir" run.hang_timeout=3 >"$WORK/log" 2>&1 &
+job=$! pids=()
+ends_with 5 20 "rank 1 of .* does nothing for 3 s while others wait for it: phase start, before the ranks have met" "rank 1 asleep while it starts"
 
 # a rank that dies ends the job, whatever the launcher thinks of it
 start 2

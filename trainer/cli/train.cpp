@@ -64,6 +64,7 @@ void add_train_command(CLI::App& app, Action& action) {
                     : options->resume_mode == "strict"                               ? ResumeMode::kStrict
                     : options->resume_mode == "newest" || !resume.checkpoint.empty() ? ResumeMode::kNewest
                                                                                      : ResumeMode::kNo;
+      now_meets();
       std::unique_ptr<Communicator> world = open_world();
       Context cpu = Context::cpu();
       check_agreement(cpu, *world,

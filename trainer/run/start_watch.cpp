@@ -37,10 +37,27 @@ std::optional<int> rank_in(const std::string& environment) {
   return std::nullopt;
 }
 
+// What the thread that watches is called from now_meets() on. It begins as kWatchdogThread does.
+constexpr const char* kMeetingThread = "braid-watch:met";
+
+Sibling::Place place_of(int pid) {
+  std::error_code error;
+  for (fs::directory_iterator thread(concat("/proc/", pid, "/task"), error), end; !error && thread != end;
+       thread.increment(error)) {
+    const std::string name = file_text(thread->path().string() + "/comm");
+    if (name.starts_with(kMeetingThread)) return Sibling::Place::kMeets;
+    if (name.starts_with(kWatchdogThread)) return Sibling::Place::kOnItsWay;
+  }
+  return Sibling::Place::kUnknown;
+}
+
 class StartWatch {
  public:
   explicit StartWatch(double timeout_s)
-      : timeout_ms_(static_cast<int64_t>(timeout_s * 1e3)), thread_([this] { watch(); }) {}
+      : timeout_ms_(static_cast<int64_t>(timeout_s * 1e3)), thread_([this] { watch(); }) {
+    pthread_setname_np(thread_.native_handle(), kWatchdogThread);
+  }
+  void meets() { pthread_setname_np(thread_.native_handle(), kMeetingThread); }
   ~StartWatch() {
     {
       const std::lock_guard lock(mutex_);
@@ -52,25 +69,32 @@ class StartWatch {
 
  private:
   void watch() {
-    pthread_setname_np(pthread_self(), kWatchdogThread);
     const auto pause = std::chrono::milliseconds(std::clamp<int64_t>(timeout_ms_ / 20, 50, 1000));
-    StoppedSiblings stopped(timeout_ms_);
+    StandingSiblings standing(timeout_ms_);
     std::unique_lock lock(mutex_);
     const auto ends_within = [&](std::chrono::milliseconds time) {
       return ending_changed_.wait_for(lock, time, [this] { return ending_; });
     };
     for (int64_t before = now_ms(); !ends_within(pause);) {
       const int64_t now = now_ms();
-      if (now - before > 3 * pause.count() + 1000) stopped.forget();  // it was stopped itself
+      if (now - before > 3 * pause.count() + 1000) standing.forget();  // it was stopped itself
       before = now;
       const std::vector<Sibling> all = siblings();
-      const std::vector<int> culprits = stopped.for_too_long(all, now);
+      std::vector<Sibling> culprits = standing.for_too_long(all, now);
       if (culprits.empty()) continue;
-      const auto speaker = std::find_if(all.begin(), all.end(), [](const Sibling& s) { return !s.stopped; });
+      const bool stopped = culprits.front().stopped;  // the others may wait for these
+      std::erase_if(culprits, [&](const Sibling& s) { return s.stopped != stopped; });
+      std::vector<int> ranks;
+      for (const Sibling& s : culprits) ranks.push_back(s.rank);
+      const auto speaker = std::find_if(all.begin(), all.end(), [&](const Sibling& s) {
+        return !s.stopped && std::find(ranks.begin(), ranks.end(), s.rank) == ranks.end();
+      });
       const bool speaks = speaker != all.end() && speaker->pid == getpid();
       if (!speaks && ends_within(std::chrono::seconds(5))) return;
-      end_of_start(concat(rank_list(culprits), " of ", host_name(), culprits.size() == 1 ? " " : " each ",
-                          "is stopped, by SIGSTOP or a debugger: phase start, before the ranks have met"),
+      end_of_start(concat(rank_list(ranks), " of ", host_name(), ranks.size() == 1 ? " " : " each ",
+                          stopped ? "is stopped, by SIGSTOP or a debugger"
+                                  : concat("does nothing for ", timeout_ms_ / 1000, " s while others wait for it"),
+                          ": phase start, before the ranks have met"),
                    speaks);
     }
   }
@@ -98,25 +122,37 @@ std::vector<Sibling> siblings() {
     for (int pid = 0; children >> pid;) {
       const std::optional<int> rank = rank_in(file_text(concat("/proc/", pid, "/environ")));
       if (!rank) continue;
-      const char state = activity_of(pid).state;
-      found.push_back({*rank, pid, state == 'T' || state == 't'});
+      const ProcessActivity activity = activity_of(pid);
+      found.push_back({*rank, pid, activity.state == 'T' || activity.state == 't', activity.state == 'S',
+                       place_of(pid), activity.work});
     }
   }
   std::sort(found.begin(), found.end(), [](const Sibling& a, const Sibling& b) { return a.rank < b.rank; });
   return found;
 }
 
-std::vector<int> StoppedSiblings::for_too_long(const std::vector<Sibling>& siblings, int64_t now_ms) {
-  std::vector<int> ranks;
+std::vector<Sibling> StandingSiblings::for_too_long(const std::vector<Sibling>& siblings, int64_t now_ms) {
+  const bool waited_for = std::any_of(siblings.begin(), siblings.end(), [](const Sibling& s) { return s.place == Sibling::Place::kMeets; });
+  std::vector<Sibling> found;
   for (const Sibling& s : siblings) {
-    if (!s.stopped) since_ms_.erase(s.rank);
-    else if (now_ms - since_ms_.try_emplace(s.rank, now_ms).first->second >= timeout_ms_) ranks.push_back(s.rank);
+    if (!s.stopped && !(waited_for && s.asleep && s.place == Sibling::Place::kOnItsWay)) {
+      since_.erase(s.rank);
+      continue;
+    }
+    Since& since = since_.try_emplace(s.rank, Since{now_ms, s.stopped, s.work}).first->second;
+    if (since.stopped != s.stopped || since.work != s.work) since = {now_ms, s.stopped, s.work};
+    if (now_ms - since.ms >= timeout_ms_) found.push_back(s);
   }
-  return ranks;
+  std::stable_partition(found.begin(), found.end(), [](const Sibling& s) { return s.stopped; });
+  return found;
 }
 
 void begin_start_watch(double timeout_s) {
   if (timeout_s > 0) start_watch() = std::make_unique<StartWatch>(timeout_s);
+}
+
+void now_meets() {
+  if (start_watch()) start_watch()->meets();
 }
 
 void end_start_watch() { start_watch().reset(); }

@@ -71,7 +71,7 @@ ProcessActivity activity_of(int pid) {
     const std::string folder = thread->path().string();
     const std::string stat = file_text(folder + "/stat");
     const size_t name_end = stat.rfind(')');
-    if (name_end == stat.npos || stat.find(concat('(', kWatchdogThread, ')')) != stat.npos) continue;
+    if (name_end == stat.npos || stat.find(concat('(', kWatchdogThread)) != stat.npos) continue;
     std::istringstream fields(stat.substr(name_end + 1));
     char state = '?';
     int64_t skipped = 0, user = 0, system = 0;

@@ -12,8 +12,8 @@
 
 namespace braid {
 
-// Of the threads that watch, whose work is not their process's: 15 characters at most.
-inline constexpr const char* kWatchdogThread = "braid-watchdog";
+// How the names of the threads that watch, whose work is not their process's, begin: 15 characters at most.
+inline constexpr const char* kWatchdogThread = "braid-watch";
 
 // What the system says of a process: what tells a rank that works from one that sleeps for ever.
 struct ProcessActivity {
