@@ -2,18 +2,21 @@
 """Each call in turn: a kill, or an error, at the first, second, third … of one kind in one rank, until a training needs
 no more of them.
 
-    every_call.py BRAID SOURCE FAULTY_CALLS [--what WHAT] [--step N] [--jobs N] [--seconds S] [--work DIR]
+    every_call.py BRAID SOURCE FAULTY_CALLS [--what WHAT] [--step N] [--jobs N] [--seconds S] [--state FILE]
+                  [--work DIR]
 
 A tiny model on two ranks, three saves and a pruning, or a load. Then the run goes on without a fault: every committed
 checkpoint is whole, and state and numbers are those of the run that nothing happened to. WHAT: kill-change, kill-read
 (-9 at a call on checkpoints that writes, flushes, renames, removes …, or reads), error-change, error-read (EIO once),
 full (ENOSPC from there on), memory (a request for host memory that finds none), kill-collective. --step N takes every Nth,
---jobs N does so many at a time, and after S seconds no more are begun: then it says how far it came, and fails.
+--jobs N does so many at a time, and after S seconds no more are begun: then it says how far it came, and fails. FILE holds
+how far each loop came; one that is there already is gone on from.
 """
 
 import argparse
 import collections
 import concurrent.futures
+import json
 import os
 import shutil
 import time
@@ -24,12 +27,20 @@ STEPS = 3
 COLLECTIVES = ["all_reduce", "reduce_scatter", "all_gather", "all_to_all_rows", "broadcast", "barrier", "split"]
 
 
+def name_of(what, rank, site):
+    return f"{what}, rank {rank}{' ' + site if site else ''}"
+
+
 class EveryCall:
-    def __init__(self, world, calls, jobs, until):
-        self.world, self.calls, self.until = world, calls, until
-        self.cases = concurrent.futures.ThreadPoolExecutor(jobs)
+    def __init__(self, world, calls, jobs, until, state):
+        self.world, self.calls, self.until, self.state_path = world, calls, until, state
+        self.state = {}  # of each loop: hit, last (number that was), next, ended
+        if state and os.path.exists(state):
+            with open(state, encoding="utf-8") as file:
+                self.state = json.load(file)
+        self.jobs, self.cases = jobs, concurrent.futures.ThreadPoolExecutor(jobs)
+        self.loops = 0  # that run; they share the jobs
         self.failed = 0
-        self.ahead = max(1, jobs // 4)  # of one loop: each ends at a number that only its last case tells
         self.golden, _ = world.golden()
         self.begun = os.path.join(world.work, "begun")  # to be resumed after step 2: a load and one save
         job = Job(world, self.begun, ["run.steps=2"])
@@ -80,14 +91,20 @@ class EveryCall:
                 os.remove(left)
         return was_hit
 
+    def before(self, what, rank, site):
+        return self.state.get(name_of(what, rank, site), {"hit": 0, "last": 0, "next": 1, "ended": False})
+
     def loop(self, what, rank, site, step):
         """How many of the calls number 1, 1 + step, … were hit, and whether that was all: three runs in a row needed no
         such call (how many a run makes differs a little)."""
-        nth, hit, misses, last, failed, running = 1, 0, 0, 0, 0, collections.deque()
-        in_time = True
+        before = self.before(what, rank, site)
+        if before["ended"]:
+            return before["hit"], True
+        nth, hit, last = before["next"], before["hit"], before["last"]
+        misses, failed, running, in_time = 0, 0, collections.deque(), True
         while misses < 3 and failed < 3 and (in_time or running):
             in_time = time.monotonic() < self.until
-            while in_time and len(running) < self.ahead:
+            while in_time and len(running) < max(1, self.jobs // max(1, self.loops)):
                 running.append((nth, self.cases.submit(self.case, what, rank, site, nth)))
                 nth += step
             if running:
@@ -106,8 +123,11 @@ class EveryCall:
         concurrent.futures.wait([case for _, case in running])
         whole = misses == 3
         self.failed += failed
+        self.loops -= 1
+        name = name_of(what, rank, site)
+        self.state[name] = {"hit": hit, "last": last, "next": last + step if last else 1, "ended": whole}
         print(
-            f"  {what}, rank {rank}{' ' + site if site else ''}: {hit} hit, up to number {last}"
+            f"  {name}: {hit} hit, up to number {last}"
             + ("" if whole else ", and no further: " + ("too many failed" if failed else "there was no more time")),
             flush=True,
         )
@@ -122,11 +142,15 @@ class EveryCall:
             for site in (COLLECTIVES if what == "kill-collective" else [""])
         ]
         hits, whole = collections.Counter(), True
-        at_once = len(loops) if self.ahead > 1 else 1
+        at_once = len(loops) if self.jobs > 1 else 1
+        self.loops = min(at_once, sum(not self.before(*loop)["ended"] for loop in loops))
         with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
             for (what, *_), (hit, ended) in zip(loops, pool.map(lambda of: self.loop(*of, step), loops)):
                 hits[what] += hit
                 whole = whole and ended
+        if self.state_path:
+            with open(self.state_path, "w", encoding="utf-8") as file:
+                json.dump(self.state, file, indent=1, sort_keys=True)
         return hits, whole
 
 
@@ -138,15 +162,16 @@ def main():
     parser.add_argument("--step", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--state")
     options = parser.parse_args()
     begin = time.monotonic()
     with work_folder(options) as work:
         world = World(options.braid, options.source, work, steps=STEPS, interval=1)
         world.arguments += ["checkpoint.keep=1", "schedule.kind=constant"]
-        every = EveryCall(world, options.calls, options.jobs, begin + options.seconds)
+        every = EveryCall(world, options.calls, options.jobs, begin + options.seconds, options.state)
         hits, whole = every.run(options.what.split(","), options.step)
         for what, hit in hits.items():
-            check(hit > 0, f"{what}: nothing was hit")
+            check(hit > 0 or not whole, f"{what}: nothing was hit")
             print(f"{what}: {hit} hit, each with the golden run's state in the end")
         print(f"{sum(hits.values())} hit in all, {time.monotonic() - begin:.0f} s", flush=True)
         check(every.failed == 0, every.failed, "cases failed")
