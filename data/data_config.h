@@ -59,6 +59,17 @@ struct SourceConfig : TokenFiles {
   }
 };
 
+// Samples of the run that no step trains on.
+struct LeftOutConfig {
+  int64_t after_step = 0, rows = 0;
+
+  template <class Visit>
+  void visit(Visit&& key) {
+    key("after_step", after_step, "behind the samples of so many steps");
+    key("rows", rows, "how many");
+  }
+};
+
 struct DataConfig {
   std::vector<SourceConfig> sources;
 
@@ -73,6 +84,7 @@ struct DataConfig {
   double validation_fraction = 0.05;
   std::vector<TokenFiles> validation_sets;
   int64_t prefetch_steps = 2;
+  std::vector<LeftOutConfig> left_out;
 
   template <class Visit>
   void visit(Visit&& key) {
@@ -81,6 +93,9 @@ struct DataConfig {
         "share of the documents that is held out for evaluation, in [0, 1)");
     key("validation_sets", validation_sets, "more to evaluate on, whole; none of it may be part of a source");
     key("prefetch_steps", prefetch_steps, "steps that the reader thread may be ahead of training");
+    key("left_out", left_out,
+        "samples that no step trains on, in the order of after_step: what run.rewind_steps of another run left out, to "
+        "train the same again");
   }
 };
 

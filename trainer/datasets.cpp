@@ -170,8 +170,33 @@ BatchPlan batch_plan(const RunConfig& config, const BatchSizes& batch_sizes, con
   return plan;
 }
 
+Mixture mixture_of(const RunConfig& config) { return mixture_of(config, batch_sizes_of(config)); }
+
+BatchSizes batch_sizes_of(const RunConfig& config) {
+  BatchSizes sizes = config.train.global_batch_size;
+  go_on_with(sizes, 0, config);
+  return sizes;
+}
+
 BatchSizes batch_sizes_of(const CheckpointInfo& info, const RunConfig& stored) {
-  return info.batch_sizes.empty() ? BatchSizes(stored.train.global_batch_size) : BatchSizes(info.batch_sizes);
+  BatchSizes sizes =
+      info.batch_sizes.empty() ? BatchSizes(stored.train.global_batch_size) : BatchSizes(info.batch_sizes);
+  for (const BatchSizes::LeftOut& l : info.left_out) sizes.leave_out(l[0], l[1]);
+  return sizes;
+}
+
+void go_on_with(BatchSizes& sizes, int64_t steps, const RunConfig& config) {
+  sizes.change(steps, config.train.global_batch_size);
+  const std::vector<BatchSizes::LeftOut> before = sizes.left_out();
+  for (const LeftOutConfig& l : config.data.left_out) {
+    if (l.after_step >= steps) {
+      sizes.leave_out(l.after_step, l.rows);
+      continue;
+    }
+    check<ConfigError>(std::find(before.begin(), before.end(), BatchSizes::LeftOut{l.after_step, l.rows}) != before.end(),
+                       "data.left_out leaves out ", l.rows, " rows after step ", l.after_step, ", but the run is after step ",
+                       steps, " already and did not");
+  }
 }
 
 std::string data_digest(const RunConfig& config, const std::vector<TokenDataset>& train) {

@@ -41,15 +41,20 @@ Datasets open_datasets(const RunConfig& config);
 // Which source the samples of the run come from. Steps had these rows; those of the config, if nothing else is known.
 // Errors: ConfigError if all weights are 0 somewhere.
 Mixture mixture_of(const RunConfig& config, const BatchSizes& batch_sizes);
-inline Mixture mixture_of(const RunConfig& config) { return mixture_of(config, config.train.global_batch_size); }
+Mixture mixture_of(const RunConfig& config);
 
 // Which rows this rank trains on at every step.
 BatchPlan batch_plan(const RunConfig& config, const BatchSizes& batch_sizes);  // of all rows, whole
 BatchPlan batch_plan(const RunConfig& config, const BatchSizes& batch_sizes,
                      const ProcessMesh& mesh);  // of what this rank holds
 
-// Those of the run that a checkpoint was saved by; one before format 1.2 knows its config's alone.
+// Those of a run from its beginning.
+BatchSizes batch_sizes_of(const RunConfig& config);
+// Those of the run that a checkpoint was saved by, up to there; one before format 1.2 knows its config's alone.
 BatchSizes batch_sizes_of(const CheckpointInfo& info, const RunConfig& stored);
+// A run with `config` goes on behind these `steps` steps: what its config wants of the steps to come.
+// Errors: ConfigError if data.left_out speaks of steps before that left out nothing.
+void go_on_with(BatchSizes& sizes, int64_t steps, const RunConfig& config);
 
 // SHA-256 over what decides which rows there are: the shards' sizes, tokenizers, document boundaries and how rows are
 // cut.

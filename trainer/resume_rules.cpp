@@ -11,7 +11,8 @@ namespace braid {
 
 void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
                          const ResumeRules& rules) {
-  // What came by init.* is in the checkpoint; data is compared by its digest, its weights by check_mixture_so_far.
+  // What came by init.* is in the checkpoint; data is compared by its digest, its weights by check_mixture_so_far, what
+  // is left out of it by go_on_with.
   static const std::vector<std::string> kFree = {"run.",
                                                  "device",
                                                  "allow_slow",
@@ -23,6 +24,7 @@ void check_resume_config(const RunConfig& stored, const RunConfig& config, const
                                                  "data.sources",
                                                  "data.validation_sets",
                                                  "data.prefetch_steps",
+                                                 "data.left_out",
                                                  "train.micro_batch_size",
                                                  "init.from",
                                                  "init.fresh_mtp",
@@ -51,9 +53,9 @@ void check_resume_config(const RunConfig& stored, const RunConfig& config, const
   const BalanceConfig& balance = config.balance;
   const int64_t micro_before = stored.train.micro_batch_size, micro_now = config.train.micro_batch_size;
   const bool by_ranks = balance.scope == BalanceScope::kGlobalBatch && balance.counts == BalanceCounts::kRunning;
+  const bool by_micro_batch = by_ranks || balance.scope == BalanceScope::kMicroBatch;
   if (balance.loss_weight != 0 && !is_overridden("train.micro_batch_size")) {
     const std::string why = concat(", which the balance loss counts by (balance.scope ", name_of_enum(balance.scope),
-  const bool by_micro_batch = by_ranks || balance.scope == BalanceScope::kMicroBatch;
                                    ", balance.counts ", name_of_enum(balance.counts), ")");
     if (by_micro_batch && micro_before != micro_now)
       add(concat("train.micro_batch_size was ", micro_before, " and is ", micro_now, why));

@@ -19,6 +19,9 @@ class SpikeRule {
   // last 128 steps".
   std::string judge(double loss, double grad_norm) const;
   void add(double loss, double grad_norm);  // of an update that was applied
+  // What it has seen, oldest first, for another start to go on with.
+  const std::vector<double>& losses() const { return losses_; }
+  const std::vector<double>& grad_norms() const { return grad_norms_; }
 
  private:
   std::vector<double> losses_, grad_norms_;

@@ -59,10 +59,19 @@ std::FILE* log_of(ConsoleStyle style) {
   return style == ConsoleStyle::kJson ? stderr : stdout;
 }
 
+// A run that goes back: to the newest checkpoint up to a step, and on with samples behind all that it has used.
+struct Rewind {
+  int64_t up_to_step = 0;
+  int64_t next_sample = 0;
+  int64_t landed = -1, times = 0;  // where the last one ended, and how often in a row they ended there or before
+};
+constexpr int64_t kRewinds = 3;  // to the same place
+
 class TrainingRun {
  public:
+  // What `rewind` says of the run before is taken over, if it goes back.
   TrainingRun(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
-              SelfCheck self_check, ConsoleStyle style)
+              const std::optional<Rewind>& rewind, SelfCheck self_check, ConsoleStyle style)
       : ctx_(ctx), mesh_(mesh), config_(config), board_(ctx, mesh.world()), state_(config, mesh) {
     overrides_ = resume.overrides;
     open_run_folder(resume, style);
@@ -80,14 +89,18 @@ class TrainingRun {
     say("ranks:\n" + ranks);
     state_.allocate(ctx);
     const std::string checkpoint = resume.resumes() ? checkpoint_to_resume(resume) : "";
-    if (!checkpoint.empty()) load(resume);
+    if (!checkpoint.empty()) load(resume, rewind);
     else if (!config.init.from.empty()) load_initial_weights();
     else state_.initialize(ctx);
+    if (rewind) land(*rewind);
     if (front_) {
       front_->open_metrics(step_);
       announce();
     }
   }
+
+  // Set once run() has returned because the run goes back.
+  const std::optional<Rewind>& rewind() const { return rewind_; }
 
   ExitCode run() {
     BatchStream stream(data_.train, batch_plan(config_, batch_sizes_, mesh_), step_);
@@ -113,6 +126,7 @@ class TrainingRun {
       enter_phase(Phase::kStep);
       fault_point("step.begin");
       const StepResult result = guarded_step(batches);
+      if (goes_back_) return leave_to_go_back(result);
       step_ += 1;
       tokens_ += result.tokens;
       step_seconds_ = seconds_since(start);
@@ -168,6 +182,7 @@ class TrainingRun {
         concat(data_digest_, " seed ", train.seed, " batch ", batch_sizes_.rows_after(0), " x ", train.seq_length);
     for (size_t i = 1; i < batch_sizes_.changes().size(); ++i)
       text += concat(" after step ", batch_sizes_.changes()[i][0], " batch ", batch_sizes_.changes()[i][1]);
+    for (const BatchSizes::LeftOut& l : batch_sizes_.left_out()) text += concat(" after step ", l[0], " without ", l[1]);
     for (const SourceConfig& source : config_.data.sources) {
       text += " weight " + yaml_text(source.tokens > 0 ? static_cast<double>(source.tokens) : source.weight);
       for (const WeightChange& change : source.weight_changes)
@@ -179,15 +194,17 @@ class TrainingRun {
   // A loss or gradient that is not finite is never applied. The step is computed once more: if it is finite then, a
   // device or a memory failed, and the run goes on as if nothing had been; otherwise the step is left out. One that
   // stands out from the steps before is computed once more, too, and what comes out then is applied: the same, if it is
-  // the data's. So no bit of a run depends on how many steps the rule has seen. Every rank decides alike, as all have
-  // the same result.   Errors: NumericsError after kSkipsInARow steps in a row that are left out, or more than kSkips
-  // of the last kWindow.
+  // the data's. So no bit of a run depends on how many steps the rule has seen, unless it may go back (run.rewind_steps):
+  // then nothing is applied that stands out twice, nor is the run ended by kSkipsInARow, but goes_back_ set. Every rank
+  // decides alike, as all have the same result.   Errors: NumericsError after kSkipsInARow steps in a row that are left
+  // out, or more than kSkips of the last kWindow.
   StepResult guarded_step(const StepBatches& batches) {
     constexpr int64_t kSkipsInARow = 3, kSkips = 10, kWindow = 1000;
     const int64_t step = step_ + 1;
     std::optional<StepResult> first;
     for (const bool again : {false, true}) {
-      StepResult result = train_step(ctx_, state_, batches, mesh_, config_, step, again ? nullptr : &spikes_);
+      StepResult result =
+          train_step(ctx_, state_, batches, mesh_, config_, step, again && !may_go_back() ? nullptr : &spikes_);
       if (fault_point("optim").kind == FaultKind::kFlip) flip_a_weight();
       if (result.is_applied()) {
         if (again) tell_what_again_showed(*first, result);
@@ -201,10 +218,18 @@ class TrainingRun {
         first = std::move(result);
         continue;
       }
+      if (result.problem.empty()) {
+        goes_back_ = true;
+        return result;
+      }
       skipped_.push_back(step);
       std::erase_if(skipped_, [&](int64_t s) { return s <= step - kWindow; });
       const auto in_a_row =
           std::count_if(skipped_.begin(), skipped_.end(), [&](int64_t s) { return s > step - kSkipsInARow; });
+      if (in_a_row >= kSkipsInARow && may_go_back()) {
+        goes_back_ = true;
+        return result;
+      }
       if (in_a_row >= kSkipsInARow || std::ssize(skipped_) > kSkips)
         throw_on_every_rank(NumericsError(concat(result.problem, ", also when computed again; no update was applied, and ",
                                                  skipped_.size(), " of the last ", std::min(step, kWindow),
@@ -214,6 +239,39 @@ class TrainingRun {
       return result;
     }
     return {};
+  }
+
+  bool may_go_back() const {
+    const int64_t up_to = step_ + 1 - config_.run.rewind_steps;
+    const bool elsewhere = !saved_.empty() && saved_.front() <= up_to;
+    return config_.run.rewind_steps > 0 && (rewind_times_ < kRewinds || elsewhere);
+  }
+
+  // The step behind step_ is not to be. What was saved before counts, so a save under way is brought to its end.
+  ExitCode leave_to_go_back(const StepResult& bad) {
+    saver_->finish();
+    report_saves();
+    const int64_t step = step_ + 1;
+    rewind_ = Rewind{std::max<int64_t>(0, step - config_.run.rewind_steps), batch_sizes_.end_of(step), landed_,
+                     rewind_times_};
+    say(concat(bad.problem.empty() ? concat("step ", step, ": ", bad.spike) : bad.problem,
+               ", also when computed again; the run goes back"));
+    note("goes_back", bad.problem.empty() ? concat("step ", step, ": ", bad.spike) : bad.problem);
+    flush_metrics();
+    if (front_) front_->end_output(std::chrono::seconds(10));
+    return ExitCode::kDone;
+  }
+
+  // Behind a rewind, where the run goes on from: without the samples used since.
+  void land(const Rewind& rewind) {
+    const int64_t rows = rewind.next_sample - batch_sizes_.rows_of_first(step_);
+    batch_sizes_.leave_out(step_, rows);
+    mixture_ = mixture_of(config_, batch_sizes_);
+    rewind_times_ = rewind.landed >= 0 && step_ <= rewind.landed ? rewind.times + 1 : 1;
+    landed_ = step_;
+    say(concat("went back to step ", step_, "; ", rows, " samples are left out"));
+    note("went_back", concat("to step ", step_, "; ", rows, " samples are left out, as by data.left_out: [{after_step: ",
+                             step_, ", rows: ", rows, "}]"));
   }
 
   // A step was computed twice, and the second result applied.
@@ -396,6 +454,12 @@ class TrainingRun {
                            " were others; change them by weight_changes from a later step on");
   }
 
+  ResumeChoice resume_choice(const ResumeFrom& resume, const std::optional<Rewind>& rewind) const {
+    ResumeChoice choice{checkpoint_folder(), resume.checkpoint, resume.mode == ResumeMode::kStrict};
+    if (rewind) choice.up_to_step = rewind->up_to_step;
+    return choice;
+  }
+
   // What is told of a load, once there is where to tell it.
   void measure_load(const WeightSource& source, const std::function<void()>& load) {
     const auto start = Clock::now();
@@ -407,7 +471,7 @@ class TrainingRun {
                      most / 1'000'000, " MB of it by the rank that read most");
   }
 
-  void load(const ResumeFrom& resume) {
+  void load(const ResumeFrom& resume, const std::optional<Rewind>& rewind) {
     enter_phase(Phase::kLoad);
     fault_point("load");
     RunConfig stored;
@@ -427,15 +491,18 @@ class TrainingRun {
                              config_.run.steps);
     };
     const Resumed resumed = resume_from(
-        ctx_, mesh_.world(), {checkpoint_folder(), resume.checkpoint, resume.mode == ResumeMode::kStrict}, accept,
+        ctx_, mesh_.world(), resume_choice(resume, rewind), accept,
         [&](const CheckpointReader& reader) { measure_load(reader, [&] { state_.load(ctx_, reader); }); });
     for (const std::string& note : resumed.notes) say(note);
     loaded_checkpoint_ = resumed.path;
     step_ = resumed.info.step;
     tokens_ = resumed.info.tokens;
     batch_sizes_ = batch_sizes_of(resumed.info, stored);
-    batch_sizes_.change(step_, config_.train.global_batch_size);
+    go_on_with(batch_sizes_, step_, config_);
     mixture_ = mixture_of(config_, batch_sizes_);
+    for (size_t i = 0; i < resumed.info.recent_losses.size(); ++i)
+      spikes_.add(resumed.info.recent_losses[i], resumed.info.recent_grad_norms[i]);
+    skipped_ = resumed.info.skipped_steps;
     for (const ConfigDifference& d : compare_configs(stored, config_))
       if (d.key != "run.dir") changed_.push_back(d);
     if (stored.run.steps != config_.run.steps) schedule_note_ = note_of_schedule(stored, config_, step_);
@@ -462,7 +529,7 @@ class TrainingRun {
 
   // What every source has given so far, and its loss in this step.
   void add_sources(MetricsLine& line, const StepResult& result) const {
-    const std::vector<int64_t> taken = mixture_.taken(batch_sizes_.rows_of_first(step_));
+    const std::vector<int64_t> taken = mixture_.taken(batch_sizes_.end_of(step_));
     for (size_t i = 0; i < data_.train.size(); ++i) {
       line.set("data/" + data_.train[i].name() + "/epoch", double(taken[i]) / double(data_.train[i].size()));
       line.set("data/" + data_.train[i].name() + "/tokens", taken[i] * config_.train.seq_length);
@@ -516,6 +583,11 @@ class TrainingRun {
     info.step = step_;
     info.tokens = tokens_;
     info.batch_sizes = batch_sizes_.changes();
+    for (const BatchSizes::LeftOut& l : batch_sizes_.left_out())
+      if (l[0] < step_) info.left_out.push_back(l);
+    info.recent_losses = spikes_.losses();
+    info.recent_grad_norms = spikes_.grad_norms();
+    info.skipped_steps = skipped_;
     info.config_yaml = to_yaml(config_);
     info.build_id = kBuildId;
     info.data_digest = data_digest_;
@@ -545,6 +617,7 @@ class TrainingRun {
         continue;
       }
       say(concat("saved ", report.path, ": ", describe_save(report)));
+      saved_.push_back(report.step);
       save_seconds_ = (report.stall_ms + report.write_ms) / 1e3;
       if (front_) front_->write_line(save_line(step_, report));
     }
@@ -554,7 +627,7 @@ class TrainingRun {
   Context& ctx_;
   const ProcessMesh& mesh_;
   const RunConfig& config_;
-  BatchSizes batch_sizes_ = config_.train.global_batch_size;
+  BatchSizes batch_sizes_ = batch_sizes_of(config_);
   Mixture mixture_ = mixture_of(config_, batch_sizes_);
   ProgressBoard board_;
   TrainingState state_;
@@ -571,6 +644,10 @@ class TrainingRun {
   std::optional<Watchdog> watchdog_;
   SpikeRule spikes_;
   std::vector<int64_t> skipped_;  // steps without an update, of the last kWindow
+  bool goes_back_ = false;
+  std::optional<Rewind> rewind_;            // that this run ends with
+  int64_t landed_ = -1, rewind_times_ = 0;  // of the one that it began with
+  std::vector<int64_t> saved_;              // steps of the checkpoints of this start
   StopRequests* stop_ = nullptr;
   bool stop_said_ = false;
   double step_seconds_ = 0, save_seconds_ = 0;  // of the last one
@@ -580,7 +657,13 @@ class TrainingRun {
 
 ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
                       SelfCheck self_check, ConsoleStyle console) {
-  return TrainingRun(ctx, mesh, config, resume, self_check, console).run();
+  std::optional<Rewind> rewind;
+  for (ResumeFrom from = resume;; from = {ResumeMode::kNewest, "", resume.overrides}) {
+    TrainingRun run(ctx, mesh, config, from, rewind, rewind ? SelfCheck::kNo : self_check, console);
+    const ExitCode code = run.run();
+    if (!run.rewind()) return code;
+    rewind = run.rewind();
+  }
 }
 
 }  // namespace braid

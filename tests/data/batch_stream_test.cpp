@@ -68,6 +68,19 @@ TEST(BatchSizes, SayWhereAStepBegins) {
   EXPECT_EQ(sizes.changes(), (std::vector<BatchSizes::Change>{{0, 6}}));
 }
 
+TEST(BatchSizes, LeaveSamplesOut) {
+  BatchSizes sizes = 8;
+  sizes.leave_out(3, 24);
+  sizes.leave_out(3, 4);  // once more from the same place
+  sizes.leave_out(5, 1);
+  EXPECT_EQ(sizes.left_out(), (std::vector<BatchSizes::LeftOut>{{3, 28}, {5, 1}}));
+  const std::vector<std::array<int64_t, 3>> expected = {{1, 0, 8}, {3, 16, 24}, {4, 52, 60}, {5, 60, 68}, {6, 69, 77}};
+  for (const auto& [step, begin, end] : expected) {
+    EXPECT_EQ(sizes.rows_of_first(step - 1), begin) << step;
+    EXPECT_EQ(sizes.end_of(step), end) << step;
+  }
+}
+
 // Whatever sizes its steps have, a run reads the samples of the mixture once and in their order.
 TEST_F(BatchStreamTest, StepsOfOtherSizesGoOnWithTheNextSample) {
   const StepBatches whole = BatchStream::read_step(datasets_, plan(40, 4), 0);

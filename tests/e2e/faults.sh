@@ -30,7 +30,7 @@ expect_error 6 'step 9: the loss is not finite .* also when computed again; no u
 pass "G1: the third such step in a row ends the run, and nothing was applied"
 
 # G3: a flipped bit that makes a loss stand out from the last 128: computed again, and the run is the one without it
-long=(precision=fp32 run.steps=136 checkpoint.interval_steps=0 eval.interval_steps=0 schedule.kind=constant)
+long=(precision=fp32 run.steps=136 checkpoint.interval_steps=130 eval.interval_steps=0 schedule.kind=constant)
 train 2 "$WORK/long" "${long[@]}"
 with_fault 'site=loss,rank=1,nth=133,do=flip=55' train 2 "$WORK/bit" "${long[@]}"
 grep -q 'step 133: the loss .* is more than 6 standard deviations .*; it is computed again' "$WORK/bit.log" || fail "the flipped bit is not seen"
@@ -44,6 +44,33 @@ grep -q 'the same comes out again: .* the update is applied' "$WORK/data.log" ||
 grep -q '"event": *"spike".*"the loss ' "$WORK/data/events.jsonl" || fail "a spike is not recorded"
 diff <(numbers "$WORK/long" | sed 133d | head -135) <(numbers "$WORK/data" | sed 133d | head -135) >/dev/null || fail "a spike of the loss alone changes the weights"
 pass "G5: a loss that stands out twice is recorded, and the update applied"
+
+# G5 with run.rewind_steps: the run goes back and leaves out what it used since; killed before its next checkpoint it does so again; the
+# same comes out where data.left_out says so from the begin
+with_fault 'site=loss,rank=1,nth=133,do=flip=55;site=loss,rank=1,nth=134,do=flip=55;site=step.begin,rank=0,nth=136,do=kill' \
+  mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/back" "${long[@]}" run.rewind_steps=2 >"$WORK/back.log" 2>&1 && fail "the run was not killed"
+with_fault 'site=loss,rank=1,nth=3,do=flip=55;site=loss,rank=1,nth=4,do=flip=55' train 2 "$WORK/back" "${long[@]}" run.rewind_steps=2 --resume
+[ "$(grep -c '"event": *"went_back".*to step 130; 24 samples are left out' "$WORK/back/events.jsonl")" = 2 ] || { cat "$WORK/back/events.jsonl" >&2; fail "the run did not go back, twice"; }
+cp -r "$WORK/long" "$WORK/without"
+train 2 "$WORK/without" "${long[@]}" --resume-from "$WORK/without/checkpoints/step-000000130" 'data.left_out=[{after_step: 130, rows: 24}]'
+same_numbers "$WORK/without" "$WORK/back" "gone back, and samples left out from the begin"
+"$BRAID" ckpt diff "$WORK/without" "$WORK/back" >/dev/null || fail "gone back: other weights"
+for run in back without; do
+  "$BRAID" data replay "$WORK/$run" --step 130 --steps 2 | tail -n +2 | cut -f 2,3,6- | diff - <("$BRAID" data replay "$WORK/long" --step 130 --steps 5 | awk '$1 == 130 || $1 == 134' | cut -f 2,3,6-) >/dev/null ||
+    fail "data replay of $run"
+done
+pass "G5: a run goes back and leaves out the samples used since, with the same bits as one that never had them"
+# G1 with it: the third step in a row without an update; for ever, it is tried three times
+three='site=loss,nth=7,do=nan'; for n in 8 9 10 11 12; do three+=";site=loss,nth=$n,do=nan"; done
+with_fault "$three" train 1 "$WORK/third" "${common[@]}" run.rewind_steps=1
+train 1 "$WORK/third-without" "${common[@]}" 'data.left_out=[{after_step: 5, rows: 32}]'
+same_numbers "$WORK/third-without" "$WORK/third" "gone back after three steps without an update"
+expect_error 6 'step 8: the loss is not finite .*, and 3 of the last 8 steps' \
+  with_fault 'site=loss,nth=6,every=yes,do=nan' mpirun -n 1 "$BRAID" train "$TINY" "run.dir=$WORK/ever" "${common[@]}" run.rewind_steps=1
+[ "$(grep -c '"event": *"went_back".*to step 5; ' "$WORK/ever/events.jsonl")" = 3 ] || fail "not tried three times"
+expect_error 2 'data.left_out leaves out 8 rows after step 2, but the run is after step 12 already and did not' \
+  "$BRAID" train "$TINY" "run.dir=$WORK/golden" "${common[@]}" run.steps=16 'data.left_out=[{after_step: 2, rows: 8}]' --resume
+pass "G1: the third step without an update goes back, and no more than three times to the same place"
 
 # B21: replicas
 train 2 "$WORK/compared" "${common[@]}" run.check_replicas_interval=1 parallel.expert=1

@@ -36,6 +36,12 @@ struct CheckpointInfo {
   int64_t tokens = 0;       // valid training tokens seen
   // Rows of the steps so far: {steps done when it began, rows of a step}; empty before format 1.2.
   std::vector<std::array<int64_t, 2>> batch_sizes;
+  // What of the stream of samples was left out: {steps done before, rows}. Since format 1.3.
+  std::vector<std::array<int64_t, 2>> left_out;
+  // What a rule that judges the next step needs of the steps so far: losses and gradient norms of the last updates, oldest
+  // first, and the numbers of the last steps without an update. Since format 1.3; empty before.
+  std::vector<double> recent_losses, recent_grad_norms;
+  std::vector<int64_t> skipped_steps;
   std::string config_yaml;  // resolved config of the run
   std::string build_id;
   std::string data_digest;  // of the training data, so that a resume notices other data

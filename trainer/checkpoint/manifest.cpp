@@ -17,7 +17,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kFormat = "braid-checkpoint";
-constexpr int64_t kMajor = 1, kMinor = 2;          // 1.1: CRC-32C of headers and blocks, 1.2: batch_sizes
+constexpr int64_t kMajor = 1, kMinor = 3;          // 1.1: CRC-32C of headers and blocks, 1.2: batch_sizes, 1.3: left_out, recent
 constexpr int kMaxDepth = 4;                       // of a line: tensors, tensor, extents, extent
 constexpr size_t kMaxLineBytes = size_t{4} << 20;  // which the JSON library takes many times over
 constexpr size_t kCrcDigits = 8;
@@ -159,6 +159,26 @@ std::vector<std::array<int64_t, 2>> read_batch_sizes(const Json& json) {
   return sizes;
 }
 
+std::vector<std::array<int64_t, 2>> read_left_out(const Json& json) {
+  std::vector<std::array<int64_t, 2>> left_out;
+  for (const Json& entry : json) {
+    require(entry.is_array() && entry.size() == 2, "left_out has an entry that is not [steps, rows]");
+    const int64_t steps = number(entry[0], "steps in left_out"), rows = number(entry[1], "rows in left_out");
+    require(rows > 0 && (left_out.empty() || steps > left_out.back()[0]), "left_out does not ascend, with rows in each");
+    left_out.push_back({steps, rows});
+  }
+  return left_out;
+}
+
+std::vector<double> read_recent(const Json& json, const char* name) {
+  std::vector<double> values;
+  for (const Json& value : list_field(json, name)) {
+    require(value.is_number(), name, " has an entry that is no number");
+    values.push_back(value.get<double>());
+  }
+  return values;
+}
+
 void read_tensor(Manifest& manifest, const std::string& name, const Json& json) {
   const std::string dtype_name = text_field(json, "dtype");
   const auto dtype = find_dtype(dtype_name);
@@ -249,7 +269,8 @@ class LineReader {
 
   static constexpr const char* kFields[] = {"format",      "format_version", "step",           "tokens",
                                             "batch_sizes", "build_id",       "world",          "expert_parallel",
-                                            "data_digest", "config",         "parameter_table"};
+                                            "data_digest", "config",         "parameter_table", "left_out",
+                                            "recent"};
   Manifest& manifest_;
   Json fields_ = Json::object();
   At at_ = At::kFields;
@@ -270,6 +291,11 @@ std::string Manifest::to_text() const {
     line("step", info.step);
     line("tokens", info.tokens);
     if (!info.batch_sizes.empty()) line("batch_sizes", info.batch_sizes);
+    if (!info.left_out.empty()) line("left_out", info.left_out);
+    if (!info.recent_losses.empty() || !info.skipped_steps.empty())
+      line("recent", {{"losses", info.recent_losses},
+                      {"grad_norms", info.recent_grad_norms},
+                      {"skipped_steps", info.skipped_steps}});
     line("build_id", info.build_id);
     line("world", info.num_ranks);
     line("expert_parallel", info.expert_parallel);
@@ -306,6 +332,16 @@ Manifest Manifest::parse(const std::string& text, const std::string& path) {
     info.step = number_field(json, "step");
     info.tokens = number_field(json, "tokens");
     if (json.contains("batch_sizes")) info.batch_sizes = read_batch_sizes(list_field(json, "batch_sizes"));
+    if (json.contains("left_out")) info.left_out = read_left_out(list_field(json, "left_out"));
+    if (json.contains("recent")) {
+      const Json& recent = json["recent"];
+      info.recent_losses = read_recent(recent, "losses");
+      info.recent_grad_norms = read_recent(recent, "grad_norms");
+      require(info.recent_losses.size() == info.recent_grad_norms.size(), "recent has ", info.recent_losses.size(),
+              " losses and ", info.recent_grad_norms.size(), " grad_norms");
+      for (const Json& step : list_field(recent, "skipped_steps"))
+        info.skipped_steps.push_back(number(step, "a step in skipped_steps"));
+    }
     info.build_id = text_field(json, "build_id");
     info.num_ranks = number_field(json, "world");
     info.expert_parallel = number_field(json, "expert_parallel");

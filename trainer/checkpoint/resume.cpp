@@ -21,7 +21,9 @@ std::vector<std::string> candidates_of(Context& ctx, Communicator& world, const 
   return lines_of(from_first_rank(ctx, world, [&] {
     if (!choice.checkpoint.empty()) return choice.checkpoint;
     std::string lines;
-    for (const CheckpointEntry& entry : branch_checkpoints(choice.folder)) lines += entry.path + "\n";
+    const std::vector<CheckpointEntry> entries = branch_checkpoints(choice.folder);  // newest first
+    for (size_t i = 0; i < entries.size(); ++i)
+      if (entries[i].step <= choice.up_to_step || i + 1 == entries.size()) lines += entries[i].path + "\n";
     check<CheckpointError>(!lines.empty(), choice.folder, ": no checkpoint to resume from");
     return lines;
   }));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,8 @@ struct ResumeChoice {
   std::string folder;      // of its checkpoints
   std::string checkpoint;  // the one; empty: the newest of the branch that LATEST names
   bool strict = false;     // a damaged one is an error, not passed over for the one before it
+  // The newest that is not behind it, the oldest if all are.
+  int64_t up_to_step = std::numeric_limits<int64_t>::max();
 };
 
 struct Resumed {

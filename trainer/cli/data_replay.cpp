@@ -47,10 +47,10 @@ void print_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan
 // Of a run those that its newest checkpoint knows, as they may have changed on the way.
 BatchSizes batch_sizes_so_far(const fs::path& run, const RunConfig& config) {
   const auto checkpoints = branch_checkpoints((run / "checkpoints").string());
-  if (checkpoints.empty()) return config.train.global_batch_size;
+  if (checkpoints.empty()) return batch_sizes_of(config);
   const CheckpointReader newest(checkpoints.front().path);
   BatchSizes sizes = batch_sizes_of(newest.info(), read_config_text(newest.info().config_yaml, newest.path()));
-  sizes.change(newest.info().step, config.train.global_batch_size);
+  go_on_with(sizes, newest.info().step, config);
   return sizes;
 }
 

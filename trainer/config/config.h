@@ -44,6 +44,7 @@ struct RunSection {
   double time_limit = 0;
   double hang_timeout = 120;
   int64_t check_replicas_interval = 0;
+  int64_t rewind_steps = 0;
   template <class Visit>
   void visit(Visit&& key) {
     key("dir", dir, "run folder: metrics, checkpoints, resolved config");
@@ -55,6 +56,10 @@ struct RunSection {
         "seconds without progress of any rank after which the job ends and the rank to blame is named; 0 = never");
     key("check_replicas_interval", check_replicas_interval,
         "steps after which the copies of all weights are compared bit for bit over the ranks; 0 = never");
+    key("rewind_steps", rewind_steps,
+        "after a spike that comes out again when the step is computed again, or the third step in a row that is not "
+        "finite, the run goes back to the newest checkpoint at least so many steps before it and leaves out the samples "
+        "used since; 0 = never");
   }
 };
 

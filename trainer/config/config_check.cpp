@@ -261,6 +261,13 @@ void check_data(const RunConfig& config) {
   const DataConfig& data = config.data;
   check_share_below_one("data.validation_fraction", data.validation_fraction);
   check_count("data.prefetch_steps", data.prefetch_steps, 1);
+  for (size_t i = 0; i < data.left_out.size(); ++i) {
+    const std::string key = concat("data.left_out[", i, "]");
+    check_count(key + ".after_step", data.left_out[i].after_step, 0);
+    check_count(key + ".rows", data.left_out[i].rows, 1);
+    check_value(i == 0 || data.left_out[i].after_step > data.left_out[i - 1].after_step, key + ".after_step",
+                data.left_out[i].after_step, "must be greater than that of the entry before it");
+  }
   check<ConfigError>(!data.sources.empty(), "data.sources is empty, but a run needs at least one source: ",
                      "data: {sources: [{name: mine, shards: [folder]}]}");
   std::set<std::string> names;
@@ -288,6 +295,10 @@ void check_config(const RunConfig& config) {
   check_count("run.steps", config.run.steps, 1);
   check_not_negative("run.time_limit", config.run.time_limit);
   check_count("run.check_replicas_interval", config.run.check_replicas_interval, 0);
+  check_count("run.rewind_steps", config.run.rewind_steps, 0);
+  check<ConfigError>(config.run.rewind_steps == 0 || config.checkpoint.contents == CheckpointContents::kAll,
+                     "run.rewind_steps is ", config.run.rewind_steps,
+                     ", but checkpoint.contents is weights, which no run goes back to");
   const double hang_timeout = config.run.hang_timeout;
   check_value(hang_timeout == 0 || (hang_timeout >= 1 && hang_timeout <= 1e6), "run.hang_timeout", hang_timeout,
               "must be 0 or at least 1 second and at most 1e6");

@@ -14,6 +14,10 @@ Manifest example() {
   m.info.step = 12;
   m.info.tokens = 9007199254740993;
   m.info.batch_sizes = {{0, 8}, {5, 16}};
+  m.info.left_out = {{3, 24}, {7, 16}};
+  m.info.recent_losses = {5.25, 0.1};
+  m.info.recent_grad_norms = {1e-30, 3};
+  m.info.skipped_steps = {2, 4};
   m.info.config_yaml = "run: {steps: 3}\n# \"quoted\" and ünïcode\n";
   m.info.build_id = "test build";
   m.info.data_digest = "abc";
@@ -41,6 +45,10 @@ TEST(Manifest, ReadsBackWhatItWrote) {
   EXPECT_EQ(m.info.step, 12);
   EXPECT_EQ(m.info.tokens, 9007199254740993);
   EXPECT_EQ(m.info.batch_sizes, expected.info.batch_sizes);
+  EXPECT_EQ(m.info.left_out, expected.info.left_out);
+  EXPECT_EQ(m.info.recent_losses, expected.info.recent_losses);
+  EXPECT_EQ(m.info.recent_grad_norms, expected.info.recent_grad_norms);
+  EXPECT_EQ(m.info.skipped_steps, expected.info.skipped_steps);
   EXPECT_EQ(m.info.config_yaml, expected.info.config_yaml);
   EXPECT_EQ(m.info.build_id, "test build");
   EXPECT_EQ(m.info.data_digest, "abc");
@@ -94,8 +102,8 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
   };
   const std::string deep(100000, '['), closed(100000, ']');
   const Case cases[] = {
-      {"\"major\":1", "\"major\":2", "it has format version 2.2, this program reads 1.x; use a newer braid"},
-      {"\"major\":1", "\"major\":0", "it has format version 0.2, this program reads 1.x; use the braid that wrote it"},
+      {"\"major\":1", "\"major\":2", "it has format version 2.3, this program reads 1.x; use a newer braid"},
+      {"\"major\":1", "\"major\":0", "it has format version 0.3, this program reads 1.x; use the braid that wrote it"},
       {"\"major\":1", "\"major\":\"1\"", "major is no number of 0 or more"},
       {"braid-checkpoint", "something", "its format is not braid-checkpoint"},
       {"\"format\": ", "\"formal\": ", "it has no format"},
@@ -110,6 +118,12 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
       {"[[0,8],[5,16]]", "[[0,8],[0,16]]", "batch_sizes does not begin at 0 and ascend"},
       {"[[0,8],[5,16]]", "[[0,0]]", "batch_sizes does not begin at 0 and ascend, with rows in each step"},
       {"[[0,8],[5,16]]", "[[0,-8]]", "rows in batch_sizes is no number of 0 or more"},
+      {"[[3,24],[7,16]]", "[[3,24],[3,16]]", "left_out does not ascend, with rows in each"},
+      {"[[3,24],[7,16]]", "[[3,0]]", "left_out does not ascend, with rows in each"},
+      {"[[3,24],[7,16]]", "[3]", "left_out has an entry that is not [steps, rows]"},
+      {"[5.25,0.1]", "[5.25]", "recent has 1 losses and 2 grad_norms"},
+      {"[5.25,0.1]", "[5.25,null]", "losses has an entry that is no number"},
+      {"[2,4]", "[2,-4]", "a step in skipped_steps is no number of 0 or more"},
       {"\"build_id\": \"test build\"", "\"build_id\": 7", "build_id is not a text"},
       {"\"world\": 2", "\"world\": null", "world is no number of 0 or more"},
       {"rank-00000.safetensors\",\"sha", "../rank-00000.safetensors\",\"sha", "it names the file \"../rank-00000"},
@@ -162,7 +176,7 @@ TEST(Manifest, RefusesWhatItCannotUseAndSaysWhat) {
 
 TEST(Manifest, ReadsNewerMinorVersions) {
   std::string body = without_digest(example().to_text());
-  const std::string minor = "\"minor\":2";
+  const std::string minor = "\"minor\":3";
   body.replace(body.find(minor), minor.size(), "\"minor\":7");
   body.replace(body.find("\"step\""), 0, "\"new_field\": [1, {\"x\": \"[[[[[[[[ \\\" [[[[[[[\"}],\n");
   EXPECT_EQ(Manifest::parse(with_digest(body), "PATH").info.step, 12);

@@ -82,6 +82,14 @@ TEST_F(ResumeTest, TakesTheNewest) {
   EXPECT_EQ(names(), (Names{"LATEST", "step-000000004", "step-000000008", "step-000000012"}));
 }
 
+TEST_F(ResumeTest, GoesBackToTheNewestUpToAStep) {
+  for (int64_t step : {4, 8, 12}) save(step);
+  EXPECT_EQ(resume({path("checkpoints"), "", false, 11}).loaded, 8);
+  EXPECT_EQ(names(), (Names{".abandoned-step-000000012", "LATEST", "step-000000004", "step-000000008"}));
+  EXPECT_EQ(resume({path("checkpoints"), "", false, 8}).loaded, 8);
+  EXPECT_EQ(resume({path("checkpoints"), "", false, 3}).loaded, 4) << "the oldest, if all are behind it";
+}
+
 TEST_F(ResumeTest, PassesOverDamagedOnesLoudly) {
   for (int64_t step : {4, 8, 12}) save(step);
   damage(path("checkpoints/step-000000012"));

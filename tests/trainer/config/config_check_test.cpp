@@ -34,6 +34,8 @@ std::set<std::string> schema_keys() {
   visit_keys(source, "data.sources[]", insert);
   WeightChange change;
   visit_keys(change, "data.sources[].weight_changes[]", insert);
+  LeftOutConfig left_out;
+  visit_keys(left_out, "data.left_out[]", insert);
   TokenFiles set;
   visit_keys(set, "data.validation_sets[]", insert);
   return keys;
@@ -282,6 +284,10 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
            "data.validation_sets[0] (v) must have one of dataset, shards and text, but has none"},
           {[](RunConfig& c) { c.data.validation_fraction = 1; }, "data.validation_fraction is 1, but"},
           {[](RunConfig& c) { c.data.prefetch_steps = 0; }, "data.prefetch_steps is 0, but"},
+          {[](RunConfig& c) { c.data.left_out = {{-1, 8}}; }, "data.left_out[0].after_step is -1, but"},
+          {[](RunConfig& c) { c.data.left_out = {{0, 0}}; }, "data.left_out[0].rows is 0, but"},
+          {[](RunConfig& c) { c.data.left_out = {{4, 8}, {4, 8}}; },
+           "data.left_out[1].after_step is 4, but must be greater than that of the entry before it"},
           {[](RunConfig& c) { c.eval.interval_steps = -1; }, "eval.interval_steps is -1, but"},
           {[](RunConfig& c) { c.eval.sequences = -1; }, "eval.sequences is -1, but"},
           {[](RunConfig& c) { c.eval.interval_steps = 10, c.data.validation_fraction = 0; },
