@@ -784,6 +784,7 @@ TEST_F(ConfigReader, FindsADifferenceInEveryKey) {
       RunConfig before;
       before.data.sources = {{{"a", "", {}, {}}, 1, {{2, 1}}, 0}};
       before.data.validation_sets = {{"v", "", {}, {}}};
+      before.data.left_out = {{1, 1}};
       RunConfig after = before;
       change_key(after, "", dotted, original);
       const auto differences = compare_configs(before, after);
