@@ -54,24 +54,6 @@ class ConfigReader : public ::testing::Test {
   fs::path folder_ = fs::canonical(temporary_.path());
 };
 
-// Every key of the schema with its type: key("data.sources[].name", value).
-template <ConfigSection Section, class Key>
-void visit_section(Section& section, const std::string& path, Key& key) {
-  visit_keys(section, path, [&](const std::string& dotted, auto& value, const char*) {
-    key(dotted, value);
-    using Value = std::remove_reference_t<decltype(value)>;
-    if constexpr (ConfigSectionList<Value>) {
-      typename Value::value_type element;
-      visit_section(element, dotted + "[]", key);
-    }
-  });
-}
-template <class Key>
-void visit_schema(Key&& key) {
-  RunConfig config;
-  visit_section(config, "", key);
-}
-
 std::vector<std::string> parts_of(const std::string& dotted) {
   std::vector<std::string> parts;
   std::istringstream in(dotted);
@@ -208,22 +190,44 @@ std::string expectation() {
   else return "a mapping";
 }
 
+// A key of the schema, "data.sources[].name", and what its type means for the tests: the schema is walked once, for all of them.
+struct SchemaKey {
+  std::string dotted, expectation;
+  std::vector<const char*> bad_values;
+  bool is_section;  // or a list of sections
+};
+template <ConfigSection Section>
+void add_schema_keys(std::vector<SchemaKey>& keys, Section section, const std::string& path) {
+  visit_keys(section, path, [&](const std::string& dotted, auto& value, const char*) {
+    using Value = std::remove_reference_t<decltype(value)>;
+    keys.push_back({dotted, expectation<Value>(), bad_values<Value>(), ConfigSection<Value> || ConfigSectionList<Value>});
+    if constexpr (ConfigSectionList<Value>) add_schema_keys(keys, typename Value::value_type(), dotted + "[]");
+  });
+}
+std::vector<SchemaKey> schema() {
+  std::vector<SchemaKey> keys;
+  add_schema_keys(keys, RunConfig(), "");
+  return keys;
+}
+bool is_name_of_a_key(const std::vector<SchemaKey>& keys, const std::string& name) {
+  return std::any_of(keys.begin(), keys.end(), [&](const SchemaKey& key) { return last_part(key.dotted) == name; });
+}
+
 TEST_F(ConfigReader, RefusesBadValuesOfEveryKeyInFilesAndOnTheCommandLine) {
   int num_keys = 0;
-  visit_schema([&](const std::string& dotted, auto& value) {
-    using Value = std::remove_reference_t<decltype(value)>;
+  for (const auto& [dotted, expectation, bad_values, is_section] : schema()) {
     ++num_keys;
-    EXPECT_GE(bad_values<Value>().size(), 5u);
-    for (const char* bad : bad_values<Value>()) {
+    EXPECT_GE(bad_values.size(), 5u);
+    for (const char* bad : bad_values) {
       const Statement s = statement(dotted, bad);
-      const std::string complaint = concat(s.path, ": expected ", expectation<Value>());
+      const std::string complaint = concat(s.path, ": expected ", expectation);
       const std::string in_file = error(s.text);
       EXPECT_TRUE(in_file.starts_with(concat("c.yaml:", s.line, ": ", complaint))) << s.text << "\n" << in_file;
       if (std::string(bad).find(',') != std::string::npos && dotted.find("[]") != std::string::npos) continue;
       const std::string on_command_line = override_error(override_text(dotted, bad));
       EXPECT_TRUE(on_command_line.starts_with("command line: " + complaint)) << s.text << "\n" << on_command_line;
     }
-  });
+  }
   EXPECT_GT(num_keys, 70);
 }
 
@@ -285,8 +289,7 @@ TEST_F(ConfigReader, TranslatesTheNamesOfOtherFrameworks) {
 
 // Two hundred mistakes of people who come from elsewhere: see the table.
 TEST_F(ConfigReader, AnswersTypicalMistakesWithFileLineAndTheRightKey) {
-  std::vector<std::string> schema;
-  visit_schema([&](const std::string& dotted, auto&) { schema.push_back(last_part(dotted)); });
+  const std::vector<SchemaKey> keys = schema();
   std::ifstream table(kRepository / "tests/trainer/config/mistakes.txt");
   ASSERT_TRUE(table);
   int mistakes = 0;
@@ -305,7 +308,7 @@ TEST_F(ConfigReader, AnswersTypicalMistakesWithFileLineAndTheRightKey) {
     EXPECT_TRUE(answer.starts_with("c.yaml:" + cells[2] + ": ")) << row << "\n" << answer;
     const bool has_key = !cells[3].starts_with("none: ");
     const std::string words = has_key ? cells[3] : cells[3].substr(6);
-    if (has_key) EXPECT_EQ(std::count(schema.begin(), schema.end(), last_part(words)) > 0, true) << row;
+    EXPECT_TRUE(!has_key || is_name_of_a_key(keys, last_part(words))) << row;
     // Behind the name of what is wrong.
     const size_t said = answer.find("unknown key") == std::string::npos ? 0 : answer.find("unknown key");
     EXPECT_NE(answer.find(words, said), std::string::npos) << row << "\n" << answer;
@@ -315,30 +318,27 @@ TEST_F(ConfigReader, AnswersTypicalMistakesWithFileLineAndTheRightKey) {
 }
 
 TEST_F(ConfigReader, KnowsEveryKeyThatTheForeignNamesLeadTo) {
-  std::vector<std::string> schema;
-  visit_schema([&](const std::string& dotted, auto&) { schema.push_back(dotted); });
+  const std::vector<SchemaKey> keys = schema();
   for (const ForeignKey& foreign : kForeignKeys) {
-    EXPECT_EQ(std::count_if(schema.begin(), schema.end(), [&](auto& key) { return last_part(key) == foreign.name; }), 0)
-        << foreign.name << " is a key of ours";
+    EXPECT_FALSE(is_name_of_a_key(keys, foreign.name)) << foreign.name << " is a key of ours";
     if (*foreign.key == '\0') EXPECT_STRNE(foreign.note, "") << foreign.name;
-    else EXPECT_EQ(std::count(schema.begin(), schema.end(), foreign.key), 1) << foreign.name << " -> " << foreign.key;
+    else
+      EXPECT_EQ(std::count_if(keys.begin(), keys.end(), [&](const SchemaKey& key) { return key.dotted == foreign.key; }), 1)
+          << foreign.name << " -> " << foreign.key;
   }
 }
 
 TEST_F(ConfigReader, FindsEveryMisspelledKeyOfTheSchema) {
-  std::vector<std::string> schema;
-  visit_schema([&](const std::string& dotted, auto&) { schema.push_back(dotted); });
-  const auto is_key = [&](const std::string& name) {
-    return std::any_of(schema.begin(), schema.end(), [&](auto& key) { return last_part(key) == name; });
-  };
+  const std::vector<SchemaKey> keys = schema();
   int num_misspellings = 0;
-  for (const std::string& dotted : schema) {
+  for (const SchemaKey& schema_key : keys) {
+    const std::string& dotted = schema_key.dotted;
     const std::string key = last_part(dotted), front = dotted.substr(0, dotted.size() - key.size());
     std::string swapped = key, replaced = key;
     std::swap(swapped[key.size() / 2 - 1], swapped[key.size() / 2]);
     replaced[key.size() / 2] = 'q';
     for (const std::string& wrong : {key + "x", key.substr(0, key.size() - 1), key[0] + key, swapped, replaced}) {
-      if (is_key(wrong)) continue;
+      if (is_name_of_a_key(keys, wrong)) continue;
       const Statement s = statement(front + wrong, "1");
       const std::string message = error(s.text);
       const std::string start = concat("c.yaml:", s.line, ": ", s.path, ": unknown key, did you mean ");
@@ -758,14 +758,14 @@ TEST_F(ConfigReader, ComparesConfigsKeyByKey) {
                                              "data.sources[1].weight (absent) 1", "data.sources[1].token_budget (absent) 0"}));
 }
 
-// The key under `path` that is called `dotted`, in the first elements of lists.
-template <ConfigSection Section, class Value>
-void change_key(Section& section, const std::string& path, const std::string& dotted, const Value& type) {
+// Another value for the key under `path` that is called `dotted`, in the first elements of lists.
+template <ConfigSection Section>
+void change_key(Section& section, const std::string& path, const std::string& dotted) {
   visit_keys(section, path, [&](const std::string& other, auto& value, const char*) {
-    using Other = std::remove_reference_t<decltype(value)>;
-    if constexpr (ConfigSectionList<Other>) {
-      change_key(value[0], other + "[]", dotted, type);
-    } else if constexpr (std::is_same_v<Other, Value>) {
+    using Value = std::remove_reference_t<decltype(value)>;
+    if constexpr (ConfigSectionList<Value>) {
+      change_key(value[0], other + "[]", dotted);
+    } else if constexpr (!ConfigSection<Value>) {
       if (other != dotted) return;
       if constexpr (std::is_same_v<Value, bool>) value = !value;
       else if constexpr (std::is_same_v<Value, std::string>) value += "x";
@@ -778,22 +778,23 @@ void change_key(Section& section, const std::string& path, const std::string& do
 }
 
 TEST_F(ConfigReader, FindsADifferenceInEveryKey) {
-  visit_schema([&](const std::string& dotted, auto& original) {
-    using Value = std::remove_reference_t<decltype(original)>;
-    if constexpr (!ConfigSection<Value> && !ConfigSectionList<Value>) {
-      RunConfig before;
-      before.data.sources = {{{"a", "", {}, {}}, 1, {{2, 1}}, 0}};
-      before.data.validation_sets = {{"v", "", {}, {}}};
-      before.data.left_out = {{1, 1}};
-      RunConfig after = before;
-      change_key(after, "", dotted, original);
-      const auto differences = compare_configs(before, after);
-      ASSERT_EQ(differences.size(), 1u) << dotted;
-      std::string key = dotted;
-      for (size_t at; (at = key.find("[]")) != std::string::npos;) key.replace(at, 2, "[0]");
-      EXPECT_EQ(differences[0].key, key);
-    }
-  });
+  int num_keys = 0;
+  for (const SchemaKey& schema_key : schema()) {
+    if (schema_key.is_section) continue;
+    RunConfig before;
+    before.data.sources = {{{"a", "", {}, {}}, 1, {{2, 1}}, 0}};
+    before.data.validation_sets = {{"v", "", {}, {}}};
+    before.data.left_out = {{1, 1}};
+    RunConfig after = before;
+    change_key(after, "", schema_key.dotted);
+    const auto differences = compare_configs(before, after);
+    ASSERT_EQ(differences.size(), 1u) << schema_key.dotted;
+    std::string key = schema_key.dotted;
+    for (size_t at; (at = key.find("[]")) != std::string::npos;) key.replace(at, 2, "[0]");
+    EXPECT_EQ(differences[0].key, key);
+    ++num_keys;
+  }
+  EXPECT_GT(num_keys, 70);
 }
 
 // ---- What ships
