@@ -77,7 +77,7 @@ namespace {
 template <class Block>
 void read_blocks(const std::string& path, Block&& block) {
   std::ifstream file(path, std::ios::binary);
-  check<DataError>(file.is_open(), path, ": cannot be opened");
+  check<DataError>(file.is_open(), path, ": cannot be opened: ", reason(errno));
   std::string buffer(1 << 20, '\0');
   while (file) {
     file.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));

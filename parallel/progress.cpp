@@ -183,8 +183,8 @@ ProgressBoard::ProgressBoard(Context& ctx, Communicator& world) {
   all_or_none(ctx, world, [&] {
     if (place != 0) return std::string();
     fd = open(O_CREAT | O_EXCL);
-    check<IoError>(ftruncate(fd, static_cast<off_t>(bytes_)) == 0, "shared memory of ", bytes_,
-                   " bytes: ", reason(errno));
+    const bool has_room = ftruncate(fd, static_cast<off_t>(bytes_)) == 0;
+    check<IoError>(has_room, "shared memory of ", bytes_, " bytes: ", reason(errno));
     return std::string();
   });
   all_or_none(ctx, world, [&] {

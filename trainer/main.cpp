@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -32,6 +33,13 @@ namespace {
   braid::end_process(exit_code);
 }
 
+// A file that is opened where a standard stream was closed would be written what the program says. Writing to a closed output stays
+// the error that it is.
+void keep_places_of_closed_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(stream, F_GETFD) < 0) open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 // Of standard output, where that is a pipe.
 bool reader_is_gone() {
   pollfd end = {STDOUT_FILENO, POLLOUT, 0};
@@ -58,6 +66,7 @@ bool reader_is_gone() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  keep_places_of_closed_streams();
   CLI::App app("Braid: pretraining of Qwen3-Next-style models", "braid");
   app.set_version_flag("--version", std::string("braid ") + braid::kBuildId);
   app.require_subcommand(1);

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
@@ -37,14 +38,18 @@ void remove_contents(const std::string& folder) {
 }  // namespace
 
 DurableFile::DurableFile(const std::string& path, int64_t bytes) : path_(path), part_(path + ".part") {
+  std::error_code ignored;
+  const fs::file_status found = fs::symlink_status(path_, ignored);
+  // A device, renamed over, would be a file from then on.
+  check<IoError>(!fs::exists(found) || fs::is_regular_file(found) || fs::is_symlink(found), path_,
+                 ": is there already and is no file");
   fd_ = ::open(part_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
-  check<IoError>(fd_ >= 0, part_, ": cannot be created: ", reason(errno));
+  check<IoError>(fd_ >= 0, path_, ": cannot be created: ", reason(errno));
   int status = 0;
   do status = bytes > 0 ? ::posix_fallocate(fd_, 0, bytes) : 0;
   while (status == EINTR);
   // A file system that cannot reserve space reports a full disk when it is written.
   if (status == 0 || status == EOPNOTSUPP || status == EINVAL) return;
-  std::error_code ignored;
   const auto space = fs::space(parent_of(path_), ignored);
   ::close(std::exchange(fd_, -1));
   std::remove(part_.c_str());
@@ -111,6 +116,26 @@ void write_file_atomically(const std::string& path, const std::string& text) {
   file.finish();
 }
 
+void write_output(const std::string& path, const std::string& text) {
+  std::error_code ignored;
+  const fs::file_status found = fs::status(path, ignored);  // behind links
+  if (!fs::exists(found) || fs::is_regular_file(found)) {
+    const bool is_link = fs::is_symlink(fs::symlink_status(path, ignored));
+    return write_file_atomically(is_link ? fs::weakly_canonical(path, ignored).string() : path, text);
+  }
+  check<IoError>(!fs::is_directory(found), path, ": is a folder");
+  const int fd = ::open(path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+  bool ok = fd >= 0;
+  for (size_t done = 0; ok && done < text.size();) {
+    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
+    ok = n > 0 || (n < 0 && errno == EINTR);
+    done += static_cast<size_t>(std::max<ssize_t>(n, 0));
+  }
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  check<IoError>(ok, path, ": cannot be written: ", reason(error));
+}
+
 void sync_folder(const std::string& folder) {
   const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   check<IoError>(fd >= 0, folder, ": cannot be opened: ", reason(errno));
@@ -143,8 +168,8 @@ DurableFolder::DurableFolder(const std::string& path) {
   check<IoError>(!fs::exists(found) || fs::is_directory(found), path_, ": is there already and is no folder");
   check<IoError>(!fs::exists(found) || fs::is_empty(name, error), path_, ": is there already and is not empty");
   create_folder(name.parent_path().string());
-  check<IoError>(::mkdir(temporary_.c_str(), 0755) == 0 || errno == EEXIST, temporary_,
-                 ": the folder cannot be created: ", reason(errno));
+  const bool is_there = ::mkdir(temporary_.c_str(), 0755) == 0 || errno == EEXIST;
+  check<IoError>(is_there, path_, ": the folder cannot be created: ", reason(errno));
   lock_ = ::open(temporary_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   check<IoError>(lock_ >= 0, temporary_, ": cannot be opened: ", reason(errno));
   try {
@@ -165,8 +190,8 @@ DurableFolder::~DurableFolder() {
 }
 
 void DurableFolder::finish() {
-  check<IoError>(std::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
-                 ": cannot be given its name: ", reason(errno));
+  const bool renamed = std::rename(temporary_.c_str(), path_.c_str()) == 0;
+  check<IoError>(renamed, path_, ": cannot be given its name: ", reason(errno));
   try {
     sync_folder_of(path_);
   } catch (const IoError&) {

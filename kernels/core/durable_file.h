@@ -8,7 +8,7 @@ namespace braid {
 
 // A file that is written once, front to back, and appears under its name whole or not at all: until finish() it is
 // <path>.part, which the destructor removes.   Errors: IoError naming the file. After one the file is given up: an
-// fsync that failed may succeed the next time although data is lost.
+// fsync that failed may succeed the next time although data is lost. A link of this name is replaced, what is no file refused.
 class DurableFile {
  public:
   // Reserves the space at once, so that a full disk shows before anything is written.
@@ -36,6 +36,8 @@ class DurableFile {
 
 // A small text as a DurableFile.
 void write_file_atomically(const std::string& path, const std::string& text);
+// The same where a user said where to: through links, and into a device or a pipe (/dev/stdout, /dev/null) as it is.
+void write_output(const std::string& path, const std::string& text);
 
 // A folder that is filled once and appears under its name whole or not at all: until finish() it is .tmp-NAME beside
 // it, which the destructor removes; what a killed process left there is replaced. The name may be that of an empty

@@ -28,7 +28,8 @@ RawFile RawFile::open(const std::string& path) {
 
 FileStamp RawFile::stamp() const {
   struct stat status = {};
-  check<DataError>(::fstat(fd_, &status) == 0, path_, ": cannot be examined: ", reason(errno));
+  const bool examined = ::fstat(fd_, &status) == 0;
+  check<DataError>(examined, path_, ": cannot be examined: ", reason(errno));
   return {status.st_dev, status.st_ino, status.st_size,
           int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec};
 }

@@ -13,7 +13,7 @@ void tune_products(Context& ctx, const std::string& path) {
   AlgorithmTable table;
   if (std::filesystem::exists(path)) table = AlgorithmTable::parse(file_text(path), path);
   tune_matmul(ctx, table, [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
-  write_file_atomically(path, table.text());
+  write_output(path, table.text());
 }
 
 }  // namespace braid

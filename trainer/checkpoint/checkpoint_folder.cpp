@@ -25,11 +25,14 @@ std::string beside(const fs::path& path, std::string_view prefix) {
   return (path.parent_path() / (std::string(prefix) + path.filename().string())).string();
 }
 
+// None where there is no folder.   Errors: IoError: one that cannot be read is not an empty one.
 std::vector<fs::path> entries_of(const std::string& folder) {
   std::vector<fs::path> paths;
   std::error_code error;
   for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
     paths.push_back(it->path());
+  check<IoError>(!error || error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory, folder,
+                 ": cannot be listed: ", error.message());
   return paths;
 }
 
@@ -112,8 +115,8 @@ std::vector<std::string> set_others_aside(const std::string& folder, const std::
   for (const CheckpointEntry& entry : entries) {
     const bool is_damaged = std::find(damaged.begin(), damaged.end(), entry.path) != damaged.end();
     names.push_back(free_name(entry.path, is_damaged ? kCorrupt : kAbandoned));
-    check<IoError>(std::rename(entry.path.c_str(), names.back().c_str()) == 0, entry.path,
-                   ": cannot be given another name: ", reason(errno));
+    const bool renamed = std::rename(entry.path.c_str(), names.back().c_str()) == 0;
+    check<IoError>(renamed, entry.path, ": cannot be given another name: ", reason(errno));
   }
   if (!names.empty()) sync_folder(folder);
   if (is_here && latest_name(folder) != name) write_latest(folder, name);
@@ -159,8 +162,8 @@ std::vector<std::string> set_aside_in(const std::string& folder) {
 void remove_checkpoint(const std::string& path) {
   const bool is_trash = fs::path(path).filename().string().starts_with(kTrash);
   const std::string trash = is_trash ? path : free_name(path, kTrash);
-  check<IoError>(is_trash || std::rename(path.c_str(), trash.c_str()) == 0, path,
-                 ": cannot be removed: ", reason(errno));
+  const bool renamed = is_trash || std::rename(path.c_str(), trash.c_str()) == 0;
+  check<IoError>(renamed, path, ": cannot be removed: ", reason(errno));
   std::error_code error;
   fs::remove_all(trash, error);
   check<IoError>(!error, trash, ": cannot be removed: ", error.message());

@@ -28,10 +28,10 @@ void add_report_command(CLI::App& app, Action& action) {
       std::string title = options->title;
       if (title.empty())
         title = runs.size() == 1 ? "Run " + runs[0].name : "Comparison of " + std::to_string(runs.size()) + " runs";
-      write_file_atomically(options->out, report_as_html(runs, title));
+      write_output(options->out, report_as_html(runs, title));
       std::printf("wrote %s\n", options->out.c_str());
       if (!options->csv.empty()) {
-        write_file_atomically(options->csv, report_as_csv(runs));
+        write_output(options->csv, report_as_csv(runs));
         std::printf("wrote %s\n", options->csv.c_str());
       }
       return 0;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cerrno>
 #include <cstdint>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -15,7 +16,7 @@ namespace braid {
 template <class Json = nlohmann::json, class OnLine>
 void for_each_step_line(const std::string& path, const char* what, OnLine&& on_line) {
   std::ifstream in(path);
-  check<IoError>(in.is_open(), path, ": cannot be opened");
+  check<IoError>(in.is_open(), path, ": cannot be opened: ", reason(errno));
   std::string text;
   for (int64_t number = 1; std::getline(in, text); ++number) {
     const Json line = Json::parse(text, nullptr, false);

@@ -138,9 +138,10 @@ RunData read_run(const std::string& run_dir) {
   if (run.name.empty() || run.name == ".") run.name = fs::absolute(folder).parent_path().filename().string();
 
   const std::string path = (folder / "metrics.jsonl").string();
-  check<IoError>(fs::exists(path), path, ": cannot be opened; a run folder holds what braid train wrote");
+  std::error_code error;
+  check<IoError>(fs::exists(path, error) || error, path, ": is missing; a run folder holds what braid train wrote");
   const fs::path config = folder / "config.resolved.yaml";
-  if (fs::exists(config)) run.config = read_config_text(file_text(config.string()), config.string());
+  if (fs::exists(config, error)) run.config = read_config(config.string(), {});
   std::map<std::string, std::vector<double>> of_layers;  // by step
   for_each_step_line(path, "a line of metrics", [&](const Json& line) {
     add_line(run, line);

@@ -1,5 +1,9 @@
 #include "kernels/core/durable_file.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <random>
 
@@ -64,8 +68,40 @@ TEST_F(DurableFileTest, ALeftOverPartIsNoObstacle) {
 TEST_F(DurableFileTest, NeverWritesThroughALink) {
   write_bytes(path("canary"), "canary");
   fs::create_symlink(path("canary"), path("f.part"));
-  expect_contains(message_of<IoError>([&] { DurableFile(path("f"), 3); }), "f.part: cannot be created");
+  expect_contains(message_of<IoError>([&] { DurableFile(path("f"), 3); }), path("f") + ": cannot be created");
   EXPECT_EQ(bytes_of(path("canary")), "canary");
+}
+
+// Renamed over, a device would be a file from then on: as root, that of the whole machine.
+TEST_F(DurableFileTest, WhatIsNoFileIsNotReplaced) {
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  fs::create_directory(path("folder"));
+  for (const char* name : {"pipe", "folder"})
+    EXPECT_EQ(message_of<IoError>([&] { write_file_atomically(path(name), "x"); }), path(name) + ": is there already and is no file");
+  EXPECT_TRUE(fs::is_fifo(path("pipe")));
+}
+
+TEST_F(DurableFileTest, OutputGoesWhereverAUserSays) {
+  write_output(path("new"), "new");
+  EXPECT_EQ(bytes_of(path("new")), "new");
+  write_bytes(path("target"), "older");
+  fs::create_symlink("target", path("link"));
+  write_output(path("link"), "newer");
+  EXPECT_TRUE(fs::is_symlink(path("link")));
+  EXPECT_EQ(bytes_of(path("target")), "newer");
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  const int reader = ::open(path("pipe").c_str(), O_RDONLY | O_NONBLOCK);
+  write_output(path("pipe"), "through");
+  char text[16] = {};
+  EXPECT_EQ(::read(reader, text, sizeof text), 7);
+  EXPECT_STREQ(text, "through");
+  ::close(reader);
+  EXPECT_TRUE(fs::is_fifo(path("pipe")));
+  fs::create_symlink("/dev/full", path("full"));  // a link, so that a mistake costs no device
+  EXPECT_EQ(message_of<IoError>([&] { write_output(path("full"), "x"); }), path("full") + ": cannot be written: No space left on device");
+  EXPECT_TRUE(fs::is_symlink(path("full")));
+  EXPECT_EQ(message_of<IoError>([&] { write_output(folder_, "x"); }), folder_ + ": is a folder");
+  expect_contains(message_of<IoError>([&] { write_output(path("absent/x"), "x"); }), path("absent/x") + ": cannot be created: No such");
 }
 
 TEST_F(DurableFileTest, AFullDiskShowsAtTheStartWithBothNumbers) {
@@ -93,8 +129,8 @@ TEST_F(DurableFileTest, AFailingWriteIsReportedAndLeavesNothing) {
 }
 
 TEST_F(DurableFileTest, AFailingRenameIsReportedAndLeavesNothing) {
-  fs::create_directory(path("f"));
   DurableFile file(path("f"), 1);
+  fs::create_directory(path("f"));
   file.write("x", 1);
   expect_contains(message_of<IoError>([&] { file.finish(); }), path("f") + ": cannot be given its name: ");
   EXPECT_FALSE(fs::exists(path("f.part")));
@@ -180,6 +216,11 @@ TEST_F(DurableFolderTest, ATakenNameIsRefusedAndLeftAlone) {
   fs::create_symlink(path("empty"), path(".tmp-f"));
   expect_contains(refusal("f"), path(".tmp-f") + ": cannot be opened: ");
   EXPECT_EQ(names(), (std::vector<std::string>{".tmp-f", "empty", "file", "full", "link"}));
+}
+
+TEST_F(DurableFolderTest, SaysWhyTheSystemRefuses) {
+  const std::string name(255, 'x');  // none is left for ".tmp-"
+  EXPECT_EQ(message_of<IoError>([&] { make(path(name)); }), path(name) + ": the folder cannot be created: File name too long");
 }
 
 TEST_F(DurableFolderTest, ATakenNameIsNoticedAtTheEndAsWell) {

@@ -90,6 +90,13 @@ TEST_F(ResumeTest, GoesBackToTheNewestUpToAStep) {
   EXPECT_EQ(resume({path("checkpoints"), "", false, 3}).loaded, 4) << "the oldest, if all are behind it";
 }
 
+// A run would begin anew beside its checkpoints.
+TEST_F(ResumeTest, AFolderThatCannotBeListedIsNoEmptyOne) {
+  std::filesystem::create_symlink("loop", path("loop"));
+  expect_contains(message_of<IoError>([&] { list_checkpoints(path("loop")); }), path("loop") + ": cannot be listed: ");
+  EXPECT_TRUE(list_checkpoints(path("absent")).empty());
+}
+
 TEST_F(ResumeTest, PassesOverDamagedOnesLoudly) {
   for (int64_t step : {4, 8, 12}) save(step);
   damage(path("checkpoints/step-000000012"));

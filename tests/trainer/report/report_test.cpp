@@ -94,7 +94,7 @@ TEST_F(ReportTest, ReadsARunThatIsBeingWritten) {
 
 TEST_F(ReportTest, SaysWhatIsNoRun) {
   expect_contains(testing::message_of<IoError>([&] { read_run(path("absent")); }),
-                  "absent/metrics.jsonl: cannot be opened");
+                  "absent/metrics.jsonl: is missing");
   const std::string dir = make_run("a", 3, 0, "o");
   testing::write_bytes(dir + "/metrics.jsonl", "{\"step\": 1}\nnonsense\n{\"step\": 2}\n");
   expect_contains(testing::message_of<DataError>([&] { read_run(dir); }), "metrics.jsonl:2:");
