@@ -94,6 +94,10 @@ int main(int argc, char** argv) {
       std::fprintf(stderr, "braid: %s\n", braid::command_line_error(app, argc, argv, e.what()).c_str());
     return static_cast<int>(braid::ExitCode::kConfig);
   }
+  if (const std::string empty = braid::empty_argument(app); !empty.empty()) {
+    if (braid::world_rank() == 0) std::fprintf(stderr, "braid: %s\n", empty.c_str());
+    return static_cast<int>(braid::ExitCode::kConfig);
+  }
   // An exception cannot leave a parallel loop; it ends the program there, but as here.
   std::set_terminate([] {
     if (std::current_exception()) fail_as_thrown();

@@ -231,6 +231,17 @@ class FolderLock {
   int fd_;
 };
 
+// A start that goes on would read its own shards as texts.
+void check_outside(const std::string& out, const std::vector<std::string>& inputs) {
+  const fs::path folder = fs::weakly_canonical(fs::absolute(out) / "");
+  for (const std::string& input : inputs) {
+    if (input == "-" || !fs::is_directory(input)) continue;
+    const fs::path texts = fs::canonical(input);
+    const bool is_inside = std::mismatch(texts.begin(), texts.end(), folder.begin(), folder.end()).first == texts.end();
+    check<DataError>(!is_inside, out, ": lies in ", input, ", whose files are the texts; choose a folder outside of it");
+  }
+}
+
 // What the result depends on: another digest is another dataset.
 std::string digest_of_work(const Tokenizer& tokenizer, const CorpusOptions& options, const InputList& inputs) {
   Sha256 digest;
@@ -313,6 +324,7 @@ class Writer {
 CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& options,
                              const std::function<void(const CorpusProgress&)>& progress) {
   const InputList inputs = list_inputs(options.inputs);
+  check_outside(options.out, options.inputs);
   create_folder(options.out);
   const FolderLock lock(options.out);
   CorpusReport report;
@@ -384,7 +396,8 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
     progress(state);
   }
   writer.finish_shard({static_cast<int64_t>(inputs.files.size()), 0});
-  check<DataError>(m.num_documents() > 0, options.out, ": none of ", inputs.files.size(), " inputs held a document",
+  check<DataError>(m.num_documents() > 0, options.inputs.front(), options.inputs.size() > 1 ? " and the others" : "",
+                   ": no document in ", inputs.files.size(), " files",
                    report.complaints.empty() ? "" : concat("; the first: ", report.complaints.front()));
   write_manifest(options.out, m);
   std::error_code error;

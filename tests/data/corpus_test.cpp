@@ -134,7 +134,7 @@ TEST_F(Corpus, RefusesWhatIsDamagedOrNotThere) {
             std::string::npos);
   write("in/none.jsonl", "{}\n");
   EXPECT_NE(
-      message_of<DataError>([&] { tokenize({path("in/none.jsonl")}, "o4"); }).find("held a document; the first: "),
+      message_of<DataError>([&] { tokenize({path("in/none.jsonl")}, "o4"); }).find("no document in 1 files; the first: "),
       std::string::npos);
 }
 

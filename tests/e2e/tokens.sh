@@ -22,7 +22,7 @@ for file in set/*.h5 set/tokenizer.json; do cmp "$file" "merged/${file#set/}" ||
 "$BRAID" data convert --from set --to mega.idx >/dev/null
 "$BRAID" data convert --from mega.bin --to back --tokenizer tokenizer.json --shard-tokens 20000 >/dev/null
 for file in set/*.h5; do cmp "$file" "back/${file#set/}" || fail "to Megatron and back, $file is another"; done
-expect_error 2 'split needs --parts or --held-out' "$BRAID" data split set --out none
+expect_error 2 'split needs either --parts or --held-out' "$BRAID" data split set --out none
 expect_error 9 'mega.bin: is there already' "$BRAID" data convert --from set --to mega.bin
 pass "split, merged, written for Megatron and read back: the same bytes"
 
@@ -70,7 +70,13 @@ for step in 4 8 12; do
   [ "$metric" = $((64 * rows)) ] || fail "metrics say $metric tokens of third by step $step, replay $rows rows"
 done
 grep -q '"data/third/epoch"' mix/metrics.jsonl || fail "no epochs in the metrics"
-expect_error 2 'steps count from 1' replay --step 0
+expect_error 3 'inside: lies in .*text, whose files are the texts' "$BRAID" data tokenize --tokenizer bytes --out "$WORK/text/inside" "$WORK/text"
+[ ! -e "$WORK/text/inside" ] || fail "a refused dataset left a folder among the texts"
+: >none.txt
+expect_error 3 'none.txt: holds no text' "$BRAID" eval mix --data none.txt
+echo '{"words": "x"}' >none.json
+expect_error 3 'none.json: no document in 1 files; the first: none.json:1: has no key text' "$BRAID" eval mix --data none.json
+expect_error 2 '--step: 0 is no whole number from 1 to' replay --step 0
 expect_error 3 'of source all, which trains on it, and of validation set held' "$BRAID" config check "$TINY" \
   "$(mixture "$then")" "${mixed[@]}" "data.validation_sets=[{name: held, dataset: $WORK/set}]"
 pass "a mixture whose weights change, replayed over $(tail -1 rows.tsv | cut -f 1) steps"

@@ -40,8 +40,47 @@ expect_error 2 'braid train has no option --resum, did you mean --resume' "$BRAI
 expect_error 2 'braid plan has no option --rank, did you mean --ranks' "$BRAID" plan "$TINY" --rank=4
 expect_error 2 'braid config needs a sub-command: check, print' "$BRAID" config
 expect_error 2 'braid report: --out is required .braid report --help' "$BRAID" report x
-expect_error 2 'braid plan: --ranks: Value many not in range' "$BRAID" plan "$TINY" --ranks many
+expect_error 2 'braid plan: --ranks: many is no whole number from 1 to 1048576' "$BRAID" plan "$TINY" --ranks many
 expect_error 2 'braid has no sub-command xyzzy; there are .*train' "$BRAID" xyzzy
+
+# arguments: nothing is taken for a number that it is not, and nothing empty for a name
+expect_error 2 'eval: --sequences: -1 is no whole number from 0 to' "$BRAID" eval "$run" --sequences -1
+expect_error 2 'eval: --sequences: 99999999999999999999 is no whole number' "$BRAID" eval "$run" --sequences 99999999999999999999
+expect_error 2 'generate: --tokens: 010 is no whole number' "$BRAID" generate "$run" --tokens 010
+expect_error 2 'generate: --temperature: nan is no number from 0 to' "$BRAID" generate "$run" --temperature nan
+expect_error 2 'generate: --seed: -1 is no whole number' "$BRAID" generate "$run" --seed -1
+expect_error 2 'ckpt diff: --rtol: nan is no number' "$BRAID" ckpt diff "$run" "$run" --rtol nan
+for command in 'eval' 'plot' 'train' 'config check' 'ckpt ls' 'data verify'; do
+  expect_error 2 "braid $command: [a-z_]+ is empty; is a variable of the shell not set" "$BRAID" $command ""
+done
+expect_error 2 '--passkey 2000000 is more than the model.s max_position_embeddings of 4096' "$BRAID" eval "$run" --passkey 2000000
+expect_error 2 'eval: --passkey excludes --data|eval: --data excludes --passkey' "$BRAID" eval "$run" --passkey 100 --data "$WORK/text"
+expect_error 2 'run is a run folder; its config is .*run/config.resolved.yaml' "$BRAID" config check "$run"
+expect_error 2 'train.seq_length is 9223372036854775807, but must be within 2' "$BRAID" plan "$TINY" train.seq_length=9223372036854775807
+expect_error 2 'train.micro_batch_size is 2000000000, but times train.seq_length 64' "$BRAID" plan "$TINY" train.{micro,global}_batch_size=2000000000
+expect_error 2 'num_hidden_layers is 100000000, but must be at most 10000' "$BRAID" plan "$TINY" model.num_hidden_layers=100000000
+for command in ls gc; do expect_error 4 'neither a run folder nor a folder of checkpoints' "$BRAID" ckpt $command "$WORK/text"; done
+mkdir "$WORK/hf" && touch "$WORK/hf/config.json"
+expect_error 4 'is a Hugging Face folder; `braid ckpt import --from' "$BRAID" eval "$WORK/hf"
+
+# what is written where a user says: a device stays one (links to them here, so that a mistake costs no device)
+for device in full null; do ln -s /dev/$device "$WORK/$device"; done
+ln -s /proc/self/fd/1 "$WORK/stdout"
+expect_error 9 'full: cannot be written: No space left on device' "$BRAID" report "$run" --out "$WORK/full"
+expect_error 9 'full: cannot be written: No space left on device' "$BRAID" plot "$run" --svg "$WORK/full"
+[ -L "$WORK/full" ] || fail "a device was replaced by a file"
+"$BRAID" report "$run" --out "$WORK/stdout" --csv "$WORK/null" | grep -q '<!doctype html>' || fail "a report does not go through a pipe"
+[ -L "$WORK/stdout" ] && [ -L "$WORK/null" ] || fail "a device was replaced by a file"
+pass "devices and pipes are written as they are"
+
+# closed streams: what is said goes into no file that is opened in their place
+closed() { "$BRAID" train "$TINY" "run.dir=$WORK/closed" run.steps=1 eval.interval_steps=0; }
+status=0; closed <&- 2>"$WORK/err" >&- || status=$?
+[ "$status" = 9 ] && grep -q 'the run is complete, but of its output' "$WORK/err" || { cat "$WORK/err" >&2; fail "closed output ends with $status"; }
+! grep -rqE 'resolved config|^step ' "$WORK/closed" || fail "what a closed output was told is in a file of the run"
+[ ! -s "$WORK/closed/LOCK" ] || fail "the lock of the run holds text"
+rm -r "$WORK/closed"; closed <&- >/dev/null 2>&- || fail "a run needs standard error"
+pass "closed streams are no place for files"
 
 # help on keys
 "$BRAID" config explain optimizer.lr | grep -q 'peak learning rate' || fail "config explain does not explain"
@@ -77,7 +116,7 @@ grep -q 'resumed' "$WORK/report.html" && grep -q 'Experts\|Expert load' "$WORK/r
 [ "$(stat -c %s "$WORK/report.html")" -lt 2000000 ] || fail "the report has more than 2 MB"
 ! grep -qE '(src|href)="?(https?:)?//' "$WORK/report.html" || fail "the report asks for something from outside"
 [ "$(wc -l <"$WORK/report.csv")" = 11 ] || fail "the CSV has not a row per step"
-expect_error 9 'metrics.jsonl: cannot be opened' "$BRAID" report "$WORK/absent" --out "$WORK/x.html"
+expect_error 9 'metrics.jsonl: is missing' "$BRAID" report "$WORK/absent" --out "$WORK/x.html"
 pass "report"
 
 # a study: killed in the middle, it goes on; then it is compared

@@ -130,6 +130,9 @@ std::string checkpoint_folder_in(const std::string& path) {
   if (fs::exists(fs::path(path) / kManifestName, ignored)) return path;
   const fs::path in_run = fs::path(path) / "checkpoints";
   const auto checkpoints = branch_checkpoints(fs::exists(in_run, ignored) ? in_run.string() : path);
+  const bool is_foreign = checkpoints.empty() && fs::exists(fs::path(path) / "config.json", ignored);
+  check<CheckpointError>(!is_foreign, path, ": is a Hugging Face folder; `braid ckpt import --from ", path,
+                         " --to DIR` makes a checkpoint of it");
   check<CheckpointError>(!checkpoints.empty(), path, ": neither a checkpoint nor a run folder with one");
   return checkpoints.front().path;
 }

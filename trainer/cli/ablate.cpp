@@ -19,6 +19,7 @@
 #include "model/parameter_layout.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/report/report.h"
 #include "trainer/report/study.h"
@@ -198,7 +199,7 @@ int ablate(const Options& options) {
   for (const StudyRun& run : runs)
     check_config(read_config(study.config, run.overrides));  // before the first one starts
   if (!options.slurm.empty()) {
-    write_file_atomically(options.slurm, slurm_script(options, name, dir, runs.size()));
+    write_output(options.slurm, slurm_script(options, name, dir, runs.size()));
     std::printf("wrote %s: an array of %zu runs; sbatch it here, then this command without --slurm makes the report\n",
                 options.slurm.c_str(), runs.size());
     return 0;
@@ -246,13 +247,13 @@ void add_ablate_command(CLI::App& app, Action& action) {
   command->add_option("study", options->study, "YAML study, as in configs/ablations")->required();
   command->add_option("overrides", options->overrides, "section.key=value, for all runs");
   command->add_option("--jobs", options->jobs, "runs at a time, each on a GPU of its own where there are several")
-      ->check(CLI::Range(1, 1024))
+      ->check(whole_number(1, 1024))
       ->capture_default_str();
   command->add_option("--dir", options->dir, "folder of the runs and the report; default runs/ablations/STUDY");
   CLI::Option* slurm =
       command->add_option("--slurm", options->slurm, "start nothing: write a Slurm script, an array with a task per run");
   command->add_option("--only", options->only, "do this one of the runs, counted from 0, and compare nothing")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(0))
       ->excludes(slurm);
   command->callback([options, &action] { action = [options] { return ablate(*options); }; });
 }

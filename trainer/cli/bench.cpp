@@ -8,6 +8,7 @@
 #include "trainer/bench/step_bench.h"
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
 #include "trainer/device/start.h"
@@ -72,7 +73,7 @@ void add_bench_command(CLI::App& app, Action& action) {
   device->default_str("cuda");
   CLI::Option* tokens = command->add_option(
       "--tokens", options->num_tokens, "tokens in the batch, up to 4096 per sequence; 32768 on a GPU, 2048 on a CPU");
-  tokens->check(CLI::Range(64, 1 << 20));
+  tokens->check(whole_number(64, 1 << 20));
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([command, options, &action] {
     if (command->get_subcommands().empty())
@@ -83,8 +84,8 @@ void add_bench_command(CLI::App& app, Action& action) {
   CLI::App* step = command->add_subcommand("step", "Time of a training step on random tokens");
   for (CLI::Option* of_operators : {op, device, tokens}) step->excludes(of_operators);
   add_config(*step, options->config, "YAML config; needs no data")->required();
-  step->add_option("--steps", options->step.steps, "steps to measure")->check(CLI::Range(1, 1 << 20));
-  step->add_option("--warmup", options->step.warmup_steps, "steps before them")->check(CLI::Range(0, 1 << 20));
+  step->add_option("--steps", options->step.steps, "steps to measure")->check(whole_number(1, 1 << 20));
+  step->add_option("--warmup", options->step.warmup_steps, "steps before them")->check(whole_number(0, 1 << 20));
   step->add_option("--tune", options->tune,
                    "then choose by measurement the algorithms of products that this table lacks, and time again");
   step->add_flag("--json", options->json, "print one JSON object");

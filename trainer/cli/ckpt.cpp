@@ -14,6 +14,7 @@
 #include "trainer/checkpoint/checkpoint_scan.h"
 #include "trainer/checkpoint/reshard.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/huggingface/export.h"
 #include "trainer/huggingface/import.h"
@@ -56,7 +57,11 @@ std::string checkpoints_in(const std::string& path) {
   const fs::path in_run = fs::path(path) / "checkpoints";
   std::error_code ignored;
   check<CheckpointError>(fs::is_directory(path, ignored), path, ": there is no folder of this name");
-  return fs::is_directory(in_run, ignored) ? in_run.string() : path;
+  if (fs::is_directory(in_run, ignored)) return in_run.string();
+  const bool is_run = fs::exists(fs::path(path) / "config.resolved.yaml", ignored);  // that has not saved yet
+  check<CheckpointError>(is_run || !list_checkpoints(path).empty() || !set_aside_in(path).empty(), path,
+                         ": neither a run folder nor a folder of checkpoints");
+  return path;
 }
 
 // Every checkpoint of a run, and what lies beside them. A damaged manifest is a line like the others.
@@ -167,7 +172,8 @@ int reshard(const std::string& from, const std::string& to, int64_t ranks, bool 
 int collect_garbage(const std::string& path, int64_t keep, bool dry_run, bool as_json) {
   const std::string folder = checkpoints_in(path);
   std::optional<RunFolder> lock;
-  if (folder != path) lock.emplace(path);
+  const fs::path run = fs::canonical(folder).parent_path();
+  if (folder != path || fs::exists(run / "LOCK")) lock.emplace(run.string());
   const auto branch = branch_checkpoints(folder);
   std::vector<std::string> garbage = set_aside_in(folder);
   for (const CheckpointEntry& entry : list_checkpoints(folder)) {
@@ -266,7 +272,7 @@ void add_ckpt_command(CLI::App& app, Action& action) {
   diff_command->add_option("a", options->a, what)->required();
   diff_command->add_option("b", options->b, what)->required();
   diff_command->add_option("--rtol", options->rtol, "relative RMS difference allowed per tensor; 0 = the same bits")
-      ->check(CLI::NonNegativeNumber);
+      ->check(number(0, 1e6));
   with_json(diff_command);
   diff_command->callback([options, &action] {
     action = [options] { return diff(options->a, options->b, options->rtol, options->json); };
@@ -276,7 +282,7 @@ void add_ckpt_command(CLI::App& app, Action& action) {
       command->add_subcommand("reshard", "Write a checkpoint again, in equal files as of another number of ranks");
   reshard_command->add_option("--from", options->a, what)->required();
   reshard_command->add_option("--to", options->b, "checkpoint folder to make; may not hold anything yet")->required();
-  reshard_command->add_option("--ranks", options->ranks, "files to make")->required()->check(CLI::Range(1, 65536));
+  reshard_command->add_option("--ranks", options->ranks, "files to make")->required()->check(whole_number(1, 65536));
   with_json(reshard_command);
   reshard_command->callback([options, &action] {
     action = [options] { return reshard(options->a, options->b, options->ranks, options->json); };
@@ -286,7 +292,7 @@ void add_ckpt_command(CLI::App& app, Action& action) {
       "gc", "Remove what no run goes on from: left-overs, damaged and abandoned checkpoints, with --keep old ones");
   gc_command->add_option("run", options->a, "run folder, or its folder of checkpoints")->required();
   gc_command->add_option("--keep", options->keep, "newest checkpoints that stay; 0 = all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   gc_command->add_flag("--dry-run", options->dry_run, "remove nothing, tell what would be");
   with_json(gc_command);
   gc_command->callback([options, &action] {

@@ -7,6 +7,7 @@
 
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/config/config_help.h"
 #include "trainer/datasets.h"
@@ -75,7 +76,7 @@ void add_config_command(CLI::App& app, Action& action) {
   CLI::App* check = config->add_subcommand("check", "Say what is wrong with a config, or that it is fine");
   add_config(*check, options->config)->required();
   check->add_option("--ranks", options->num_ranks, "also check what depends on the number of ranks")
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(whole_number(1, 1 << 20));
   check->add_flag("--no-data", options->no_data, "do not open the shards and texts that it names");
   check->callback([&action, options] { action = [options] { return check_command(*options); }; });
 

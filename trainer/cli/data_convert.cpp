@@ -7,6 +7,7 @@
 #include "data/corpus/merge.h"
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 
 namespace braid {
@@ -35,6 +36,8 @@ int convert(const ConvertCommand& command) {
                m.end_of_document);
     return 0;
   }
+  check<ConfigError>(!std::filesystem::exists(manifest_path(options.from)), options.from,
+                     ": is a dataset already; --to NAME.idx writes Megatron's files of it, `braid data merge` copies it");
   std::unique_ptr<Tokenizer> tokenizer;
   if (!command.tokenizer.empty()) tokenizer = open_tokenizer(command.tokenizer);
   options.tokenizer = tokenizer.get();
@@ -56,14 +59,14 @@ int merge(const Options& options) {
 }
 
 int split(const SplitOptions& options) {
-  check<ConfigError>((options.parts > 0) != (options.held_out > 0), "split needs --parts or --held-out");
+  check<ConfigError>((options.parts > 0) != (options.held_out > 0), "split needs either --parts or --held-out");
   for (const SplitPart& part : split_dataset(options)) print_made(manifest_path(part.folder), part.manifest);
   return 0;
 }
 
 void add_shard_tokens(CLI::App& command, int64_t& shard_tokens) {
   command.add_option("--shard-tokens", shard_tokens, "a shard ends with the document that reaches these tokens")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->check(whole_number(1, int64_t{1} << 40))
       ->capture_default_str();
 }
 
@@ -85,9 +88,9 @@ void add_convert_commands(CLI::App& data, Action& action) {
       ->check(CLI::IsMember({"u16", "u32"}));
   convert_command->add_option("--tokenizer", command_of->tokenizer, "that made the tokens: bytes, or a tokenizer.json");
   convert_command->add_option("--end-of-document", command_of->end_of_document, "id that ends documents")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0, (int64_t{1} << 32) - 1));
   convert_command->add_option("--vocab-size", command_of->vocab_size, "default: largest id + 1")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, int64_t{1} << 32));
   add_shard_tokens(*convert_command, command_of->options.shard_tokens);
   convert_command->callback([command_of, &action] { action = [command_of] { return convert(*command_of); }; });
 
@@ -105,10 +108,10 @@ void add_convert_commands(CLI::App& data, Action& action) {
   split_command
       ->add_option("--parts", options->split.parts,
                    "part-00000 and on: documents in order, about as many tokens in each")
-      ->check(CLI::Range(2, 99999));
+      ->check(whole_number(2, 99999));
   split_command
       ->add_option("--held-out", options->split.held_out, "instead: train and held-out, this share of the documents")
-      ->check(CLI::Range(1e-9, 0.999));
+      ->check(number(1e-9, 0.999));
   add_shard_tokens(*split_command, options->split.shard_tokens);
   split_command->callback([options, &action] { action = [options] { return split(options->split); }; });
 }

@@ -8,6 +8,7 @@
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/datasets.h"
 
@@ -57,8 +58,7 @@ BatchSizes batch_sizes_so_far(const fs::path& run, const RunConfig& config) {
 int replay(const Options& options) {
   const RunConfig config = read_config_or_run(options.config.path, options.config.overrides);
   check_config(config);
-  check<ConfigError>(options.step >= 1, "--step is ", options.step, ", but steps count from 1, as in metrics.jsonl");
-  check<ConfigError>(options.steps >= 1 && options.step - 1 + options.steps <= config.run.steps, "--step ",
+  check<ConfigError>(options.step - 1 + options.steps <= config.run.steps, "--step ",
                      options.step, " --steps ", options.steps, " is outside the ", config.run.steps,
                      " steps of the run");
   prepare_shards(config.data, config.run.dir, ShardsOnDisk::kKeep);
@@ -78,8 +78,8 @@ void add_replay_command(CLI::App& data, Action& action) {
   CLI::App* command = data.add_subcommand(
       "replay", "Print the very rows of a training step: source, shard, document, offset in the document, tokens");
   add_config(*command, options->config, "YAML config or run folder")->required();
-  command->add_option("--step", options->step, "step, counted from 1 as in metrics.jsonl")->required();
-  command->add_option("--steps", options->steps, "how many steps to print from there");
+  command->add_option("--step", options->step, "step, counted from 1 as in metrics.jsonl")->required()->check(whole_number(1));
+  command->add_option("--steps", options->steps, "how many steps to print from there")->check(whole_number(1));
   command->add_flag("--json", options->json, "one JSON object per line");
   command->callback([options, &action] { action = [options] { return replay(*options); }; });
 }

@@ -18,6 +18,7 @@
 #include "kernels/core/error.h"
 #include "kernels/core/process_info.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/metrics/progress_bar.h"
 
@@ -137,7 +138,7 @@ int train_tokenizer(const std::vector<std::string>& paths, const std::string& te
       });
   check<DataError>(trainer.num_words() > 0, "the inputs hold no text to learn a vocabulary from");
   const BpeTrainer::Result result = trainer.train(vocab_size);
-  write_file_atomically(out, result.json);
+  write_output(out, result.json);
   print_line(out, ": ", result.vocab_size, " ids from ", trainer.num_words(), " different words of ", documents,
              " documents, ", unreadable, " records unreadable");
   if (result.vocab_size < vocab_size) print_line(out, ": the text has no pairs for the ", vocab_size, " ids asked for");
@@ -158,10 +159,10 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
   command->add_option("--out", corpus.out, "folder for dataset.json and the shards")->required();
   command->add_option("--text-key", corpus.text_key, "key of the text in a JSON line")->capture_default_str();
   command->add_option("--shard-tokens", corpus.shard_tokens, "a shard ends with the document that reaches these tokens")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->check(whole_number(1, int64_t{1} << 40))
       ->capture_default_str();
   command->add_option("--jobs", corpus.jobs, "threads that tokenize; default: the cores of this process")
-      ->check(CLI::Range(1, 4096));
+      ->check(whole_number(1, 4096));
   command->add_option("--end-of-document", tokenize_options->end_of_document,
                       "token behind every document; default: <|endoftext|> or another usual one");
   command->callback(
@@ -184,7 +185,7 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
   train_command->add_option("input", options->inputs, "files, folders, or -, as for tokenize")->required();
   train_command->add_option("--vocab-size", options->vocab_size, "ids, the 256 bytes and <|endoftext|> included")
       ->required()
-      ->check(CLI::Range(int64_t{257}, int64_t{1} << 24));
+      ->check(whole_number(257, 1 << 24));
   train_command->add_option("--out", options->out, "tokenizer.json to write")->required();
   train_command->add_option("--text-key", options->text_key, "key of the text in a JSON line")->capture_default_str();
   train_command->callback([options, &action] {

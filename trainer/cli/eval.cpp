@@ -15,6 +15,7 @@
 #include "kernels/core/error.h"
 #include "kernels/core/temporary_folder.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
@@ -51,6 +52,7 @@ TokenDataset open_named(const std::string& path, const RunConfig& config, const 
     options.out = scratch / std::to_string(number);
     const CorpusReport report = tokenize_corpus(tokenizer, options, [](const CorpusProgress&) {});
     check<DataError>(report.complaints.empty(), report.complaints.empty() ? "" : report.complaints.front());
+    check<DataError>(report.manifest.num_tokens() > report.manifest.num_documents(), path, ": holds no text");
     shards = dataset_shards(options.out);
   }
   TokenDataset data(name, shards, config.train.seq_length, Split::kTrain, 0);
@@ -69,6 +71,10 @@ TokenDataset open_named(const std::string& path, const RunConfig& config, const 
 int eval_passkey(TrainedModel trained, const std::vector<int64_t>& lengths, int64_t trials, bool json) {
   TextModel text(std::move(trained));
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  const int64_t longest = text.state.model.config().max_position_embeddings;
+  for (const int64_t length : lengths)
+    check<ConfigError>(length <= longest, "--passkey ", length, " is more than the model's max_position_embeddings of ",
+                       longest);
   for (const int64_t length : lengths) {
     std::string line;
     int64_t found = 0, all = 0;
@@ -100,25 +106,28 @@ void add_eval_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("eval", "Held-out loss of a model on its run's data, or loss on other data");
   command->add_option("model", options->model, "run folder or checkpoint folder")->required();
-  command->add_option("--sequences", options->sequences,
-                      "sequences per source; if not given the run's eval.sequences, or all of --data; 0 = all");
-  command
-      ->add_option(
-          "--data", options->data,
-          "evaluate on this instead, whole: a text, JSON lines, a dataset, a token shard, or a folder; repeatable")
-      ->allow_extra_args(false);
+  CLI::Option* sequences =
+      command->add_option("--sequences", options->sequences,
+                          "sequences per source; if not given the run's eval.sequences, or all of --data; 0 = all");
+  sequences->check(whole_number(0));
+  CLI::Option* data = command->add_option(
+      "--data", options->data,
+      "evaluate on this instead, whole: a text, JSON lines, a dataset, a token shard, or a folder; repeatable");
+  data->allow_extra_args(false);
   command->add_option("--tokenizer", options->tokenizer,
                       "of --data: bytes or a tokenizer.json; if not given that of the model's run");
-  command->add_option("--expert", options->expert, "expert parallel size");
+  command->add_option("--expert", options->expert, "expert parallel size")->check(whole_number(1));
   command
       ->add_option(
           "--passkey", options->passkey,
           "instead: hide a number in texts of so many tokens and ask for it at their end; on the CPU, in one process")
       ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 30));
+      ->check(whole_number(1, 1 << 30))
+      ->excludes(data)
+      ->excludes(sequences);
   command->add_option("--trials", options->trials, "of --passkey, for each of five places")
-      ->check(CLI::Range(1, 1 << 20));
-  command->add_option("--context", options->context, "ranks that share every row");
+      ->check(whole_number(1, 1 << 20));
+  command->add_option("--context", options->context, "ranks that share every row")->check(whole_number(1));
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([options, &action] {
     action = [options] {

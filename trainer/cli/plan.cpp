@@ -9,6 +9,7 @@
 #include "model/parameter_layout.h"
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/huggingface/config_json.h"
 
@@ -38,7 +39,7 @@ void add_plan_command(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("plan", "Parameter counts and memory per rank; allocates nothing");
   add_config(*command, options->config, "YAML config, or a model's config.json; without a batch, counts alone")
       ->required();
-  command->add_option("--ranks", options->ranks, "ranks of the run")->check(CLI::Range(1, 1 << 20));
+  command->add_option("--ranks", options->ranks, "ranks of the run")->check(whole_number(1, 1 << 20));
   command->add_option("--device", options->device,
                       "says whether a rank's memory fits this GPU, and what would make it: a100, h100, h200, 80GB, …");
   command->add_flag("--table", options->table, "print every parameter too");

@@ -12,6 +12,7 @@
 #include "kernels/core/error.h"
 #include "kernels/core/nearest_words.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/metrics/loss_curve.h"
 
 namespace braid {
@@ -68,7 +69,7 @@ int plot(const Options& options) {
   const std::string name = several ? "overlay.svg" : "loss.svg";
   const std::string svg = options.svg.empty() ? (fs::path(options.run_dirs[0]) / name).string() : options.svg;
   const std::string field = options.fields.empty() ? "train/loss_lm" : joined(options.fields, ", ");
-  write_file_atomically(svg, plot_as_svg(series, several ? field : options.run_dirs[0]));
+  write_output(svg, plot_as_svg(series, several ? field : options.run_dirs[0]));
   std::printf("wrote %s\n", svg.c_str());
   return 0;
 }
@@ -89,9 +90,9 @@ void add_plot_command(CLI::App& app, Action& action) {
   command
       ->add_option("--width", options->width,
                    "columns of the terminal plot; default: those of the terminal, at most 120")
-      ->check(CLI::Range(30, 1000));
+      ->check(whole_number(30, 1000));
   command->add_option("--height", options->height, "lines of the terminal plot")
-      ->check(CLI::Range(8, 1000))
+      ->check(whole_number(8, 1000))
       ->capture_default_str();
   command->callback([options, &action] { action = [options] { return plot(*options); }; });
 }

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cctype>
+#include <utility>
 #include <vector>
 
 #include "kernels/core/error.h"
@@ -56,16 +57,30 @@ std::string unknown_word(const CLI::App& app, int argc, const char* const* argv)
   return "";
 }
 
-}  // namespace
-
-std::string command_line_error(const CLI::App& app, int argc, const char* const* argv, const std::string& reason) {
-  if (const std::string unknown = unknown_word(app, argc, argv); !unknown.empty()) return unknown;
+// The innermost sub-command that was given, and how it is called.
+std::pair<const CLI::App*, std::string> chosen_command(const CLI::App& app) {
   const CLI::App* at = &app;
   std::string path = app.get_name();
   while (!at->get_subcommands().empty()) {
     at = at->get_subcommands().front();
     path += " " + at->get_name();
   }
+  return {at, path};
+}
+
+}  // namespace
+
+std::string empty_argument(const CLI::App& app) {
+  const auto [at, path] = chosen_command(app);
+  for (const CLI::Option* option : at->get_options())
+    for (const std::string& text : option->results())
+      if (text.empty()) return concat(path, ": ", option->get_name(), " is empty; is a variable of the shell not set?");
+  return "";
+}
+
+std::string command_line_error(const CLI::App& app, int argc, const char* const* argv, const std::string& reason) {
+  if (const std::string unknown = unknown_word(app, argc, argv); !unknown.empty()) return unknown;
+  const auto [at, path] = chosen_command(app);
   const std::vector<std::string> names = subcommand_names(*at);
   if (!names.empty()) return concat(path, " needs a sub-command: ", joined(names, ", "));
   return concat(path, ": ", reason, " (", path, " --help)");

@@ -12,6 +12,7 @@
 
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
+#include "trainer/cli/numbers.h"
 #include "trainer/metrics/console.h"
 #include "trainer/metrics/loss_curve.h"
 #include "trainer/report/run_data.h"
@@ -112,7 +113,7 @@ void add_watch_command(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("watch", "Loss curve and expert loads of a run while it trains");
   command->add_option("run", options->run, "run folder")->required();
   command->add_option("--interval", options->interval_s, "seconds between two looks")
-      ->check(CLI::Range(0.1, 3600.0))
+      ->check(number(0.1, 3600))
       ->capture_default_str();
   command->add_flag("--once", options->once, "one look; the default where the output is no terminal");
   command->callback([options, &action] { action = [options] { return watch(*options); }; });

@@ -15,6 +15,7 @@
 namespace braid {
 namespace {
 
+constexpr int64_t kMostLayers = 10'000;
 constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max();  // products of two still fit
 
 // Comparisons are written so that a NaN fails them.
@@ -112,6 +113,8 @@ void check_model(const ModelConfig& model) {
   check_value(model.num_experts_per_tok <= model.num_experts, "model.num_experts_per_tok", model.num_experts_per_tok,
               "must be at most model.num_experts, ", model.num_experts);
   const auto num_types = static_cast<int64_t>(model.layer_types.size());
+  check_value(model.num_hidden_layers <= kMostLayers, "model.num_hidden_layers", model.num_hidden_layers, "must be at most ",
+              kMostLayers);
   check_value(num_types == 0 || num_types == model.num_hidden_layers, "model.layer_types", model.layer_types,
               "must name model.num_hidden_layers types, ", model.num_hidden_layers, ", not ", num_types);
 
@@ -123,14 +126,22 @@ void check_model(const ModelConfig& model) {
               "only false is supported");
 }
 
-void check_batches(const RunConfig& config) {
+// Sizes that no number of ranks makes right.
+void check_batch_sizes(const RunConfig& config) {
   const TrainSection& train = config.train;
   check_count("train.micro_batch_size", train.micro_batch_size, 1);
   check_count("train.global_batch_size", train.global_batch_size, 1);
-  check_divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size);
   check_count("train.seq_length", train.seq_length, 2);
   check_value(train.seq_length <= config.model.max_position_embeddings, "train.seq_length", train.seq_length,
               "must be at most model.max_position_embeddings, ", config.model.max_position_embeddings);
+  check_value(train.micro_batch_size <= kMaxCount / train.seq_length, "train.micro_batch_size", train.micro_batch_size,
+              "times train.seq_length ", train.seq_length, " are more tokens than ", kMaxCount);
+}
+
+void check_batches(const RunConfig& config) {
+  const TrainSection& train = config.train;
+  check_batch_sizes(config);
+  check_divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size);
   check_value(train.seed >= 0, "train.seed", train.seed, "must be at least 0");
   const double tokens = static_cast<double>(config.run.steps) * static_cast<double>(train.global_batch_size) *
                         static_cast<double>(train.seq_length);
@@ -353,8 +364,7 @@ void check_config_for_ranks(const RunConfig& config, int64_t num_ranks) {
               " experts; valid here: ", list_text(legal));
 
   const int64_t global = config.train.global_batch_size, micro = config.train.micro_batch_size;
-  check_count("train.micro_batch_size", micro, 1);
-  check_count("train.global_batch_size", global, 1);
+  check_batch_sizes(config);
   check_value(num_ranks % config.parallel.context == 0, "parallel.context", config.parallel.context, "must divide the ",
               num_ranks, " ranks");
   num_ranks /= config.parallel.context;  // those who share rows are one to the data

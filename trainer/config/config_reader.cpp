@@ -231,8 +231,9 @@ Node parse_yaml(std::string text, const Origin& origin, const std::string& path)
     const int tab = line_indented_by_tab(text);
     if (tab > 0 && tab <= std::max(0, e.mark.line) + 1 && !is_alias)
       origin.fail(tab, path, "not valid YAML: a tab indents this line; YAML takes spaces only");
+    const char* advice = e.msg.starts_with("end of map flow") ? "; a space belongs behind each colon" : "";
     origin.fail(std::max(0, e.mark.line) + 1, path,
-                is_alias ? "aliases (*name) are not allowed" : "not valid YAML: " + e.msg);
+                is_alias ? "aliases (*name) are not allowed" : concat("not valid YAML: ", e.msg, advice));
   }
   if (!origin.is_file && builder.has_block_style())
     origin.fail(0, path, "lists are written [a, b] and mappings {a: b} here; text with \": \" or \"- \" needs quotes");
@@ -529,6 +530,8 @@ class FileReader {
     const fs::path identity = fs::weakly_canonical(path);
     check<ConfigError>(std::find(open_.begin(), open_.end(), identity) == open_.end(), asked_by, name,
                        " is already being read: the bases form a circle");
+    check<ConfigError>(!fs::exists(path / "config.resolved.yaml"), asked_by, name, " is a run folder; its config is ",
+                       (fs::path(name) / "config.resolved.yaml").string());
     std::string text;
     const bool readable = read_text(path, text);
     check<ConfigError>(readable, asked_by, "cannot read ", name, ": ", reason(errno));
@@ -597,7 +600,7 @@ RunConfig read_config(const std::string& path, const std::vector<std::string>& o
     FileReader(config).read(path, path, "");
     apply_overrides(config, overrides);
   } catch (const fs::filesystem_error& e) {  // a circle of symbolic links, a working folder that is gone
-    throw ConfigError(concat(path, ": ", e.what()));
+    throw ConfigError(concat("cannot read ", path, ": ", e.code().message()));
   }
   return config;
 }
