@@ -28,7 +28,7 @@ double logit_at(const Tensor& logits, int64_t v) {
 }
 
 int64_t sample(const Tensor& logits, const SamplingConfig& sampling, int64_t position) {
-  const int64_t V = logits.numel();
+  const int64_t V = sampling.num_ids > 0 ? std::min(sampling.num_ids, logits.numel()) : logits.numel();
   std::vector<int64_t> order(V);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),

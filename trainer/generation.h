@@ -14,6 +14,8 @@ struct SamplingConfig {
   double temperature = 0.8;  // 0: always the most probable token
   int64_t top_k = 0;         // 0: all tokens
   uint64_t seed = 1;
+  // Ids of the tokenizer; those from there on, which only fill up a model's vocabulary, are never chosen. 0: all are.
+  int64_t num_ids = 0;
 };
 
 // Reads one text piece by piece: what a token costs does not grow with the text, but for attention's keys.

@@ -55,7 +55,8 @@ PasskeyScore passkey_score(Context& ctx, Model& model, const Tokenizer& tokenize
     const PasskeyPrompt prompt = make_passkey_prompt(tokenizer, num_tokens, depth, seed + static_cast<uint64_t>(trial));
     const auto length = static_cast<int64_t>(tokenizer.encode(prompt.key).size()) + 1;  // and a space
     const auto answer =
-        generate(ctx, model, prompt.tokens, {.num_tokens = length, .temperature = 0}, tokenizer.end_of_document());
+        generate(ctx, model, prompt.tokens, {.num_tokens = length, .temperature = 0, .num_ids = tokenizer.vocab_size()},
+                 tokenizer.end_of_document());
     std::string text = tokenizer.decode(answer);
     text.erase(0, std::min(text.find_first_not_of(' '), text.size()));
     score.found += text.starts_with(prompt.key);

@@ -127,6 +127,17 @@ TEST(Generate, SamplesAmongTheKMostProbableTokens) {
   EXPECT_EQ(*std::max_element(ranks.begin(), ranks.end()), 2);
 }
 
+// A vocabulary that was rounded up holds ids that no tokenizer can say.
+TEST(Generate, ChoosesAmongTheIdsOfTheTokenizer) {
+  TextModels models(DType::kF32);
+  for (const double temperature : {0.0, 1e9}) {
+    const auto text = generate(models.ctx, models.of_length(1), {1, 2},
+                               {.num_tokens = 60, .temperature = temperature, .num_ids = 4}, -1);
+    ASSERT_EQ(text.size(), 60u);
+    EXPECT_LT(*std::max_element(text.begin(), text.end()), 4u);
+  }
+}
+
 TEST(Generate, DependsOnTheSeedAloneAndStopsAtTheEndOfTheDocument) {
   TextModels models(DType::kF32);
   auto with_seed = [&](uint64_t seed, int64_t end) {

@@ -30,6 +30,7 @@ void add_generate_command(CLI::App& app, Action& action) {
     action = [options] {
       TextModel text(open_trained_model(options->model));
       const Tokenizer& tokenizer = *text.tokenizer;
+      options->sampling.num_ids = tokenizer.vocab_size();
       const auto added = generate(text.ctx, text.state.model, tokenizer.encode(options->prompt), options->sampling,
                                   tokenizer.end_of_document());
       print_line(options->prompt, tokenizer.decode(added));
