@@ -5,7 +5,8 @@ Writes JSON lines, one document each. A document hides a key of five digits in s
 behind them, in the words of trainer/passkey.cpp, whose prompts end with the question; every second document asks several
 times. Keys come from another source of random numbers than those of the prompts, so a prompt is new to the model but for
 chance. Of all bytes as many are in documents of 200 to 400 as in those of 400 to 800 and so on, so that there is something to
-learn on short ways before long ones.
+learn on short ways before long ones. Some documents are numbers in a row, all of them said twice: half of what they hold can be
+read off, and copying is learnt there first.
 
     scripts/passkey_text.py --bytes 4095 --size 64e6 --out passkey.jsonl
 """
@@ -47,11 +48,18 @@ def document(rng, length, gap):
     return "".join(parts)
 
 
+def numbers(rng, length):
+    """Numbers of five digits, and the same once more, in at most `length` bytes."""
+    said = "".join(f"{rng.randrange(100000):05d} " for _ in range(length // 12))
+    return said + said
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=int, default=4095, help="of the longest document (default 4095, a row less its end)")
     parser.add_argument("--shortest", type=int, default=200, help="of the shortest (default 200)")
     parser.add_argument("--gap", type=float, default=400, help="mean bytes between two questions (default 400)")
+    parser.add_argument("--numbers", type=float, default=0.3, help="share of the documents that are numbers (default 0.3)")
     parser.add_argument("--size", type=float, default=16e6, help="bytes in all (default 16e6)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", required=True)
@@ -63,7 +71,10 @@ def main():
     with open(args.out, "w", encoding="ascii") as out:
         while written < args.size:
             length = round(1 / rng.uniform(1 / args.bytes, 1 / args.shortest))
-            text = document(rng, length, args.gap)
+            if rng.random() < args.numbers:
+                text = numbers(rng, min(length, 400))
+            else:
+                text = document(rng, length, args.gap)
             out.write(json.dumps({"text": text}) + "\n")
             written += len(text)
 
