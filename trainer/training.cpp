@@ -404,6 +404,9 @@ class TrainingRun {
       say(fmt::format("data {}: {} training tokens in {} rows; the run reads {} rows, {:.3g} epochs", data.name(),
                       data.num_tokens(), data.size(), taken[i], double(taken[i]) / double(data.size())));
     }
+    if (config_.memory.offload != Offload::kNone)
+      say(ctx_.on_cuda() ? concat("memory.offload: ", gib_text(state_.needs().offloaded), " of host memory per rank")
+                         : "note: memory.offload changes nothing on a CPU, which has but one memory");
     if (saves_weights_alone()) say("note: checkpoint.contents is weights: no --resume goes on from what this run saves");
     const std::string where =
         concat("on ", mesh_.size(), mesh_.size() == 1 ? " rank" : " ranks", ", expert parallel ", mesh_.expert().size(),

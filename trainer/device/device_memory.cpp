@@ -41,10 +41,12 @@ void check_gpu_memory(const MemoryEstimate& needs, const GpuMemory& memory, cons
 }
 
 void check_host_memory(const MemoryEstimate& needs, int64_t ranks_of_host) {
-  const int64_t available = available_host_bytes();
-  check<OutOfMemoryError>(available == 0 || needs.offloaded * ranks_of_host <= available, "memory.offload: ",
-                          gib_text(needs.offloaded), " of host memory are needed for each of ", ranks_of_host,
-                          " ranks, and ", gib_text(available), " are free on this host");
+  if (needs.offloaded == 0) return;
+  const int64_t available = available_host_bytes(), of_rank = needs.offloaded + needs.saving_on_host;
+  check<OutOfMemoryError>(available == 0 || of_rank <= available / ranks_of_host, "memory.offload: ", gib_text(of_rank),
+                          " of host memory, with what saves take, are needed for each of ", ranks_of_host,
+                          ranks_of_host == 1 ? " rank" : " ranks", ", and ", gib_text(available),
+                          " are free on this host; optimizer.moment_dtype=int8 needs less");
 }
 
 int64_t available_host_bytes() {

@@ -33,7 +33,7 @@ std::string gib_text(int64_t bytes);
 // Throws OutOfMemoryError with the table of what is needed if that is more than is free on `device`.
 void check_gpu_memory(const MemoryEstimate& needs, const GpuMemory& memory, const std::string& device);
 
-// The same for the host memory that it pins, where so many ranks share a host.
+// The same for host memory, if state is offloaded to it, where so many ranks share a host.
 void check_host_memory(const MemoryEstimate& needs, int64_t ranks_of_host);
 
 // Of this host, as the kernel estimates what programs can still have; 0 where it does not say.

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/messages.h"
+
 namespace braid {
 namespace {
 
@@ -24,6 +26,20 @@ TEST(GpuMemoryCheck, RefusesWhatDoesNotFitWithTheTable) {
                  "  weights                  30.000 GiB\n"
                  "  activations              50.500 GiB");
   }
+}
+
+TEST(HostMemoryCheck, RefusesOffloadedStateThatTheRanksOfAHostCannotHaveTogether) {
+  const int64_t available = available_host_bytes();
+  if (available == 0) GTEST_SKIP() << "this kernel does not say what is free";
+  MemoryEstimate needs;
+  needs.saving_on_host = available;
+  EXPECT_NO_THROW(check_host_memory(needs, 8)) << "nothing is offloaded";
+  needs.offloaded = available / 8;
+  needs.saving_on_host = available / 8;
+  EXPECT_NO_THROW(check_host_memory(needs, 1));
+  const std::string message = braid::testing::message_of<OutOfMemoryError>([&] { check_host_memory(needs, 8); });
+  EXPECT_TRUE(message.starts_with("memory.offload: " + gib_text(available / 8 * 2) + " of host memory")) << message;
+  EXPECT_NE(message.find("for each of 8 ranks"), std::string::npos) << message;
 }
 
 }  // namespace
