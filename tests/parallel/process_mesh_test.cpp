@@ -53,13 +53,16 @@ TEST(ProcessMesh, AContextGroupIsConsecutiveRanksAndOneRankToTheData) {
     EXPECT_EQ(members(ctx, mesh.context()->ranks()), context);
     // What is gathered lies where place() says, for both rows of a batch.
     const int64_t R = 4;
-    std::vector<int64_t> own, all(static_cast<size_t>(mesh.context()->num_places(R)));
+    std::vector<int64_t> own;
     for (int64_t row = 0; row < R; ++row)
       own.push_back(100 * mesh.context()->whole_row_of(row) + mesh.context()->part_of(row));
-    mesh.context()->gather(ctx, Tensor::of(all.data(), {std::ssize(all)}), Tensor::of(own.data(), {R}));
+    Scratch scratch(ctx);
+    const Tensor all = mesh.context()->start_gather(ctx, scratch, Tensor::of(own.data(), {R}));
+    mesh.context()->wait(ctx);
+    ASSERT_EQ(all.numel(), mesh.context()->num_places(R));
     for (int64_t row = 0; row < 2; ++row)
       for (int64_t part = 0; part < 2 * CP; ++part)
-        EXPECT_EQ(all[mesh.context()->place(row, part, R)], 100 * row + part);
+        EXPECT_EQ(all.data<int64_t>()[mesh.context()->place(row, part, R)], 100 * row + part);
   }
   EXPECT_EQ(message_of<ConfigError>([&] { ProcessMesh(all_ranks(), 1, 8, W + 1); }),
             concat("parallel.context is ", W + 1, ", but must divide the ", W, " ranks"));
