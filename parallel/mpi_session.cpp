@@ -1,9 +1,15 @@
 #include "parallel/mpi_session.h"
 
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <string>
+#include <thread>
 
 #include "parallel/mpi_check.h"
 #include "parallel/mpi_communicator.h"
@@ -37,8 +43,8 @@ MpiSession::MpiSession(int& argc, char**& argv) : exceptions_at_start_(std::unca
   int initialized = 0;
   check_mpi(MPI_Initialized(&initialized), "start of MPI");
   check<EnvironmentError>(!initialized, "MPI was already started; a process has one MpiSession in its life");
-  // A rank that waits for another one gives its core to whoever can use it, unless the user says otherwise: Open MPI does
-  // so by itself only where it counts more ranks than cores, threads and other programs not counted.
+  // A rank that waits for another one gives its core to whoever can use it (by sched_yield, below), unless the user says
+  // otherwise: Open MPI does so by itself only where it counts more ranks than cores, threads and other programs not counted.
   setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
   int threads = 0;
   check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &threads), "start of MPI");
@@ -88,3 +94,22 @@ void MpiSession::abort(int exit_code) {
 }
 
 }  // namespace braid
+
+// In place of the C library's. A rank that waits polls and yields. Where others want its core, each yield lasts until all of
+// them had their turn, and what the rank waits for has long been there; one that slept would be woken in front of them. So a
+// yield that lasted shows that the core is wanted, and for a while waiting is sleeping. On a core of its own it polls, as ever.
+extern "C" int sched_yield() noexcept {
+  using Clock = std::chrono::steady_clock;
+  using std::chrono::microseconds;
+  constexpr microseconds kSomebodyRan(500), kWanted(100'000), kNap(20);
+  thread_local Clock::time_point wanted_until;
+  const Clock::time_point begin = Clock::now();
+  if (begin < wanted_until) {
+    std::this_thread::sleep_for(kNap);
+    return 0;
+  }
+  const int result = static_cast<int>(syscall(SYS_sched_yield));
+  const Clock::time_point end = Clock::now();
+  if (end - begin > kSomebodyRan) wanted_until = end + kWanted;
+  return result;
+}

@@ -1,9 +1,14 @@
 #include "parallel/mpi_session.h"
 
+#include <sched.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <thread>
 
 #include "tests/testing.h"
 
@@ -53,6 +58,35 @@ const std::string kMpiexec = braid::testing::moved("BRAID_MPIEXEC", BRAID_MPIEXE
 Ended run_on_two_ranks(const std::string& part) { return run(kMpiexec + " 2" + kSelf + part); }
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// MPI libraries wait by sched_yield. The system counts a yield as involuntary, a nap as voluntary.
+TEST(MpiSession, WaitingIsSleepingWhereTheCoreIsWanted) {
+  cpu_set_t allowed, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof allowed, &allowed), 0);
+  int core = 0;
+  while (!CPU_ISSET(core, &allowed)) ++core;
+  CPU_ZERO(&one);
+  CPU_SET(core, &one);
+  std::atomic<bool> enough = false;
+  int64_t naps = 0;
+  std::thread([&] {
+    ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+    std::thread rival([&] {  // on the same core
+      while (!enough) continue;
+    });
+    rusage before = {}, now = {};
+    getrusage(RUSAGE_THREAD, &before);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (naps < 10 && std::chrono::steady_clock::now() < end) {
+      sched_yield();
+      getrusage(RUSAGE_THREAD, &now);
+      naps = now.ru_nvcsw - before.ru_nvcsw;
+    }
+    enough = true;
+    rival.join();
+  }).join();
+  EXPECT_GE(naps, 10);
+}
 
 TEST(MpiSession, EveryRankSeesTheWorld) {
   const Ended ended = run_on_two_ranks("finish");
