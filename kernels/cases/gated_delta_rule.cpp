@@ -122,10 +122,9 @@ void declare_parts(Trial& t, const Segments& parts, const Heads& h, const Number
   t.forward("carry_states", {forth},
             [=](Context& ctx) { carry_states(ctx, forth, transition, contribution, there, StateDirection::kForward); },
             {.bytes = bytes_of(transition, contribution, forth), .flop = carried});
-  t.backward(
-      "carry_states", {back},
-      [=](Context& ctx) { carry_states(ctx, back, transition, d_contribution, from_there, StateDirection::kBackward); },
-      {.bytes = bytes_of(transition, contribution, back), .flop = carried});
+  t.backward("carry_states", {back}, [=](Context& ctx) {
+    carry_states(ctx, back, transition, d_contribution, from_there, StateDirection::kBackward);
+  });
 }
 
 Variant of(const std::string& label, const Segments& documents, const Heads& heads = {}, const Numbers& numbers = {}) {
