@@ -7,15 +7,15 @@
 namespace braid::cpu {
 
 // GCC takes the size of a dependent vector type only inside a class.
-template <class T, int kBytes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kBytes)));
+template <int kBytes>
+struct FloatsOf {
+  typedef float type __attribute__((vector_size(kBytes)));
 };
 
 // Inlined into functions for the instructions in question. As many sums as hide the latency of a multiply-add.
 template <int kBytes>
 [[gnu::always_inline]] inline float multiply_adds(int64_t rounds) {
-  using Vector = typename VectorOf<float, kBytes>::type;
+  using Vector = typename FloatsOf<kBytes>::type;
   Vector sums[kMultiplyAddsPerRound];
   for (int i = 0; i < kMultiplyAddsPerRound; ++i) sums[i] = Vector{} + static_cast<float>(i);
   const Vector factor = Vector{} + 0.999f, addend = Vector{} + 0.001f;
