@@ -121,7 +121,9 @@ void write_output(const std::string& path, const std::string& text) {
   const fs::file_status found = fs::status(path, ignored);  // behind links
   if (!fs::exists(found) || fs::is_regular_file(found)) {
     const bool is_link = fs::is_symlink(fs::symlink_status(path, ignored));
-    return write_file_atomically(is_link ? fs::weakly_canonical(path, ignored).string() : path, text);
+    const std::string file = is_link ? fs::weakly_canonical(path, ignored).string() : path;
+    create_folder(parent_of(file));
+    return write_file_atomically(file, text);
   }
   check<IoError>(!fs::is_directory(found), path, ": is a folder");
   const int fd = ::open(path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);

@@ -36,7 +36,7 @@ class DurableFile {
 
 // A small text as a DurableFile.
 void write_file_atomically(const std::string& path, const std::string& text);
-// The same where a user said where to: through links, and into a device or a pipe (/dev/stdout, /dev/null) as it is.
+// The same where a user said where to: with the folders above it, through links, and into a device or a pipe (/dev/stdout, /dev/null) as it is.
 void write_output(const std::string& path, const std::string& text);
 
 // A folder that is filled once and appears under its name whole or not at all: until finish() it is .tmp-NAME beside

@@ -60,6 +60,8 @@ expect_error 2 'train.seq_length is 9223372036854775807, but must be within 2' "
 expect_error 2 'train.micro_batch_size is 2000000000, but times train.seq_length 64' "$BRAID" plan "$TINY" train.{micro,global}_batch_size=2000000000
 expect_error 2 'num_hidden_layers is 100000000, but must be at most 10000' "$BRAID" plan "$TINY" model.num_hidden_layers=100000000
 for command in ls gc; do expect_error 4 'neither a run folder nor a folder of checkpoints' "$BRAID" ckpt $command "$WORK/text"; done
+mkdir "$WORK/started" && touch "$WORK/started/LOCK"
+"$BRAID" ckpt ls "$WORK/started" >/dev/null && "$BRAID" ckpt gc "$WORK/started" >/dev/null || fail "a run that has not saved yet is called none"
 mkdir "$WORK/hf" && touch "$WORK/hf/config.json"
 expect_error 4 'is a Hugging Face folder; `braid ckpt import --from' "$BRAID" eval "$WORK/hf"
 

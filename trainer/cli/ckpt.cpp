@@ -58,7 +58,7 @@ std::string checkpoints_in(const std::string& path) {
   std::error_code ignored;
   check<CheckpointError>(fs::is_directory(path, ignored), path, ": there is no folder of this name");
   if (fs::is_directory(in_run, ignored)) return in_run.string();
-  const bool is_run = fs::exists(fs::path(path) / "config.resolved.yaml", ignored);  // that has not saved yet
+  const bool is_run = fs::exists(fs::path(path) / "LOCK", ignored);  // that has not saved yet
   check<CheckpointError>(is_run || !list_checkpoints(path).empty() || !set_aside_in(path).empty(), path,
                          ": neither a run folder nor a folder of checkpoints");
   return path;
@@ -172,8 +172,9 @@ int reshard(const std::string& from, const std::string& to, int64_t ranks, bool 
 int collect_garbage(const std::string& path, int64_t keep, bool dry_run, bool as_json) {
   const std::string folder = checkpoints_in(path);
   std::optional<RunFolder> lock;
-  const fs::path run = fs::canonical(folder).parent_path();
-  if (folder != path || fs::exists(run / "LOCK")) lock.emplace(run.string());
+  const bool is_run = folder != path || fs::exists(fs::path(path) / "LOCK");
+  const fs::path run = is_run ? fs::path(path) : fs::canonical(folder).parent_path();
+  if (is_run || fs::exists(run / "LOCK")) lock.emplace(run.string());
   const auto branch = branch_checkpoints(folder);
   std::vector<std::string> garbage = set_aside_in(folder);
   for (const CheckpointEntry& entry : list_checkpoints(folder)) {

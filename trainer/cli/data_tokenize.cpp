@@ -125,6 +125,7 @@ int verify(const std::string& folder) {
 
 int train_tokenizer(const std::vector<std::string>& paths, const std::string& text_key, int64_t vocab_size,
                     const std::string& out) {
+  create_folder(fs::absolute(out).parent_path().string());  // before hours of reading
   BpeTrainer trainer;
   int64_t documents = 0, unreadable = 0;
   for_each_text(
