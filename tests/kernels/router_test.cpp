@@ -184,7 +184,8 @@ TEST(Router, InvalidTokensAreNeitherRoutedNorCounted) {
   }
   EXPECT_EQ(values_of<int64_t>(out.counts), counts);
   EXPECT_EQ(values_of<double>(out.prob_sum), prob_sum);
-  EXPECT_EQ(values_of<double>(out.z_sum), z_sum);
+  // The compiler decides where a product and a sum become one rounding.
+  for (int64_t b = 0; b < 3; ++b) EXPECT_DOUBLE_EQ(out.z_sum.data<double>()[b], z_sum[b]);
 
   Tensor d_logits = poisoned({12, 5}, DType::kF64);
   router_backward(ctx, d_logits, random_f64({12, 2}, 2), random_f64({3, 5}, 3), 0.1, out, segments, GateNorm::kTopK);
