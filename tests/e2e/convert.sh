@@ -72,7 +72,8 @@ expect_error 4 'holds no MTP block .* init.fresh_mtp=true' start "init.from=$WOR
 expect_error 4 'holds weights alone' start "--resume-from" "$WORK/imported"
 expect_error 9 'is there already and is not empty' "$BRAID" ckpt import --from "$WORK/hf" --to "$WORK/imported"
 expect_error 9 'is there already and is not empty' "$BRAID" ckpt export --from "$WORK/imported" --to "$WORK/hf"
-expect_error 4 'neither a checkpoint nor a run folder' "$BRAID" ckpt export --from "$WORK/hf" --to "$WORK/new"
+expect_error 4 "hf: is a Hugging Face folder; .braid ckpt import" "$BRAID" ckpt export --from "$WORK/hf" --to "$WORK/new"
+expect_error 4 "neither a checkpoint nor a run folder" "$BRAID" ckpt export --from "$WORK/absent" --to "$WORK/new"
 expect_error 4 'config.json' "$BRAID" ckpt import --from "$WORK/imported" --to "$WORK/new"
 [ ! -e "$WORK/new" ] && [ ! -e "$WORK/.tmp-new" ] || fail "a refused command left something"
 
