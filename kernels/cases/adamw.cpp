@@ -55,10 +55,13 @@ void declare(Trial& t, int64_t n, Stored stored, int64_t num_steps, Masters mast
   });
 }
 
-// Moments in a byte each, from 0 on. Codes are no result, but the next update is: a number that lies between two of
-// them to the last bit may get either, which is up to 6 % of one update of one element.
+// Moments in a byte each, from 0 on. Codes are no result, but the next updates are: a number that lies between two of
+// them to the last bit may get either. In five steps of 5003 elements one code in 75,000 does with a GPU's roots, one in
+// 400,000 with exact ones; 99 of 100 such codes are worth at most 1.6e-3 of a master of size 1 in the end. The bound is four
+// of those: 1.6e-3 sqrt(4 / 5003). (Simulated on a CPU: of 1000 such runs the largest error was 3.2e-5, of 2000 with
+// exact roots and fp32 gradients 4.1e-5.)
 void declare_coded(Trial& t, int64_t n, Storage gradient_storage, int64_t num_steps, Masters masters) {
-  constexpr Tolerance kSomeElements = {2e-5, 2e-3};
+  constexpr Tolerance kSomeElements = {4.5e-5, 2e-3};
   const Closeness close = {kSomeElements, kSomeElements, kSomeElements};
   const Closeness stored = {kSomeElements, kUsual.bf16, kSomeElements};
   const Var gradient =

@@ -131,7 +131,10 @@ struct NearCodes : MomentCodes {
   //   inverse: of the largest |m| of the block
   static __device__ __forceinline__ uint8_t code_of_m(float m, float inverse) {
     const float share = copysignf(near_root(near_root(fabsf(m) * inverse)), m);
-    return static_cast<uint8_t>(__float_as_uint(fmaf(share, 127, 0x1.8p23f)));  // negative ones in two's complement
+    // Gradients in bf16 are often a 16th of the largest, which is half way between codes 63 and 64: such ties go up, as
+    // with exact roots, since what is multiplied by is more than 127 by more than what roots are off. A negative code
+    // is in two's complement.
+    return static_cast<uint8_t>(__float_as_uint(fmaf(share, 127.00003f, 0x1.8p23f)));
   }
   //   root: of v;   inverse: of the largest root of the block;   random: 16 bits
   static __device__ __forceinline__ uint8_t code_of_v(float root, float inverse, uint32_t random) {
