@@ -154,15 +154,21 @@ struct NearCodes : MomentCodes {
 // Up to eight elements; where they are all there, in one access.
 template <bool kAll, class T>
 __device__ __forceinline__ Pack<T, kLaneElements> load_some(const T* from, int count) {
-  if constexpr (kAll) return Pack<T, kLaneElements>::load(from);
-  Pack<T, kLaneElements> pack{};
-  for (int i = 0; i < count; ++i) pack.element[i] = from[i];
-  return pack;
+  if constexpr (kAll) {
+    return Pack<T, kLaneElements>::load(from);
+  } else {
+    Pack<T, kLaneElements> pack{};
+    for (int i = 0; i < count; ++i) pack.element[i] = from[i];
+    return pack;
+  }
 }
 template <bool kAll, class T>
 __device__ __forceinline__ void store_some(const Pack<T, kLaneElements>& pack, T* to, int count) {
-  if constexpr (kAll) return pack.store(to);
-  for (int i = 0; i < count; ++i) to[i] = pack.element[i];
+  if constexpr (kAll) {
+    pack.store(to);
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = pack.element[i];
+  }
 }
 
 // The same with codes, of whole blocks or of what is left of one: half a warp owns a block of 128 elements, a lane eight
