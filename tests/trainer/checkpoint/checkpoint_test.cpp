@@ -609,7 +609,7 @@ TEST_F(CheckpointTest, CommitsNothingThatLatestCannotName) {
   save(1);
   fs::remove(path("LATEST"));
   fs::create_directory(path("LATEST"));
-  expect_contains(message_of<IoError>([&] { save(2); }), path("LATEST") + ": cannot be given its name");
+  expect_contains(message_of<IoError>([&] { save(2); }), path("LATEST") + ": is there already and is no file");
   EXPECT_EQ(steps(), Steps{1});
 }
 
