@@ -86,16 +86,16 @@ int main(int argc, char** argv) {
   braid::add_doctor_command(app, action);
   braid::add_parity_command(app, action);
   braid::add_selftest_command(app, action);
+  std::string mistake;
   try {
     app.parse(argc, argv);
+    mistake = braid::empty_argument(app);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // help, version
-    if (braid::world_rank() == 0)
-      std::fprintf(stderr, "braid: %s\n", braid::command_line_error(app, argc, argv, e.what()).c_str());
-    return static_cast<int>(braid::ExitCode::kConfig);
+    mistake = braid::command_line_error(app, argc, argv, e.what());
   }
-  if (const std::string empty = braid::empty_argument(app); !empty.empty()) {
-    if (braid::world_rank() == 0) std::fprintf(stderr, "braid: %s\n", empty.c_str());
+  if (!mistake.empty()) {
+    if (braid::world_rank() == 0) std::fprintf(stderr, "braid: %s\n", mistake.c_str());
     return static_cast<int>(braid::ExitCode::kConfig);
   }
   // An exception cannot leave a parallel loop; it ends the program there, but as here.

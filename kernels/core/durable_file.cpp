@@ -5,7 +5,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
@@ -33,6 +32,17 @@ void remove_contents(const std::string& folder) {
   } catch (const fs::filesystem_error& e) {
     throw IoError(concat(e.path1().string(), ": cannot be removed: ", e.code().message()));
   }
+}
+
+// Whether it did, else errno says why.
+bool write_all(int fd, const char* data, int64_t bytes) {
+  for (int64_t done = 0; done < bytes;) {
+    const ssize_t n = ::write(fd, data + done, static_cast<size_t>(bytes - done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    done += n;
+  }
+  return true;
 }
 
 }  // namespace
@@ -82,12 +92,7 @@ void DurableFile::write_gathered() {
 }
 
 void DurableFile::write_out(const void* data, int64_t bytes) {
-  for (int64_t done = 0; done < bytes;) {
-    const ssize_t n = ::write(fd_, static_cast<const char*>(data) + done, static_cast<size_t>(bytes - done));
-    if (n < 0 && errno == EINTR) continue;
-    check_done(n > 0, "written");
-    done += n;
-  }
+  check_done(write_all(fd_, static_cast<const char*>(data), bytes), "written");
   written_ += bytes;
   if (written_ - handed_over_ >= kWritebackBytes) start_writeback();
 }
@@ -127,12 +132,7 @@ void write_output(const std::string& path, const std::string& text) {
   }
   check<IoError>(!fs::is_directory(found), path, ": is a folder");
   const int fd = ::open(path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
-  bool ok = fd >= 0;
-  for (size_t done = 0; ok && done < text.size();) {
-    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
-    ok = n > 0 || (n < 0 && errno == EINTR);
-    done += static_cast<size_t>(std::max<ssize_t>(n, 0));
-  }
+  const bool ok = fd >= 0 && write_all(fd, text.data(), std::ssize(text));
   const int error = errno;
   if (fd >= 0) ::close(fd);
   check<IoError>(ok, path, ": cannot be written: ", reason(error));

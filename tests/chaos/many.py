@@ -71,34 +71,30 @@ class Many:
                 [sys.executable, *map(str, command)], stdout=file, stderr=subprocess.STDOUT, env=self.env, check=False
             )
 
-    def programs(self, kind, wanted, jobs, command):
-        """As many programs with seeds of their own as are wanted, `jobs` at a time, until there is no more time."""
+    def programs(self, kind, good, wanted, of_one, command):
+        """Programs with seeds of their own until so many faults have gone well in all, as `good` finds them in a log, or there is
+        no more time."""
+        done = sum(int(m[1]) for m in map(good.search, self.logs(kind).values()) if m)
+        missing = -((done - wanted) // of_one) if done < wanted else 0
         first = max(self.logs(kind), default=0) + 1
 
         def one(seed):
             if self.left() > 0:
                 self.run(f"{kind}-{seed}.log", *command(seed))
 
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(one, range(first, first + wanted)))
+        with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
+            list(pool.map(one, range(first, first + missing)))
 
     def hangs(self):
-        o, done = self.options, sum(int(m[1]) for m in map(NAMED.search, self.logs("hangs").values()) if m)
-        self.programs(
-            "hangs",
-            -((done - o.hangs) // HANGS_OF_ONE) if done < o.hangs else 0,
-            o.jobs,
-            lambda seed: (f"{HERE}/hangs.py", o.braid, o.source, "--hangs", HANGS_OF_ONE, "--seed", seed),
-        )
+        o = self.options
+        arguments = (f"{HERE}/hangs.py", o.braid, o.source, "--hangs", HANGS_OF_ONE)
+        self.programs("hangs", NAMED, o.hangs, HANGS_OF_ONE, lambda seed: (*arguments, "--seed", seed))
 
     def random(self):
-        o, done = self.options, sum(int(m[1]) for m in map(GOLDEN.search, self.logs("random").values()) if m)
+        o = self.options
+        arguments = (f"{HERE}/chaos.py", o.braid, o.source, o.calls, "--faults", min(FAULTS_OF_ONE, o.faults))
         self.programs(
-            "random",
-            -((done - o.faults) // FAULTS_OF_ONE) if done < o.faults else 0,
-            o.jobs,
-            lambda seed: (f"{HERE}/chaos.py", o.braid, o.source, o.calls)
-            + ("--faults", min(FAULTS_OF_ONE, o.faults), "--seed", seed, "--seconds", self.left()),
+            "random", GOLDEN, o.faults, FAULTS_OF_ONE, lambda seed: (*arguments, "--seed", seed, "--seconds", self.left())
         )
 
     def every_call(self):

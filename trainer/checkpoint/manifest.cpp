@@ -146,28 +146,19 @@ Manifest::File read_file(const Json& json) {
   return file;
 }
 
-std::vector<std::array<int64_t, 2>> read_batch_sizes(const Json& json) {
-  std::vector<std::array<int64_t, 2>> sizes;
-  for (const Json& change : json) {
-    require(change.is_array() && change.size() == 2, "batch_sizes has an entry that is not [steps, rows]");
-    const int64_t steps = number(change[0], "steps in batch_sizes"), rows = number(change[1], "rows in batch_sizes");
-    require(rows > 0 && (sizes.empty() ? steps == 0 : steps > sizes.back()[0]),
-            "batch_sizes does not begin at 0 and ascend, with rows in each step");
-    sizes.push_back({steps, rows});
+// The list [[steps, rows], …] of this name: steps ascend, from 0 or from anywhere on, which `order` says.
+std::vector<std::array<int64_t, 2>> read_steps_and_rows(const Json& json, const std::string& name, bool from_zero,
+                                                        const char* order) {
+  std::vector<std::array<int64_t, 2>> pairs;
+  for (const Json& entry : list_field(json, name.c_str())) {
+    require(entry.is_array() && entry.size() == 2, name, " has an entry that is not [steps, rows]");
+    const int64_t steps = number(entry[0], ("steps in " + name).c_str());
+    const int64_t rows = number(entry[1], ("rows in " + name).c_str());
+    const bool in_order = pairs.empty() ? !from_zero || steps == 0 : steps > pairs.back()[0];
+    require(rows > 0 && in_order, name, " does not ", order);
+    pairs.push_back({steps, rows});
   }
-  require(!sizes.empty(), "batch_sizes is empty");
-  return sizes;
-}
-
-std::vector<std::array<int64_t, 2>> read_left_out(const Json& json) {
-  std::vector<std::array<int64_t, 2>> left_out;
-  for (const Json& entry : json) {
-    require(entry.is_array() && entry.size() == 2, "left_out has an entry that is not [steps, rows]");
-    const int64_t steps = number(entry[0], "steps in left_out"), rows = number(entry[1], "rows in left_out");
-    require(rows > 0 && (left_out.empty() || steps > left_out.back()[0]), "left_out does not ascend, with rows in each");
-    left_out.push_back({steps, rows});
-  }
-  return left_out;
+  return pairs;
 }
 
 std::vector<double> read_recent(const Json& json, const char* name) {
@@ -331,8 +322,12 @@ Manifest Manifest::parse(const std::string& text, const std::string& path) {
     CheckpointInfo& info = manifest.info;
     info.step = number_field(json, "step");
     info.tokens = number_field(json, "tokens");
-    if (json.contains("batch_sizes")) info.batch_sizes = read_batch_sizes(list_field(json, "batch_sizes"));
-    if (json.contains("left_out")) info.left_out = read_left_out(list_field(json, "left_out"));
+    if (json.contains("batch_sizes")) {
+      info.batch_sizes = read_steps_and_rows(json, "batch_sizes", true, "begin at 0 and ascend, with rows in each step");
+      require(!info.batch_sizes.empty(), "batch_sizes is empty");
+    }
+    if (json.contains("left_out"))
+      info.left_out = read_steps_and_rows(json, "left_out", false, "ascend, with rows in each");
     if (json.contains("recent")) {
       const Json& recent = json["recent"];
       info.recent_losses = read_recent(recent, "losses");

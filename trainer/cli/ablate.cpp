@@ -157,9 +157,10 @@ std::string quoted(const std::string& word) {
 }
 
 std::string slurm_script(const Options& options, const std::string& name, const std::string& dir, size_t num_runs) {
+  std::vector<std::string> words = {this_program(), "ablate", options.study};
+  words.insert(words.end(), options.overrides.begin(), options.overrides.end());
   std::string command;
-  for (const std::string& word : {this_program(), std::string("ablate"), options.study}) command += quoted(word) + " ";
-  for (const std::string& word : options.overrides) command += quoted(word) + " ";
+  for (const std::string& word : words) command += quoted(word) + " ";
   command += concat("--dir ", quoted(dir), " --only \"$SLURM_ARRAY_TASK_ID\"");
   return concat("#!/bin/bash\n# Study ", name, ": one task of the array per run. A run that is stopped goes on ",
                 "where it was: exit code 75 asks for its task again.\n#SBATCH --job-name=", name, "\n#SBATCH --array=0-",

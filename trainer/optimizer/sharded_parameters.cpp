@@ -8,6 +8,7 @@
 #include "kernels/core/profile.h"
 #include "kernels/sum_squares.h"
 #include "parallel/rounded_reduction.h"
+#include "trainer/optimizer/state_stream.h"
 
 namespace braid {
 namespace {
@@ -36,7 +37,7 @@ std::string name_over_layers(std::string name) {
 
 Tensor ShardedParameters::Piece::of(Tensor shard, int64_t elements_each) const {
   assert(begin % elements_each == 0 && first % elements_each == 0);
-  return shard.rows(begin / elements_each, round_up(end, elements_each) / elements_each);
+  return StateTensor{shard, elements_each}.of(begin, end);
 }
 
 CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor shard, int64_t elements_each) const {

@@ -79,17 +79,12 @@ std::string state_of(const RunData& run) {
   return "not at its end";
 }
 
-std::set<std::string> names_of_held_out_sets(const std::vector<RunData>& runs) {
+// Of the held-out sets, or the sources, of all runs.
+template <class OfRun>
+std::set<std::string> names_of(const std::vector<RunData>& runs, OfRun RunData::*by_name) {
   std::set<std::string> names;
   for (const RunData& run : runs)
-    for (const auto& [name, points] : run.held_out) names.insert(name);
-  return names;
-}
-
-std::set<std::string> names_of_sources(const std::vector<RunData>& runs) {
-  std::set<std::string> names;
-  for (const RunData& run : runs)
-    for (const auto& [name, source] : run.sources) names.insert(name);
+    for (const auto& [name, data] : run.*by_name) names.insert(name);
   return names;
 }
 
@@ -130,7 +125,7 @@ class Report {
   }
 
   void runs_table() {
-    const std::set<std::string> sets = names_of_held_out_sets(runs_);
+    const std::set<std::string> sets = names_of(runs_, &RunData::held_out);
     out_ += "<h2>Runs</h2><div class=scroll><table><tr><th>run<th>steps<th>tokens<th>training loss<th>";
     for (const std::string& set : sets) out_ += "held out: " + escape_markup(set) + "<th>";
     out_ += "tokens/s<th>time<th>state</tr>";
@@ -188,7 +183,7 @@ class Report {
     chart({"Training loss by tokens", "tokens", "", train_curves(nullptr, loss), true});
     chart({"Training loss by time", unit_name + " of training", "", train_curves(&TrainPoint::seconds, loss), true,
            false, unit});
-    const std::set<std::string> sets = names_of_held_out_sets(runs_);
+    const std::set<std::string> sets = names_of(runs_, &RunData::held_out);
     for (const std::string& set : sets) {
       ChartSpec spec{"Held-out loss by tokens: " + set, "tokens", "", {}};
       for (size_t i = 0; i < runs_.size(); ++i) {
@@ -202,7 +197,7 @@ class Report {
   }
 
   void sources() {
-    const std::set<std::string> names = names_of_sources(runs_);
+    const std::set<std::string> names = names_of(runs_, &RunData::sources);
     if (names.empty()) return;
     out_ += "<h2>Data</h2><div class=scroll><table><tr><th>run<th>source<th>tokens<th>of all<th>times read<th>training loss</tr>";
     for (size_t i = 0; i < runs_.size(); ++i) {
@@ -394,7 +389,7 @@ std::string report_as_html(const std::vector<RunData>& runs, const std::string& 
 }
 
 std::string report_as_csv(const std::vector<RunData>& runs) {
-  const std::set<std::string> sets = names_of_held_out_sets(runs), sources = names_of_sources(runs);
+  const std::set<std::string> sets = names_of(runs, &RunData::held_out), sources = names_of(runs, &RunData::sources);
   std::string out = "run,step,tokens,seconds,train_loss,grad_norm,lr,tokens_per_s";
   for (const std::string& set : sets) out += "," + csv_text("val_" + set);
   for (const std::string& source : sources) out += "," + csv_text("data_" + source + "_loss");
