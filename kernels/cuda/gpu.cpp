@@ -6,6 +6,7 @@
 #include "kernels/build_config.h"
 #include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
+#include "kernels/cuda/cublas_lt.h"
 
 namespace braid {
 namespace cuda {

@@ -1,12 +1,11 @@
 #pragma once
 
-#include <cublasLt.h>
-
 #include <map>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/gpu.h"
 #include "kernels/matmul_algorithms.h"
 
@@ -14,7 +13,7 @@
 namespace braid::cuda {
 
 // A cuBLASLt descriptor.
-template <class Handle, cublasStatus_t (*kDestroy)(Handle)>
+template <class Handle, const auto& kDestroy>
 struct Descriptor {
   Handle handle = nullptr;
   Descriptor() = default;
