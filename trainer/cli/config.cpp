@@ -18,7 +18,7 @@ namespace {
 struct Options {
   ConfigArguments config;
   int64_t num_ranks = 0;  // 0: not given
-  bool docs = false, json = false, no_data = false;
+  bool docs = false, json = false, no_data = false, study = false;
   std::string key, before, after;
 };
 
@@ -99,10 +99,11 @@ void add_config_command(CLI::App& app, Action& action) {
   diff->add_flag("--json", options->json, "one JSON object: key, both values");
   diff->callback([&action, options] { action = [options] { return diff_command(*options); }; });
 
-  CLI::App* schema = config->add_subcommand("schema", "Print the JSON schema of configs, for editors");
-  schema->callback([&action] {
-    action = [] {
-      std::fputs(config_schema().c_str(), stdout);
+  CLI::App* schema = config->add_subcommand("schema", "Print the JSON schema of configs or studies, for editors");
+  schema->add_flag("--study", options->study, "that of a study, which `braid ablate` takes");
+  schema->callback([&action, options] {
+    action = [options] {
+      std::fputs((options->study ? study_schema() : config_schema()).c_str(), stdout);
       return 0;
     };
   });

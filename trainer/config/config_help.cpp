@@ -8,6 +8,7 @@
 #include "trainer/config/config_reader.h"
 #include "trainer/config/config_visit.h"
 #include "trainer/config/foreign_keys.h"
+#include "trainer/config/study_config.h"
 
 namespace braid {
 namespace {
@@ -91,6 +92,14 @@ Json schema_of(Value& value, const char* doc) {
   return schema;
 }
 
+template <ConfigSection File>
+Json schema_of_file(const char* title) {
+  File file;
+  Json schema = {{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", title}};
+  schema.update(schema_of_section(file));
+  return schema;
+}
+
 }  // namespace
 
 std::string explain_key(const std::string& asked) {
@@ -123,12 +132,18 @@ std::string explain_key(const std::string& asked) {
 }
 
 std::string config_schema() {
-  RunConfig config;
-  Json schema = {{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", "Braid config"}};
-  schema.update(schema_of_section(config));
+  Json schema = schema_of_file<RunConfig>("Braid config");
   const Json file = {{"type", "string"}};
   schema["properties"]["base"] = {{"description", "files that are read first, relative to this one"},
                                   {"oneOf", {file, {{"type", "array"}, {"items", file}}}}};
+  return schema.dump(1) + "\n";
+}
+
+std::string study_schema() {
+  Json schema = schema_of_file<StudyConfig>("Braid study");
+  schema["required"] = {"config", "seeds", "axes"};
+  schema["properties"]["axes"]["items"]["required"] = {"name", "variants"};
+  schema["properties"]["axes"]["items"]["properties"]["variants"]["items"]["required"] = {"name"};
   return schema.dump(1) + "\n";
 }
 

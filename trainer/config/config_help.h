@@ -13,7 +13,8 @@ std::string explain_key(const std::string& key);
 // What an unknown key "a.b" is answered with: where it stands, what it is called here, or what it may have been meant for.
 std::string advice_on_unknown_key(const std::string& dotted);
 
-// JSON schema (draft 07) of a config, for editors that complete and check YAML.
+// JSON schemas (draft 07) of a config and of a study, for editors that complete and check YAML.
 std::string config_schema();
+std::string study_schema();
 
 }  // namespace braid

@@ -6,6 +6,7 @@
 #include "tests/file_testing.h"
 #include "trainer/config/config.h"
 #include "trainer/config/config_visit.h"
+#include "trainer/config/study_config.h"
 
 namespace braid {
 namespace {
@@ -45,7 +46,8 @@ TEST(ExplainKey, AnswersWhatIsNoKey) {
 
 TEST(ExplainKey, FindsKeysByAPartOfTheirName) {
   expect_contains(message_of<ConfigError>([] { explain_key("vocab"); }), "did you mean model.vocab_size or ");
-  expect_contains(message_of<ConfigError>([] { explain_key("train.global_batch"); }), "did you mean global_batch_size?");
+  expect_contains(message_of<ConfigError>([] { explain_key("train.global_batch"); }),
+                  "did you mean global_batch_size?");
   expect_contains(message_of<ConfigError>([] { explain_key("num_heads"); }),
                   "did you mean model.num_attention_heads or model.num_key_value_heads");
   expect_contains(message_of<ConfigError>([] { explain_key("a_b"); }), "known here: run, ");
@@ -69,6 +71,24 @@ TEST(ConfigSchema, HasEveryKeyAndNoOther) {
   EXPECT_FALSE(schema.at("properties").at("train").at("additionalProperties"));
   EXPECT_EQ(schema.at("properties").at("balance").at("properties").at("scope").at("enum").size(), 3u);
   EXPECT_EQ(schema.at("properties").at("data").at("properties").at("sources").at("items").at("type"), "object");
+}
+
+TEST(StudySchema, HasEveryKeyAndAsksForThoseThatTheReaderDoes) {
+  using Names = std::vector<std::string>;
+  const auto schema = nlohmann::json::parse(study_schema());
+  EXPECT_EQ(schema.at("required").get<Names>(), (Names{"config", "seeds", "axes"}));
+  const nlohmann::json* at = &schema;
+  const auto has_keys_of = [&](auto section) {
+    section.visit([&](const char* key, auto&, const char*) { EXPECT_TRUE(at->at("properties").contains(key)) << key; });
+    EXPECT_FALSE(at->at("additionalProperties"));
+  };
+  has_keys_of(StudyConfig());
+  at = &schema.at("properties").at("axes").at("items");
+  has_keys_of(AxisConfig());
+  EXPECT_EQ(at->at("required").get<Names>(), (Names{"name", "variants"}));
+  at = &at->at("properties").at("variants").at("items");
+  has_keys_of(VariantConfig());
+  EXPECT_EQ(at->at("properties").at("set").at("items").at("type"), "string");
 }
 
 }  // namespace
