@@ -6,6 +6,7 @@
 2. Every line of a shell block of README.md and docs/ is run as it stands, in its order, in a folder with the same
    configs, whose runs are cut to a few steps, and with what the text takes for granted (a run, a model of others). What
    needs a cluster, GPUs or hours is named below, with what is checked instead. docs/tutorial.md has a test of its own.
+3. A link into a section leads to one (that files of links exist checks tests/structure/doc_files.cmake).
 """
 
 import json
@@ -40,7 +41,7 @@ NOT_RUN = {
 }
 
 failures: list[str] = []
-parsed = ran = 0
+parsed = ran = followed = 0
 
 
 def fail(where: str, command: str, why: str) -> None:
@@ -237,10 +238,32 @@ def run_command(where: str, command: str, folder: Path) -> None:
             fail(where, command, f"{script} is no program that bash reads")
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# 3. Links into sections
+
+
+@cache
+def sections_of(path: Path) -> set[str]:
+    """As GitHub names them: lower case, without punctuation, words joined by dashes."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+def check_links(path: Path) -> None:
+    global followed
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    for file, section in re.findall(r"\]\((?!\w+:)([^)#\s]*)#([^)\s]+)\)", text):
+        target = (path.parent / file).resolve() if file else path
+        if not target.is_file() or section not in sections_of(target):
+            fail(str(path.relative_to(SOURCE)), f"{file}#{section}", "there is no such section")
+        followed += 1
+
+
 def main() -> None:
     documents = [SOURCE / "README.md", *sorted((SOURCE / "docs").glob("*.md"))]
     folders = ("configs", "kernels", "parallel", "data", "model", "trainer", "tests/golden")
     for path in documents + [SOURCE / folder / "README.md" for folder in folders]:
+        check_links(path)
         blocks, spans = split_document(path)
         for command in [c for block in blocks for c in commands_of(block)] + spans:
             check_command(str(path.relative_to(SOURCE)), command)
@@ -257,8 +280,8 @@ def main() -> None:
                     run_command(str(path.relative_to(SOURCE)), command, folder)
     for text in failures:
         print("FAILED:", text, file=sys.stderr)
-    print(f"{parsed} commands of the documentation parse, {ran} lines ran, {len(failures)} failures")
-    if failures or parsed < 100 or ran < 25:
+    print(f"{parsed} commands of the documentation parse, {ran} lines ran, {followed} links into sections, {len(failures)} failures")
+    if failures or parsed < 100 or ran < 25 or followed < 25:
         sys.exit(1)
 
 
