@@ -2,7 +2,6 @@
 #include <poll.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +15,6 @@
 #include "parallel/rank_text.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
-#include "trainer/cli/suggestion.h"
 #include "trainer/run/error_record.h"
 
 namespace {
@@ -67,36 +65,15 @@ bool reader_is_gone() {
 
 int main(int argc, char** argv) {
   keep_places_of_closed_streams();
-  CLI::App app("Braid: pretraining of Qwen3-Next-style models", "braid");
-  app.set_version_flag("--version", std::string("braid ") + braid::kBuildId);
-  app.require_subcommand(1);
+  braid::CommandLine line("Braid: pretraining of Qwen3-Next-style models", "braid",
+                          std::string("braid ") + braid::kBuildId);
+  for (const auto add : braid::kAddCommands) add(line.root());
   braid::Action action;
-  braid::add_train_command(app, action);
-  braid::add_eval_command(app, action);
-  braid::add_generate_command(app, action);
-  braid::add_plan_command(app, action);
-  braid::add_config_command(app, action);
-  braid::add_data_command(app, action);
-  braid::add_ckpt_command(app, action);
-  braid::add_bench_command(app, action);
-  braid::add_plot_command(app, action);
-  braid::add_report_command(app, action);
-  braid::add_watch_command(app, action);
-  braid::add_ablate_command(app, action);
-  braid::add_doctor_command(app, action);
-  braid::add_parity_command(app, action);
-  braid::add_selftest_command(app, action);
-  std::string mistake;
   try {
-    app.parse(argc, argv);
-    mistake = braid::empty_argument(app);
-  } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return app.exit(e);  // help, version
-    mistake = braid::command_line_error(app, argc, argv, e.what());
-  }
-  if (!mistake.empty()) {
-    if (braid::world_rank() == 0) std::fprintf(stderr, "braid: %s\n", mistake.c_str());
-    return static_cast<int>(braid::ExitCode::kConfig);
+    action = line.read(argc, argv);
+  } catch (const braid::ConfigError& e) {
+    if (braid::world_rank() == 0) std::fprintf(stderr, "braid: %s\n", e.what());
+    return static_cast<int>(e.code());
   }
   // An exception cannot leave a parallel loop; it ends the program there, but as here.
   std::set_terminate([] {

@@ -39,6 +39,9 @@ expect_error 2 'braid ckpt has no sub-command inspekt, did you mean inspect' "$B
 expect_error 2 'braid train has no option --resum, did you mean --resume' "$BRAID" train "$TINY" --resum
 expect_error 2 'braid plan has no option --rank, did you mean --ranks' "$BRAID" plan "$TINY" --rank=4
 expect_error 2 'braid config needs a sub-command: check, print' "$BRAID" config
+expect_error 2 'braid bench: --device: tpu not in {cuda,cpu}' "$BRAID" bench --device tpu
+expect_error 2 'braid parity: --precision: int8 not in {fp32,fp64,bf16}' "$BRAID" parity --model x --reference y --precision int8
+expect_error 2 'braid parity: --model is required' "$BRAID" parity --reference y
 expect_error 2 'braid report: --out is required .braid report --help' "$BRAID" report x
 expect_error 2 'braid plan: --ranks: many is no whole number from 1 to 1048576' "$BRAID" plan "$TINY" --ranks many
 expect_error 2 'braid has no sub-command xyzzy; there are .*train' "$BRAID" xyzzy

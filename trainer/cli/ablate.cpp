@@ -3,7 +3,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <csignal>
@@ -19,7 +18,6 @@
 #include "model/parameter_layout.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/report/report.h"
 #include "trainer/report/study.h"
@@ -242,21 +240,21 @@ int ablate(const Options& options) {
 
 }  // namespace
 
-void add_ablate_command(CLI::App& app, Action& action) {
+void add_ablate_command(Command app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("ablate", "Run a study: every combination of its variants, with every seed");
-  command->add_option("study", options->study, "YAML study, as in configs/ablations")->required();
-  command->add_option("overrides", options->overrides, "section.key=value, for all runs");
-  command->add_option("--jobs", options->jobs, "runs at a time, each on a GPU of its own where there are several")
-      ->check(whole_number(1, 1024))
-      ->capture_default_str();
-  command->add_option("--dir", options->dir, "folder of the runs and the report; default runs/ablations/STUDY");
-  CLI::Option* slurm =
-      command->add_option("--slurm", options->slurm, "start nothing: write a Slurm script, an array with a task per run");
-  command->add_option("--only", options->only, "do this one of the runs, counted from 0, and compare nothing")
-      ->check(whole_number(0))
-      ->excludes(slurm);
-  command->callback([options, &action] { action = [options] { return ablate(*options); }; });
+  const Command command = app.command("ablate", "Run a study: every combination of its variants, with every seed");
+  command.option("study", options->study, "YAML study, as in configs/ablations").required();
+  command.option("overrides", options->overrides, "section.key=value, for all runs");
+  command.option("--jobs", options->jobs, "runs at a time, each on a GPU of its own where there are several")
+      .whole(1, 1024)
+      .show_default();
+  command.option("--dir", options->dir, "folder of the runs and the report; default runs/ablations/STUDY");
+  const Option slurm =
+      command.option("--slurm", options->slurm, "start nothing: write a Slurm script, an array with a task per run");
+  command.option("--only", options->only, "do this one of the runs, counted from 0, and compare nothing")
+      .whole(0)
+      .excludes(slurm);
+  command.runs([options] { return ablate(*options); });
 }
 
 }  // namespace braid

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <string>
 #include <vector>
 
+#include "trainer/cli/options.h"
 #include "trainer/config/config_reader.h"
 
 namespace braid {
@@ -23,9 +23,9 @@ inline RunConfig read_config_or_run(const std::string& path, const std::vector<s
 }
 
 // Adds both. What is returned is the option of the file.
-inline CLI::Option* add_config(CLI::App& command, ConfigArguments& config, const std::string& what = "YAML config") {
-  CLI::Option* path = command.add_option("config", config.path, what);
-  command.add_option("overrides", config.overrides, "section.key=value, applied in order");
+inline Option add_config(Command command, ConfigArguments& config, const std::string& what = "YAML config") {
+  const Option path = command.option("config", config.path, what);
+  command.option("overrides", config.overrides, "section.key=value, applied in order");
   return path;
 }
 

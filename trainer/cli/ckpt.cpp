@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -14,7 +13,6 @@
 #include "trainer/checkpoint/checkpoint_scan.h"
 #include "trainer/checkpoint/reshard.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/huggingface/export.h"
 #include "trainer/huggingface/import.h"
@@ -238,7 +236,7 @@ int export_to(const std::string& from, const std::string& to, const std::string&
 
 }  // namespace
 
-void add_ckpt_command(CLI::App& app, Action& action) {
+void add_ckpt_command(Command app) {
   struct Options {
     std::string a, b, dtype;
     double rtol = 0;
@@ -246,78 +244,66 @@ void add_ckpt_command(CLI::App& app, Action& action) {
     bool allow_nonfinite = false, deep = false, dry_run = false, json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command =
-      app.add_subcommand("ckpt", "Show, check, compare, cut anew, clear away, import and export checkpoints");
-  command->require_subcommand(1);
+  const Command command =
+      app.command("ckpt", "Show, check, compare, cut anew, clear away, import and export checkpoints").needs_command();
   const std::string what = "checkpoint folder, or run folder (its newest checkpoint)";
 
-  CLI::App* inspect_command = command->add_subcommand("inspect", "Step, layout, size and build of a checkpoint");
-  inspect_command->add_option("checkpoint", options->a, what)->required();
-  inspect_command->callback([options, &action] { action = [options] { return inspect(options->a); }; });
+  const Command inspect_command = command.command("inspect", "Step, layout, size and build of a checkpoint");
+  inspect_command.option("checkpoint", options->a, what).required();
+  inspect_command.runs([options] { return inspect(options->a); });
 
-  const auto with_json = [&](CLI::App* sub) { sub->add_flag("--json", options->json, "print one JSON object"); };
-  CLI::App* list_command = command->add_subcommand("ls", "Every checkpoint of a run and what lies beside them");
-  list_command->add_option("run", options->a, "run folder, or its folder of checkpoints")->required();
+  const auto with_json = [&](const Command& sub) { sub.flag("--json", options->json, "print one JSON object"); };
+  const Command list_command = command.command("ls", "Every checkpoint of a run and what lies beside them");
+  list_command.option("run", options->a, "run folder, or its folder of checkpoints").required();
   with_json(list_command);
-  list_command->callback([options, &action] { action = [options] { return list(options->a, options->json); }; });
+  list_command.runs([options] { return list(options->a, options->json); });
 
-  CLI::App* verify_command = command->add_subcommand("verify", "Read every byte and check every digest");
-  verify_command->add_option("checkpoint", options->a, what)->required();
-  verify_command->add_flag("--deep", options->deep, "also that every number is finite; prints the RMS of every tensor");
+  const Command verify_command = command.command("verify", "Read every byte and check every digest");
+  verify_command.option("checkpoint", options->a, what).required();
+  verify_command.flag("--deep", options->deep, "also that every number is finite; prints the RMS of every tensor");
   with_json(verify_command);
-  verify_command->callback(
-      [options, &action] { action = [options] { return verify(options->a, options->deep, options->json); }; });
+  verify_command.runs([options] { return verify(options->a, options->deep, options->json); });
 
-  CLI::App* diff_command =
-      command->add_subcommand("diff", "Compare two checkpoints tensor by tensor; exit 1 if they differ");
-  diff_command->add_option("a", options->a, what)->required();
-  diff_command->add_option("b", options->b, what)->required();
-  diff_command->add_option("--rtol", options->rtol, "relative RMS difference allowed per tensor; 0 = the same bits")
-      ->check(number(0, 1e6));
+  const Command diff_command =
+      command.command("diff", "Compare two checkpoints tensor by tensor; exit 1 if they differ");
+  diff_command.option("a", options->a, what).required();
+  diff_command.option("b", options->b, what).required();
+  diff_command.option("--rtol", options->rtol, "relative RMS difference allowed per tensor; 0 = the same bits")
+      .number(0, 1e6);
   with_json(diff_command);
-  diff_command->callback([options, &action] {
-    action = [options] { return diff(options->a, options->b, options->rtol, options->json); };
-  });
+  diff_command.runs([options] { return diff(options->a, options->b, options->rtol, options->json); });
 
-  CLI::App* reshard_command =
-      command->add_subcommand("reshard", "Write a checkpoint again, in equal files as of another number of ranks");
-  reshard_command->add_option("--from", options->a, what)->required();
-  reshard_command->add_option("--to", options->b, "checkpoint folder to make; may not hold anything yet")->required();
-  reshard_command->add_option("--ranks", options->ranks, "files to make")->required()->check(whole_number(1, 65536));
+  const Command reshard_command =
+      command.command("reshard", "Write a checkpoint again, in equal files as of another number of ranks");
+  reshard_command.option("--from", options->a, what).required();
+  reshard_command.option("--to", options->b, "checkpoint folder to make; may not hold anything yet").required();
+  reshard_command.option("--ranks", options->ranks, "files to make").required().whole(1, 65536);
   with_json(reshard_command);
-  reshard_command->callback([options, &action] {
-    action = [options] { return reshard(options->a, options->b, options->ranks, options->json); };
-  });
+  reshard_command.runs([options] { return reshard(options->a, options->b, options->ranks, options->json); });
 
-  CLI::App* gc_command = command->add_subcommand(
+  const Command gc_command = command.command(
       "gc", "Remove what no run goes on from: left-overs, damaged and abandoned checkpoints, with --keep old ones");
-  gc_command->add_option("run", options->a, "run folder, or its folder of checkpoints")->required();
-  gc_command->add_option("--keep", options->keep, "newest checkpoints that stay; 0 = all")
-      ->check(whole_number(0));
-  gc_command->add_flag("--dry-run", options->dry_run, "remove nothing, tell what would be");
+  gc_command.option("run", options->a, "run folder, or its folder of checkpoints").required();
+  gc_command.option("--keep", options->keep, "newest checkpoints that stay; 0 = all").whole(0);
+  gc_command.flag("--dry-run", options->dry_run, "remove nothing, tell what would be");
   with_json(gc_command);
-  gc_command->callback([options, &action] {
-    action = [options] { return collect_garbage(options->a, options->keep, options->dry_run, options->json); };
-  });
+  gc_command.runs([options] { return collect_garbage(options->a, options->keep, options->dry_run, options->json); });
 
-  CLI::App* import_command = command->add_subcommand(
+  const Command import_command = command.command(
       "import", "Make a checkpoint from a Hugging Face folder: its weights alone, to train from (init.from) or use");
-  import_command->add_option("--from", options->a, "folder with config.json and safetensors files")->required();
-  import_command->add_option("--to", options->b, "checkpoint folder to make; may not hold anything yet")->required();
-  import_command->add_flag("--allow-nonfinite", options->allow_nonfinite, "take weights that are NaN or infinite");
-  import_command->callback([options, &action] {
-    action = [options] {
-      return import_from(options->a, options->b, options->allow_nonfinite ? NonFinite::kAllow : NonFinite::kRefuse);
-    };
+  import_command.option("--from", options->a, "folder with config.json and safetensors files").required();
+  import_command.option("--to", options->b, "checkpoint folder to make; may not hold anything yet").required();
+  import_command.flag("--allow-nonfinite", options->allow_nonfinite, "take weights that are NaN or infinite");
+  import_command.runs([options] {
+    return import_from(options->a, options->b, options->allow_nonfinite ? NonFinite::kAllow : NonFinite::kRefuse);
   });
 
-  CLI::App* export_command = command->add_subcommand("export", "Write a checkpoint's weights as a Hugging Face folder");
-  export_command->add_option("--from", options->a, what)->required();
-  export_command->add_option("--to", options->b, "folder to make; may not hold anything yet")->required();
-  export_command->add_option("--dtype", options->dtype, "of all tensors; without it, each as the checkpoint has it")
-      ->check(CLI::IsMember({"bf16", "fp32"}));
-  export_command->callback(
-      [options, &action] { action = [options] { return export_to(options->a, options->b, options->dtype); }; });
+  const Command export_command = command.command("export", "Write a checkpoint's weights as a Hugging Face folder");
+  export_command.option("--from", options->a, what).required();
+  export_command.option("--to", options->b, "folder to make; may not hold anything yet").required();
+  export_command.option("--dtype", options->dtype, "of all tensors; without it, each as the checkpoint has it")
+      .one_of({"bf16", "fp32"});
+  export_command.runs([options] { return export_to(options->a, options->b, options->dtype); });
 }
 
 }  // namespace braid

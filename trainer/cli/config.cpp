@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -7,7 +6,6 @@
 
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/config/config_help.h"
 #include "trainer/datasets.h"
@@ -68,47 +66,40 @@ int diff_command(const Options& options) {
 
 }  // namespace
 
-void add_config_command(CLI::App& app, Action& action) {
-  CLI::App* config = app.add_subcommand("config", "Check, print, compare and explain configs");
-  config->require_subcommand(1);
+void add_config_command(Command app) {
+  const Command config = app.command("config", "Check, print, compare and explain configs").needs_command();
   const auto options = std::make_shared<Options>();
 
-  CLI::App* check = config->add_subcommand("check", "Say what is wrong with a config, or that it is fine");
-  add_config(*check, options->config)->required();
-  check->add_option("--ranks", options->num_ranks, "also check what depends on the number of ranks")
-      ->check(whole_number(1, 1 << 20));
-  check->add_flag("--no-data", options->no_data, "do not open the shards and texts that it names");
-  check->callback([&action, options] { action = [options] { return check_command(*options); }; });
+  const Command check = config.command("check", "Say what is wrong with a config, or that it is fine");
+  add_config(check, options->config).required();
+  check.option("--ranks", options->num_ranks, "also check what depends on the number of ranks").whole(1, 1 << 20);
+  check.flag("--no-data", options->no_data, "do not open the shards and texts that it names");
+  check.runs([options] { return check_command(*options); });
 
-  CLI::App* print =
-      config->add_subcommand("print", "Print a config with bases and overrides resolved, or the defaults");
-  add_config(*print, options->config, "YAML config; without one, the defaults");
-  print->add_flag("--docs", options->docs, "say what each key means");
-  CLI::App* explain = config->add_subcommand("explain", "Say what a key means, its type and default");
-  explain->add_option("key", options->key, "a key like optimizer.lr, or a section")->required();
-  explain->callback([&action, options] {
-    action = [options] {
-      std::fputs(explain_key(options->key).c_str(), stdout);
-      return 0;
-    };
+  const Command print = config.command("print", "Print a config with bases and overrides resolved, or the defaults");
+  add_config(print, options->config, "YAML config; without one, the defaults");
+  print.flag("--docs", options->docs, "say what each key means");
+  const Command explain = config.command("explain", "Say what a key means, its type and default");
+  explain.option("key", options->key, "a key like optimizer.lr, or a section").required();
+  explain.runs([options] {
+    std::fputs(explain_key(options->key).c_str(), stdout);
+    return 0;
   });
 
-  CLI::App* diff = config->add_subcommand("diff", "Keys whose values differ between two configs or runs");
-  diff->add_option("before", options->before, "YAML file or run folder")->required();
-  diff->add_option("after", options->after, "YAML file or run folder")->required();
-  diff->add_flag("--json", options->json, "one JSON object: key, both values");
-  diff->callback([&action, options] { action = [options] { return diff_command(*options); }; });
+  const Command diff = config.command("diff", "Keys whose values differ between two configs or runs");
+  diff.option("before", options->before, "YAML file or run folder").required();
+  diff.option("after", options->after, "YAML file or run folder").required();
+  diff.flag("--json", options->json, "one JSON object: key, both values");
+  diff.runs([options] { return diff_command(*options); });
 
-  CLI::App* schema = config->add_subcommand("schema", "Print the JSON schema of configs or studies, for editors");
-  schema->add_flag("--study", options->study, "that of a study, which `braid ablate` takes");
-  schema->callback([&action, options] {
-    action = [options] {
-      std::fputs((options->study ? study_schema() : config_schema()).c_str(), stdout);
-      return 0;
-    };
+  const Command schema = config.command("schema", "Print the JSON schema of configs or studies, for editors");
+  schema.flag("--study", options->study, "that of a study, which `braid ablate` takes");
+  schema.runs([options] {
+    std::fputs((options->study ? study_schema() : config_schema()).c_str(), stdout);
+    return 0;
   });
 
-  print->callback([&action, options] { action = [options] { return print_command(*options); }; });
+  print.runs([options] { return print_command(*options); });
 }
 
 }  // namespace braid

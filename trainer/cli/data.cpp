@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -158,32 +157,29 @@ int inspect(const std::vector<std::string>& paths, bool json) {
 
 }  // namespace
 
-void add_data_command(CLI::App& app, Action& action) {
+void add_data_command(Command app) {
   struct Options {
     std::string out;
     std::vector<std::string> text, files;
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("data", "Make, inspect and check datasets and token shards");
-  command->require_subcommand(1);
+  const Command command = app.command("data", "Make, inspect and check datasets and token shards").needs_command();
 
-  CLI::App* demo_command = command->add_subcommand("demo", "Make a token shard from text with the byte tokenizer");
-  demo_command->add_option("--out", options->out, "folder for train.h5")->required();
+  const Command demo_command = command.command("demo", "Make a token shard from text with the byte tokenizer");
+  demo_command.option("--out", options->out, "folder for train.h5").required();
   demo_command
-      ->add_option("--text", options->text,
-                   "text file or folder, repeatable; default: the installed C++ standard headers")
-      ->allow_extra_args(false);
-  demo_command->callback([options, &action] { action = [options] { return demo(options->out, options->text); }; });
+      .option("--text", options->text, "text file or folder, repeatable; default: the installed C++ standard headers")
+      .one_at_a_time();
+  demo_command.runs([options] { return demo(options->out, options->text); });
 
-  CLI::App* inspect_command = command->add_subcommand("inspect", "Show shards and check every token id");
-  inspect_command->add_option("files", options->files, "HDF5 token shards, or folders of them")->required();
-  inspect_command->add_flag("--json", options->json, "one JSON object per shard");
-  inspect_command->callback(
-      [options, &action] { action = [options] { return inspect(options->files, options->json); }; });
-  add_tokenize_commands(*command, action);
-  add_convert_commands(*command, action);
-  add_replay_command(*command, action);
+  const Command inspect_command = command.command("inspect", "Show shards and check every token id");
+  inspect_command.option("files", options->files, "HDF5 token shards, or folders of them").required();
+  inspect_command.flag("--json", options->json, "one JSON object per shard");
+  inspect_command.runs([options] { return inspect(options->files, options->json); });
+  add_tokenize_commands(command);
+  add_convert_commands(command);
+  add_replay_command(command);
 }
 
 }  // namespace braid

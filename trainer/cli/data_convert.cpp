@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <memory>
 
@@ -7,7 +6,6 @@
 #include "data/corpus/merge.h"
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 
 namespace braid {
@@ -64,56 +62,51 @@ int split(const SplitOptions& options) {
   return 0;
 }
 
-void add_shard_tokens(CLI::App& command, int64_t& shard_tokens) {
-  command.add_option("--shard-tokens", shard_tokens, "a shard ends with the document that reaches these tokens")
-      ->check(whole_number(1, int64_t{1} << 40))
-      ->capture_default_str();
+void add_shard_tokens(Command command, int64_t& shard_tokens) {
+  command.option("--shard-tokens", shard_tokens, "a shard ends with the document that reaches these tokens")
+      .whole(1, int64_t{1} << 40)
+      .show_default();
 }
 
 }  // namespace
 
-void add_convert_commands(CLI::App& data, Action& action) {
+void add_convert_commands(Command data) {
   auto command_of = std::make_shared<ConvertCommand>();
-  CLI::App* convert_command =
-      data.add_subcommand("convert", "Make a dataset of tokens of others, or Megatron's files of a dataset");
+  const Command convert_command =
+      data.command("convert", "Make a dataset of tokens of others, or Megatron's files of a dataset");
   convert_command
-      ->add_option(
-          "--from", command_of->options.from,
-          "HDF5 of any kind, Megatron's .idx or .bin, datatrove's, llm.c's .bin, .npy, raw tokens; or a dataset")
-      ->required();
+      .option("--from", command_of->options.from,
+              "HDF5 of any kind, Megatron's .idx or .bin, datatrove's, llm.c's .bin, .npy, raw tokens; or a dataset")
+      .required();
   convert_command
-      ->add_option("--to", command_of->options.to, "folder to make; may not hold anything yet; or Megatron's NAME.idx")
-      ->required();
-  convert_command->add_option("--dtype", command_of->options.dtype, "of raw tokens")
-      ->check(CLI::IsMember({"u16", "u32"}));
-  convert_command->add_option("--tokenizer", command_of->tokenizer, "that made the tokens: bytes, or a tokenizer.json");
-  convert_command->add_option("--end-of-document", command_of->end_of_document, "id that ends documents")
-      ->check(whole_number(0, (int64_t{1} << 32) - 1));
-  convert_command->add_option("--vocab-size", command_of->vocab_size, "default: largest id + 1")
-      ->check(whole_number(1, int64_t{1} << 32));
-  add_shard_tokens(*convert_command, command_of->options.shard_tokens);
-  convert_command->callback([command_of, &action] { action = [command_of] { return convert(*command_of); }; });
+      .option("--to", command_of->options.to, "folder to make; may not hold anything yet; or Megatron's NAME.idx")
+      .required();
+  convert_command.option("--dtype", command_of->options.dtype, "of raw tokens").one_of({"u16", "u32"});
+  convert_command.option("--tokenizer", command_of->tokenizer, "that made the tokens: bytes, or a tokenizer.json");
+  convert_command.option("--end-of-document", command_of->end_of_document, "id that ends documents")
+      .whole(0, (int64_t{1} << 32) - 1);
+  convert_command.option("--vocab-size", command_of->vocab_size, "default: largest id + 1").whole(1, int64_t{1} << 32);
+  add_shard_tokens(convert_command, command_of->options.shard_tokens);
+  convert_command.runs([command_of] { return convert(*command_of); });
 
   auto options = std::make_shared<Options>();
-  CLI::App* merge_command = data.add_subcommand("merge", "Make one dataset of the documents of several");
-  merge_command->add_option("from", options->from, "datasets, in this order; also shards without a dataset.json")
-      ->required();
-  merge_command->add_option("--out", options->split.to, "folder to make; may not hold anything yet")->required();
-  add_shard_tokens(*merge_command, options->split.shard_tokens);
-  merge_command->callback([options, &action] { action = [options] { return merge(*options); }; });
+  const Command merge_command = data.command("merge", "Make one dataset of the documents of several");
+  merge_command.option("from", options->from, "datasets, in this order; also shards without a dataset.json").required();
+  merge_command.option("--out", options->split.to, "folder to make; may not hold anything yet").required();
+  add_shard_tokens(merge_command, options->split.shard_tokens);
+  merge_command.runs([options] { return merge(*options); });
 
-  CLI::App* split_command = data.add_subcommand("split", "Make several datasets of the documents of one");
-  split_command->add_option("from", options->split.from, "dataset, or shards without a dataset.json")->required();
-  split_command->add_option("--out", options->split.to, "folder to make; may not hold anything yet")->required();
+  const Command split_command = data.command("split", "Make several datasets of the documents of one");
+  split_command.option("from", options->split.from, "dataset, or shards without a dataset.json").required();
+  split_command.option("--out", options->split.to, "folder to make; may not hold anything yet").required();
   split_command
-      ->add_option("--parts", options->split.parts,
-                   "part-00000 and on: documents in order, about as many tokens in each")
-      ->check(whole_number(2, 99999));
+      .option("--parts", options->split.parts, "part-00000 and on: documents in order, about as many tokens in each")
+      .whole(2, 99999);
   split_command
-      ->add_option("--held-out", options->split.held_out, "instead: train and held-out, this share of the documents")
-      ->check(number(1e-9, 0.999));
-  add_shard_tokens(*split_command, options->split.shard_tokens);
-  split_command->callback([options, &action] { action = [options] { return split(options->split); }; });
+      .option("--held-out", options->split.held_out, "instead: train and held-out, this share of the documents")
+      .number(1e-9, 0.999);
+  add_shard_tokens(split_command, options->split.shard_tokens);
+  split_command.runs([options] { return split(options->split); });
 }
 
 }  // namespace braid

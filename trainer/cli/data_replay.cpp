@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -8,7 +7,6 @@
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/datasets.h"
 
@@ -73,15 +71,15 @@ int replay(const Options& options) {
 
 }  // namespace
 
-void add_replay_command(CLI::App& data, Action& action) {
+void add_replay_command(Command data) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = data.add_subcommand(
+  const Command command = data.command(
       "replay", "Print the very rows of a training step: source, shard, document, offset in the document, tokens");
-  add_config(*command, options->config, "YAML config or run folder")->required();
-  command->add_option("--step", options->step, "step, counted from 1 as in metrics.jsonl")->required()->check(whole_number(1));
-  command->add_option("--steps", options->steps, "how many steps to print from there")->check(whole_number(1));
-  command->add_flag("--json", options->json, "one JSON object per line");
-  command->callback([options, &action] { action = [options] { return replay(*options); }; });
+  add_config(command, options->config, "YAML config or run folder").required();
+  command.option("--step", options->step, "step, counted from 1 as in metrics.jsonl").required().whole(1);
+  command.option("--steps", options->steps, "how many steps to print from there").whole(1);
+  command.flag("--json", options->json, "one JSON object per line");
+  command.runs([options] { return replay(*options); });
 }
 
 }  // namespace braid

@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
 #include <chrono>
@@ -18,7 +17,6 @@
 #include "kernels/core/error.h"
 #include "kernels/core/process_info.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/metrics/progress_bar.h"
 
@@ -148,26 +146,22 @@ int train_tokenizer(const std::vector<std::string>& paths, const std::string& te
 
 }  // namespace
 
-void add_tokenize_commands(CLI::App& data, Action& action) {
+void add_tokenize_commands(Command data) {
   auto tokenize_options = std::make_shared<TokenizeOptions>();
   CorpusOptions& corpus = tokenize_options->corpus;
   corpus.jobs = usable_cores();
-  CLI::App* command =
-      data.add_subcommand("tokenize", "Make a dataset from text: JSON lines or plain, also .gz and .zst");
-  command->add_option("input", corpus.inputs, "files, folders, or - for JSON lines on standard input")->required();
-  command->add_option("--tokenizer", tokenize_options->tokenizer, "bytes, or a tokenizer.json of Hugging Face")
-      ->required();
-  command->add_option("--out", corpus.out, "folder for dataset.json and the shards")->required();
-  command->add_option("--text-key", corpus.text_key, "key of the text in a JSON line")->capture_default_str();
-  command->add_option("--shard-tokens", corpus.shard_tokens, "a shard ends with the document that reaches these tokens")
-      ->check(whole_number(1, int64_t{1} << 40))
-      ->capture_default_str();
-  command->add_option("--jobs", corpus.jobs, "threads that tokenize; default: the cores of this process")
-      ->check(whole_number(1, 4096));
-  command->add_option("--end-of-document", tokenize_options->end_of_document,
-                      "token behind every document; default: <|endoftext|> or another usual one");
-  command->callback(
-      [tokenize_options, &action] { action = [tokenize_options] { return tokenize(*tokenize_options); }; });
+  const Command command = data.command("tokenize", "Make a dataset from text: JSON lines or plain, also .gz and .zst");
+  command.option("input", corpus.inputs, "files, folders, or - for JSON lines on standard input").required();
+  command.option("--tokenizer", tokenize_options->tokenizer, "bytes, or a tokenizer.json of Hugging Face").required();
+  command.option("--out", corpus.out, "folder for dataset.json and the shards").required();
+  command.option("--text-key", corpus.text_key, "key of the text in a JSON line").show_default();
+  command.option("--shard-tokens", corpus.shard_tokens, "a shard ends with the document that reaches these tokens")
+      .whole(1, int64_t{1} << 40)
+      .show_default();
+  command.option("--jobs", corpus.jobs, "threads that tokenize; default: the cores of this process").whole(1, 4096);
+  command.option("--end-of-document", tokenize_options->end_of_document,
+                 "token behind every document; default: <|endoftext|> or another usual one");
+  command.runs([tokenize_options] { return tokenize(*tokenize_options); });
 
   struct Options {
     std::string path, documents, text_key = "text", out;
@@ -175,29 +169,25 @@ void add_tokenize_commands(CLI::App& data, Action& action) {
     int64_t vocab_size = 0;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* dump_command =
-      data.add_subcommand("dump", "Print token ids, a document per line, without the end-of-document id");
-  dump_command->add_option("path", options->path, "shard, or folder of a dataset")->required();
-  dump_command->add_option("--documents", options->documents, "A:B, documents A to B - 1; default: all");
-  dump_command->callback(
-      [options, &action] { action = [options] { return dump(options->path, options->documents); }; });
+  const Command dump_command =
+      data.command("dump", "Print token ids, a document per line, without the end-of-document id");
+  dump_command.option("path", options->path, "shard, or folder of a dataset").required();
+  dump_command.option("--documents", options->documents, "A:B, documents A to B - 1; default: all");
+  dump_command.runs([options] { return dump(options->path, options->documents); });
 
-  CLI::App* train_command = data.add_subcommand("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
-  train_command->add_option("input", options->inputs, "files, folders, or -, as for tokenize")->required();
-  train_command->add_option("--vocab-size", options->vocab_size, "ids, the 256 bytes and <|endoftext|> included")
-      ->required()
-      ->check(whole_number(257, 1 << 24));
-  train_command->add_option("--out", options->out, "tokenizer.json to write")->required();
-  train_command->add_option("--text-key", options->text_key, "key of the text in a JSON line")->capture_default_str();
-  train_command->callback([options, &action] {
-    action = [options] {
-      return train_tokenizer(options->inputs, options->text_key, options->vocab_size, options->out);
-    };
-  });
+  const Command train_command = data.command("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
+  train_command.option("input", options->inputs, "files, folders, or -, as for tokenize").required();
+  train_command.option("--vocab-size", options->vocab_size, "ids, the 256 bytes and <|endoftext|> included")
+      .required()
+      .whole(257, 1 << 24);
+  train_command.option("--out", options->out, "tokenizer.json to write").required();
+  train_command.option("--text-key", options->text_key, "key of the text in a JSON line").show_default();
+  train_command.runs(
+      [options] { return train_tokenizer(options->inputs, options->text_key, options->vocab_size, options->out); });
 
-  CLI::App* verify_command = data.add_subcommand("verify", "Compare every byte of a dataset with its digests");
-  verify_command->add_option("folder", options->path, "folder of a dataset")->required();
-  verify_command->callback([options, &action] { action = [options] { return verify(options->path); }; });
+  const Command verify_command = data.command("verify", "Compare every byte of a dataset with its digests");
+  verify_command.option("folder", options->path, "folder of a dataset").required();
+  verify_command.runs([options] { return verify(options->path); });
 }
 
 }  // namespace braid

@@ -1,7 +1,6 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -321,17 +320,16 @@ int doctor(const std::string& dir, bool json) {
 
 }  // namespace
 
-void add_doctor_command(CLI::App& app, Action& action) {
+void add_doctor_command(Command app) {
   struct Options {
     std::string dir = ".";
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command =
-      app.add_subcommand("doctor", "Look for what would spoil a run here; under mpirun, on all its ranks");
-  command->add_option("--dir", options->dir, "folder that a run would write to")->capture_default_str();
-  command->add_flag("--json", options->json, "print one JSON object");
-  command->callback([options, &action] { action = [options] { return doctor(options->dir, options->json); }; });
+  const Command command = app.command("doctor", "Look for what would spoil a run here; under mpirun, on all its ranks");
+  command.option("--dir", options->dir, "folder that a run would write to").show_default();
+  command.flag("--json", options->json, "print one JSON object");
+  command.runs([options] { return doctor(options->dir, options->json); });
 }
 
 }  // namespace braid

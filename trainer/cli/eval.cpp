@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -15,7 +14,6 @@
 #include "kernels/core/error.h"
 #include "kernels/core/temporary_folder.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/cli/session.h"
 #include "trainer/config/config_reader.h"
@@ -92,7 +90,7 @@ int eval_passkey(TrainedModel trained, const std::vector<int64_t>& lengths, int6
 
 }  // namespace
 
-void add_eval_command(CLI::App& app, Action& action) {
+void add_eval_command(Command app) {
   struct Options {
     std::string model;
     int64_t sequences = -1;
@@ -104,95 +102,95 @@ void add_eval_command(CLI::App& app, Action& action) {
     std::string tokenizer;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("eval", "Held-out loss of a model on its run's data, or loss on other data");
-  command->add_option("model", options->model, "run folder or checkpoint folder")->required();
-  CLI::Option* sequences =
-      command->add_option("--sequences", options->sequences,
-                          "sequences per source; if not given the run's eval.sequences, or all of --data; 0 = all");
-  sequences->check(whole_number(0));
-  CLI::Option* data = command->add_option(
-      "--data", options->data,
-      "evaluate on this instead, whole: a text, JSON lines, a dataset, a token shard, or a folder; repeatable");
-  data->allow_extra_args(false);
-  command->add_option("--tokenizer", options->tokenizer,
-                      "of --data: bytes or a tokenizer.json; if not given that of the model's run");
-  command->add_option("--expert", options->expert, "expert parallel size")->check(whole_number(1));
+  const Command command = app.command("eval", "Held-out loss of a model on its run's data, or loss on other data");
+  command.option("model", options->model, "run folder or checkpoint folder").required();
+  const Option sequences =
+      command
+          .option("--sequences", options->sequences,
+                  "sequences per source; if not given the run's eval.sequences, or all of --data; 0 = all")
+          .whole(0);
+  const Option data =
+      command
+          .option(
+              "--data", options->data,
+              "evaluate on this instead, whole: a text, JSON lines, a dataset, a token shard, or a folder; repeatable")
+          .one_at_a_time();
+  command.option("--tokenizer", options->tokenizer,
+                 "of --data: bytes or a tokenizer.json; if not given that of the model's run");
+  command.option("--expert", options->expert, "expert parallel size").whole(1);
   command
-      ->add_option(
+      .option(
           "--passkey", options->passkey,
           "instead: hide a number in texts of so many tokens and ask for it at their end; on the CPU, in one process")
-      ->delimiter(',')
-      ->check(whole_number(1, 1 << 30))
-      ->excludes(data)
-      ->excludes(sequences);
-  command->add_option("--trials", options->trials, "of --passkey, for each of five places")
-      ->check(whole_number(1, 1 << 20));
-  command->add_option("--context", options->context, "ranks that share every row")->check(whole_number(1));
-  command->add_flag("--json", options->json, "print one JSON object");
-  command->callback([options, &action] {
-    action = [options] {
-      TrainedModel trained = open_trained_model(options->model);
-      if (!options->passkey.empty())
-        return eval_passkey(std::move(trained), options->passkey, options->trials, options->json);
-      RunConfig& config = trained.config;
-      config.parallel.context = options->context;
-      check_context(config);
-      use_default_threads();
-      const std::unique_ptr<Machine> machine = open_machine(config);
-      Context& ctx = machine->ctx;
-      const ProcessMesh mesh(std::move(machine->world), options->expert, config.model.num_experts, options->context);
-      const int64_t B = config.train.micro_batch_size;
-      InferenceState state(ctx, config, mesh, B, config.train.seq_length);
-      state.load(ctx, trained.reader);
+      .comma_separated()
+      .whole(1, 1 << 30)
+      .excludes(data)
+      .excludes(sequences);
+  command.option("--trials", options->trials, "of --passkey, for each of five places").whole(1, 1 << 20);
+  command.option("--context", options->context, "ranks that share every row").whole(1);
+  command.flag("--json", options->json, "print one JSON object");
+  command.runs([options] {
+    TrainedModel trained = open_trained_model(options->model);
+    if (!options->passkey.empty())
+      return eval_passkey(std::move(trained), options->passkey, options->trials, options->json);
+    RunConfig& config = trained.config;
+    config.parallel.context = options->context;
+    check_context(config);
+    use_default_threads();
+    const std::unique_ptr<Machine> machine = open_machine(config);
+    Context& ctx = machine->ctx;
+    const ProcessMesh mesh(std::move(machine->world), options->expert, config.model.num_experts, options->context);
+    const int64_t B = config.train.micro_batch_size;
+    InferenceState state(ctx, config, mesh, B, config.train.seq_length);
+    state.load(ctx, trained.reader);
 
-      std::vector<Evaluation> evaluations;
-      std::vector<TokenDataset> all;
-      std::optional<TemporaryFolder> scratch;
-      int64_t sequences = options->sequences >= 0 ? options->sequences : config.eval.sequences;
-      if (options->data.empty()) {
-        check<DataError>(options->tokenizer.empty(), "--tokenizer is for --data; a run has its own");
-        check<DataError>(!config.data.sources.empty(), options->model,
-                         ": names no data of its own, as it was not trained here; --data FILE evaluates it on that");
-        Datasets own = open_datasets(config);
-        if (mesh.rank() == 0 && !is_trained_on(trained.reader.info(), config, own))
-          print_note("note: the data is no longer what the model was trained on");
-        all = std::move(own.validation);
-      } else {
-        if (options->sequences < 0) sequences = 0;
-        const auto tokenizer =
-            options->tokenizer.empty() ? run_tokenizer(trained.reader.path()) : open_tokenizer(options->tokenizer);
-        scratch.emplace();
-        for (const std::string& path : options->data)
-          all.push_back(open_named(path, config, *tokenizer, *scratch, all.size()));
+    std::vector<Evaluation> evaluations;
+    std::vector<TokenDataset> all;
+    std::optional<TemporaryFolder> scratch;
+    int64_t sequences = options->sequences >= 0 ? options->sequences : config.eval.sequences;
+    if (options->data.empty()) {
+      check<DataError>(options->tokenizer.empty(), "--tokenizer is for --data; a run has its own");
+      check<DataError>(!config.data.sources.empty(), options->model,
+                       ": names no data of its own, as it was not trained here; --data FILE evaluates it on that");
+      Datasets own = open_datasets(config);
+      if (mesh.rank() == 0 && !is_trained_on(trained.reader.info(), config, own))
+        print_note("note: the data is no longer what the model was trained on");
+      all = std::move(own.validation);
+    } else {
+      if (options->sequences < 0) sequences = 0;
+      const auto tokenizer =
+          options->tokenizer.empty() ? run_tokenizer(trained.reader.path()) : open_tokenizer(options->tokenizer);
+      scratch.emplace();
+      for (const std::string& path : options->data)
+        all.push_back(open_named(path, config, *tokenizer, *scratch, all.size()));
+    }
+    for (const TokenDataset& data : all) {
+      const bool is_shown = mesh.rank() == 0 && !options->json;
+      if (is_shown && data.size() > 0)
+        print_note(data.name(), ": ", sequences > 0 ? std::min(sequences, data.size()) : data.size(), " of ",
+                   data.size(), " sequences");
+      ProgressBar bar(data.name() + ": ", is_shown);
+      evaluations.push_back(evaluate(ctx, state.model, mesh, data, B, sequences, [&](int64_t rows, int64_t all_rows) {
+        bar.show(rows, all_rows, concat(rows, " of ", all_rows, " sequences"));
+      }));
+      const Evaluation& e = evaluations.back();
+      if (mesh.rank() != 0 || options->json) continue;
+      const char* kind = options->data.empty() ? "held-out loss" : "loss";
+      if (e.targets == 0) print_line(e.name, ": no held-out documents");
+      else
+        print_line(fmt::format(
+            "{}: {} {:.4f} nats per token (perplexity {:.2f}), unigram entropy of the same tokens {:.4f}, {} tokens",
+            e.name, kind, e.loss, std::exp(e.loss), e.unigram_entropy, e.targets));
+    }
+    if (mesh.rank() == 0 && options->json) {
+      MetricsLine line = validation_line(trained.reader.info().step, evaluations);
+      for (const Evaluation& e : evaluations) {
+        line.set("val/" + e.name + "/unigram_entropy", e.unigram_entropy);
+        line.set("val/" + e.name + "/tokens", e.targets);
       }
-      for (const TokenDataset& data : all) {
-        const bool is_shown = mesh.rank() == 0 && !options->json;
-        if (is_shown && data.size() > 0)
-          print_note(data.name(), ": ", sequences > 0 ? std::min(sequences, data.size()) : data.size(), " of ",
-                     data.size(), " sequences");
-        ProgressBar bar(data.name() + ": ", is_shown);
-        evaluations.push_back(evaluate(ctx, state.model, mesh, data, B, sequences, [&](int64_t rows, int64_t all_rows) {
-          bar.show(rows, all_rows, concat(rows, " of ", all_rows, " sequences"));
-        }));
-        const Evaluation& e = evaluations.back();
-        if (mesh.rank() != 0 || options->json) continue;
-        const char* kind = options->data.empty() ? "held-out loss" : "loss";
-        if (e.targets == 0) print_line(e.name, ": no held-out documents");
-        else
-          print_line(fmt::format(
-              "{}: {} {:.4f} nats per token (perplexity {:.2f}), unigram entropy of the same tokens {:.4f}, {} tokens",
-              e.name, kind, e.loss, std::exp(e.loss), e.unigram_entropy, e.targets));
-      }
-      if (mesh.rank() == 0 && options->json) {
-        MetricsLine line = validation_line(trained.reader.info().step, evaluations);
-        for (const Evaluation& e : evaluations) {
-          line.set("val/" + e.name + "/unigram_entropy", e.unigram_entropy);
-          line.set("val/" + e.name + "/tokens", e.targets);
-        }
-        print_line(line.to_json());
-      }
-      return 0;
-    };
+      print_line(line.to_json());
+    }
+    return 0;
   });
 }
 

@@ -1,6 +1,5 @@
 #include "trainer/plan.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -9,7 +8,6 @@
 #include "model/parameter_layout.h"
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/cli/print.h"
 #include "trainer/huggingface/config_json.h"
 
@@ -28,7 +26,7 @@ RunConfig read_plan_config(const ConfigArguments& arguments) {
 
 }  // namespace
 
-void add_plan_command(CLI::App& app, Action& action) {
+void add_plan_command(Command app) {
   struct Options {
     ConfigArguments config;
     int64_t ranks = 0;  // 0: not given
@@ -36,34 +34,32 @@ void add_plan_command(CLI::App& app, Action& action) {
     bool table = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("plan", "Parameter counts and memory per rank; allocates nothing");
-  add_config(*command, options->config, "YAML config, or a model's config.json; without a batch, counts alone")
-      ->required();
-  command->add_option("--ranks", options->ranks, "ranks of the run")->check(whole_number(1, 1 << 20));
-  command->add_option("--device", options->device,
-                      "says whether a rank's memory fits this GPU, and what would make it: a100, h100, h200, 80GB, …");
-  command->add_flag("--table", options->table, "print every parameter too");
-  command->callback([options, &action] {
-    action = [options] {
-      RunConfig config = read_plan_config(options->config);
-      check_model_config(config);
-      const int64_t ranks = std::max<int64_t>(1, options->ranks);
-      if (config.train.seq_length == 0 && (options->ranks > 0 || !options->device.empty())) {
-        config.train.seq_length = std::min<int64_t>(4096, config.model.max_position_embeddings);
-        config.train.global_batch_size = config.train.micro_batch_size * ranks;
-        print_line("the config names no batch: memory is that of train.micro_batch_size ",
-                   config.train.micro_batch_size, ", train.seq_length ", config.train.seq_length);
-      }
-      if (config.train.seq_length > 0) check_config_for_ranks(config, ranks);
-      if (options->table) print_line(format_parameter_table(parameter_table(config.model, config.mtp)));
-      std::optional<GpuModel> gpu;
-      if (!options->device.empty()) gpu = gpu_model(options->device);
-      else if (config.device == DeviceChoice::kCuda || config.precision == Precision::kBf16) gpu = gpu_model("h100");
-      if (config.memory.recompute == Recompute::kAuto)
-        config = with_recomputation(config, recompute_that_fits(config, ranks, gpu ? &*gpu : nullptr));
-      std::printf("%s", format_plan(config, ranks, gpu ? &*gpu : nullptr).c_str());
-      return 0;
-    };
+  const Command command = app.command("plan", "Parameter counts and memory per rank; allocates nothing");
+  add_config(command, options->config, "YAML config, or a model's config.json; without a batch, counts alone")
+      .required();
+  command.option("--ranks", options->ranks, "ranks of the run").whole(1, 1 << 20);
+  command.option("--device", options->device,
+                 "says whether a rank's memory fits this GPU, and what would make it: a100, h100, h200, 80GB, …");
+  command.flag("--table", options->table, "print every parameter too");
+  command.runs([options] {
+    RunConfig config = read_plan_config(options->config);
+    check_model_config(config);
+    const int64_t ranks = std::max<int64_t>(1, options->ranks);
+    if (config.train.seq_length == 0 && (options->ranks > 0 || !options->device.empty())) {
+      config.train.seq_length = std::min<int64_t>(4096, config.model.max_position_embeddings);
+      config.train.global_batch_size = config.train.micro_batch_size * ranks;
+      print_line("the config names no batch: memory is that of train.micro_batch_size ", config.train.micro_batch_size,
+                 ", train.seq_length ", config.train.seq_length);
+    }
+    if (config.train.seq_length > 0) check_config_for_ranks(config, ranks);
+    if (options->table) print_line(format_parameter_table(parameter_table(config.model, config.mtp)));
+    std::optional<GpuModel> gpu;
+    if (!options->device.empty()) gpu = gpu_model(options->device);
+    else if (config.device == DeviceChoice::kCuda || config.precision == Precision::kBf16) gpu = gpu_model("h100");
+    if (config.memory.recompute == Recompute::kAuto)
+      config = with_recomputation(config, recompute_that_fits(config, ranks, gpu ? &*gpu : nullptr));
+    std::printf("%s", format_plan(config, ranks, gpu ? &*gpu : nullptr).c_str());
+    return 0;
   });
 }
 

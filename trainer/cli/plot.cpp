@@ -1,7 +1,6 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -12,7 +11,6 @@
 #include "kernels/core/error.h"
 #include "kernels/core/nearest_words.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/metrics/loss_curve.h"
 
 namespace braid {
@@ -76,25 +74,21 @@ int plot(const Options& options) {
 
 }  // namespace
 
-void add_plot_command(CLI::App& app, Action& action) {
+void add_plot_command(Command app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command =
-      app.add_subcommand("plot", "Loss curve of a run, or of several over each other, in the terminal and as SVG");
-  command->add_option("run_dirs", options->run_dirs, "run folders")->required();
+  const Command command =
+      app.command("plot", "Loss curve of a run, or of several over each other, in the terminal and as SVG");
+  command.option("run_dirs", options->run_dirs, "run folders").required();
   command
-      ->add_option("--field", options->fields,
-                   "metric to draw, repeatable; default: training and held-out loss, of several runs the training loss")
-      ->allow_extra_args(false);
-  command->add_option("--svg", options->svg,
-                      "SVG file; default loss.svg in the run folder, of several runs overlay.svg in the first");
-  command
-      ->add_option("--width", options->width,
-                   "columns of the terminal plot; default: those of the terminal, at most 120")
-      ->check(whole_number(30, 1000));
-  command->add_option("--height", options->height, "lines of the terminal plot")
-      ->check(whole_number(8, 1000))
-      ->capture_default_str();
-  command->callback([options, &action] { action = [options] { return plot(*options); }; });
+      .option("--field", options->fields,
+              "metric to draw, repeatable; default: training and held-out loss, of several runs the training loss")
+      .one_at_a_time();
+  command.option("--svg", options->svg,
+                 "SVG file; default loss.svg in the run folder, of several runs overlay.svg in the first");
+  command.option("--width", options->width, "columns of the terminal plot; default: those of the terminal, at most 120")
+      .whole(30, 1000);
+  command.option("--height", options->height, "lines of the terminal plot").whole(8, 1000).show_default();
+  command.runs([options] { return plot(*options); });
 }
 
 }  // namespace braid

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdio>
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "kernels/core/error.h"

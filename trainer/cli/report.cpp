@@ -1,6 +1,5 @@
 #include "trainer/report/report.h"
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 
@@ -9,33 +8,31 @@
 
 namespace braid {
 
-void add_report_command(CLI::App& app, Action& action) {
+void add_report_command(Command app) {
   struct Options {
     std::vector<std::string> runs;
     std::string out, csv, title;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("report", "Compare runs in one HTML file that needs nothing else");
-  command->add_option("runs", options->runs, "run folders; the others are compared with the first")->required();
-  command->add_option("--out", options->out, "HTML file")->required();
-  command->add_option("--csv", options->csv, "also write every step of every run as CSV");
-  command->add_option("--title", options->title, "heading of the report");
-  command->callback([options, &action] {
-    action = [options] {
-      std::vector<RunData> runs;
-      for (const std::string& dir : options->runs) runs.push_back(read_run(dir));
-      make_names_differ(runs);
-      std::string title = options->title;
-      if (title.empty())
-        title = runs.size() == 1 ? "Run " + runs[0].name : "Comparison of " + std::to_string(runs.size()) + " runs";
-      write_output(options->out, report_as_html(runs, title));
-      std::printf("wrote %s\n", options->out.c_str());
-      if (!options->csv.empty()) {
-        write_output(options->csv, report_as_csv(runs));
-        std::printf("wrote %s\n", options->csv.c_str());
-      }
-      return 0;
-    };
+  const Command command = app.command("report", "Compare runs in one HTML file that needs nothing else");
+  command.option("runs", options->runs, "run folders; the others are compared with the first").required();
+  command.option("--out", options->out, "HTML file").required();
+  command.option("--csv", options->csv, "also write every step of every run as CSV");
+  command.option("--title", options->title, "heading of the report");
+  command.runs([options] {
+    std::vector<RunData> runs;
+    for (const std::string& dir : options->runs) runs.push_back(read_run(dir));
+    make_names_differ(runs);
+    std::string title = options->title;
+    if (title.empty())
+      title = runs.size() == 1 ? "Run " + runs[0].name : "Comparison of " + std::to_string(runs.size()) + " runs";
+    write_output(options->out, report_as_html(runs, title));
+    std::printf("wrote %s\n", options->out.c_str());
+    if (!options->csv.empty()) {
+      write_output(options->csv, report_as_csv(runs));
+      std::printf("wrote %s\n", options->csv.c_str());
+    }
+    return 0;
   });
 }
 

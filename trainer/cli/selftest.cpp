@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
 
@@ -78,14 +77,13 @@ int isolation(const ConfigArguments& arguments) {
 
 }  // namespace
 
-void add_selftest_command(CLI::App& app, Action& action) {
+void add_selftest_command(Command app) {
   auto config = std::make_shared<ConfigArguments>();
-  CLI::App* command = app.add_subcommand("selftest", "Prove on this machine what a model must keep to");
-  command->require_subcommand(1);
-  CLI::App* isolation_command =
-      command->add_subcommand("isolation", "Change one document of a packed row: all the others give keeps its bits");
-  add_config(*isolation_command, *config, "YAML config; needs no data")->required();
-  isolation_command->callback([config, &action] { action = [config] { return isolation(*config); }; });
+  const Command command = app.command("selftest", "Prove on this machine what a model must keep to").needs_command();
+  const Command isolation_command =
+      command.command("isolation", "Change one document of a packed row: all the others give keeps its bits");
+  add_config(isolation_command, *config, "YAML config; needs no data").required();
+  isolation_command.runs([config] { return isolation(*config); });
 }
 
 }  // namespace braid

@@ -1,7 +1,6 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -12,7 +11,6 @@
 
 #include "kernels/core/error.h"
 #include "trainer/cli/commands.h"
-#include "trainer/cli/numbers.h"
 #include "trainer/metrics/console.h"
 #include "trainer/metrics/loss_curve.h"
 #include "trainer/report/run_data.h"
@@ -108,15 +106,13 @@ int watch(const Options& options) {
 
 }  // namespace
 
-void add_watch_command(CLI::App& app, Action& action) {
+void add_watch_command(Command app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("watch", "Loss curve and expert loads of a run while it trains");
-  command->add_option("run", options->run, "run folder")->required();
-  command->add_option("--interval", options->interval_s, "seconds between two looks")
-      ->check(number(0.1, 3600))
-      ->capture_default_str();
-  command->add_flag("--once", options->once, "one look; the default where the output is no terminal");
-  command->callback([options, &action] { action = [options] { return watch(*options); }; });
+  const Command command = app.command("watch", "Loss curve and expert loads of a run while it trains");
+  command.option("run", options->run, "run folder").required();
+  command.option("--interval", options->interval_s, "seconds between two looks").number(0.1, 3600).show_default();
+  command.flag("--once", options->once, "one look; the default where the output is no terminal");
+  command.runs([options] { return watch(*options); });
 }
 
 }  // namespace braid
