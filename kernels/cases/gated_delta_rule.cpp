@@ -219,21 +219,24 @@ Variants hard() {
   // Rows that go on: of one chunk and of several, whole and not, and with documents that end and begin in them.
   Segments ended = Segments::whole_rows(4, 70);
   ended.offsets = {0, 1, 70, 139, 140, 210, 274, 280};
-  const Numbers slow = {.log_decay = uniform(-0.05, 0)};
-  const std::vector<std::pair<std::string, Segments>> rows = {
-      {"rows that go on", going_on(ended, {50, 3, 64, 0}, {7, 0, 30, 1})},
-      {"rows of a chunk that go on", going_on(Segments::whole_rows(3, 64), {9, 64, 1}, {64, 64, 5})},
-      {"rows of 200 that go on", going_on(Segments::whole_rows(2, 200), {0, 200}, {200, 1})}};
-  for (const auto& [label, segments] : rows)
+  Numbers slow;
+  slow.log_decay = uniform(-0.05, 0);
+  const auto add = [&](const std::string& label, const Segments& rows) {
     for (const Heads& h : {Heads{}, {2, 4, 5, 7}}) {
       const std::string of_heads = concat(label, ", heads of ", h.Dk, " and ", h.Dv);
-      variants.push_back(of(of_heads, segments, h, slow));
+      variants.push_back(of(of_heads, rows, h, slow));
       // Of a state with few keys each token erases much: of what passes hundreds, rounding alone would be left.
-      variants.push_back(
-          parts_of(of_heads, segments, h, {.beta = uniform(0, h.Dk < 128 ? 0.05 : 1), .log_decay = slow.log_decay}));
+      Numbers passing = slow;
+      passing.beta = uniform(0, h.Dk < 128 ? 0.05 : 1);
+      variants.push_back(parts_of(of_heads, rows, h, passing));
     }
-  variants.push_back(of("rows that go on, released model", rows[0].second, {16, 32, 128, 128}, slow));
-  variants.push_back(parts_of("rows that go on, released model", rows[0].second, {16, 32, 128, 128}, slow));
+  };
+  const Segments of_documents = going_on(ended, {50, 3, 64, 0}, {7, 0, 30, 1});
+  add("rows that go on", of_documents);
+  add("rows of a chunk that go on", going_on(Segments::whole_rows(3, 64), {9, 64, 1}, {64, 64, 5}));
+  add("rows of 200 that go on", going_on(Segments::whole_rows(2, 200), {0, 200}, {200, 1}));
+  variants.push_back(of("rows that go on, released model", of_documents, {16, 32, 128, 128}, slow));
+  variants.push_back(parts_of("rows that go on, released model", of_documents, {16, 32, 128, 128}, slow));
   return variants;
 }
 
