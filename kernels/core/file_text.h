@@ -6,10 +6,15 @@
 
 namespace braid {
 
-// All of a small file; empty where there is none that can be read.
+// All of a small file; empty where there is none that can be read: no file, a folder, or what /proc says of a process that
+// ends while it is read.
 inline std::string file_text(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+  try {
+    return {std::istreambuf_iterator<char>(in), {}};
+  } catch (const std::ios_base::failure&) {  // a read that failed, which iterators do not turn into the stream's state
+    return {};
+  }
 }
 
 }  // namespace braid
