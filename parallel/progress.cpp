@@ -36,6 +36,7 @@ void copy(RankProgress& to, const RankProgress& from) {
   to.longest_step_ms = from.longest_step_ms.load();
   to.calls_begun = from.calls_begun.load();
   to.in_collective = from.in_collective.load();
+  to.collective_ns = from.collective_ns.load();
   for (size_t i = 0; i < to.calls.size(); ++i) {
     RankProgress::Call& a = to.calls[i];
     const RankProgress::Call& b = from.calls[i];
@@ -48,6 +49,11 @@ void copy(RankProgress& to, const RankProgress& from) {
     a.end_ms = b.end_ms.load();
   }
   changed(to);
+}
+
+int64_t now_ns() {
+  using Clock = std::chrono::steady_clock;
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
 }
 
 constexpr const char* kSiteOf[] = {"comm.all_reduce", "comm.reduce_scatter", "comm.all_gather", "comm.all_to_all_rows",
@@ -67,13 +73,14 @@ class CallScope {
     call_->step.store(p.step.load(kRelaxed), kRelaxed);
     call_->begin_ms.store(now_ms(), kRelaxed);
     call_->end_ms.store(0, kRelaxed);
-    p.calls_begun.store(number, kRelaxed);
+    p.calls_begun.store(number, std::memory_order_release);
     p.in_collective.fetch_add(1, kRelaxed);  // one of NCCL may be made of one of MPI
     changed(p);
     fault_point(kSiteOf[static_cast<size_t>(collective)]);
   }
   ~CallScope() {
-    progress_.in_collective.fetch_sub(1, kRelaxed);
+    if (progress_.in_collective.fetch_sub(1, kRelaxed) == 1)  // not those that another one is made of
+      progress_.collective_ns.fetch_add(now_ns() - begin_ns_, kRelaxed);
     call_->end_ms.store(now_ms(), kRelaxed);
     changed(progress_);
   }
@@ -83,6 +90,7 @@ class CallScope {
  private:
   RankProgress& progress_;
   RankProgress::Call* call_;
+  int64_t begin_ns_ = now_ns();
 };
 
 class VisibleCommunicator final : public Communicator {
@@ -139,10 +147,7 @@ const char* name_of(Collective collective) {
   return kNames[static_cast<size_t>(collective)];
 }
 
-int64_t now_ms() {
-  using Clock = std::chrono::steady_clock;
-  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch()).count();
-}
+int64_t now_ms() { return now_ns() / 1'000'000; }
 
 RankProgress& own_progress() { return *own.load(std::memory_order_acquire); }
 

@@ -36,6 +36,7 @@ struct RankProgress {
   std::atomic<int64_t> calls_begun{
       0};  // collectives, over all groups; the same on every rank at the same point of the program
   std::atomic<int32_t> in_collective{0};
+  std::atomic<int64_t> collective_ns{0};  // spent in collectives, most of it waiting for others; on a GPU: enqueuing them
   std::array<Call, kCalls> calls;  // collective number n is in n % kCalls, the first is number 1
 
   Phase current_phase() const { return static_cast<Phase>(phase.load(std::memory_order_relaxed)); }

@@ -6,17 +6,13 @@
 #include <algorithm>
 
 namespace braid {
-namespace {
 
-// "layer_00" … and "mtp": what metrics call the layers with experts.
 std::vector<std::string> moe_layer_names(size_t count, bool with_mtp) {
   std::vector<std::string> names;
   for (size_t layer = 0; layer < count; ++layer)
     names.push_back(with_mtp && layer + 1 == count ? "mtp" : concat("layer_", layer < 10 ? "0" : "", layer));
   return names;
 }
-
-}  // namespace
 
 RunFront::RunFront(const RunConfig& config, ConsoleStyle style)
     : folder_(config.run.dir),

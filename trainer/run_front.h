@@ -62,6 +62,8 @@ class RunFront {
 // Of a step that took so many seconds, of which it waited wait_seconds for data; `tokens`: of the run so far.
 MetricsLine training_line(int64_t step, int64_t tokens, const StepResult& result, const RunConfig& config,
                           double seconds, double wait_seconds);
+// How metrics call the MoE layers: layer_00, …, and mtp last if the MTP block's is among them.
+std::vector<std::string> moe_layer_names(size_t count, bool with_mtp);
 ExpertLoads expert_loads(int64_t step, const StepResult& result, const RunConfig& config);
 MetricsLine save_line(int64_t step, const SaveReport& report);
 

@@ -26,7 +26,9 @@
 #include "trainer/replica_check.h"
 #include "trainer/resume_rules.h"
 #include "trainer/run/agreement.h"
+#include "trainer/router_rule.h"
 #include "trainer/run/error_record.h"
+#include "trainer/run/slow_rank.h"
 #include "trainer/run/start_watch.h"
 #include "trainer/run/stop_signal.h"
 #include "trainer/run/watchdog.h"
@@ -120,11 +122,12 @@ class TrainingRun {
       return leave_on_request();
     while (step_ < config_.run.steps) {
       const auto start = Clock::now();
+      const int64_t others_before = own_progress().collective_ns;
       enter_phase(Phase::kData, step_ + 1);
       fault_point("data");
       const StepBatches batches = stream.next_step();
       enter_phase(Phase::kStep);
-      fault_point("step.begin");
+      if (fault_point("step.begin").kind == FaultKind::kFlip) mesh_.world().barrier(ctx_);  // which no other rank calls
       const StepResult result = guarded_step(batches);
       if (goes_back_) return leave_to_go_back(result);
       step_ += 1;
@@ -133,7 +136,8 @@ class TrainingRun {
       RankProgress& progress = own_progress();
       progress.longest_step_ms =
           std::max<int64_t>(progress.longest_step_ms, static_cast<int64_t>(step_seconds_ * 1e3) + 1);
-      report(result, step_seconds_, stream.wait_seconds() - waited);
+      const double own_ms = step_seconds_ * 1e3 - double(own_progress().collective_ns - others_before) / 1e6;
+      report(result, step_seconds_, stream.wait_seconds() - waited, times_of_ranks(own_ms));
       waited = stream.wait_seconds();
       if (step_ == first_step + 1) say_what_is_not_tuned();
       const int64_t replicas = config_.run.check_replicas_interval;
@@ -530,6 +534,33 @@ class TrainingRun {
                  "stored algorithm for this GPU and take the one that cuBLASLt proposes; braid bench step --tune"));
   }
 
+  // What each rank needed of its own in the step, in ms; nothing where it cannot be told: on a GPU the host does not wait
+  // for others, the device does.
+  std::vector<double> times_of_ranks(double own_ms) {
+    if (mesh_.size() == 1 || ctx_.on_cuda()) return {};
+    std::vector<double> all(static_cast<size_t>(mesh_.size()));
+    mesh_.world().all_gather(ctx_, Tensor::of(all.data(), {mesh_.size()}), Tensor::of(&own_ms, {1}));
+    return all;
+  }
+
+  // What is not an error of the run, but a loss to it that nobody would notice.
+  void look_for_losses(const StepResult& result, const std::vector<double>& own_ms, double step_ms) {
+    if (!own_ms.empty())
+      if (const std::string slow = slow_rank_.add(own_ms, step_ms); !slow.empty()) {
+        say("note: " + slow);
+        note("slow_rank", slow);
+      }
+    const auto names = moe_layer_names(result.balance.loads.size(), config_.mtp.on());
+    for (const int64_t layer : routers_.add(result.balance.loads)) {
+      const std::string text =
+          concat("the router of ", names[static_cast<size_t>(layer)], " has collapsed: for ", RouterRule::kSteps,
+                 " steps more than ", RouterRule::kShare * 100, " % of its choices went to ",
+                 config_.model.num_experts_per_tok, " of ", config_.model.num_experts, " experts");
+      say("WARNING: " + text);
+      note("router_collapse", text);
+    }
+  }
+
   // What every source has given so far, and its loss in this step.
   void add_sources(MetricsLine& line, const StepResult& result) const {
     const std::vector<int64_t> taken = mixture_.taken(batch_sizes_.end_of(step_));
@@ -540,10 +571,17 @@ class TrainingRun {
     }
   }
 
-  void report(const StepResult& result, double seconds, double wait_seconds) {
+  void report(const StepResult& result, double seconds, double wait_seconds, const std::vector<double>& own_ms) {
     if (!front_) return;
+    look_for_losses(result, own_ms, seconds * 1e3);
     MetricsLine line = training_line(step_, tokens_, result, config_, seconds, wait_seconds);
     add_sources(line, result);
+    if (!own_ms.empty()) {
+      const OwnTimes times = own_times(own_ms);
+      line.set("perf/slowest_rank", times.slowest);
+      line.set("perf/slowest_rank_ms", times.most_ms);
+      line.set("perf/median_rank_ms", times.median_ms);
+    }
     const bool with_loads = ExpertLoadsWriter::is_due(step_, config_.run.steps);
     front_->write_step(line, with_loads ? std::optional(expert_loads(step_, result, config_)) : std::nullopt);
     const ConsoleStep shown = {.step = step_,
@@ -646,6 +684,8 @@ class TrainingRun {
   int64_t step_ = 0, tokens_ = 0;
   std::optional<Watchdog> watchdog_;
   SpikeRule spikes_;
+  RouterRule routers_{config_.model.num_experts_per_tok};
+  SlowRankRule slow_rank_;
   std::vector<int64_t> skipped_;  // steps without an update, of the last kWindow
   bool goes_back_ = false;
   std::optional<Rewind> rewind_;            // that this run ends with

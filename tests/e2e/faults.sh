@@ -104,6 +104,28 @@ hang 'site=comm.all_reduce,rank=1,nth=60,do=hang' 'rank 1 of .* in all_reduce nu
 hang 'site=save,rank=0,nth=1,do=hang' 'rank 0 of .* does nothing for [0-9]+ s: phase save, step 5'
 hang 'site=data,rank=1,nth=4,do=stop' 'rank 1 of .* is stopped, by SIGSTOP or a debugger: phase data, step 4'
 
+# A11: a rank that calls what the others do not is named at once, not after run.hang_timeout
+begin=$SECONDS
+expect_error 5 'the ranks of .* call different collectives: number [0-9]+ is [a-z_]+ of 2 ranks on rank 0 and barrier of 2 ranks on rank 1: phase [a-z]+, step 6' \
+  with_fault 'site=step.begin,rank=1,nth=6,do=flip' mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/parted" "${common[@]}" run.hang_timeout=20
+[ $((SECONDS - begin)) -lt 20 ] || fail "ranks that have parted are named after $((SECONDS - begin)) s"
+
+# A10: a rank that is slower than the others is named, and where time is left to it
+with_fault 'site=step.begin,rank=1,every=yes,do=delay=0.15' train 2 "$WORK/slow" "${common[@]}" run.steps=21
+grep -qE 'note: rank 1 takes [0-9.]+ ms of its own a step, the median of all ranks is [0-9.]+ ms' "$WORK/slow.log" || fail "a slow rank is not named"
+grep -q '"event": *"slow_rank".*"rank 1 takes' "$WORK/slow/events.jsonl" || fail "a slow rank is not recorded"
+grep -q '"perf/slowest_rank": 1, "perf/slowest_rank_ms": [0-9.]*, "perf/median_rank_ms"' "$WORK/slow/metrics.jsonl" || fail "a slow rank is not in the metrics"
+pass "A10: a slow rank is named"
+
+# H4: one character for ever, so one state of all tokens, and one choice of all routers
+yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa | head -4000 >"$WORK/same.txt" || true
+train 1 "$WORK/same" "${common[@]}" run.steps=24 "data.sources=[{name: same, text: [$WORK/same.txt]}]"
+grep -qE 'WARNING: the router of layer_0[0-9] has collapsed: for 20 steps more than 90 % of its choices went to 2 of 8 experts' "$WORK/same.log" ||
+  { tail -1 "$WORK/same/expert_loads.jsonl" >&2; fail "routers that have collapsed are not told of"; }
+grep -q '"event": *"router_collapse"' "$WORK/same/events.jsonl" || fail "routers that have collapsed are not recorded"
+! grep -q 'router_collapse' "$WORK/long/events.jsonl" "$WORK/golden/events.jsonl" || fail "a run that is well is told of"
+pass "H4: routers that have collapsed are told of, and others not"
+
 # resume: what may differ on purpose, and only then
 resumed=(precision=fp32 run.steps=14 checkpoint.interval_steps=5 eval.interval_steps=0)
 again() { rm -rf "$WORK/again"; cp -r "$WORK/golden" "$WORK/again"; }

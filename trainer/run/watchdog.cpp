@@ -52,6 +52,33 @@ std::string blame(const std::vector<RankView>& ranks, const std::vector<const Ra
                 place_of(*culprits.front()), others(ranks, named));
 }
 
+const SeenCall* call_of(const RankView& r, int64_t number) {
+  const auto at = std::lower_bound(r.calls.begin(), r.calls.end(), number,
+                                   [](const SeenCall& call, int64_t n) { return call.number < n; });
+  return at != r.calls.end() && at->number == number ? &*at : nullptr;
+}
+
+// The first collective in which a rank is elsewhere than the first of them: programs that have parted.
+std::string parted(const std::vector<RankView>& ranks) {
+  const RankView& first = ranks.front();
+  for (const SeenCall& expected : first.calls) {
+    std::vector<int> others;
+    const SeenCall* found = nullptr;
+    for (const RankView& r : ranks) {
+      const SeenCall* call = call_of(r, expected.number);
+      if (!call || (call->collective == expected.collective && call->group_size == expected.group_size)) continue;
+      if (!found) found = call;
+      others.push_back(r.rank);
+    }
+    if (!found) continue;
+    const auto text = [](const SeenCall& c) { return concat(name_of(c.collective), " of ", c.group_size, " ranks"); };
+    return concat("the ranks of ", host_name(), " call different collectives: number ", expected.number, " is ",
+                  text(expected), " on rank ", first.rank, " and ", text(*found), " on ", rank_list(others),
+                  ": phase ", name_of(first.phase), ", step ", first.step);
+  }
+  return "";
+}
+
 template <class Condition>
 std::vector<const RankView*> select(const std::vector<RankView>& ranks, Condition&& condition) {
   std::vector<const RankView*> chosen;
@@ -96,6 +123,8 @@ std::string verdict(const std::vector<RankView>& ranks, int64_t timeout_ms) {
   const auto gone = select(ranks, [](const RankView& r) { return !r.exists; });
   if (!gone.empty()) return blame(ranks, gone, "is gone without an end");
 
+  if (std::string text = ranks.empty() ? "" : parted(ranks); !text.empty()) return text;
+
   // Everybody stands, except perhaps those that wait for one that stands.
   const bool all_quiet = std::all_of(ranks.begin(), ranks.end(), [&](const RankView& r) {
     return r.phase == Phase::kEnded || r.quiet_ms >= timeout_ms;
@@ -132,6 +161,19 @@ std::string verdict(const std::vector<RankView>& ranks, int64_t timeout_ms) {
   return blame(ranks, all,
                concat("waits for others for ", seconds(all.front()->quiet_ms),
                       ": a rank of another host, or the network between hosts, is at a stand"));
+}
+
+// The last half of those that are remembered; none if the rank has gone on so far meanwhile that they may be others.
+std::vector<SeenCall> calls_of(const RankProgress& p) {
+  constexpr int64_t kSeen = RankProgress::kCalls / 2;
+  std::vector<SeenCall> calls;
+  const int64_t last = p.calls_begun.load(std::memory_order_acquire);
+  for (int64_t number = std::max<int64_t>(1, last - kSeen + 1); number <= last; ++number) {
+    const RankProgress::Call& c = p.calls[static_cast<size_t>(number % RankProgress::kCalls)];
+    calls.push_back({number, static_cast<Collective>(c.collective.load()), c.group_size.load()});
+  }
+  if (p.calls_begun.load(std::memory_order_acquire) >= last + kSeen) calls.clear();
+  return calls;
 }
 
 Watchdog::Watchdog(ProgressBoard& board, double timeout_s, Launcher launcher, End end)
@@ -176,6 +218,7 @@ std::vector<RankView> Watchdog::look() {
     view.in_collective = p.in_collective.load() != 0;
     view.call = p.calls_begun.load();
     view.collective = static_cast<Collective>(p.last_call().collective.load());
+    view.calls = calls_of(p);
     view.exists = exists || !seen.existed;
     view.stopped = activity.state == 'T' || activity.state == 't';
     view.quiet_ms = now - seen.changed_ms;

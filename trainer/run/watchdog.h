@@ -28,6 +28,13 @@ struct ProcessActivity {
 };
 ProcessActivity activity_of(int pid);
 
+// A collective that a rank has begun: its number over all groups, and what the ranks have to agree on.
+struct SeenCall {
+  int64_t number = 0;
+  Collective collective = Collective::kBarrier;
+  int group_size = 1;
+};
+
 // One rank, as a verdict sees it.
 struct RankView {
   int rank = 0;
@@ -36,6 +43,7 @@ struct RankView {
   bool in_collective = false;
   Collective collective = Collective::kBarrier;  // the last one, number `call`
   int64_t call = 0;
+  std::vector<SeenCall> calls;  // the last collectives, oldest first
   bool exists = true, stopped = false;
   int64_t quiet_ms = 0;   // since its phase, step or collective changed
   int64_t asleep_ms = 0;  // since it computed, read or wrote anything

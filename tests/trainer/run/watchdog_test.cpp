@@ -115,6 +115,23 @@ TEST(Verdict, ARankThatIsGoneIsNamedAtOnceAndOneThatHasEndedNever) {
   EXPECT_EQ(verdict({moves, gone}, kTimeout), "");
 }
 
+TEST(Verdict, RanksThatCallOtherCollectivesAreNamedAtOnce) {
+  RankView a = waiting(0), b = waiting(1), c = waiting(2);
+  for (RankView* r : {&a, &b, &c}) {
+    r->quiet_ms = 0;
+    for (int64_t number = 95; number < 100; ++number) r->calls.push_back({number, Collective::kAllGather, 3});
+  }
+  b.calls.erase(b.calls.begin());  // it has forgotten more, and begun less
+  b.calls.pop_back();
+  EXPECT_EQ(verdict({a, b, c}, kTimeout), "");
+  c.calls[3] = {98, Collective::kBarrier, 3};
+  const std::string text = verdict({a, b, c}, kTimeout);
+  expect_contains(text, "call different collectives: number 98 is all_gather of 3 ranks on rank 0 and barrier of 3 ranks on rank 2");
+  expect_contains(text, ": phase step, step 7");
+  c.calls[3] = {98, Collective::kAllGather, 2};
+  expect_contains(verdict({a, b, c}, kTimeout), "all_gather of 2 ranks on rank 2");
+}
+
 TEST(Activity, SeesWorkAndAStop) {
   const pid_t child = fork();
   if (child == 0)
