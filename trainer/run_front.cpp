@@ -47,6 +47,7 @@ void RunFront::write_line(const MetricsLine& line) {
 }
 
 void RunFront::flush() {
+  folder_.check_is_there();
   files_.wait();
   metrics_->flush();
 }

@@ -23,6 +23,32 @@ train 2 "$stopped" run.steps=20 "${common[@]}" --resume=auto
 same_numbers "$WORK/straight" "$stopped" "stopped by a file and resumed"
 pass "a stop file: exit 75, and the same bits afterwards"
 
+# B18, C9: the run folder goes while the run goes on, or a shard is cut
+lost=$WORK/lost
+lose() {  # lose CODE PATTERN COMMAND...: what happens in the pause of step 8
+  rm -rf "$lost" "$lost.moved"
+  pausing site=step.begin,nth=8 mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$lost" run.steps=20 "${common[@]}" >"$lost.log" 2>&1 &
+  job=$!
+  for _ in $(seq 1500); do [ "$(lines_of "$lost")" -ge 7 ] && break; sleep 0.02; done
+  sleep 0.2
+  "${@:3}"
+  status=0; wait $job || status=$?
+  [ $status = "$1" ] && grep -qE "^braid: .*$2" "$lost.log" || { cat "$lost.log" >&2; fail "exit code $status instead of $1, or no message like $2"; }
+}
+lose 9 'lost: is not the run folder any more, it was moved or removed while the run went on' mv "$lost" "$lost.moved"
+[ ! -e "$lost" ] || { ls -R "$lost" >&2; fail "a run makes its folder again where it was"; }
+mv "$lost.moved" "$WORK/elsewhere"
+"$BRAID" eval "$WORK/elsewhere" --json >/dev/null 2>"$WORK/eval.err" || { cat "$WORK/eval.err" >&2; fail "a moved run cannot be evaluated"; }
+"$BRAID" data replay "$WORK/elsewhere" --step 1 | cut -f 5 | grep -q "^$WORK/elsewhere/data/" || fail "a moved run replays other shards"
+[ ! -e "$lost" ] || { ls -R "$lost" >&2; fail "a command makes the folder of a moved run again where it was"; }
+train 2 "$WORK/elsewhere" run.steps=20 "${common[@]}" --resume
+same_numbers "$WORK/straight" "$WORK/elsewhere" "moved and resumed"
+lose 9 'lost: is not the run folder any more' rm -r "$lost"
+pass "a run whose folder is moved or removed ends with 9, and goes on where it is"
+cut_shard() { truncate -s 9000 "$lost/data/fixed.h5"; }
+lose 3 'fixed.h5: was cut after it had been opened' cut_shard
+pass "a shard that is cut under a run ends it with 3"
+
 # a signal at any other time: a run that starts or loads has nothing to lose and ends at once, one that is complete is complete
 handles() { for pid in $(pgrep -P "$1" -x braid); do (( 0x$(awk '/^SigCgt/ { print $2 }' "/proc/$pid/status") & 0x200 )) && echo "$pid"; done; }
 signal_in() {  # signal_in SITE SIGNAL CODE RUN_DIR [overrides and flags]: two ranks that pause there, of which one gets the signal

@@ -87,6 +87,11 @@ std::vector<CheckpointEntry> list_checkpoints(const std::string& folder) {
   return entries;
 }
 
+std::string run_folder_of(const std::string& checkpoint) {
+  const fs::path folder = fs::weakly_canonical(checkpoint).parent_path();
+  return folder.filename() == "checkpoints" ? folder.parent_path().string() : "";
+}
+
 std::vector<CheckpointEntry> branch_checkpoints(const std::string& folder) {
   std::vector<CheckpointEntry> entries = list_checkpoints(folder);
   const std::string latest = latest_name(folder);

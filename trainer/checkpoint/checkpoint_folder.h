@@ -19,6 +19,9 @@ std::vector<CheckpointEntry> list_checkpoints(const std::string& folder);
 // them.
 std::vector<CheckpointEntry> branch_checkpoints(const std::string& folder);
 
+// The folder of the run that a checkpoint lies in, as <run>/checkpoints/NAME; empty where it lies elsewhere.
+std::string run_folder_of(const std::string& checkpoint);
+
 // The run goes on after the checkpoint `path`: what is not before it on its branch gets another name, that nothing
 // loads, and LATEST names it. Of what `damaged` lists, .corrupt-NAME, of what belongs to a branch that is left,
 // .abandoned-NAME. Rank 0 only.   Returns the new names.   Errors: IoError.

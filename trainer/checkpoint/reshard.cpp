@@ -1,6 +1,7 @@
 #include "trainer/checkpoint/reshard.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <vector>
 
 #include "kernels/core/durable_file.h"
@@ -8,6 +9,9 @@
 #include "trainer/checkpoint/manifest.h"
 
 namespace braid {
+
+namespace fs = std::filesystem;
+
 namespace {
 
 using LogicalTensor = CheckpointReader::LogicalTensor;
@@ -55,6 +59,9 @@ Manifest write_file(const CheckpointReader& from, const std::string& folder, int
 }  // namespace
 
 void reshard_checkpoint(const CheckpointReader& from, const std::string& to, int64_t ranks) {
+  const fs::path source = fs::canonical(from.path()), target = fs::weakly_canonical(to);
+  const bool is_inside = std::mismatch(source.begin(), source.end(), target.begin(), target.end()).first == source.end();
+  check<ConfigError>(!is_inside, to, ": lies in the checkpoint that is read");
   DurableFolder folder(to);
   Manifest manifest;
   manifest.info = from.info();

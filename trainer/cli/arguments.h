@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -16,10 +17,13 @@ struct ConfigArguments {
   RunConfig read() const { return read_config(path, overrides); }  // Errors: ConfigError
 };
 
-// A config file, or the one that a run folder holds.
+// A config file, or the one that a run folder holds, wherever the run was when it was written.
 inline RunConfig read_config_or_run(const std::string& path, const std::vector<std::string>& overrides = {}) {
-  const bool is_run = std::filesystem::is_directory(path);
-  return read_config(is_run ? path + "/config.resolved.yaml" : path, overrides);
+  if (!std::filesystem::is_directory(path)) return read_config(path, overrides);
+  RunConfig config = read_config(path + "/config.resolved.yaml", overrides);
+  const auto names_folder = [](const std::string& key) { return key.starts_with("run.dir="); };
+  if (std::none_of(overrides.begin(), overrides.end(), names_folder)) config.run.dir = path;
+  return config;
 }
 
 // Adds both. What is returned is the option of the file.

@@ -11,6 +11,7 @@
 #include "parallel/mpi_session.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/progress.h"
+#include "trainer/checkpoint/checkpoint_folder.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/run/agreement.h"
 #include "trainer/run_tokenizer.h"
@@ -103,6 +104,8 @@ void use_default_threads() {
 TrainedModel open_trained_model(const std::string& path) {
   CheckpointReader reader = open_checkpoint(path);
   RunConfig config = read_config_text(reader.info().config_yaml, reader.path());
+  // Its run may have been moved since.
+  if (const std::string run = run_folder_of(reader.path()); !run.empty()) config.run.dir = run;
   return {std::move(reader), std::move(config)};
 }
 

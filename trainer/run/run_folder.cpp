@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -65,6 +66,14 @@ bool RunFolder::has_run() const {
   std::error_code error;
   const auto metrics_bytes = fs::file_size(path("metrics.jsonl"), error);
   return (!error && metrics_bytes > 0) || !list_checkpoints(path("checkpoints")).empty();
+}
+
+void RunFolder::check_is_there() const {
+  struct stat own = {}, found = {};
+  const bool is_own = ::fstat(lock_, &own) == 0 && ::stat(path("LOCK").c_str(), &found) == 0 &&
+                      own.st_dev == found.st_dev && own.st_ino == found.st_ino;
+  check<IoError>(is_own, dir_, ": is not the run folder any more, it was moved or removed while the run went on; go on with "
+                 "--resume where it is now");
 }
 
 }  // namespace braid

@@ -19,6 +19,8 @@ class RunFolder {
   std::string path(const std::string& name) const { return dir_ + "/" + name; }
   // Does it hold metrics or checkpoints of an earlier start?
   bool has_run() const;
+  // Errors: IoError if the folder of this name is another one by now, or none: it was moved or removed.
+  void check_is_there() const;
 
  private:
   std::string dir_;

@@ -127,5 +127,18 @@ TEST_F(RunFolderTest, KnowsWhetherItHoldsARun) {
   EXPECT_TRUE(folder.has_run());
 }
 
+TEST_F(RunFolderTest, OneThatWasMovedOrReplacedIsNotThere) {
+  const RunFolder folder(dir_);
+  folder.check_is_there();
+  fs::rename(dir_, path("moved"));
+  expect_contains(message_of<IoError>([&] { folder.check_is_there(); }), "is not the run folder any more");
+  const RunFolder other(dir_);
+  other.check_is_there();
+  expect_contains(message_of<IoError>([&] { folder.check_is_there(); }), "is not the run folder any more");
+  fs::remove_all(dir_);
+  fs::rename(path("moved"), dir_);
+  folder.check_is_there();
+}
+
 }  // namespace
 }  // namespace braid
