@@ -12,6 +12,7 @@
 #include "kernels/core/error.h"
 #include "kernels/core/sha256.h"
 #include "tests/file_testing.h"
+#include "tests/messages.h"
 
 namespace braid {
 namespace {
@@ -25,16 +26,6 @@ std::string from_hex(const std::string& hex) {
   std::string bytes;
   for (size_t i = 0; i < hex.size(); i += 2) bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
   return bytes;
-}
-
-template <class Call>
-std::string data_error(Call&& call) {
-  try {
-    call();
-  } catch (const DataError& e) {
-    return e.what();
-  }
-  return "no error";
 }
 
 TEST(ByteTokenizer, DecodesWhatItEncoded) {
@@ -114,15 +105,15 @@ TEST(BpeTokenizer, RefusesWhatItDoesNotUnderstand) {
   const auto error = [&](auto&& change) {
     Json json = good;
     change(json);
-    return data_error([&] { BpeTokenizer("t.json", json.dump(), ""); });
+    return message_of<DataError>([&] { BpeTokenizer("t.json", json.dump(), ""); });
   };
-  EXPECT_EQ(error([](Json&) {}), "no error");
+  EXPECT_EQ(error([](Json&) {}), "");
   const auto expect = [](const std::string& message, const std::string& part) {
     EXPECT_EQ(message.substr(0, 8), "t.json: ");
     EXPECT_NE(message.find(part), message.npos) << message << "\nlacks: " << part;
   };
-  expect(data_error([] { BpeTokenizer("t.json", "{\"model\":", ""); }), "is not JSON");
-  expect(data_error([] { BpeTokenizer("t.json", "[1]", ""); }), "is not an object");
+  expect(message_of<DataError>([] { BpeTokenizer("t.json", "{\"model\":", ""); }), "is not JSON");
+  expect(message_of<DataError>([] { BpeTokenizer("t.json", "[1]", ""); }), "is not an object");
   expect(error([](Json& j) { j.erase("model"); }), "model is missing");
   expect(error([](Json& j) { j["model"]["type"] = "WordPiece"; }), "model.type is 'WordPiece', only BPE");
   expect(error([](Json& j) { j["model"]["byte_fallback"] = true; }), "model.byte_fallback");
@@ -145,14 +136,14 @@ TEST(BpeTokenizer, RefusesWhatItDoesNotUnderstand) {
   expect(error([](Json& j) { j["added_tokens"][1]["single_word"] = true; }), "single_word");
   expect(error([](Json& j) { j["added_tokens"][1].erase("id"); }), "has no id");
   expect(error([](Json& j) { j["added_tokens"][1]["content"] = "a"; }), "added token a has id 640, but");
-  EXPECT_EQ(data_error([&] { BpeTokenizer("t.json", good.dump(), "<eot>"); }),
+  EXPECT_EQ(message_of<DataError>([&] { BpeTokenizer("t.json", good.dump(), "<eot>"); }),
             "t.json: it has no token <eot> to end documents with");
   Json endless = good;
   endless["added_tokens"].erase(0);
   endless["model"]["vocab"]["another"] = endless["model"]["vocab"]["<|endoftext|>"];
   endless["model"]["vocab"].erase("<|endoftext|>");
-  expect(data_error([&] { BpeTokenizer("t.json", endless.dump(), ""); }), "name one with --end-of-document");
-  EXPECT_NE(data_error([] { open_tokenizer("/nowhere/tokenizer.json"); }).find("/nowhere/tokenizer.json"), std::string::npos);
+  expect(message_of<DataError>([&] { BpeTokenizer("t.json", endless.dump(), ""); }), "name one with --end-of-document");
+  EXPECT_NE(message_of<DataError>([] { open_tokenizer("/nowhere/tokenizer.json"); }).find("/nowhere/tokenizer.json"), std::string::npos);
 }
 
 // The merges are those of the `tokenizers` package: scripts/make_tokenizer_cases.py.
@@ -173,11 +164,11 @@ TEST(BpeTrainer, LearnsTheMergesOfTheTokenizersPackage) {
 
 TEST(PreTokenizer, RefusesWhatOnigurumaReadsDifferently) {
   for (const char* pattern : {"\\w+", "\\ba", "\\h", "[a&&b]", "[a[bc]]", "a{2}+", "(?<n>a)", "(?i)a", "(*UTF)a", "\\x41", "[]a]", "[\\S]", "\\pL"}) {
-    const std::string message = data_error([&] { PreTokenizer().add("t.json", pattern, PreTokenizer::Between::kKeep); });
+    const std::string message = message_of<DataError>([&] { PreTokenizer().add("t.json", pattern, PreTokenizer::Between::kKeep); });
     EXPECT_NE(message.find("is not understood here"), message.npos) << pattern << ": " << message;
   }
   const auto add = [](const char* pattern) {
-    return data_error([&] { PreTokenizer().add("t.json", pattern, PreTokenizer::Between::kKeep); });
+    return message_of<DataError>([&] { PreTokenizer().add("t.json", pattern, PreTokenizer::Between::kKeep); });
   };
   EXPECT_NE(add("a*").find("can match nothing at all"), std::string::npos);
   EXPECT_NE(add("(a").find("the pattern is wrong"), std::string::npos);

@@ -1,19 +1,12 @@
 #include "kernels/matmul_algorithms.h"
 
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
 namespace {
 
-template <class E, class Call>
-void expect_error(const Call& call, const std::string& message) {
-  try {
-    call();
-    ADD_FAILURE() << "no error: " << message;
-  } catch (const E& error) {
-    EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
-  }
-}
+using namespace braid::testing;
 
 const AlgorithmScope kH200 = {"NVIDIA H200", 130100};
 constexpr Product kForward = {DType::kBF16, DType::kBF16, Transpose::kNo, Transpose::kYes, Accumulate::kNo, 8, 16, 32};
@@ -41,7 +34,7 @@ TEST(AlgorithmTable, SaysWhatIsWrongAndWhere) {
   const std::string scope = "# a comment\n[NVIDIA H200, cuBLASLt 130100]\n",
                     start = "BF16 BF16 nt = 8 16 32 : 1 1 ms :";
   auto expect_refused = [](const std::string& text, const std::string& message) {
-    expect_error<ConfigError>([&] { AlgorithmTable::parse(text, "file"); }, message);
+    expect_contains(message_of<ConfigError>([&] { AlgorithmTable::parse(text, "file"); }), message);
   };
   expect_refused(start + " 42\n", "file:1: a product before the first [DEVICE, cuBLASLt VERSION]");
   expect_refused("[NVIDIA H200]\n", "file:1: expected [DEVICE, cuBLASLt VERSION]");
@@ -72,7 +65,7 @@ TEST(AlgorithmTable, NothingIsChosenOnTheCpu) {
   Context cpu = Context::cpu();
   EXPECT_EQ(matmul_algorithm_counts(cpu).stored + matmul_algorithm_counts(cpu).proposed, 0);
   AlgorithmTable table;
-  expect_error<EnvironmentError>([&] { tune_matmul(cpu, table, [](const std::string&) {}); }, "this is none");
+  expect_contains(message_of<EnvironmentError>([&] { tune_matmul(cpu, table, [](const std::string&) {}); }), "this is none");
 }
 
 }  // namespace

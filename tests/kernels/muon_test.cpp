@@ -2,6 +2,7 @@
 
 #include "kernels/split_weights.h"
 #include "tests/kernels/muon_reference.h"
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -186,13 +187,8 @@ TEST(Muon, NamesTheTensorOfAWrongShapeOrDtype) {
   Context ctx = Context::cpu();
   const Tensor right = zeros_f64({2, 3, 4}), shape = zeros_f64({2, 3, 5}), dtype = zeros({2, 3, 4}, DType::kF32);
   const MuonStep step = {0.1, 0.95, 0.2, 0.1, 1, DType::kF64};
-  auto message = [&](MuonState state, const Tensor& gradient) -> std::string {
-    try {
-      muon_update(ctx, state, gradient, {0, 3}, step);
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "";
+  auto message = [&](MuonState state, const Tensor& gradient) {
+    return message_of([&] { muon_update(ctx, state, gradient, {0, 3}, step); });
   };
   EXPECT_EQ(message({right, shape}, right).substr(0, 8), "momentum");
   EXPECT_EQ(message({right, right}, shape).substr(0, 8), "gradient");

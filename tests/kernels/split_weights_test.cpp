@@ -4,6 +4,7 @@
 
 #include "kernels/core/float_types.h"
 #include "kernels/core/split_float.h"
+#include "tests/messages.h"
 #include "tests/testing.h"
 
 namespace braid {
@@ -70,26 +71,18 @@ TEST(SplitWeights, ThatAreTheirOwnMastersAreCopied) {
 TEST(SplitWeights, NamesTheTensorOfAWrongShapeOrDtype) {
   Context ctx = Context::cpu();
   const Tensor master = zeros({4}, DType::kF32), weight = zeros({4}, DType::kBF16);
-  auto message = [](auto&& call) -> std::string {
-    try {
-      call();
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "";
-  };
-  EXPECT_EQ(message([&] {
+  EXPECT_EQ(message_of([&] {
               split_weights(ctx, weight, zeros({5, 2}, DType::kU8), master);
             }),
             "low: expected shape (4, 2), got (5, 2)");
-  EXPECT_EQ(message([&] {
+  EXPECT_EQ(message_of([&] {
               split_weights(ctx, weight, zeros({4, 2}, DType::kI32), master);
             }),
             "low: expected dtype U8, got I32");
-  EXPECT_EQ(message([&] { split_weights(ctx, zeros({4}, DType::kI32), {}, master); }),
+  EXPECT_EQ(message_of([&] { split_weights(ctx, zeros({4}, DType::kI32), {}, master); }),
             "weight: expected dtype BF16, got I32");
-  EXPECT_EQ(message([&] { join_weights(ctx, master, weight, {}); }), "low: missing beside a weight in BF16");
-  EXPECT_EQ(message([&] {
+  EXPECT_EQ(message_of([&] { join_weights(ctx, master, weight, {}); }), "low: missing beside a weight in BF16");
+  EXPECT_EQ(message_of([&] {
               join_weights(ctx, zeros_f64({4}), weight, zeros({4, 2}, DType::kU8));
             }),
             "master: expected dtype F32, got F64");

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cases/operator_case.h"
+#include "tests/messages.h"
 
 namespace braid {
 namespace {
@@ -34,14 +35,7 @@ TEST(Implementations, NothingSlowRunsUnasked) {
                                                     {"attention", {"fp32 kernel", "heads of 20"}}};
   RunConfig config;
   config.precision = Precision::kBf16;
-  auto message = [&] {
-    try {
-      check_nothing_slow(list, config);
-    } catch (const ConfigError& e) {
-      return std::string(e.what());
-    }
-    return std::string();
-  };
+  const auto message = [&] { return testing::message_of<ConfigError>([&] { check_nothing_slow(list, config); }); };
   EXPECT_EQ(message(),
             "this run would be slower than the GPU allows, in gated_delta_rule (heads of 64); attention (heads of 20); "
             "change the model or the build, or allow it: allow_slow: [gated_delta_rule, attention]");
