@@ -11,7 +11,7 @@ Texts that hide a number (scripts/passkey_text.py), a model that learns on rows 
 (yarn), and the questions again. Everything is below FOLDER (default runs/passkey); answers in FOLDER/found.txt.
   --braid PROGRAM    default: build/release/braid, or that of the bundle
   --ranks N          GPUs, one rank each; default: all
-  --steps N          on short rows; default 2000
+  --steps N          on short rows; default 4000
   --long-steps N     on long rows; default 60
   --lengths N,...    of the texts; default 1024,4096,8192,16384,32768
   --trials N         for each of five places of the number; default 5
@@ -20,7 +20,7 @@ Texts that hide a number (scripts/passkey_text.py), a model that learns on rows 
 TEXT
 }
 
-braid=bin/braid out=runs/passkey ranks='' steps=2000 long_steps=60 lengths=1024,4096,8192,16384,32768 trials=5 short=4096 long=32768 set=()
+braid=bin/braid out=runs/passkey ranks='' steps=4000 long_steps=60 lengths=1024,4096,8192,16384,32768 trials=5 short=4096 long=32768 set=()
 [ -x $braid ] || braid=build/release/braid
 while [ $# -gt 0 ]; do
   case $1 in
