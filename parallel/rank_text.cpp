@@ -1,7 +1,8 @@
 #include "parallel/rank_text.h"
 
 #include <algorithm>
-#include <new>
+
+#include "kernels/core/thrown.h"
 
 namespace braid {
 namespace {
@@ -10,17 +11,11 @@ constexpr char kDone = 'd', kFailed = 'f';
 
 // What one rank reports: kDone and its result, or kFailed, the exit code as one byte, and the message.
 std::string outcome_of(const std::function<std::string()>& work) {
-  auto failed = [](ExitCode code, const std::string& message) {
-    return std::string{kFailed, static_cast<char>(code)} + message;
-  };
   try {
     return kDone + work();
-  } catch (const Error& e) {
-    return failed(e.code(), e.what());
-  } catch (const std::bad_alloc&) {
-    return failed(ExitCode::kOutOfMemory, "out of memory");
   } catch (const std::exception& e) {
-    return failed(ExitCode::kInternal, concat("internal error: ", e.what()));
+    const Error error = as_error(e);
+    return std::string{kFailed, static_cast<char>(error.code())} + error.what();
   }
 }
 

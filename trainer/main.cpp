@@ -6,12 +6,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <new>
-#include <system_error>
 #include <thread>
 
 #include "kernels/build_info.h"
-#include "kernels/core/error.h"
+#include "kernels/core/thrown.h"
 #include "parallel/rank_text.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
@@ -48,16 +46,9 @@ bool reader_is_gone() {
 [[noreturn]] void fail_as_thrown() {
   try {
     throw;
-  } catch (const braid::Error& e) {
-    fail(static_cast<int>(e.code()), e.what(), dynamic_cast<const braid::OnEveryRank*>(&e) != nullptr);
-  } catch (const std::bad_alloc&) {
-    fail(static_cast<int>(braid::ExitCode::kOutOfMemory), "out of memory");
-  } catch (const std::system_error& e) {
-    if (e.code() == std::errc::resource_unavailable_try_again)
-      fail(static_cast<int>(braid::ExitCode::kOutOfMemory), "out of memory: no thread can be started");
-    fail(static_cast<int>(braid::ExitCode::kInternal), braid::concat("internal error: ", e.what()));
   } catch (const std::exception& e) {
-    fail(static_cast<int>(braid::ExitCode::kInternal), braid::concat("internal error: ", e.what()));
+    const braid::Error error = braid::as_error(e);
+    fail(static_cast<int>(error.code()), error.what(), dynamic_cast<const braid::OnEveryRank*>(&e) != nullptr);
   }
 }
 

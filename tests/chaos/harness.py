@@ -49,7 +49,8 @@ class Job:
             *world.arguments,
             *arguments,
         ]
-        if file_bytes:  # of the ranks: the launcher needs files of its own
+        if file_bytes:  # of the ranks: the launcher needs files of its own, and so does the memory that Open MPI 5 shares
+            env = dict(env, OMPI_MCA_btl="self,tcp", OMPI_MCA_btl_tcp_if_include="lo")
             place = command.index(world.braid)
             command[place:place] = ["bash", "-c", f'ulimit -f {file_bytes // 1024}; exec "$@"', "limited"]
         self.begin = time.monotonic()

@@ -3,10 +3,20 @@
 source "$(dirname "$0")/common.sh" "$@"
 
 D=$WORK/run
-one() { echo "-n 1 $BRAID train $TINY run.dir=$D"; }
+one=("$BRAID" train "$TINY" "run.dir=$D")
+# by_rank RANKS COMMAND OF RANK 0... / COMMAND OF THE OTHERS...: mpirun starts one script, as Debian 13's (Open MPI 5.0.7) dies itself of
+# several programs.
+cat >"$WORK/by_rank" <<'EOF'
+first=()
+while [ "$1" != / ]; do first+=("$1"); shift; done
+if [ "$OMPI_COMM_WORLD_RANK" = 0 ]; then exec "${first[@]}"; fi
+shift
+exec "$@"
+EOF
+by_rank() { mpirun -n "$1" bash "$WORK/by_rank" "${@:2}"; }
 differ() {  # differ OVERRIDES OF RANK 1...
   rm -rf "$D"
-  mpirun $(one) : $(one) "$@"
+  by_rank 2 "${one[@]}" / "${one[@]}" "$@"
 }
 
 for change in optimizer.lr=1e-2 train.seed=7 optimizer.weight_decay=0.3 model.num_experts_per_tok=3 model.rope_theta=5000 \
@@ -17,16 +27,17 @@ for change in optimizer.lr=1e-2 train.seed=7 optimizer.weight_decay=0.3 model.nu
 done
 expect_error 2 'do not agree: --resume is no on rank 0 .* and newest on rank 1' differ --resume
 expect_error 2 'environment variable NCCL_ALGO is \(not set\) on rank 0 .* and Ring on ranks 1, 2' \
-  mpirun $(one) : -n 2 -x NCCL_ALGO=Ring "$BRAID" train "$TINY" "run.dir=$D"
+  by_rank 3 "${one[@]}" / env NCCL_ALGO=Ring "${one[@]}"
 cp "$BRAID" "$WORK/other-braid"
 printf 'x' >>"$WORK/other-braid"
 expect_error 2 "the executable's SHA-256 is .* on rank 0 .* on rank 1" \
-  mpirun $(one) : -n 1 "$WORK/other-braid" train "$TINY" "run.dir=$D"
+  by_rank 2 "${one[@]}" / "$WORK/other-braid" "${one[@]:1}"
 
 # a run folder that is not one
 mkdir -p "$WORK/a" "$WORK/b"
-relative() { echo "-n 1 --wdir $1 $BRAID train $TINY run.dir=run"; }
-expect_error 2 'run: .* does not see there what rank 0 .* must be one folder' mpirun $(relative "$WORK/a") : $(relative "$WORK/b")
+relative=("$BRAID" train "$TINY" run.dir=run)
+expect_error 2 'run: .* does not see there what rank 0 .* must be one folder' \
+  by_rank 2 env -C "$WORK/a" "${relative[@]}" / env -C "$WORK/b" "${relative[@]}"
 [ ! -e "$WORK/a/run/checkpoints" ] || fail "steps were computed in a folder that is not shared"
 
 # other tokens at the same path, where the system lets one process see another file there
@@ -41,9 +52,9 @@ cmp -s "$WORK/good.h5" "$WORK/changed.h5" && fail "the shard was not changed"
 with_shard=(run.steps=2 eval.interval_steps=0 "data.sources=[{name: fixed, shards: [$WORK/good.h5]}]")
 if unshare --mount true 2>/dev/null; then
   rm -rf "$D"
-  expect_error 2 'the digest of the tokens of data source fixed is .* on rank 0 .* on rank 1' mpirun $(one) "${with_shard[@]}" : -n 1 \
+  expect_error 2 'the digest of the tokens of data source fixed is .* on rank 0 .* on rank 1' by_rank 2 "${one[@]}" "${with_shard[@]}" / \
     unshare --mount sh -c "mount --bind '$WORK/changed.h5' '$WORK/good.h5' && exec \"\$@\"" - \
-    "$BRAID" train "$TINY" "run.dir=$D" "${with_shard[@]}"
+    "${one[@]}" "${with_shard[@]}"
 fi
 # and between a run and its resume
 rm -rf "$D"

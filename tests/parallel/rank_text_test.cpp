@@ -1,5 +1,6 @@
 #include "parallel/rank_text.h"
 
+#include <cerrno>
 #include <mutex>
 #include <new>
 
@@ -52,17 +53,21 @@ TEST(RankText, EveryRankThrowsTheErrorOfTheLowestThatFailed) {
 
 TEST(RankText, ErrorsThatAreNotOursLeaveNoRankWaiting) {
   ThreadRanks(2).run([](Context& ctx, Communicator& world) {
-    for (const bool memory : {true, false}) {
+    enum { kMemory, kThread, kOdd };
+    for (const int kind : {kMemory, kThread, kOdd}) {
       try {
         all_or_none(ctx, world, [&]() -> std::string {
           if (world.rank() == 0) return "";
-          if (memory) throw std::bad_alloc();
+          if (kind == kMemory) throw std::bad_alloc();
+          if (kind == kThread) throw std::system_error(EAGAIN, std::generic_category());  // what std::thread throws
           throw std::runtime_error("odd");
         });
         ADD_FAILURE() << "nothing was thrown";
       } catch (const Error& e) {
-        EXPECT_EQ(e.code(), memory ? ExitCode::kOutOfMemory : ExitCode::kInternal);
-        EXPECT_EQ(std::string(e.what()), memory ? "out of memory (on rank 1)" : "internal error: odd (on rank 1)");
+        EXPECT_EQ(e.code(), kind == kOdd ? ExitCode::kInternal : ExitCode::kOutOfMemory);
+        EXPECT_STREQ(e.what(), kind == kMemory   ? "out of memory (on rank 1)"
+                               : kind == kThread ? "out of memory: no thread can be started (on rank 1)"
+                                                 : "internal error: odd (on rank 1)");
       }
     }
   });
