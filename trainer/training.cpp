@@ -330,7 +330,7 @@ class TrainingRun {
       const std::string lost = front_->end_output(std::chrono::seconds(2));
       if (!lost.empty()) note("output", "of the console " + lost);
     }
-    return saves_weights_alone() ? kStoppedWithWeights : ExitCode::kStoppedOnRequest;
+    return saves_weights_alone() ? ExitCode::kStoppedWithWeights : ExitCode::kStoppedOnRequest;
   }
 
   void flush_metrics() {

@@ -31,9 +31,6 @@ struct ResumeFrom {
   bool resumes() const { return mode != ResumeMode::kNo; }
 };
 
-// Beside what ExitCode names: stopped on request, and of weights alone, from which no run goes on.
-inline constexpr ExitCode kStoppedWithWeights{76};
-
 // A whole run: data, model, steps, evaluation, metrics, checkpoints. Called by every rank; rank 0 owns the run folder.
 // Returns kDone, or after a request to stop kStoppedOnRequest, kStoppedWithWeights where weights alone are saved; with a
 // complete checkpoint in any case.

@@ -19,8 +19,9 @@ enum class ExitCode : int {
   kOutOfMemory = 7,
   kRunFolderInUse = 8,
   kIo = 9,
-  kEnvironment = 10,       // device, launcher, library
-  kStoppedOnRequest = 75,  // a complete checkpoint was written; start again with --resume
+  kEnvironment = 10,         // device, launcher, library
+  kStoppedOnRequest = 75,    // a complete checkpoint was written; start again with --resume
+  kStoppedWithWeights = 76,  // the weights alone were written, from which no run goes on
 };
 
 // Base of everything Braid throws: one plain sentence with names and values, and the exit code it leads to.
