@@ -1,9 +1,9 @@
 #include "kernels/adamw.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/moment_codes.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 #include "kernels/split_weights.h"
 
 namespace braid {
@@ -35,10 +35,7 @@ void adamw_update(Context& ctx, AdamWState state, const Tensor& gradient, const 
   if (n == 0) return;
   assert(step.step >= 1);
   if (ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::adamw_update(ctx, state, gradient, step);
-  }
-  cpu::adamw_update(ctx, state, gradient, step);
+  on_device<cpu::adamw_update, cuda::adamw_update>(ctx, state, gradient, step);
 }
 
 }  // namespace braid

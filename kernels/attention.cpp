@@ -5,6 +5,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -52,10 +53,7 @@ void attention_forward(Context& ctx, AttentionOutputs out, const AttentionTensor
     check<ShapeError>(!ctx.on_cuda(), name, ": is not computed on a GPU");
   }
   if (segments.num_tokens() == 0 && !out.score_max.defined() && !out.first_token_share.defined()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::attention_forward(ctx, out, in, segments);
-  }
-  cpu::attention_forward(ctx, out, in, segments);
+  on_device<cpu::attention_forward, cuda::attention_forward>(ctx, out, in, segments);
 }
 
 void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y, const AttentionTensors& in,
@@ -72,10 +70,7 @@ void attention_backward(Context& ctx, AttentionGradients d_in, const Tensor& d_y
     check_dtype(in.q.dtype(), {{"d_q_gate", d_in.q_gate}});
   }
   if (segments.num_tokens() == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::attention_backward(ctx, d_in, d_y, in, out, segments);
-  }
-  cpu::attention_backward(ctx, d_in, d_y, in, out, segments);
+  on_device<cpu::attention_backward, cuda::attention_backward>(ctx, d_in, d_y, in, out, segments);
 }
 
 AttentionImplementation attention_implementation(Context& ctx, const AttentionTensors& in, const Segments& segments) {

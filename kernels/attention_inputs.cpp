@@ -4,6 +4,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -47,10 +48,7 @@ void attention_inputs_forward(Context& ctx, AttentionInputs out, const Attention
   const OperatorScope scope(ctx, "attention_inputs_forward");
   check_inputs(out, x, weights, segments, dims);
   if (segments.num_tokens() == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::attention_inputs_forward(ctx, out, x, weights, segments, dims);
-  }
-  cpu::attention_inputs_forward(ctx, out, x, weights, segments, dims);
+  on_device<cpu::attention_inputs_forward, cuda::attention_inputs_forward>(ctx, out, x, weights, segments, dims);
 }
 
 void attention_inputs_backward(Context& ctx, AttentionProjections d_x, AttentionInputWeights d_weights,
@@ -69,11 +67,8 @@ void attention_inputs_backward(Context& ctx, AttentionProjections d_x, Attention
   check_dtype(wide_dtype(x.q_gate.dtype()),
               {{"d_weights.q_norm", d_weights.q_norm}, {"d_weights.k_norm", d_weights.k_norm}});
   if (segments.num_tokens() == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda())
-      return cuda::attention_inputs_backward(ctx, d_x, d_weights, d_q, d_k, out, x, weights, segments, dims);
-  }
-  cpu::attention_inputs_backward(ctx, d_x, d_weights, d_q, d_k, out, x, weights, segments, dims);
+  on_device<cpu::attention_inputs_backward, cuda::attention_inputs_backward>(ctx, d_x, d_weights, d_q, d_k, out, x,
+                                                                             weights, segments, dims);
 }
 
 Implementation attention_inputs_implementation(Context& ctx, DType activation, const AttentionDims& dims) {

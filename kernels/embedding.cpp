@@ -1,7 +1,7 @@
 #include "kernels/embedding.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -21,10 +21,7 @@ void embedding_forward(Context& ctx, Tensor y, const Tensor& ids, const Tensor& 
   check_dtype(y.dtype(), {{"table", table}});
   check_dtype(DType::kI64, {{"ids", ids}});
   if (N == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::embedding_forward(ctx, y, ids, table);
-  }
-  cpu::embedding_forward(ctx, y, ids, table);
+  on_device<cpu::embedding_forward, cuda::embedding_forward>(ctx, y, ids, table);
 }
 
 void embedding_backward(Context& ctx, Tensor d_table, const Tensor& d_y, const Tensor& ids) {
@@ -34,10 +31,7 @@ void embedding_backward(Context& ctx, Tensor d_table, const Tensor& d_y, const T
   check_dtype(wide_dtype(d_y.dtype()), {{"d_table", d_table}});
   check_dtype(DType::kI64, {{"ids", ids}});
   if (N == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::embedding_backward(ctx, d_table, d_y, ids);
-  }
-  cpu::embedding_backward(ctx, d_table, d_y, ids);
+  on_device<cpu::embedding_backward, cuda::embedding_backward>(ctx, d_table, d_y, ids);
 }
 
 }  // namespace braid

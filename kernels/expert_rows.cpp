@@ -1,7 +1,7 @@
 #include "kernels/expert_rows.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -45,10 +45,7 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
   check_shapes({{"expert_id", expert_id, order.row_of_slot.shape()}});
   check_dtype(DType::kI32, {{"expert_id", expert_id}});
   // Also for N = 0: rows_per_expert is then all zero.
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::expert_order(ctx, order, expert_id);
-  }
-  cpu::expert_order(ctx, order, expert_id);
+  on_device<cpu::expert_order, cuda::expert_order>(ctx, order, expert_id);
 }
 
 void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& order) {
@@ -58,10 +55,7 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
   check_dtype(x.dtype(), {{"rows", rows}});
   check_order(order, N);
   if (R == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gather_rows(ctx, rows, x, order);
-  }
-  cpu::gather_rows(ctx, rows, x, order);
+  on_device<cpu::gather_rows, cuda::gather_rows>(ctx, rows, x, order);
 }
 
 void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& order, Accumulate accumulate) {
@@ -71,10 +65,7 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
   if (rows.dtype() != wide_dtype(y.dtype())) check_dtype(y.dtype(), {{"rows", rows}});
   check_order(order, N);
   if (N == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::combine_rows(ctx, y, rows, order, accumulate);
-  }
-  cpu::combine_rows(ctx, y, rows, order, accumulate);
+  on_device<cpu::combine_rows, cuda::combine_rows>(ctx, y, rows, order, accumulate);
 }
 
 void add_rows(Context& ctx, Tensor sums, const Tensor& rows, const ExpertOrder& order) {
@@ -84,10 +75,7 @@ void add_rows(Context& ctx, Tensor sums, const Tensor& rows, const ExpertOrder& 
   check_dtype(wide_dtype(rows.dtype()), {{"sums", sums}});
   check_order(order, N);
   if (N == 0 || R == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::add_rows(ctx, sums, rows, order);
-  }
-  cpu::add_rows(ctx, sums, rows, order);
+  on_device<cpu::add_rows, cuda::add_rows>(ctx, sums, rows, order);
 }
 
 void window_of_order(Context& ctx, ExpertOrder window, const ExpertOrder& order, int64_t first_row, int64_t num_rows) {
@@ -98,10 +86,7 @@ void window_of_order(Context& ctx, ExpertOrder window, const ExpertOrder& order,
   check_shapes({{"window.row_of_slot", window.row_of_slot, order.row_of_slot.shape()},
                 {"window.rows_per_expert", window.rows_per_expert, order.rows_per_expert.shape()}});
   if (ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::window_of_order(ctx, window, order, first_row, num_rows);
-  }
-  cpu::window_of_order(ctx, window, order, first_row, num_rows);
+  on_device<cpu::window_of_order, cuda::window_of_order>(ctx, window, order, first_row, num_rows);
 }
 
 void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t experts_per_rank, int64_t rank_stride,
@@ -111,20 +96,14 @@ void token_places(Context& ctx, Tensor place, const Tensor& expert_id, int64_t e
   check_shapes({{"place", place, {N, place.dim(1)}}});
   check_dtype(DType::kI32, {{"place", place}, {"expert_id", expert_id}});
   if (place.numel() == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::token_places(ctx, place, expert_id, experts_per_rank, rank_stride, token_stride);
-  }
-  cpu::token_places(ctx, place, expert_id, experts_per_rank, rank_stride, token_stride);
+  on_device<cpu::token_places, cuda::token_places>(ctx, place, expert_id, experts_per_rank, rank_stride, token_stride);
 }
 
 void local_expert_ids(Context& ctx, Tensor ids, int64_t first, int64_t count) {
   const OperatorScope scope(ctx, "local_expert_ids");
   check_dtype(DType::kI32, {{"ids", ids}});
   if (ids.numel() == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::local_expert_ids(ctx, ids, first, count);
-  }
-  cpu::local_expert_ids(ctx, ids, first, count);
+  on_device<cpu::local_expert_ids, cuda::local_expert_ids>(ctx, ids, first, count);
 }
 
 void limit_rows(Context& ctx, Tensor rows_per_expert, Tensor needed, int64_t max_rows) {
@@ -132,10 +111,7 @@ void limit_rows(Context& ctx, Tensor rows_per_expert, Tensor needed, int64_t max
   check_shapes({{"rows_per_expert", rows_per_expert, {rows_per_expert.numel()}}, {"needed", needed, {1}}});
   check_dtype(DType::kI64, {{"rows_per_expert", rows_per_expert}, {"needed", needed}});
   if (ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::limit_rows(ctx, rows_per_expert, needed, max_rows);
-  }
-  cpu::limit_rows(ctx, rows_per_expert, needed, max_rows);
+  on_device<cpu::limit_rows, cuda::limit_rows>(ctx, rows_per_expert, needed, max_rows);
 }
 
 }  // namespace braid

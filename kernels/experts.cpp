@@ -3,6 +3,7 @@
 #include "kernels/build_config.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -47,10 +48,7 @@ void experts_forward(Context& ctx, Tensor out, Tensor gate_up_out, const Tensor&
     check_dtype(x.dtype(), {{"out", out}});
   }
   if (R == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::experts_forward(ctx, out, gate_up_out, x, row_gate, rows_per_expert, weights);
-  }
-  cpu::experts_forward(ctx, out, gate_up_out, x, row_gate, rows_per_expert, weights);
+  on_device<cpu::experts_forward, cuda::experts_forward>(ctx, out, gate_up_out, x, row_gate, rows_per_expert, weights);
 }
 
 void experts_backward_input(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertHidden hidden, const Tensor& d_out,
@@ -70,12 +68,8 @@ void experts_backward_input(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertH
                               {"gate_up_out", gate_up_out}});
   check_dtype(wide_dtype(d_out.dtype()), {{"d_row_gate", d_row_gate}});
   if (R == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda())
-      return cuda::experts_backward_input(ctx, d_x, d_row_gate, hidden, d_out, row_gate, gate_up_out, rows_per_expert,
-                                          weights);
-  }
-  cpu::experts_backward_input(ctx, d_x, d_row_gate, hidden, d_out, row_gate, gate_up_out, rows_per_expert, weights);
+  on_device<cpu::experts_backward_input, cuda::experts_backward_input>(ctx, d_x, d_row_gate, hidden, d_out, row_gate,
+                                                                       gate_up_out, rows_per_expert, weights);
 }
 
 void experts_backward_weight(Context& ctx, ExpertWeights d_weights, const ExpertHidden& hidden, const Tensor& d_out,
@@ -99,11 +93,8 @@ void experts_backward_weight(Context& ctx, ExpertWeights d_weights, const Expert
     fill_zero(ctx, d_weights.down);
     return;
   }
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda())
-      return cuda::experts_backward_weight(ctx, d_weights, hidden, d_out, x, rows_per_expert, accumulate);
-  }
-  cpu::experts_backward_weight(ctx, d_weights, hidden, d_out, x, rows_per_expert, accumulate);
+  on_device<cpu::experts_backward_weight, cuda::experts_backward_weight>(ctx, d_weights, hidden, d_out, x,
+                                                                         rows_per_expert, accumulate);
 }
 
 Implementation experts_implementation(Context& ctx, const ExpertWeights& weights) {

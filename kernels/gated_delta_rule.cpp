@@ -6,6 +6,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -74,10 +75,7 @@ void gated_delta_rule_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in,
   check_states({{"states.initial", states.initial}, {"states.final", states.final}}, in, segments);
   check<ShapeError>(o.defined() || states.final.defined(), "o: neither it nor the final states are asked for");
   if (in.q.dim(0) == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gated_delta_rule_forward(ctx, o, in, segments, states);
-  }
-  cpu::gated_delta_rule_forward(ctx, o, in, segments, states);
+  on_device<cpu::gated_delta_rule_forward, cuda::gated_delta_rule_forward>(ctx, o, in, segments, states);
 }
 
 void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor& d_o, const DeltaRuleInputs& in,
@@ -90,10 +88,7 @@ void gated_delta_rule_backward(Context& ctx, DeltaRuleInputs d_in, const Tensor&
   check<ShapeError>(d_in.q.defined() || states.d_initial.defined(),
                     "d_q: neither the gradients nor those of the initial states are asked for");
   if (in.q.dim(0) == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gated_delta_rule_backward(ctx, d_in, d_o, in, segments, states);
-  }
-  cpu::gated_delta_rule_backward(ctx, d_in, d_o, in, segments, states);
+  on_device<cpu::gated_delta_rule_backward, cuda::gated_delta_rule_backward>(ctx, d_in, d_o, in, segments, states);
 }
 
 void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRuleInputs& in, const Segments& segments) {
@@ -103,10 +98,7 @@ void gated_delta_rule_transition(Context& ctx, Tensor transition, const DeltaRul
   check_shapes({{"transition", transition, {segments.num_rows, Hv, Dk, Dk}}});
   check_dtype(wide_dtype(in.q.dtype()), {{"transition", transition}});
   if (in.q.dim(0) == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gated_delta_rule_transition(ctx, transition, in, segments);
-  }
-  cpu::gated_delta_rule_transition(ctx, transition, in, segments);
+  on_device<cpu::gated_delta_rule_transition, cuda::gated_delta_rule_transition>(ctx, transition, in, segments);
 }
 
 void carry_states(Context& ctx, Tensor states, const Tensor& transitions, const Tensor& contributions,
@@ -120,10 +112,7 @@ void carry_states(Context& ctx, Tensor states, const Tensor& transitions, const 
   check_dtype(states.dtype(), {{"transitions", transitions}, {"contributions", contributions}});
   for (const auto& way : ways)
     for (int64_t part : way) check<ShapeError>(0 <= part && part < L, "ways: ", part, " is none of ", L);
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::carry_states(ctx, states, transitions, contributions, ways, direction);
-  }
-  cpu::carry_states(ctx, states, transitions, contributions, ways, direction);
+  on_device<cpu::carry_states, cuda::carry_states>(ctx, states, transitions, contributions, ways, direction);
 }
 
 void gated_delta_rule_recurrent_forward(Context& ctx, Tensor o, const DeltaRuleInputs& in, const Segments& segments) {

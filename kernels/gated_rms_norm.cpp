@@ -2,6 +2,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -27,10 +28,7 @@ void gated_rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& o
   check_dtype(o.dtype(), {{"y", y}, {"qkvz", qkvz}});
   check_dtype(wide_dtype(o.dtype()), {{"rstd", rstd}, {"weight", weight}});
   if (N == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gated_rms_norm_forward(ctx, y, rstd, o, qkvz, weight, eps, dims);
-  }
-  cpu::gated_rms_norm_forward(ctx, y, rstd, o, qkvz, weight, eps, dims);
+  on_device<cpu::gated_rms_norm_forward, cuda::gated_rms_norm_forward>(ctx, y, rstd, o, qkvz, weight, eps, dims);
 }
 
 void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_weight, const Tensor& d_y,
@@ -49,11 +47,8 @@ void gated_rms_norm_backward(Context& ctx, Tensor d_o, Tensor d_qkvz, Tensor d_w
   check_dtype(o.dtype(), {{"d_o", d_o}, {"d_qkvz", d_qkvz}, {"d_y", d_y}, {"qkvz", qkvz}});
   check_dtype(wide_dtype(o.dtype()), {{"d_weight", d_weight}, {"rstd", rstd}, {"weight", weight}});
   if (N == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda())
-      return cuda::gated_rms_norm_backward(ctx, d_o, d_qkvz, d_weight, d_y, o, rstd, qkvz, weight, dims);
-  }
-  cpu::gated_rms_norm_backward(ctx, d_o, d_qkvz, d_weight, d_y, o, rstd, qkvz, weight, dims);
+  on_device<cpu::gated_rms_norm_backward, cuda::gated_rms_norm_backward>(ctx, d_o, d_qkvz, d_weight, d_y, o, rstd, qkvz,
+                                                                         weight, dims);
 }
 
 Implementation gated_rms_norm_implementation(Context& ctx, DType activation, const GdnDims& dims) {

@@ -2,6 +2,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -67,10 +68,7 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
   check_halo("halo", halo, x, segments, dims);
   check_halo_is_there(halo, segments);
   if (x.qkvz.dim(0) == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::gdn_inputs_forward(ctx, out, x, weights, segments, dims, halo);
-  }
-  cpu::gdn_inputs_forward(ctx, out, x, weights, segments, dims, halo);
+  on_device<cpu::gdn_inputs_forward, cuda::gdn_inputs_forward>(ctx, out, x, weights, segments, dims, halo);
 }
 
 void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_weights, const DeltaRuleInputs& d_out,
@@ -100,11 +98,8 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
   check_halo("d_halo", halo.d_rows, x, segments, dims);
   check_halo_is_there(halo.rows, segments);
   if (x.qkvz.dim(0) == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda())
-      return cuda::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims, halo);
-  }
-  cpu::gdn_inputs_backward(ctx, d_x, d_weights, d_out, out, x, weights, segments, dims, halo);
+  on_device<cpu::gdn_inputs_backward, cuda::gdn_inputs_backward>(ctx, d_x, d_weights, d_out, out, x, weights, segments,
+                                                                 dims, halo);
 }
 
 Implementation gdn_inputs_implementation(Context& ctx, DType activation, const GdnDims& dims) {

@@ -1,7 +1,7 @@
 #include "kernels/largest_magnitude.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -17,10 +17,7 @@ void largest_magnitude(Context& ctx, Tensor out, const Tensor& x) {
   check_shapes({{"out", out, {1}}});
   check_dtype(DType::kF64, {{"out", out}});
   if (ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::largest_magnitude(ctx, out, x);
-  }
-  cpu::largest_magnitude(ctx, out, x);  // also for an x without elements
+  on_device<cpu::largest_magnitude, cuda::largest_magnitude>(ctx, out, x);  // also for an x without elements
 }
 
 }  // namespace braid

@@ -1,7 +1,7 @@
 #include "kernels/lm_head_loss.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -34,10 +34,7 @@ void lm_head_loss_forward(Context& ctx, Tensor loss_sums, const Tensor& hidden, 
                           const Tensor& targets) {
   const OperatorScope scope(ctx, "lm_head_loss_forward");
   check_inputs(loss_sums, hidden, weight, targets);
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::lm_head_loss_forward(ctx, loss_sums, hidden, weight, targets);
-  }
-  cpu::lm_head_loss_forward(ctx, loss_sums, hidden, weight, targets);
+  on_device<cpu::lm_head_loss_forward, cuda::lm_head_loss_forward>(ctx, loss_sums, hidden, weight, targets);
 }
 
 void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sums, Tensor d_hidden, Tensor d_weight,
@@ -47,11 +44,8 @@ void lm_head_loss_forward_backward(Context& ctx, Tensor loss_sums, Tensor d_hidd
   check_shapes({{"d_hidden", d_hidden, hidden.shape()}, {"d_weight", d_weight, weight.shape()}});
   check_dtype(hidden.dtype(), {{"d_hidden", d_hidden}});
   check_dtype(wide_dtype(hidden.dtype()), {{"d_weight", d_weight}});
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda())
-      return cuda::lm_head_loss_forward_backward(ctx, loss_sums, d_hidden, d_weight, hidden, weight, targets, scale);
-  }
-  cpu::lm_head_loss_forward_backward(ctx, loss_sums, d_hidden, d_weight, hidden, weight, targets, scale);
+  on_device<cpu::lm_head_loss_forward_backward, cuda::lm_head_loss_forward_backward>(ctx, loss_sums, d_hidden, d_weight,
+                                                                                     hidden, weight, targets, scale);
 }
 
 }  // namespace braid

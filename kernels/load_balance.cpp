@@ -1,7 +1,7 @@
 #include "kernels/load_balance.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -20,10 +20,7 @@ void add_counts(Context& ctx, Tensor totals, const Tensor& counts) {
   check_shapes({{"totals", totals, {E}}, {"counts", counts, {B, E}}});
   check_dtype(DType::kI64, {{"totals", totals}, {"counts", counts}});
   if (ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::add_counts(ctx, totals, counts);
-  }
-  cpu::add_counts(ctx, totals, counts);
+  on_device<cpu::add_counts, cuda::add_counts>(ctx, totals, counts);
 }
 
 void load_balance(Context& ctx, Tensor d_prob, Tensor sums, const Tensor& counts, const RouterOutputs& router,
@@ -39,10 +36,7 @@ void load_balance(Context& ctx, Tensor d_prob, Tensor sums, const Tensor& counts
   check_dtype(DType::kF64,
               {{"d_prob", d_prob}, {"sums", sums}, {"prob_sum", router.prob_sum}, {"z_sum", router.z_sum}});
   if (ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::load_balance(ctx, d_prob, sums, counts, router, loss_weight, per_token);
-  }
-  cpu::load_balance(ctx, d_prob, sums, counts, router, loss_weight, per_token);
+  on_device<cpu::load_balance, cuda::load_balance>(ctx, d_prob, sums, counts, router, loss_weight, per_token);
 }
 
 }  // namespace braid

@@ -2,6 +2,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -35,10 +36,7 @@ void matmul(Context& ctx, Tensor c, const Tensor& a, Transpose transpose_a, cons
   check_dtype(a.dtype(), {{"b", b}});
   check_output_dtype("c", c, a.dtype());
   if (M == 0 || N == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::matmul(ctx, c, a, transpose_a, b, transpose_b, accumulate);
-  }
-  cpu::matmul(ctx, c, a, transpose_a, b, transpose_b, accumulate);
+  on_device<cpu::matmul, cuda::matmul>(ctx, c, a, transpose_a, b, transpose_b, accumulate);
 }
 
 void linear_forward(Context& ctx, Tensor y, const Tensor& x, const Tensor& weight, Accumulate accumulate) {

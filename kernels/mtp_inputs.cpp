@@ -1,7 +1,7 @@
 #include "kernels/mtp_inputs.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -30,10 +30,7 @@ void mtp_inputs_forward(Context& ctx, MtpInputs out, const Tensor& embedding, co
                                               {"embedding_norm", weights.embedding_norm},
                                               {"hidden_norm", weights.hidden_norm}});
   if (N == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::mtp_inputs_forward(ctx, out, embedding, hidden, weights, eps);
-  }
-  cpu::mtp_inputs_forward(ctx, out, embedding, hidden, weights, eps);
+  on_device<cpu::mtp_inputs_forward, cuda::mtp_inputs_forward>(ctx, out, embedding, hidden, weights, eps);
 }
 
 void mtp_inputs_backward(Context& ctx, Tensor d_embedding, Tensor d_hidden, MtpInputWeights d_weights,
@@ -56,12 +53,8 @@ void mtp_inputs_backward(Context& ctx, Tensor d_embedding, Tensor d_hidden, MtpI
                                               {"embedding_norm", weights.embedding_norm},
                                               {"hidden_norm", weights.hidden_norm}});
   if (N == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda())
-      return cuda::mtp_inputs_backward(ctx, d_embedding, d_hidden, d_weights, d_joined, embedding, hidden, out,
-                                       weights);
-  }
-  cpu::mtp_inputs_backward(ctx, d_embedding, d_hidden, d_weights, d_joined, embedding, hidden, out, weights);
+  on_device<cpu::mtp_inputs_backward, cuda::mtp_inputs_backward>(ctx, d_embedding, d_hidden, d_weights, d_joined,
+                                                                 embedding, hidden, out, weights);
 }
 
 }  // namespace braid

@@ -1,7 +1,7 @@
 #include "kernels/random.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -17,19 +17,13 @@ decltype(braid::fill_uniform) fill_uniform;
 void fill_normal(Context& ctx, Tensor x, double mean, double stddev, uint64_t seed, uint64_t stream_id, int64_t first) {
   const OperatorScope scope(ctx, "fill_normal");
   if (x.numel() == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::fill_normal(ctx, x, mean, stddev, seed, stream_id, first);
-  }
-  cpu::fill_normal(ctx, x, mean, stddev, seed, stream_id, first);
+  on_device<cpu::fill_normal, cuda::fill_normal>(ctx, x, mean, stddev, seed, stream_id, first);
 }
 
 void fill_uniform(Context& ctx, Tensor x, double low, double high, uint64_t seed, uint64_t stream_id, int64_t first) {
   const OperatorScope scope(ctx, "fill_uniform");
   if (x.numel() == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::fill_uniform(ctx, x, low, high, seed, stream_id, first);
-  }
-  cpu::fill_uniform(ctx, x, low, high, seed, stream_id, first);
+  on_device<cpu::fill_uniform, cuda::fill_uniform>(ctx, x, low, high, seed, stream_id, first);
 }
 
 }  // namespace braid

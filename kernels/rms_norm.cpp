@@ -1,7 +1,7 @@
 #include "kernels/rms_norm.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -25,10 +25,7 @@ void rms_norm_forward(Context& ctx, Tensor y, Tensor rstd, const Tensor& x, cons
   check_dtype(x.dtype(), {{"y", y}});
   check_dtype(wide_dtype(x.dtype()), {{"rstd", rstd}, {"weight", weight}});
   if (N == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::rms_norm_forward(ctx, y, rstd, x, weight, eps);
-  }
-  cpu::rms_norm_forward(ctx, y, rstd, x, weight, eps);
+  on_device<cpu::rms_norm_forward, cuda::rms_norm_forward>(ctx, y, rstd, x, weight, eps);
 }
 
 void rms_norm_backward(Context& ctx, Tensor d_x, Tensor d_weight, const Tensor& d_y, const Tensor& x,
@@ -44,10 +41,7 @@ void rms_norm_backward(Context& ctx, Tensor d_x, Tensor d_weight, const Tensor& 
   check_dtype(x.dtype(), {{"d_x", d_x}, {"d_y", d_y}});
   check_dtype(wide_dtype(x.dtype()), {{"d_weight", d_weight}, {"weight", weight}, {"rstd", rstd}});
   if (N == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::rms_norm_backward(ctx, d_x, d_weight, d_y, x, weight, rstd);
-  }
-  cpu::rms_norm_backward(ctx, d_x, d_weight, d_y, x, weight, rstd);
+  on_device<cpu::rms_norm_backward, cuda::rms_norm_backward>(ctx, d_x, d_weight, d_y, x, weight, rstd);
 }
 
 void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const Tensor& x, const Tensor& delta,
@@ -63,10 +57,7 @@ void add_rms_norm_forward(Context& ctx, Tensor y, Tensor sum, Tensor rstd, const
   check_dtype(x.dtype(), {{"y", y}, {"sum", sum}, {"delta", delta}});
   check_dtype(wide_dtype(x.dtype()), {{"rstd", rstd}, {"weight", weight}});
   if (N == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::add_rms_norm_forward(ctx, y, sum, rstd, x, delta, weight, eps);
-  }
-  cpu::add_rms_norm_forward(ctx, y, sum, rstd, x, delta, weight, eps);
+  on_device<cpu::add_rms_norm_forward, cuda::add_rms_norm_forward>(ctx, y, sum, rstd, x, delta, weight, eps);
 }
 
 void add_rms_norm_backward(Context& ctx, Tensor d_sum, Tensor d_weight, const Tensor& d_y, const Tensor& sum,
@@ -82,10 +73,7 @@ void add_rms_norm_backward(Context& ctx, Tensor d_sum, Tensor d_weight, const Te
   check_dtype(sum.dtype(), {{"d_sum", d_sum}, {"d_y", d_y}});
   check_dtype(wide_dtype(sum.dtype()), {{"d_weight", d_weight}, {"weight", weight}, {"rstd", rstd}});
   if (N == 0) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::add_rms_norm_backward(ctx, d_sum, d_weight, d_y, sum, weight, rstd);
-  }
-  cpu::add_rms_norm_backward(ctx, d_sum, d_weight, d_y, sum, weight, rstd);
+  on_device<cpu::add_rms_norm_backward, cuda::add_rms_norm_backward>(ctx, d_sum, d_weight, d_y, sum, weight, rstd);
 }
 
 }  // namespace braid

@@ -2,6 +2,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -54,10 +55,7 @@ void router_entropy(Context& ctx, Tensor out, const Tensor& logits, const Router
   check_shapes({{"out", out, {1}}, {"logits", logits, router.prob.shape()}});
   check_dtype(DType::kF64, {{"out", out}});
   // Also for N = 0: the sum is then 0.
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::router_entropy(ctx, out, logits, router, segments);
-  }
-  cpu::router_entropy(ctx, out, logits, router, segments);
+  on_device<cpu::router_entropy, cuda::router_entropy>(ctx, out, logits, router, segments);
 }
 
 void router_backward(Context& ctx, Tensor d_logits, const Tensor& d_gate, const Tensor& d_prob, double z_weight,
@@ -70,10 +68,7 @@ void router_backward(Context& ctx, Tensor d_logits, const Tensor& d_gate, const 
   check_dtype(wide, {{"d_gate", d_gate}});
   check_dtype(DType::kF64, {{"d_prob", d_prob}});
   if (N == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::router_backward(ctx, d_logits, d_gate, d_prob, z_weight, out, segments, norm);
-  }
-  cpu::router_backward(ctx, d_logits, d_gate, d_prob, z_weight, out, segments, norm);
+  on_device<cpu::router_backward, cuda::router_backward>(ctx, d_logits, d_gate, d_prob, z_weight, out, segments, norm);
 }
 
 }  // namespace braid

@@ -1,8 +1,8 @@
 #include "kernels/split_weights.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -32,10 +32,7 @@ void split_weights(Context& ctx, Tensor weight, Tensor low, const Tensor& master
   check_dtype(DType::kF32, {{"master", master}});
   if (low.defined()) check_low_bits(weight, low);
   if (master.numel() == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::split_weights(ctx, weight, low, master);
-  }
-  cpu::split_weights(ctx, weight, low, master);
+  on_device<cpu::split_weights, cuda::split_weights>(ctx, weight, low, master);
 }
 
 void join_weights(Context& ctx, Tensor master, const Tensor& weight, const Tensor& low) {
@@ -45,10 +42,7 @@ void join_weights(Context& ctx, Tensor master, const Tensor& weight, const Tenso
   check_shapes({{"master", master, weight.shape()}, {"weight", weight, weight.shape()}});
   check_dtype(DType::kF32, {{"master", master}});
   if (master.numel() == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::join_weights(ctx, master, weight, low);
-  }
-  cpu::join_weights(ctx, master, weight, low);
+  on_device<cpu::join_weights, cuda::join_weights>(ctx, master, weight, low);
 }
 
 }  // namespace braid

@@ -1,7 +1,7 @@
 #include "kernels/sum_squares.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -16,10 +16,7 @@ void sum_squares(Context& ctx, Tensor out, const Tensor& x) {
   const OperatorScope scope(ctx, "sum_squares");
   check_shapes({{"out", out, {1}}});
   check_dtype(DType::kF64, {{"out", out}});
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::sum_squares(ctx, out, x);
-  }
-  cpu::sum_squares(ctx, out, x);  // also for an x without elements: the sum is 0
+  on_device<cpu::sum_squares, cuda::sum_squares>(ctx, out, x);  // also for an x without elements: the sum is 0
 }
 
 }  // namespace braid

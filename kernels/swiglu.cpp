@@ -1,7 +1,7 @@
 #include "kernels/swiglu.h"
 
-#include "kernels/build_config.h"
 #include "kernels/core/profile.h"
+#include "kernels/on_device.h"
 
 namespace braid {
 
@@ -21,10 +21,7 @@ void swiglu_forward(Context& ctx, Tensor h, const Tensor& a, const Tensor& b, co
   check_dtype(a.dtype(), {{"h", h}, {"b", b}});
   check_dtype(wide_dtype(a.dtype()), {{"gate", gate}});
   if (N == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::swiglu_forward(ctx, h, a, b, gate);
-  }
-  cpu::swiglu_forward(ctx, h, a, b, gate);
+  on_device<cpu::swiglu_forward, cuda::swiglu_forward>(ctx, h, a, b, gate);
 }
 
 void swiglu_backward(Context& ctx, Tensor d_a, Tensor d_b, Tensor d_gate, const Tensor& d_h, const Tensor& a,
@@ -41,10 +38,7 @@ void swiglu_backward(Context& ctx, Tensor d_a, Tensor d_b, Tensor d_gate, const 
   check_dtype(a.dtype(), {{"d_a", d_a}, {"d_b", d_b}, {"d_gate", d_gate}, {"d_h", d_h}, {"b", b}});
   check_dtype(wide_dtype(a.dtype()), {{"gate", gate}});
   if (N == 0 || ctx.counts_only()) return;
-  if constexpr (kWithCuda) {
-    if (ctx.on_cuda()) return cuda::swiglu_backward(ctx, d_a, d_b, d_gate, d_h, a, b, gate);
-  }
-  cpu::swiglu_backward(ctx, d_a, d_b, d_gate, d_h, a, b, gate);
+  on_device<cpu::swiglu_backward, cuda::swiglu_backward>(ctx, d_a, d_b, d_gate, d_h, a, b, gate);
 }
 
 }  // namespace braid
