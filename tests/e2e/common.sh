@@ -34,6 +34,20 @@ short_documents() {
 }
 checks=0
 
+# aside COMMAND...: a check that mostly waits, beside what follows and with a $WORK of its own; asides_end waits for all of them.
+asides=()
+aside() {
+  local own
+  own=$(mktemp -d "$WORK/aside-XXXXXX")
+  (WORK=$own; "$@") &
+  asides+=($!)
+}
+asides_end() {
+  local check
+  for check in "${asides[@]}"; do wait "$check" || fail "a check that ran beside others"; checks=$((checks + 1)); done
+  asides=()
+}
+
 fail() { echo "FAILED: $*" >&2; exit 1; }
 pass() { checks=$((checks + 1)); echo "ok: $*"; }
 

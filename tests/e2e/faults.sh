@@ -30,7 +30,7 @@ expect_error 6 'step 9: the loss is not finite .* also when computed again; no u
 pass "G1: the third such step in a row ends the run, and nothing was applied"
 
 # G3: a flipped bit that makes a loss stand out from the last 128: computed again, and the run is the one without it
-long=(precision=fp32 run.steps=136 checkpoint.interval_steps=130 eval.interval_steps=0 schedule.kind=constant)
+long=(precision=fp32 run.steps=136 checkpoint.interval_steps=130 eval.interval_steps=0 schedule.kind=constant train.seq_length=32 train.micro_batch_size=4)
 train 2 "$WORK/long" "${long[@]}"
 with_fault 'site=loss,rank=1,nth=133,do=flip=55' train 2 "$WORK/bit" "${long[@]}"
 grep -q 'step 133: the loss .* is more than 6 standard deviations .*; it is computed again' "$WORK/bit.log" || fail "the flipped bit is not seen"
@@ -38,8 +38,10 @@ grep -q '"event": *"transient_fault".*the second result was another one' "$WORK/
 same_numbers "$WORK/long" "$WORK/bit" "a flipped bit"
 "$BRAID" ckpt diff "$WORK/long" "$WORK/bit" >/dev/null || fail "a flipped bit: other weights"
 pass "G3: a loss that stands out once is computed again, and changes no bit"
-# G5: the same twice is the data's (here: of a fault that comes twice), and applied
-with_fault 'site=loss,rank=1,nth=133,do=flip=55;site=loss,rank=1,nth=134,do=flip=55' train 2 "$WORK/data" "${long[@]}"
+# G5: the same twice is the data's (here: of a fault that comes twice), and applied; the losses before it are those in the checkpoint
+from_130() { cp -r "$WORK/long" "$1"; rm -r "$1/checkpoints/step-000000136"; }
+from_130 "$WORK/data"
+with_fault 'site=loss,rank=1,nth=3,do=flip=55;site=loss,rank=1,nth=4,do=flip=55' train 2 "$WORK/data" "${long[@]}" --resume
 grep -q 'the same comes out again: .* the update is applied' "$WORK/data.log" || fail "a spike of the data is not told"
 grep -q '"event": *"spike".*"the loss ' "$WORK/data/events.jsonl" || fail "a spike is not recorded"
 diff <(numbers "$WORK/long" | sed 133d | head -135) <(numbers "$WORK/data" | sed 133d | head -135) >/dev/null || fail "a spike of the loss alone changes the weights"
@@ -47,8 +49,9 @@ pass "G5: a loss that stands out twice is recorded, and the update applied"
 
 # G5 with run.rewind_steps: the run goes back and leaves out what it used since; killed before its next checkpoint it does so again; the
 # same comes out where data.left_out says so from the begin
-with_fault 'site=loss,rank=1,nth=133,do=flip=55;site=loss,rank=1,nth=134,do=flip=55;site=step.begin,rank=0,nth=136,do=kill' \
-  mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/back" "${long[@]}" run.rewind_steps=2 >"$WORK/back.log" 2>&1 && fail "the run was not killed"
+from_130 "$WORK/back"
+with_fault 'site=loss,rank=1,nth=3,do=flip=55;site=loss,rank=1,nth=4,do=flip=55;site=step.begin,rank=0,nth=6,do=kill' \
+  mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/back" "${long[@]}" run.rewind_steps=2 --resume >"$WORK/back.log" 2>&1 && fail "the run was not killed"
 with_fault 'site=loss,rank=1,nth=3,do=flip=55;site=loss,rank=1,nth=4,do=flip=55' train 2 "$WORK/back" "${long[@]}" run.rewind_steps=2 --resume
 [ "$(grep -c '"event": *"went_back".*to step 130; 24 samples are left out' "$WORK/back/events.jsonl")" = 2 ] || { cat "$WORK/back/events.jsonl" >&2; fail "the run did not go back, twice"; }
 cp -r "$WORK/long" "$WORK/without"
@@ -96,13 +99,13 @@ done
 
 # A9: hangs by fault
 hang() {  # hang FAULT PATTERN
-  rm -rf "$WORK/hang"
   expect_error 5 "$2" with_fault "$1" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/hang" "${common[@]}" run.steps=1000000 run.hang_timeout=5
 }
-hang 'site=step.begin,rank=1,nth=6,do=hang' 'rank 1 of .* does nothing for [0-9]+ s: phase step, step 6, after [a-z_]+ number [0-9]+; rank 0 waits in'
-hang 'site=comm.all_reduce,rank=1,nth=60,do=hang' 'rank 1 of .* in all_reduce number [0-9]+; rank 0 waits in all_reduce number'
-hang 'site=save,rank=0,nth=1,do=hang' 'rank 0 of .* does nothing for [0-9]+ s: phase save, step 5'
-hang 'site=data,rank=1,nth=4,do=stop' 'rank 1 of .* is stopped, by SIGSTOP or a debugger: phase data, step 4'
+aside hang 'site=step.begin,rank=1,nth=6,do=hang' 'rank 1 of .* does nothing for [0-9]+ s: phase step, step 6, after [a-z_]+ number [0-9]+; rank 0 waits in'
+aside hang 'site=comm.all_reduce,rank=1,nth=60,do=hang' 'rank 1 of .* in all_reduce number [0-9]+; rank 0 waits in all_reduce number'
+aside hang 'site=save,rank=0,nth=1,do=hang' 'rank 0 of .* does nothing for [0-9]+ s: phase save, step 5'
+aside hang 'site=data,rank=1,nth=4,do=stop' 'rank 1 of .* is stopped, by SIGSTOP or a debugger: phase data, step 4'
+asides_end
 
 # A11: a rank that calls what the others do not is named at once, not after run.hang_timeout
 begin=$SECONDS

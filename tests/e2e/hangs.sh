@@ -2,9 +2,9 @@
 # Ranks that stand still or die: the job ends in time, and one sentence names the rank, its phase and its collective.
 source "$(dirname "$0")/common.sh" "$@"
 
-dir=$WORK/run
 wait_for_steps() { for _ in $(seq 1500); do [ "$(cat "$dir/metrics.jsonl" 2>/dev/null | wc -l)" -ge "$1" ] && return; sleep 0.02; done; fail "no step"; }
-start() {  # start RANKS [overrides]: a long run in the background; sets job and pids, by rank
+start() {  # start RANKS [overrides]: a long run in the background; sets dir, job and pids, by rank
+  dir=$WORK/run
   rm -rf "$dir"
   setsid mpirun -n "$1" "$BRAID" train "$TINY" "run.dir=$dir" run.steps=1000000 run.hang_timeout=5 eval.interval_steps=0 "${@:2}" \
     >"$WORK/log" 2>&1 &
@@ -33,26 +33,27 @@ named_in_files() {  # the error record and the crash record name the rank
     fail "the crash record does not hold the collectives"
 }
 
-for rank in 0 1; do
-  start 2
-  kill -STOP "${pids[$rank]}"
-  ends_with 5 15 "rank $rank of .* is stopped, by SIGSTOP or a debugger: phase (step|data), step [0-9]+, (in|after) [a-z_]+ number [0-9]+" "rank $rank stopped"
-  named_in_files $rank
-done
-start 4
-kill -STOP "${pids[2]}"
-ends_with 5 15 "rank 2 of .* is stopped" "one of four ranks stopped"
+stopped() {  # stopped RANK RANKS
+  start "$2"
+  kill -STOP "${pids[$1]}"
+  ends_with 5 15 "rank $1 of .* is stopped, by SIGSTOP or a debugger: phase (step|data), step [0-9]+, (in|after) [a-z_]+ number [0-9]+" "rank $1 of $2 stopped"
+  named_in_files "$1"
+}
+aside stopped 0 2
+aside stopped 1 2
+stopped 2 4
+asides_end
 
 # before the ranks have met: the start of MPI waits for all of them for ever
-for rank in 0 1; do
-  rm -rf "$dir"
-  BRAID_FAULT="site=init,rank=$rank,do=stop" setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$dir" run.hang_timeout=3 >"$WORK/log" 2>&1 &
+while_it_starts() {  # while_it_starts RANK FAULT PATTERN
+  BRAID_FAULT="site=init,rank=$1,do=$2" setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/run" run.hang_timeout=3 >"$WORK/log" 2>&1 &
   job=$! pids=()
-  ends_with 5 20 "rank $rank of .* is stopped, by SIGSTOP or a debugger: phase start, before the ranks have met" "rank $rank stopped while it starts"
-done
-BRAID_FAULT="site=init,rank=1,do=hang" setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$dir" run.hang_timeout=3 >"$WORK/log" 2>&1 &
-job=$! pids=()
-ends_with 5 20 "rank 1 of .* does nothing for 3 s while others wait for it: phase start, before the ranks have met" "rank 1 asleep while it starts"
+  ends_with 5 20 "rank $1 of .* $3: phase start, before the ranks have met" "rank $1 while it starts, $2"
+}
+aside while_it_starts 0 stop 'is stopped, by SIGSTOP or a debugger'
+aside while_it_starts 1 stop 'is stopped, by SIGSTOP or a debugger'
+while_it_starts 1 hang 'does nothing for 3 s while others wait for it'
+asides_end
 
 # a rank that dies ends the job, whatever the launcher thinks of it
 start 2

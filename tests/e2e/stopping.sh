@@ -9,7 +9,8 @@ pausing() { BRAID_FAULT="$1,do=delay=2" "${@:2}"; }
 lines_of() { grep -c '"train/loss_lm"' "$1/metrics.jsonl" 2>/dev/null || [ -e "$1/metrics.jsonl" ] || echo 0; }
 
 # a stop file, agreed on by all ranks, and not found again by the resume
-train 2 "$WORK/straight" run.steps=20 "${common[@]}"
+straight=$WORK/straight
+train 2 "$straight" run.steps=20 "${common[@]}"
 stopped=$WORK/stopped
 pausing site=step.begin,nth=10 mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$stopped" run.steps=20 "${common[@]}" >"$stopped.log" 2>&1 &
 job=$!
@@ -20,7 +21,7 @@ status=0; wait $job || status=$?
 grep -q 'asked to stop by the file STOP' "$stopped.log" || fail "the reason of the stop is not said"
 [ ! -e "$stopped/STOP" ] || fail "the stop file is left"
 train 2 "$stopped" run.steps=20 "${common[@]}" --resume=auto
-same_numbers "$WORK/straight" "$stopped" "stopped by a file and resumed"
+same_numbers "$straight" "$stopped" "stopped by a file and resumed"
 pass "a stop file: exit 75, and the same bits afterwards"
 
 # B18, C9: the run folder goes while the run goes on, or a shard is cut
@@ -68,21 +69,24 @@ signal_in() {  # signal_in SITE SIGNAL CODE RUN_DIR [overrides and flags]: two r
   status=0; wait $job || status=$?
   [ $status = "$3" ] || { cat "$4.log" >&2; fail "exit code $status instead of $3 after SIG$2 in $1"; }
 }
-signalled=$WORK/signalled
-signal_in init TERM 75 "$signalled"
-grep -q '^braid: stopped on request while it started' "$signalled.log" || fail "a stop while starting is not said"
-signal_in step.begin,nth=8 TERM 75 "$signalled"
-signal_in init USR1 75 "$signalled" --resume
-signal_in load INT 75 "$signalled" --resume
-signal_in end TERM 0 "$signalled" --resume
-same_numbers "$WORK/straight" "$signalled" "asked to stop while it started, loaded and ended"
-[ "$(lines_of "$signalled")" = 20 ] || fail "steps are missing"
-pass "a signal while a run starts or loads ends it with 75, after its last save it changes nothing"
+signals() {
+  local signalled=$WORK/signalled
+  signal_in init TERM 75 "$signalled"
+  grep -q '^braid: stopped on request while it started' "$signalled.log" || fail "a stop while starting is not said"
+  signal_in step.begin,nth=8 TERM 75 "$signalled"
+  signal_in init USR1 75 "$signalled" --resume
+  signal_in load INT 75 "$signalled" --resume
+  signal_in end TERM 0 "$signalled" --resume
+  same_numbers "$straight" "$signalled" "asked to stop while it started, loaded and ended"
+  [ "$(lines_of "$signalled")" = 20 ] || fail "steps are missing"
+  pass "a signal while a run starts or loads ends it with 75, after its last save it changes nothing"
+}
+aside signals
 
 # a time limit
 limited=$WORK/limited
 status=0
-mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$limited" run.steps=1000000 "${common[@]}" run.time_limit=4 >"$limited.log" 2>&1 || status=$?
+mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$limited" run.steps=1000000 "${common[@]}" run.time_limit=2 >"$limited.log" 2>&1 || status=$?
 [ $status = 75 ] || { tail -5 "$limited.log" >&2; fail "exit code $status instead of 75 at the time limit"; }
 grep -q 'asked to stop by run.time_limit' "$limited.log" || fail "the time limit is not said"
 pass "run.time_limit: saved, exit 75"
@@ -108,7 +112,7 @@ grep -q 'ended before its first checkpoint, so it starts from the beginning' "$e
 pass "a run that ended before its first checkpoint starts again with --resume"
 
 # an evaluation is left between its micro-batches, and made up for by the resume
-long=(run.steps=4 eval.interval_steps=2 eval.sequences=1000 data.validation_fraction=0.5 checkpoint.interval_steps=2)
+long=(run.steps=4 eval.interval_steps=2 eval.sequences=200 data.validation_fraction=0.5 checkpoint.interval_steps=2)
 evaluated=$WORK/evaluated
 train 2 "$evaluated" "${long[@]}"
 left=$WORK/left
@@ -136,7 +140,7 @@ job=$!
 wait_for "$unread/metrics.jsonl"
 for _ in $(seq 3000); do [ -d "$unread/checkpoints/step-000000020" ] && break; sleep 0.02; done
 [ -d "$unread/checkpoints/step-000000020" ] || fail "a run whose output nobody reads stands still at step $(lines_of "$unread")"
-kill $job 2>/dev/null || true; wait $job 2>/dev/null || true
+kill -KILL $job 2>/dev/null || true; wait $job 2>/dev/null || true
 kill $reader
 exec 7>&-
 [ "$(lines_of "$unread")" = 20 ] || fail "metrics lack steps"
@@ -159,7 +163,7 @@ expect_error 9 'metrics.jsonl: 5 lines of metrics cannot be written: No space le
 
 # relaunching: killed ranks and what no new start mends
 supervised=$WORK/supervised
-BRAID_PAUSE_S=0 pausing site=step.begin,nth=5 "$SOURCE/scripts/supervise.sh" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$supervised" run.steps=20 "${common[@]}" \
+BRAID_PAUSE_S=0 pausing site=step.begin,nth=5 "$SOURCE/scripts/supervise.sh" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$supervised" run.steps=20 run.hang_timeout=10 "${common[@]}" \
   >"$supervised.log" 2>&1 &
 job=$!
 wait_for "$supervised/OWNER.json"
@@ -171,10 +175,11 @@ done
 status=0; wait $job || status=$?
 [ $status = 0 ] || { cat "$supervised.log" >&2; fail "exit code $status of a supervised run"; }
 grep -q 'supervise: exit code' "$supervised.log" || fail "nothing was killed"
-same_numbers "$WORK/straight" "$supervised" "killed and relaunched"
+same_numbers "$straight" "$supervised" "killed and relaunched"
 pass "a supervised run that was killed is the run that was not"
 status=0
 "$SOURCE/scripts/supervise.sh" "$BRAID" train "$TINY" "run.dir=$WORK/bad" optimizer.l=1 >"$WORK/bad.log" 2>&1 || status=$?
 [ $status = 2 ] || fail "a config error is tried again"
 pass "what a new start does not mend ends the supervision with its code"
+asides_end
 echo "$checks passed, 0 failed"
