@@ -31,6 +31,12 @@ StepBatches batches_of_documents(const RunConfig& config, const RowShare& share,
   return batches;
 }
 
+int num_groups_of_several(const ProcessMesh& mesh) {
+  int count = mesh.context() ? 1 : 0;
+  for (const Communicator* group : {&mesh.world(), &mesh.expert(), &mesh.expert_data()}) count += group->size() > 1;
+  return count;
+}
+
 // Host memory of a rank's saves; on a CPU none but a copy, as the rest is written from where it lies.
 int64_t saving_bytes(const RunConfig& config, TrainingState& state, Device device) {
   if (config.checkpoint.in_background()) return CheckpointSaver::copy_bytes(state.slices(config.checkpoint.contents));
@@ -68,7 +74,7 @@ MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, co
   memory.scratch = counter.scratch_peak_bytes();
   memory.second_scratch = counter.scratch_peak_bytes() - counter.own_scratch_peak_bytes();
   for (const auto& lane : counted.lanes) memory.windows += lane->model.window_bytes();
-  if (where.on_cuda()) memory.libraries = library_bytes(mesh.size());
+  if (where.on_cuda()) memory.libraries = library_bytes(num_groups_of_several(mesh));
   return memory;
 }
 

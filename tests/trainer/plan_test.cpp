@@ -121,6 +121,21 @@ TEST(Plan, CountsForAGpuThatIsNotThere) {
   }
 }
 
+// What was in use beyond the rest of the plan: one GPU, group-256-ep2 on two H200, rows of 32,768 that four H200 share.
+TEST(Plan, CountsWhatLibrariesTakeForEveryGroup) {
+  if constexpr (!kWithCuda) GTEST_SKIP() << "a build without CUDA does not count it";
+  RunConfig config = released_model();
+  config.model.num_hidden_layers = 4;
+  const GpuModel gpu = gpu_model("h200");
+  const auto mib = [&](int64_t ranks, int64_t expert, int64_t context) {
+    config.parallel.expert = expert, config.parallel.context = context;
+    return double(estimate_memory(config, ranks, &gpu).libraries >> 20);
+  };
+  EXPECT_NEAR(mib(1, 1, 1), 668, 60);
+  EXPECT_NEAR(mib(2, 2, 1), 1536 + 538, 60);
+  EXPECT_NEAR(mib(4, 1, 4), 1536 + 1331, 60);
+}
+
 // A save that goes on beside a GPU's training takes a copy in host memory, one that is waited for a buffer.
 TEST(Plan, CountsTheHostMemoryOfSaves) {
   RunConfig config = released_model();

@@ -59,9 +59,6 @@ int64_t available_host_bytes() {
   return 0;
 }
 
-int64_t library_bytes(int num_ranks) {
-  constexpr int64_t kMiB = int64_t{1} << 20;
-  return num_ranks > 1 ? 1536 * kMiB : 704 * kMiB;
-}
+int64_t library_bytes(int num_groups) { return (1 + num_groups) * (int64_t{704} << 20); }
 
 }  // namespace braid

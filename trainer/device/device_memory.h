@@ -39,8 +39,9 @@ void check_host_memory(const MemoryEstimate& needs, int64_t ranks_of_host);
 // Of this host, as the kernel estimates what programs can still have; 0 where it does not say.
 int64_t available_host_bytes();
 
-// What libraries and kernels take beside: code that is loaded when it first runs, plans of cuDNN, and channels of NCCL.
-// Measured on an H200: 660 to 676 MiB without NCCL, whatever the run (docs/gpu.md).
-int64_t library_bytes(int num_ranks);
+// What libraries and kernels take beside: code that is loaded when it first runs, plans of cuDNN, and channels of NCCL
+// for so many groups of several ranks. Measured on H100s and H200s, whatever the run and the number of ranks: 660 to 676
+// MiB without NCCL, 2.0 GiB with two groups, 2.8 with three (docs/gpu.md).
+int64_t library_bytes(int num_groups);
 
 }  // namespace braid
