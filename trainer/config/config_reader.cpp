@@ -394,6 +394,11 @@ class Reader {
                                  const std::vector<std::string>& known) const {
     const std::string& key = parent.keys[i];
     const std::string dotted = join_keys(path, key);
+    const auto has_axes = [](const std::vector<std::string>& keys) {
+      return std::find(keys.begin(), keys.end(), "axes") != keys.end();
+    };
+    if (path.empty() && has_axes(parent.keys) && !has_axes(known))
+      origin_.fail(parent.key_lines[i], dotted, "unknown key; this is a study, which braid ablate takes");
     const Node& section = parent.items[i];
     for (size_t j = 0; j < section.keys.size(); ++j)
       if (const ForeignKey* foreign = find_foreign(dotted, section.keys[j]))

@@ -317,6 +317,11 @@ TEST_F(ConfigReader, AnswersTypicalMistakesWithFileLineAndTheRightKey) {
   EXPECT_GE(mistakes, 200);
 }
 
+TEST_F(ConfigReader, KnowsAStudyWhenItSeesOne) {
+  EXPECT_EQ(error("question: why?\naxes: []\n"),
+            "c.yaml:1: question: unknown key; this is a study, which braid ablate takes");
+}
+
 TEST_F(ConfigReader, KnowsEveryKeyThatTheForeignNamesLeadTo) {
   const std::vector<SchemaKey> keys = schema();
   for (const ForeignKey& foreign : kForeignKeys) {
