@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <functional>
 #include <new>
 #include <utility>
 
@@ -43,6 +44,8 @@ void copy(RankProgress& to, const RankProgress& from) {
     a.collective = b.collective.load();
     a.group_size = b.group_size.load();
     a.number = b.number.load();
+    a.group = b.group.load();
+    a.number_in_group = b.number_in_group.load();
     a.bytes = b.bytes.load();
     a.step = b.step.load();
     a.begin_ms = b.begin_ms.load();
@@ -62,13 +65,16 @@ constexpr const char* kSiteOf[] = {"comm.all_reduce", "comm.reduce_scatter", "co
 // A collective from its begin to its end.
 class CallScope {
  public:
-  CallScope(Collective collective, int group_size, int64_t bytes) : progress_(own_progress()) {
+  CallScope(Collective collective, int64_t group, int64_t number_in_group, int group_size, int64_t bytes)
+      : progress_(own_progress()) {
     RankProgress& p = progress_;
     const int64_t number = p.calls_begun.load(kRelaxed) + 1;
     call_ = &p.calls[static_cast<size_t>(number % RankProgress::kCalls)];
     call_->collective.store(static_cast<int32_t>(collective), kRelaxed);
     call_->group_size.store(group_size, kRelaxed);
     call_->number.store(number, kRelaxed);
+    call_->group.store(group, kRelaxed);
+    call_->number_in_group.store(number_in_group, kRelaxed);
     call_->bytes.store(bytes, kRelaxed);
     call_->step.store(p.step.load(kRelaxed), kRelaxed);
     call_->begin_ms.store(now_ms(), kRelaxed);
@@ -95,43 +101,45 @@ class CallScope {
 
 class VisibleCommunicator final : public Communicator {
  public:
-  explicit VisibleCommunicator(std::unique_ptr<Communicator> inner) : inner_(std::move(inner)) {}
+  VisibleCommunicator(std::unique_ptr<Communicator> inner, int64_t group) : inner_(std::move(inner)), group_(group) {}
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
   bool gpus_of_one_host() const override { return inner_->gpus_of_one_host(); }
 
   void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) override {
-    const CallScope scope(Collective::kAllReduce, size(), in_out.bytes());
+    const CallScope scope(Collective::kAllReduce, group_, ++calls_, size(), in_out.bytes());
     inner_->all_reduce(ctx, in_out, op);
   }
   void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
-    const CallScope scope(Collective::kReduceScatter, size(), full.bytes());
+    const CallScope scope(Collective::kReduceScatter, group_, ++calls_, size(), full.bytes());
     inner_->reduce_scatter(ctx, shard, full, op);
   }
   void all_gather(Context& ctx, Tensor full, const Tensor& shard) override {
-    const CallScope scope(Collective::kAllGather, size(), full.bytes());
+    const CallScope scope(Collective::kAllGather, group_, ++calls_, size(), full.bytes());
     inner_->all_gather(ctx, full, shard);
   }
   void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
                        std::span<const int64_t> send_rows) override {
-    const CallScope scope(Collective::kAllToAllRows, size(), send.bytes());
+    const CallScope scope(Collective::kAllToAllRows, group_, ++calls_, size(), send.bytes());
     inner_->all_to_all_rows(ctx, recv, recv_rows, send, send_rows);
   }
   void broadcast(Context& ctx, Tensor in_out, int root) override {
-    const CallScope scope(Collective::kBroadcast, size(), in_out.bytes());
+    const CallScope scope(Collective::kBroadcast, group_, ++calls_, size(), in_out.bytes());
     inner_->broadcast(ctx, in_out, root);
   }
   void barrier(Context& ctx) override {
-    const CallScope scope(Collective::kBarrier, size(), 0);
+    const CallScope scope(Collective::kBarrier, group_, ++calls_, size(), 0);
     inner_->barrier(ctx);
   }
   std::unique_ptr<Communicator> split(int color) override {
-    const CallScope scope(Collective::kSplit, size(), 0);
-    return with_progress(inner_->split(color));
+    const CallScope scope(Collective::kSplit, group_, ++calls_, size(), 0);
+    const auto of_part = std::hash<std::string>()(concat(group_, ' ', calls_, ' ', color));  // the same on its members
+    return std::make_unique<VisibleCommunicator>(inner_->split(color), static_cast<int64_t>(of_part));
   }
 
  private:
   std::unique_ptr<Communicator> inner_;
+  int64_t group_, calls_ = 0;
 };
 
 }  // namespace
@@ -227,7 +235,8 @@ bool ProgressBoard::claim_to_speak() {
 bool ProgressBoard::someone_speaks() const { return shared_->speaker.load() != 0; }
 
 std::unique_ptr<Communicator> with_progress(std::unique_ptr<Communicator> communicator) {
-  return std::make_unique<VisibleCommunicator>(std::move(communicator));
+  static int64_t made = 0;  // in the same order on every rank
+  return std::make_unique<VisibleCommunicator>(std::move(communicator), ++made);
 }
 
 }  // namespace braid

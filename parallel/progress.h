@@ -25,6 +25,9 @@ struct RankProgress {
   struct Call {  // one collective
     std::atomic<int32_t> collective{0}, group_size{0};
     std::atomic<int64_t> number{0}, bytes{0}, step{0}, begin_ms{0}, end_ms{0};  // end_ms 0: not over
+    // Of the communicator, the same for all its ranks, and the call's number among its own: groups may call more or less
+    // often than others, members of one may not.
+    std::atomic<int64_t> group{0}, number_in_group{0};
   };
   static constexpr int64_t kCalls = 256;
   std::atomic<int32_t> pid{0}, rank{0};

@@ -109,7 +109,7 @@ asides_end
 
 # A11: a rank that calls what the others do not is named at once, not after run.hang_timeout
 begin=$SECONDS
-expect_error 5 'the ranks of .* call different collectives: number [0-9]+ is [a-z_]+ of 2 ranks on rank 0 and barrier of 2 ranks on rank 1: phase [a-z]+, step 6' \
+expect_error 5 'the ranks of .* call different collectives: number [0-9]+ of their group is [a-z_]+ of 2 ranks on rank 0 and barrier of 2 ranks on rank 1: phase [a-z]+, step 6' \
   with_fault 'site=step.begin,rank=1,nth=6,do=flip' mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/parted" "${common[@]}" run.hang_timeout=20
 [ $((SECONDS - begin)) -lt 20 ] || fail "ranks that have parted are named after $((SECONDS - begin)) s"
 

@@ -52,30 +52,19 @@ std::string blame(const std::vector<RankView>& ranks, const std::vector<const Ra
                 place_of(*culprits.front()), others(ranks, named));
 }
 
-const SeenCall* call_of(const RankView& r, int64_t number) {
-  const auto at = std::lower_bound(r.calls.begin(), r.calls.end(), number,
-                                   [](const SeenCall& call, int64_t n) { return call.number < n; });
-  return at != r.calls.end() && at->number == number ? &*at : nullptr;
-}
-
-// The first collective in which a rank is elsewhere than the first of them: programs that have parted.
+// The first collective, in the order of the first rank that knows it, that is another one on another rank of its group:
+// programs that have parted.
 std::string parted(const std::vector<RankView>& ranks) {
-  const RankView& first = ranks.front();
-  for (const SeenCall& expected : first.calls) {
-    std::vector<int> others;
-    const SeenCall* found = nullptr;
-    for (const RankView& r : ranks) {
-      const SeenCall* call = call_of(r, expected.number);
-      if (!call || (call->collective == expected.collective && call->group_size == expected.group_size)) continue;
-      if (!found) found = call;
-      others.push_back(r.rank);
+  std::map<std::pair<int64_t, int64_t>, std::pair<const RankView*, const SeenCall*>> first;
+  for (const RankView& r : ranks)
+    for (const SeenCall& call : r.calls) {
+      const auto& [other, expected] = first.try_emplace({call.group, call.number}, &r, &call).first->second;
+      if (call.collective == expected->collective && call.group_size == expected->group_size) continue;
+      const auto text = [](const SeenCall& c) { return concat(name_of(c.collective), " of ", c.group_size, " ranks"); };
+      return concat("the ranks of ", host_name(), " call different collectives: number ", call.number,
+                    " of their group is ", text(*expected), " on rank ", other->rank, " and ", text(call), " on rank ",
+                    r.rank, ": phase ", name_of(r.phase), ", step ", r.step);
     }
-    if (!found) continue;
-    const auto text = [](const SeenCall& c) { return concat(name_of(c.collective), " of ", c.group_size, " ranks"); };
-    return concat("the ranks of ", host_name(), " call different collectives: number ", expected.number, " is ",
-                  text(expected), " on rank ", first.rank, " and ", text(*found), " on ", rank_list(others),
-                  ": phase ", name_of(first.phase), ", step ", first.step);
-  }
   return "";
 }
 
@@ -136,6 +125,12 @@ std::string verdict(const std::vector<RankView>& ranks, int64_t timeout_ms) {
   const int64_t asleep_ms = timeout_ms * 7 / 10;
   const auto asleep = select(ranks, [&](const RankView& r) { return !r.in_collective && r.asleep_ms >= asleep_ms; });
   if (!asleep.empty()) return blame(ranks, asleep, concat("does nothing for ", seconds(asleep.front()->quiet_ms)));
+  // Where devices communicate, the others have gone on to wait for theirs, outside, for one that has not come so far.
+  const auto all = select(ranks, [](const RankView&) { return true; });
+  const auto by_call = [](const RankView* a, const RankView* b) { return a->call < b->call; };
+  const int64_t most = all.empty() ? 0 : (*std::max_element(all.begin(), all.end(), by_call))->call;
+  const auto left = select(ranks, [&](const RankView& r) { return r.in_collective && r.call < most && r.still_ms >= asleep_ms; });
+  if (!left.empty()) return blame(ranks, left, concat("sleeps inside a collective for ", seconds(left.front()->quiet_ms)));
   const auto busy = select(ranks, [](const RankView& r) { return !r.in_collective; });
   const auto too_long = select(ranks, [&](const RankView& r) {
     return !r.in_collective && r.phase == Phase::kStep && r.longest_step_ms > 0 &&
@@ -148,10 +143,8 @@ std::string verdict(const std::vector<RankView>& ranks, int64_t timeout_ms) {
   if (!busy.empty()) return "";  // it works, and the others wait for it
 
   // All are in collectives: who has begun fewer is behind; among equals, who sleeps while others look for its message.
-  const auto all = select(ranks, [](const RankView&) { return true; });
   if (all.empty()) return "";
-  const int64_t least =
-      (*std::min_element(all.begin(), all.end(), [](auto* a, auto* b) { return a->call < b->call; }))->call;
+  const int64_t least = (*std::min_element(all.begin(), all.end(), by_call))->call;
   const auto behind = select(ranks, [&](const RankView& r) { return r.call == least; });
   if (behind.size() < all.size())
     return blame(ranks, behind, concat("is behind for ", seconds(behind.front()->quiet_ms)));
@@ -170,7 +163,7 @@ std::vector<SeenCall> calls_of(const RankProgress& p) {
   const int64_t last = p.calls_begun.load(std::memory_order_acquire);
   for (int64_t number = std::max<int64_t>(1, last - kSeen + 1); number <= last; ++number) {
     const RankProgress::Call& c = p.calls[static_cast<size_t>(number % RankProgress::kCalls)];
-    calls.push_back({number, static_cast<Collective>(c.collective.load()), c.group_size.load()});
+    calls.push_back({c.group.load(), c.number_in_group.load(), static_cast<Collective>(c.collective.load()), c.group_size.load()});
   }
   if (p.calls_begun.load(std::memory_order_acquire) >= last + kSeen) calls.clear();
   return calls;

@@ -28,9 +28,9 @@ struct ProcessActivity {
 };
 ProcessActivity activity_of(int pid);
 
-// A collective that a rank has begun: its number over all groups, and what the ranks have to agree on.
+// A collective that a rank has begun: of which communicator, its number there, and what its ranks have to agree on.
 struct SeenCall {
-  int64_t number = 0;
+  int64_t group = 0, number = 0;
   Collective collective = Collective::kBarrier;
   int group_size = 1;
 };

@@ -98,6 +98,18 @@ TEST(Verdict, WhoSleepsInsideACollectiveIsNamed) {
                   "sleeps inside a collective for 10 s: phase step, step 7, in all_reduce number 100; rank 1 waits");
 }
 
+// As where a GPU's collectives are only enqueued: the others' hosts look at their devices, outside, and seem to compute.
+TEST(Verdict, WhoSleepsInsideACollectiveIsNamedWhereTheOthersWaitOutside) {
+  RankView asleep = waiting(0), ahead = outside(1);
+  asleep.call = 96;
+  EXPECT_TRUE(verdict({asleep, ahead}, kTimeout).starts_with("rank 1 of ")) << "one that still looks is no sleeper";
+  asleep.still_ms = kTimeout;
+  expect_contains(verdict({asleep, ahead}, kTimeout), "rank 0 of ");
+  expect_contains(verdict({asleep, ahead}, kTimeout), "sleeps inside a collective for 10 s: phase step, step 7, in all_reduce number 96");
+  asleep.call = ahead.call;  // it has come as far: the other one does not let it go on
+  EXPECT_TRUE(verdict({asleep, ahead}, kTimeout).starts_with("rank 1 of "));
+}
+
 TEST(Verdict, WhereAllWaitItIsAnotherHostOrTheNetwork) {
   expect_contains(verdict({waiting(0), waiting(1)}, kTimeout), "ranks 0, 1 of ");
   expect_contains(verdict({waiting(0), waiting(1)}, kTimeout), "another host, or the network");
@@ -119,17 +131,40 @@ TEST(Verdict, RanksThatCallOtherCollectivesAreNamedAtOnce) {
   RankView a = waiting(0), b = waiting(1), c = waiting(2);
   for (RankView* r : {&a, &b, &c}) {
     r->quiet_ms = 0;
-    for (int64_t number = 95; number < 100; ++number) r->calls.push_back({number, Collective::kAllGather, 3});
+    for (int64_t number = 95; number < 100; ++number) r->calls.push_back({7, number, Collective::kAllGather, 3});
   }
   b.calls.erase(b.calls.begin());  // it has forgotten more, and begun less
   b.calls.pop_back();
+  // Another group of its own does something else meanwhile, and more often.
+  for (int64_t number = 95; number < 99; ++number) c.calls.push_back({8, number, Collective::kBarrier, 1});
   EXPECT_EQ(verdict({a, b, c}, kTimeout), "");
-  c.calls[3] = {98, Collective::kBarrier, 3};
+  c.calls[3] = {7, 98, Collective::kBarrier, 3};
   const std::string text = verdict({a, b, c}, kTimeout);
-  expect_contains(text, "call different collectives: number 98 is all_gather of 3 ranks on rank 0 and barrier of 3 ranks on rank 2");
+  expect_contains(text, "call different collectives: number 98 of their group is all_gather of 3 ranks on rank 0 and barrier of 3 ranks on rank 2");
   expect_contains(text, ": phase step, step 7");
-  c.calls[3] = {98, Collective::kAllGather, 2};
+  c.calls[3] = {7, 98, Collective::kAllGather, 2};
   expect_contains(verdict({a, b, c}, kTimeout), "all_gather of 2 ranks on rank 2");
+}
+
+// Groups of a world need not call alike: on a GPU one alone does a pass again whose rows did not fit.
+TEST(Board, KnowsTheGroupsOfCalls) {
+  Context ctx = Context::cpu();
+  ProgressBoard board(ctx, world());
+  const auto visible = with_progress(world().split(0));
+  const auto part = visible->split(world().rank() / 2);
+  for (int i = 0; i <= world().rank() / 2; ++i) part->barrier(ctx);
+  visible->barrier(ctx);
+  world().barrier(ctx);
+  for (int r = 0; r < board.size(); ++r) {
+    const RankProgress &mine = board.rank(0), &p = board.rank(r);
+    EXPECT_EQ(p.last_call().group, mine.last_call().group);
+    EXPECT_EQ(p.last_call().number_in_group, 2);
+    const auto& before = p.calls[static_cast<size_t>((p.calls_begun - 1) % RankProgress::kCalls)];
+    const auto& of_first = mine.calls[static_cast<size_t>((mine.calls_begun - 1) % RankProgress::kCalls)];
+    EXPECT_EQ(before.group == of_first.group, r / 2 == 0);
+    EXPECT_EQ(before.number_in_group, r / 2 + 1);
+  }
+  world().barrier(ctx);
 }
 
 TEST(Activity, SeesWorkAndAStop) {
