@@ -575,13 +575,13 @@ class TrainingRun {
     if (!front_) return;
     look_for_losses(result, own_ms, seconds * 1e3);
     MetricsLine line = training_line(step_, tokens_, result, config_, seconds, wait_seconds);
-    add_sources(line, result);
     if (!own_ms.empty()) {
       const OwnTimes times = own_times(own_ms);
       line.set("perf/slowest_rank", times.slowest);
       line.set("perf/slowest_rank_ms", times.most_ms);
       line.set("perf/median_rank_ms", times.median_ms);
     }
+    add_sources(line, result);
     const bool with_loads = ExpertLoadsWriter::is_due(step_, config_.run.steps);
     front_->write_step(line, with_loads ? std::optional(expert_loads(step_, result, config_)) : std::nullopt);
     const ConsoleStep shown = {.step = step_,
