@@ -13,6 +13,7 @@ TEXT
 
 runs=10000000 seconds=3600 bin=
 while [[ ${1:-} == -* ]]; do
+  case $1 in --runs | --seconds | --bin) [ $# -ge 2 ] || die "$1 needs a value" ;; esac
   case $1 in
     --runs) runs=$2; shift 2 ;;
     --seconds) seconds=$2; shift 2 ;;

@@ -26,7 +26,11 @@ case $kind in
 esac
 shift
 build=build/$preset
-if [ "${1:-}" = --build ]; then build=$2; shift 2; fi
+if [ "${1:-}" = --build ]; then
+  [ -n "${2:-}" ] || { usage >&2; exit 2; }
+  build=$2
+  shift 2
+fi
 
 say "Build (preset $preset, in $build)"
 mkdir -p "$build"

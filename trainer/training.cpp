@@ -411,6 +411,10 @@ class TrainingRun {
     if (config_.memory.offload != Offload::kNone)
       say(ctx_.on_cuda() ? concat("memory.offload: ", gib_text(state_.needs().offloaded), " of host memory per rank")
                          : "note: memory.offload changes nothing on a CPU, which has but one memory");
+    for (const std::string& text : notes_of_environment()) {
+      say("note: " + text);
+      note("environment", text);
+    }
     if (saves_weights_alone()) say("note: checkpoint.contents is weights: no --resume goes on from what this run saves");
     const std::string where =
         concat("on ", mesh_.size(), mesh_.size() == 1 ? " rank" : " ranks", ", expert parallel ", mesh_.expert().size(),

@@ -68,6 +68,7 @@ expect_error 4 'tensor .* do not match their digest' "$BRAID" ckpt verify "$run/
 "$BRAID" ckpt diff "$run" "$WORK/three" >/dev/null || fail "resharded: other state"
 [ "$(ls "$WORK/three" | wc -l)" = 4 ] || fail "resharded: not three files and a manifest"
 expect_error 2 'step-000000016/in: lies in the checkpoint that is read' "$BRAID" ckpt reshard --from "$run" --to "$run/checkpoints/step-000000016/in" --ranks 3
+expect_error 2 'keeps its own checkpoints; --resume-from takes' "$BRAID" ckpt reshard --from "$run" --to "$run/checkpoints/step-000000020" --ranks 3
 "$BRAID" ckpt verify "$run" >/dev/null || fail "the checkpoint that was to be resharded into itself"
 "$BRAID" ckpt diff "$WORK/straight/checkpoints/step-000000012" "$run" --json >"$WORK/diff.json" && fail "step 12 = step 16"
 python3 -c '

@@ -6,6 +6,7 @@
 
 #include "kernels/core/durable_file.h"
 #include "trainer/checkpoint/checkpoint_file.h"
+#include "trainer/checkpoint/checkpoint_folder.h"
 #include "trainer/checkpoint/manifest.h"
 
 namespace braid {
@@ -62,6 +63,9 @@ void reshard_checkpoint(const CheckpointReader& from, const std::string& to, int
   const fs::path source = fs::canonical(from.path()), target = fs::weakly_canonical(to);
   const bool is_inside = std::mismatch(source.begin(), source.end(), target.begin(), target.end()).first == source.end();
   check<ConfigError>(!is_inside, to, ": lies in the checkpoint that is read");
+  const std::string run = run_folder_of(target.string());
+  check<ConfigError>(run.empty() || !fs::exists(fs::path(run) / "LOCK"), to, ": is where run ", run,
+                     " keeps its own checkpoints; --resume-from takes one from any folder");
   DurableFolder folder(to);
   Manifest manifest;
   manifest.info = from.info();

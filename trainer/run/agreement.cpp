@@ -130,6 +130,19 @@ std::vector<Fact> program_facts(const std::string& mpi_library) {
   return facts;
 }
 
+std::vector<std::string> notes_of_environment() {
+  std::vector<std::string> notes;
+  for (const char* variable : kVariables) {
+    const char* value = std::getenv(variable);
+    const std::string set = concat(variable, '=', value ? value : "");
+    // What Braid sets where the user does not; the second decides about queues alone.
+    if (!value || set == "NCCL_NVLS_ENABLE=0" || set.starts_with("CUDA_DEVICE_MAX_CONNECTIONS=")) continue;
+    notes.push_back(concat("the environment says ", set, ", which may change what comes out: the same bits want the same again",
+                           set == "NCCL_NVLS_ENABLE=1" ? "; reductions inside the switch are not repeatable at all" : ""));
+  }
+  return notes;
+}
+
 RunConfig agree_on_config(Context& ctx, Communicator& world, const std::function<RunConfig()>& read) {
   std::optional<RunConfig> config;
   const auto digests = all_or_none(ctx, world, [&] {

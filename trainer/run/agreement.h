@@ -24,6 +24,9 @@ void check_agreement(Context& ctx, Communicator& world, const std::vector<Fact>&
 // or how they send it.
 std::vector<Fact> program_facts(const std::string& mpi_library);
 
+// Of this rank's environment, what changes how libraries compute or add: a sentence each, for the console.
+std::vector<std::string> notes_of_environment();
+
 // What `read` returns, if it is the same on every rank. An error that all ranks meet is said once.
 RunConfig agree_on_config(Context& ctx, Communicator& world, const std::function<RunConfig()>& read);
 

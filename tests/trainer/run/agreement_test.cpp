@@ -42,6 +42,22 @@ TEST(Agreement, ALongerListOfAnotherBuildIsComparedByName) {
   });
 }
 
+TEST(Environment, WhatLibrariesReadIsToldAndWhatBraidSetsIsNot) {
+  for (const char* name : {"NCCL_ALGO", "NCCL_NVLS_ENABLE", "NVIDIA_TF32_OVERRIDE"}) unsetenv(name);
+  const size_t before = notes_of_environment().size();
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1);
+  setenv("NCCL_NVLS_ENABLE", "0", 1);
+  EXPECT_EQ(notes_of_environment().size(), before);
+  setenv("NCCL_NVLS_ENABLE", "1", 1);
+  setenv("NCCL_ALGO", "Ring", 1);
+  const std::vector<std::string> notes = notes_of_environment();
+  ASSERT_EQ(notes.size(), before + 2);
+  expect_contains(notes[0], "the environment says NCCL_ALGO=Ring, which may change what comes out");
+  expect_contains(notes[1], "NCCL_NVLS_ENABLE=1");
+  expect_contains(notes[1], "not repeatable at all");
+  for (const char* name : {"NCCL_ALGO", "NCCL_NVLS_ENABLE", "CUDA_DEVICE_MAX_CONNECTIONS"}) unsetenv(name);
+}
+
 TEST(Agreement, ConfigsAreComparedKeyByKey) {
   ThreadRanks(3).run([](Context& ctx, Communicator& world) {
     const auto read = [&](double lr) {
