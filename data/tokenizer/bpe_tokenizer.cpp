@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <nlohmann/json.hpp>
 
 #include "data/tokenizer/unicode.h"
@@ -21,11 +23,12 @@ class WordMemory {
  public:
   struct Entry {
     static constexpr size_t kBytes = 30, kIds = 8;
-    uint8_t bytes = 0, num_ids = 0;
+    uint8_t bytes, num_ids;  // 0 for none
     char word[kBytes];
     uint32_t ids[kIds];
   };
   static_assert(sizeof(Entry) == 64, "one cache line");
+  static_assert(std::is_trivial_v<Entry>);
 
   static bool can_hold(std::string_view word) { return word.size() <= Entry::kBytes; }
   Entry& place(std::string_view word) { return entries_[hash(word) >> (64 - kBits)]; }
@@ -53,7 +56,15 @@ class WordMemory {
     mix(value);
     return h * 0x9E3779B97F4A7C15u;
   }
-  std::vector<Entry> entries_ = std::vector<Entry>(size_t{1} << kBits);
+  struct Free {
+    void operator()(Entry* entries) const { std::free(entries); }
+  };
+  static Entry* zeros() {  // the system's pages, of which a short text touches a few
+    void* entries = std::calloc(size_t{1} << kBits, sizeof(Entry));
+    if (!entries) throw std::bad_alloc();
+    return static_cast<Entry*>(entries);
+  }
+  std::unique_ptr<Entry[], Free> entries_{zeros()};
 };
 
 size_t spaces_at_end(std::string_view text) {
