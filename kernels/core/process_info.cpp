@@ -4,7 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
+#include <cmath>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <vector>
 
@@ -37,10 +40,43 @@ std::string program_digest() {
   return digest.hex();
 }
 
-int usable_cores() {
+int allowed_cores() {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
   return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? std::max(1, CPU_COUNT(&allowed)) : 1;
 }
+
+int quota_cores(const std::string& root) {
+  double cores = INT_MAX;
+  const auto limit = [&](double quota, double period) {
+    if (quota > 0 && period > 0) cores = std::min(cores, quota / period);
+  };
+  // A line is "number:controllers:/group"; version 2 has no controllers. A group lies inside its parents, whose quotas count as well; in
+  // a container the path may be that of the host, and what is mounted is its own.
+  std::ifstream groups(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == line.npos || second == line.npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool is_second = controllers.empty();
+    if (!is_second && (',' + controllers + ',').find(",cpu,") == line.npos) continue;
+    const std::string mount = root + (is_second ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu");
+    for (std::filesystem::path group = line.substr(second + 1);; group = group.parent_path()) {
+      const std::string folder = mount + group.string() + "/";
+      double quota = 0, period = 0;
+      if (is_second) {
+        std::ifstream(folder + "cpu.max") >> quota >> period;  // "max 100000" reads as 0
+      } else {
+        std::ifstream(folder + "cpu.cfs_quota_us") >> quota;  // -1 for none
+        std::ifstream(folder + "cpu.cfs_period_us") >> period;
+      }
+      limit(quota, period);
+      if (!group.has_relative_path()) break;
+    }
+  }
+  return std::max(1, static_cast<int>(std::ceil(std::min<double>(cores, INT_MAX))));
+}
+
+int usable_cores() { return std::min(allowed_cores(), quota_cores()); }
 
 }  // namespace braid

@@ -9,6 +9,12 @@ std::string host_name();
 std::string utc_now();         // 2026-01-31T23:59:59Z
 std::string program_digest();  // SHA-256 of the executable; empty where the system does not show it
 
-int usable_cores();  // that this process may run on, at least 1
+int allowed_cores();  // that this process may run on, by its affinity; at least 1
+
+// What the quotas of its control groups (of a container, of a service) come to in cores, rounded up; INT_MAX where there is none.
+// `root` stands in front of /proc and /sys, for tests.
+int quota_cores(const std::string& root = "");
+
+int usable_cores();  // the lesser of the two
 
 }  // namespace braid

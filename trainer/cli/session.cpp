@@ -94,11 +94,11 @@ int world_rank() {
 
 void use_default_threads() {
   if (std::getenv("OMP_NUM_THREADS")) return;
-  const int cores = usable_cores();
+  const int cores = allowed_cores();
   const bool bound_by_launcher = cores < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   const char* local_size = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
   const int ranks = local_size ? std::max(1, std::atoi(local_size)) : 1;
-  omp_set_num_threads(std::max(1, bound_by_launcher ? cores : cores / ranks));
+  omp_set_num_threads(std::max(1, std::min(bound_by_launcher ? cores : cores / ranks, quota_cores() / ranks)));
 }
 
 TrainedModel open_trained_model(const std::string& path) {
