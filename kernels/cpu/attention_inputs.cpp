@@ -48,7 +48,7 @@ Rotations<T> make_rotations(Scratch& scratch, const Segments& segments, const At
   const T scale = static_cast<T>(dims.rope.rotation_scale());
   for (int64_t i = 0; i < pairs; ++i)  // torch rounds the exponent, the power and the reciprocal to fp32
     inv_freq[i] = frequencies.of(i, std::pow(T(dims.rope_theta), T(2 * i) / T(dims.rotary_dim)));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (last - first > 1)
   for (int64_t position = first; position < last; ++position) {
     for (int64_t i = 0; i < pairs; ++i) {
       const T angle = T(position) * inv_freq[i];
@@ -119,7 +119,7 @@ void attention_inputs_forward(Context& ctx, AttentionInputs out, const Attention
     const T *x_q = x.q_gate.data<T>(), *x_k = x.k.data<T>();
     const T *q_norm = weights.q_norm.data<T>(), *k_norm = weights.k_norm.data<T>();
     if (ctx.counts_only()) return;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (tiles.size() > 1)
     for (size_t t = 0; t < tiles.size(); ++t) {
       for (int64_t n = tiles[t].begin; n < tiles[t].end; ++n) {
         const int64_t position = n - tiles[t].begin + tiles[t].first_position;

@@ -14,7 +14,7 @@ void embedding_forward(Context&, Tensor y, const Tensor& ids, const Tensor& tabl
   dispatch_float("table", table, [&]<class T> {
     T* y_data = y.data<T>();
     const T* table_data = table.data<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (int64_t n = 0; n < N; ++n) {
       assert(-1 <= id[n] && id[n] < table.dim(0));
       if (id[n] < 0) std::fill_n(y_data + n * C, C, T(0));

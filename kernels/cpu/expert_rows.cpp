@@ -60,7 +60,7 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
   Scratch scratch(ctx);
   int32_t* next = scratch.array<int32_t>(num_chunks * E);  // (chunk, expert): first its count, then its next row
   if (ctx.counts_only()) return;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (num_chunks > 1)
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     int32_t* count = next + chunk * E;
     std::fill_n(count, E, 0);
@@ -80,7 +80,7 @@ void expert_order(Context& ctx, ExpertOrder order, const Tensor& expert_id) {
     rows_per_expert[e] = row - first;
   }
   std::fill(slot_of_row + row, slot_of_row + num_slots, -1);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (num_chunks > 1)
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     int32_t* next_row = next + chunk * E;
     for (int64_t slot = chunk * kChunk; slot < std::min(num_slots, (chunk + 1) * kChunk); ++slot) {
@@ -97,7 +97,7 @@ void gather_rows(Context&, Tensor rows, const Tensor& x, const ExpertOrder& orde
   const int32_t* slot_of_row = order.slot_of_row.data<int32_t>();
   auto* to = static_cast<std::byte*>(rows.raw());
   const auto* from = static_cast<const std::byte*>(x.raw());
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (R > K)  // a token is copied sooner than a thread wakes
   for (int64_t r = 0; r < R; ++r) std::memcpy(to + r * row_bytes, from + slot_of_row[r] / K * row_bytes, row_bytes);
 }
 
@@ -110,7 +110,7 @@ void combine_rows(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder&
     if (ctx.counts_only()) return;
     check_rows(rows, order);
     const int32_t* row_of_slot = order.row_of_slot.data<int32_t>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (int64_t n = 0; n < N; ++n) {
       T *y_row = y.data<T>() + n * C, *sum = added ? sums + omp_get_thread_num() * C : y_row;
       std::fill_n(sum, C, T(0));

@@ -19,7 +19,7 @@ void gated_rms_norm_forward(Context&, Tensor y, Tensor rstd, const Tensor& o, co
   dispatch_float("o", o, [&]<class T> {
     T *y_data = y.data<T>(), *rstd_data = rstd.data<T>();
     const T *o_data = o.data<T>(), *qkvz_data = qkvz.data<T>(), *w = weight.data<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (int64_t n = 0; n < N; ++n) {
       for (int64_t j = 0; j < Hv; ++j) {
         const T *o_row = o_data + (n * Hv + j) * Dv, *z_row = qkvz_data + n * dims.qkvz_columns() + dims.z_column(j);

@@ -153,7 +153,7 @@ void gdn_inputs_forward(Context& ctx, GdnInputs out, const GdnProjections& x, co
     if (ctx.counts_only()) return;
     transpose_taps(taps, weights.conv.data<T>(), dims);
     decay_rates(rate, weights.a_log);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (tiles.size() > 1)
     for (size_t i = 0; i < tiles.size(); ++i) {
       const Tile& tile = tiles[i];
       for (int64_t t = tile.begin; t < tile.end; ++t) {

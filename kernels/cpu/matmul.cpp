@@ -44,7 +44,7 @@ void multiply(Context& ctx, T* c, GemmShape shape, GemmMatrix<T> a, GemmMatrix<T
     }
   }
   if (pieces == 1) return;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (M > 1)
   for (int64_t m = 0; m < M; ++m) {
     for (int64_t piece = 1; piece < pieces; ++piece) {
       const T* sum = later_pieces + (piece - 1) * M * N;

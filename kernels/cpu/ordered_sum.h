@@ -17,7 +17,7 @@ void sum_rows_in_order(Context& ctx, T* total, int64_t width, int64_t num_rows, 
   Scratch scratch(ctx);
   T* partial = scratch.array<T>(num_tiles * width);
   if (ctx.counts_only()) return;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (num_tiles > 1)
   for (int64_t tile = 0; tile < num_tiles; ++tile) {
     std::fill_n(partial + tile * width, width, T(0));
     add_rows(partial + tile * width, tile * tile_rows, std::min(num_rows, (tile + 1) * tile_rows));

@@ -52,7 +52,7 @@ void rms_norm_forward(Context&, Tensor y, Tensor rstd, const Tensor& x, const Te
   dispatch_float("x", x, [&]<class T> {
     T *y_data = y.data<T>(), *rstd_data = rstd.data<T>();
     const T *x_data = x.data<T>(), *weight_data = weight.data<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (int64_t n = 0; n < N; ++n) rstd_data[n] = normalize_row(y_data + n * C, x_data + n * C, weight_data, C, eps);
   });
 }

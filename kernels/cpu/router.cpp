@@ -69,7 +69,7 @@ void sum_rows(RouterOutputs& out, const Segments& segments) {
   const T *prob = out.prob.data<T>(), *lse = out.lse.data<T>();
   int64_t* counts = out.counts.data<int64_t>();
   double *prob_sum = out.prob_sum.data<double>(), *z_sum = out.z_sum.data<double>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (B > 1)
   for (int64_t b = 0; b < B; ++b) {
     std::fill_n(counts + b * E, E, 0);
     z_sum[b] = 0;
@@ -79,7 +79,7 @@ void sum_rows(RouterOutputs& out, const Segments& segments) {
       z_sum[b] += static_cast<double>(lse[n]) * lse[n];
     }
   }
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) if (out.prob.dim(0) > 1)
   for (int64_t b = 0; b < B; ++b) {
     for (int64_t first = 0; first < E; first += kExpertBlock) {
       const int64_t width = std::min(kExpertBlock, E - first);
@@ -129,7 +129,7 @@ void router_forward(Context&, RouterOutputs out, const Tensor& logits, const Seg
     int32_t* id = out.expert_id.data<int32_t>();
     T *gate = out.gate.data<T>(), *prob = out.prob.data<T>(), *lse = out.lse.data<T>();
     const T* logits_data = logits.data<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (int64_t n = 0; n < N; ++n) {
       lse[n] = softmax(prob + n * E, logits_data + n * E, E);
       route_token(id + n * K, gate + n * K, prob + n * E, E, K, segments.valid[n], norm);

@@ -10,7 +10,7 @@ void swiglu_forward(Context&, Tensor h, const Tensor& a, const Tensor& b, const 
   dispatch_float("a", a, [&]<class T> {
     T* h_data = h.data<T>();
     const T *a_data = a.data<T>(), *b_data = b.data<T>(), *gate_data = gate.data<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (int64_t n = 0; n < N; ++n)
       swiglu_row(h_data + n * F, a_data + n * F, b_data + n * F, sigmoid(gate_data[n]), F);
   });
