@@ -14,7 +14,7 @@
 namespace braid::fuzz {
 namespace {
 
-constexpr size_t kLongest = 256;  // bytes of a text; the reference takes the square of a word's
+constexpr size_t kLongest = 320;  // bytes of a text; the reference takes the square of a word's
 
 // Byte-pair encoding as it is told: the pair of lowest rank merges wherever it stands, from the left, until none does. Reads the file
 // for itself; words and normal forms are the library's.
@@ -116,7 +116,9 @@ struct Tried {
 }  // namespace
 
 std::vector<std::string> seeds() {
-  return {"It's 12345 words, don't you'll THEY'RE\n\n  and\tmore   \r\n",
+  // Words too long to look at all ranks, whose merges get in each other's way.
+  const std::string tensors = "tensorightionstensoringtensorattentionthereoftensorsightensorenteringensordistensedtensorialightensoringheight";
+  return {"a" + tensors, "b" + tensors, "c" + tensors + std::string(97, ' ') + "the", "It's 12345 words, don't you'll THEY'RE\n\n  and\tmore   \r\n",
           "\u6f22\u5b57\u304b\u306a \u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac \u0420\u0443\u0441\u0441\u043a\u0438\u0439 \u05e2\u05d1\u05e8\u05d9\u05ea \u0e44\u0e17\u0e22 \ud55c\uad6d\uc5b4",
           "e\u0301a\u0323\u0301 \U0001F469\u200d\U0001F467 \U0001F1E9\U0001F1EA <|endoftext|><think> \xff\xc3\xe2\x82 \u180e\u3000",
           std::string(120, 'a') + std::string(60, ' ') + "if (x->y[3] != 0x7f) { return; }  // " + std::string(100, '=')};
