@@ -51,7 +51,7 @@ for target in "${targets[@]}"; do
   fi
   started=$SECONDS
   for ((core = 0; core < cores; ++core)); do
-    "$bin/fuzz_${target}_libfuzzer" -runs=$(((runs - before) / cores + 1)) -seed=$((before + core + 1)) -max_total_time="$seconds" -timeout=10 -reload=60 \
+    "$bin/fuzz_${target}_libfuzzer" -runs=$(((runs - before) / cores + 1)) -seed=$((before + core + 1)) -max_total_time="$seconds" -timeout=60 -reload=60 \
       -rss_limit_mb=2048 corpus "$corpus/$target" >"log-$core" 2>&1 &
   done
   wait

@@ -1,5 +1,7 @@
 #include "trainer/generation.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -23,6 +25,19 @@ Batch one_document(std::span<const uint32_t> tokens) {
   return batch;
 }
 
+// One token's products wait for memory, which some 16 threads use up; what more of them add is waiting for each other, which a busy
+// core makes as long as another program's turn on it.
+class ThreadsForOneToken {
+ public:
+  ThreadsForOneToken() : threads_(omp_get_max_threads()) { omp_set_num_threads(std::min(threads_, 16)); }
+  ~ThreadsForOneToken() { omp_set_num_threads(threads_); }
+  ThreadsForOneToken(const ThreadsForOneToken&) = delete;
+  ThreadsForOneToken& operator=(const ThreadsForOneToken&) = delete;
+
+ private:
+  int threads_;
+};
+
 double logit_at(const Tensor& logits, int64_t v) {
   return logits.dtype() == DType::kF64 ? logits.data<double>()[v] : logits.data<float>()[v];
 }
@@ -31,10 +46,18 @@ int64_t sample(const Tensor& logits, const SamplingConfig& sampling, int64_t pos
   const int64_t V = sampling.num_ids > 0 ? std::min(sampling.num_ids, logits.numel()) : logits.numel();
   std::vector<int64_t> order(V);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return logit_at(logits, a) > logit_at(logits, b); });
+  for (int64_t v = 0; v < V; ++v)
+    check<NumericsError>(std::isfinite(logit_at(logits, v)), "the model's logit of token ", v, " is ", logit_at(logits, v));
+  // The most probable first, of equal ones the lowest id; only those that are asked for are sorted.
+  const auto is_before = [&](int64_t a, int64_t b) {
+    const double left = logit_at(logits, a), right = logit_at(logits, b);
+    return left > right || (left == right && a < b);
+  };
+  const int64_t k = sampling.temperature <= 0 ? 1 : sampling.top_k > 0 ? std::min(V, sampling.top_k) : V;
+  if (k < V) std::partial_sort(order.begin(), order.begin() + k, order.end(), is_before);
+  else std::sort(order.begin(), order.end(), is_before);
   if (sampling.temperature <= 0) return order[0];
-  if (sampling.top_k > 0) order.resize(std::min(V, sampling.top_k));
+  order.resize(k);
   std::vector<double> weight;
   for (int64_t v : order)
     weight.push_back(std::exp((logit_at(logits, v) - logit_at(logits, order[0])) / sampling.temperature));
@@ -66,6 +89,7 @@ const Tensor& TextReader::read(std::span<const uint32_t> tokens) {
     copy(ctx_, logits_, logits);
   };
   if (N == 1) {
+    const ThreadsForOneToken fewer;
     last_logits(model_);
     return logits_;
   }
