@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "data/json_reason.h"
 #include "data/token_shard.h"
 #include "kernels/core/crc32c.h"
 #include "kernels/core/durable_file.h"
@@ -125,7 +126,7 @@ DatasetManifest parse_manifest(const std::string& text, const std::string& path)
       check<DataError>(count(json, name) == all, path, ": ", name, " is ", count(json, name), ", but its shards have ", all);
     }
   } catch (const Json::exception& e) {
-    throw DataError(concat(path, ": is damaged: ", e.what()));
+    throw DataError(concat(path, ": is damaged: ", json_reason(e)));
   }
   return m;
 }

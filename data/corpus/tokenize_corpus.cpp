@@ -18,6 +18,7 @@
 
 #include "data/corpus/dataset_writer.h"
 #include "data/corpus/text_input.h"
+#include "data/json_reason.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/file_text.h"
@@ -276,7 +277,7 @@ std::optional<Start> read_progress(const std::string& folder) {
     const Json json = Json::parse(text);
     return Start{parse_manifest(json.at("manifest").get<std::string>(), path), {json.at("file"), json.at("record")}};
   } catch (const Json::exception& e) {
-    throw DataError(concat(path, ": is damaged: ", e.what()));
+    throw DataError(concat(path, ": is damaged: ", json_reason(e)));
   }
 }
 

@@ -8,6 +8,7 @@
 #include <new>
 #include <nlohmann/json.hpp>
 
+#include "data/json_reason.h"
 #include "data/tokenizer/unicode.h"
 #include "kernels/core/error.h"
 #include "kernels/core/sha256.h"
@@ -427,7 +428,7 @@ BpeTokenizer::BpeTokenizer(const std::string& where, std::string json, const std
   try {
     root = Json::parse(file_);
   } catch (const Json::exception& e) {
-    throw DataError(concat(where, ": is not JSON: ", e.what()));
+    throw DataError(concat(where, ": is not JSON: ", json_reason(e)));
   }
   Reader{*this, where, {}}.read(root, end_of_document);
 }

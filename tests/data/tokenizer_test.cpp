@@ -112,7 +112,7 @@ TEST(BpeTokenizer, RefusesWhatItDoesNotUnderstand) {
     EXPECT_EQ(message.substr(0, 8), "t.json: ");
     EXPECT_NE(message.find(part), message.npos) << message << "\nlacks: " << part;
   };
-  expect(message_of<DataError>([] { BpeTokenizer("t.json", "{\"model\":", ""); }), "is not JSON");
+  expect(message_of<DataError>([] { BpeTokenizer("t.json", "{\"model\":", ""); }), "t.json: is not JSON: parse error at");
   expect(message_of<DataError>([] { BpeTokenizer("t.json", "[1]", ""); }), "is not an object");
   expect(error([](Json& j) { j.erase("model"); }), "model is missing");
   expect(error([](Json& j) { j["model"]["type"] = "WordPiece"; }), "model.type is 'WordPiece', only BPE");
