@@ -1,6 +1,8 @@
 #pragma once
 
+#include <exception>
 #include <new>
+#include <system_error>
 
 #include "kernels/core/error.h"
 

@@ -1,9 +1,9 @@
 #include "trainer/run/slow_rank.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
-
-#include <fmt/format.h>
 
 namespace braid {
 
