@@ -28,9 +28,10 @@ pass "a stop file: exit 75, and the same bits afterwards"
 lost=$WORK/lost
 lose() {  # lose CODE PATTERN COMMAND...: what happens in the pause of step 8
   rm -rf "$lost" "$lost.moved"
-  pausing site=step.begin,nth=8 mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$lost" run.steps=20 "${common[@]}" >"$lost.log" 2>&1 &
+  # In step 13 the save of step 10 may be under way, that of step 5 is whole.
+  pausing site=step.begin,nth=13 mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$lost" run.steps=20 "${common[@]}" >"$lost.log" 2>&1 &
   job=$!
-  for _ in $(seq 1500); do [ "$(lines_of "$lost")" -ge 7 ] && [ -e "$lost/checkpoints/LATEST" ] && break; sleep 0.02; done
+  for _ in $(seq 1500); do [ "$(lines_of "$lost")" -ge 12 ] && break; sleep 0.02; done
   sleep 0.2
   "${@:3}"
   status=0; wait $job || status=$?
