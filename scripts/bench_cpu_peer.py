@@ -84,7 +84,8 @@ class Braid:
             text = run_braid(self.program, *command, threads=self.arguments.threads, limits=self.limits)
             self.products = next((line for line in text.splitlines() if line.startswith("device ")), "")
             lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-        return [line["perf/tokens_per_s"] for line in lines if line["step"] > WARMUP_STEPS]
+        steps = (line for line in lines if "perf/tokens_per_s" in line)  # others are of saves and evaluations
+        return [line["perf/tokens_per_s"] for line in steps if line["step"] > WARMUP_STEPS]
 
 
 def layer_types(model):
