@@ -42,20 +42,20 @@ done
 
 # another layout: the state is the same tensor by tensor, the fp64 losses go on within 1e-10
 for kind in adamw muon; do
-  base=(precision=fp64 run.steps=10 checkpoint.interval_steps=5 eval.interval_steps=0 checkpoint.keep=0 optimizer.kind=$kind)
+  base=(precision=fp64 run.steps=20 checkpoint.interval_steps=10 eval.interval_steps=0 checkpoint.keep=0 optimizer.kind=$kind)
   from=$WORK/from-$kind
   train 2 "$from" "${base[@]}" parallel.expert=2 train.micro_batch_size=4
   for layout in 1:1:8 2:1:2 2:2:4 4:4:1; do
     IFS=: read -r ranks expert micro <<<"$layout"
     other=$WORK/other-$kind-$ranks-$expert
     mkdir -p "$other/checkpoints" "$other/data"
-    cp -r "$from/checkpoints/step-000000005" "$other/checkpoints/"
+    cp -r "$from/checkpoints/step-000000010" "$other/checkpoints/"
     cp "$from"/data/*.h5 "$other/data/"
     # a resume that only loads and saves: bit-equal tensor by tensor
-    train "$ranks" "$other" "${base[@]}" run.steps=5 parallel.expert="$expert" train.micro_batch_size="$micro" --resume
+    train "$ranks" "$other" "${base[@]}" run.steps=10 parallel.expert="$expert" train.micro_batch_size="$micro" --resume
     train "$ranks" "$other" "${base[@]}" parallel.expert="$expert" train.micro_batch_size="$micro" --resume
     mkdir -p "$from-tail"
-    tail -n 5 <(numbers "$from") >"$from-tail/metrics.jsonl"
+    tail -n 10 <(numbers "$from") >"$from-tail/metrics.jsonl"
     if [ "$layout" = 2:2:4 ]; then  # the layout that it was
       same_numbers "$from-tail" "$other" "$kind, resumed"
       "$BRAID" ckpt diff "$from" "$other" >/dev/null || fail "$kind, resumed: other weights or moments"

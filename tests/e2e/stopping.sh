@@ -6,7 +6,7 @@ common=(precision=fp32 train.micro_batch_size=2 checkpoint.interval_steps=5 eval
 wait_for() { for _ in $(seq 1500); do [ -s "$1" ] && return; sleep 0.02; done; fail "no $1"; }
 # A run that pauses at some place, so that what happens meanwhile comes in time on a machine of any speed.
 pausing() { BRAID_FAULT="$1,do=delay=2" "${@:2}"; }
-lines_of() { grep -c '"train/loss_lm"' "$1/metrics.jsonl" 2>/dev/null || [ -e "$1/metrics.jsonl" ] || echo 0; }
+lines_of() { cat "$1/metrics.jsonl" 2>/dev/null | grep -c '"train/loss_lm"' || true; }  # 0 without the file
 
 # a stop file, agreed on by all ranks, and not found again by the resume
 straight=$WORK/straight
@@ -26,7 +26,7 @@ pass "a stop file: exit 75, and the same bits afterwards"
 
 # B18, C9: the run folder goes while the run goes on, or a shard is cut
 lost=$WORK/lost
-lose() {  # lose CODE PATTERN COMMAND...: what happens in the pause of step 8
+lose() {  # lose CODE PATTERN COMMAND...: what happens in the pause of step 13
   rm -rf "$lost" "$lost.moved"
   # In step 13 the save of step 10 may be under way, that of step 5 is whole.
   pausing site=step.begin,nth=13 mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$lost" run.steps=20 "${common[@]}" >"$lost.log" 2>&1 &
@@ -44,7 +44,7 @@ mv "$lost.moved" "$WORK/elsewhere"
 "$BRAID" data replay "$WORK/elsewhere" --step 1 | cut -f 5 | grep -q "^$WORK/elsewhere/data/" || fail "a moved run replays other shards"
 [ ! -e "$lost" ] || { ls -R "$lost" >&2; fail "a command makes the folder of a moved run again where it was"; }
 train 2 "$WORK/elsewhere" run.steps=20 "${common[@]}" --resume
-same_numbers "$WORK/straight" "$WORK/elsewhere" "moved and resumed"
+same_numbers "$straight" "$WORK/elsewhere" "moved and resumed"
 lose 9 'lost: is not the run folder any more' rm -r "$lost"
 pass "a run whose folder is moved or removed ends with 9, and goes on where it is"
 cut_shard() { truncate -s 9000 "$lost/data/fixed.h5"; }
