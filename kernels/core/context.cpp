@@ -4,6 +4,7 @@
 
 #include "kernels/build_config.h"
 #include "kernels/core/memory.h"
+#include "kernels/core/queues.h"
 
 namespace braid {
 namespace {
@@ -14,7 +15,6 @@ namespace cuda {
 std::shared_ptr<Gpu> open_gpu(int device_index);
 std::shared_ptr<Gpu> open_second(Gpu& first);
 std::shared_ptr<Gpu> describe_gpu(const GpuModel& model);
-int index_of(const Gpu& gpu);
 void synchronize(Gpu& gpu);
 void wait_for(Gpu& gpu, Gpu& other);
 int num_gpus();
@@ -67,7 +67,7 @@ Context& Context::side() {
   if (counts_only_) return *this;
   if constexpr (kWithCuda) {
     if (on_cuda()) {
-      if (!side_) side_ = std::make_shared<Context>(Context::gpu(cuda::index_of(*gpu_)));
+      if (!side_) side_ = std::make_shared<Context>(open_queue(*this));
       return *side_;
     }
   }

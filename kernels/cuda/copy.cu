@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/cuda/common.cuh"
+#include "kernels/cuda/queues.h"
 
 namespace braid::cuda {
 namespace {
@@ -43,9 +44,7 @@ void fill_zero(Context& ctx, Tensor x) {
 void copy(Context& ctx, Tensor to, const Tensor& from) {
   const bool to_host = to.device() == Device::kCpu;
   if (to_host) ctx.synchronize();  // a wait that notices errors of other ranks, which the copy's own would not
-  check_cuda(
-      cudaMemcpyAsync(to.raw(), from.raw(), static_cast<size_t>(from.bytes()), cudaMemcpyDefault, stream_of(ctx)),
-      "cudaMemcpyAsync");
+  enqueue_copy(ctx, to, from);
   if (to_host) ctx.synchronize();
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/core/device_info.h"
 #include "kernels/core/memory.h"
 #include "kernels/cuda/cublas_lt.h"
+#include "kernels/cuda/queues.h"
 
 namespace braid {
 namespace cuda {
@@ -81,7 +82,7 @@ Gpu::Gpu(int index) : device_index(index) {
                           ", and this build holds code for ", kCudaArchitectures,
                           " alone; build with CMAKE_CUDA_ARCHITECTURES=", compute_capability);
   check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  check_cuda(cudaEventCreateWithFlags(&reached, cudaEventDisableTiming), "cudaEventCreate");
+  reached = open_event();
   check_cublas(cublasLtCreate(&cublas), "cublasLtCreate");
   cublas_workspace_bytes = kCublasWorkspaceBytes;
   cublas_workspace = allocate_memory(Device::kCuda, cublas_workspace_bytes);
@@ -107,11 +108,9 @@ std::shared_ptr<Gpu> open_second(Gpu& first) {
 
 std::shared_ptr<Gpu> describe_gpu(const GpuModel& model) { return std::make_shared<Gpu>(model); }
 
-int index_of(const Gpu& gpu) { return gpu.device_index; }
-
 void wait_for(Gpu& gpu, Gpu& other) {
-  check_cuda(cudaEventRecord(other.reached, other.stream), "cudaEventRecord");
-  check_cuda(cudaStreamWaitEvent(gpu.stream, other.reached, 0), "cudaStreamWaitEvent");
+  record(other, other.reached);
+  hold(gpu, other.reached);
 }
 
 void synchronize(Gpu& gpu) {

@@ -1,6 +1,6 @@
 #include "kernels/core/queues.h"
 
-#include "kernels/cuda/gpu.h"
+#include "kernels/cuda/queues.h"
 
 namespace braid::cuda {
 
@@ -13,18 +13,23 @@ Context open_queue(const Context& ctx) {
   return queue;
 }
 
-void set(Context& ctx, std::shared_ptr<void>& event) {
-  if (!event) {
-    cudaEvent_t made = nullptr;
-    check_cuda(cudaEventCreateWithFlags(&made, cudaEventDisableTiming), "cudaEventCreate");
-    event = std::shared_ptr<void>(made, [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); });
-  }
-  check_cuda(cudaEventRecord(static_cast<cudaEvent_t>(event.get()), stream_of(ctx)), "cudaEventRecord");
+cudaEvent_t open_event() {
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  return event;
 }
 
-void hold(Context& ctx, void* event) {
-  check_cuda(cudaStreamWaitEvent(stream_of(ctx), static_cast<cudaEvent_t>(event), 0), "cudaStreamWaitEvent");
+void record(Gpu& gpu, cudaEvent_t event) { check_cuda(cudaEventRecord(event, gpu.stream), "cudaEventRecord"); }
+
+void hold(Gpu& gpu, cudaEvent_t event) { check_cuda(cudaStreamWaitEvent(gpu.stream, event, 0), "cudaStreamWaitEvent"); }
+
+void set(Context& ctx, std::shared_ptr<void>& event) {
+  if (!event)
+    event = std::shared_ptr<void>(open_event(), [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); });
+  record(ctx.gpu(), static_cast<cudaEvent_t>(event.get()));
 }
+
+void hold(Context& ctx, void* event) { hold(ctx.gpu(), static_cast<cudaEvent_t>(event)); }
 
 std::shared_ptr<void> pin(void* begin, int64_t bytes) {
   const cudaError_t result = cudaHostRegister(begin, static_cast<size_t>(bytes), cudaHostRegisterDefault);

@@ -1,5 +1,7 @@
 #include "kernels/matmul.h"
 
+#include "kernels/core/queues.h"
+#include "kernels/cuda/gpu.h"
 #include "kernels/matmul_algorithms.h"
 
 #include "tests/kernels/cuda/cuda_testing.h"
@@ -48,6 +50,18 @@ TEST_P(MatmulCuda, TunedProductsAreRight) {
   table = AlgorithmTable::parse(text, "here");
   tune_matmul(gpu, table, [&](const std::string& line) { ADD_FAILURE() << line << ", though the table holds it"; });
   EXPECT_EQ(table.text(), text);
+}
+
+TEST(Matmul, HasAWorkspaceWhereProductsRunAlone) {
+  if (Context::num_gpus() == 0) GTEST_SKIP() << Context::why_no_gpu();
+  Context gpu = Context::gpu(0);
+  for (Context* ctx : {&gpu, &gpu.second()}) {
+    EXPECT_NE(ctx->gpu().cublas_workspace, nullptr);
+    EXPECT_EQ(ctx->side().gpu().cublas_workspace, nullptr);
+    EXPECT_EQ(ctx->side().side().gpu().cublas_workspace, nullptr);
+    EXPECT_EQ(ctx->side().gpu().health_checks, gpu.gpu().health_checks);
+  }
+  EXPECT_EQ(open_queue(gpu).gpu().cublas_workspace, nullptr);
 }
 
 }  // namespace
