@@ -122,7 +122,7 @@ std::vector<std::function<bool(Change&)>> changes_by_price() {
               return false;
             c.config.memory.offload = Offload::kOptimizer;
             c.setting = "memory.offload=optimizer";
-            c.price = "host memory for optimizer state, which is copied both ways in every step";
+            c.price = "state in host memory is copied both ways in every step; memory.offload_share takes less of it";
             return true;
           },
           recompute(Recompute::kMoe),

@@ -41,9 +41,10 @@ TrainingState::TrainingState(const RunConfig& config, const ProcessMesh& mesh)
       config_(config),
       mesh_(mesh) {
   const bool offloads = config.memory.offload == Offload::kOptimizer;
-  Planner& optimizer_state = offloads ? plan_.offloaded : plan_.optimizer;
-  parameters.plan(plan_.weights, plan_.gradients, optimizer_state);
-  optimizer.plan(optimizer_state);
+  const StatePlan state(plan_.optimizer, plan_.offloaded,
+                        parameters.leading_groups(offloads ? 1 - config.memory.offload_share : 1));
+  parameters.plan(plan_.weights, plan_.gradients, state);
+  optimizer.plan(state);
   if (offloads) optimizer.plan_windows(plan_.windows);
   std::vector<std::string> of_layers = config.log.metrics;
   std::erase(of_layers, LogSection::kGradNorms);

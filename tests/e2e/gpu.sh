@@ -208,7 +208,7 @@ YAML
 
 # Optimizer state in the host's memory: the bits of a run that has it on the GPU. gpu-small has shards of several slices.
 with_offloaded_state() {
-  local away=memory.offload=optimizer moments where expert flight
+  local away=memory.offload=optimizer moments where expert flight share
   for moments in fp32 bf16 int8; do
     local state=("${common[@]}" "${fast[@]}" optimizer.moment_dtype=$moments)
     train 0 "$WORK/$moments" "${state[@]}" "${no_check[@]}"
@@ -234,8 +234,10 @@ with_offloaded_state() {
   for expert in 1 2; do
     flight=$expert
     for where in none optimizer; do
+      share=1
+      [ $expert$where = 2optimizer ] && share=0.5
       small 2 "$WORK/two-$expert-$where" parallel.expert=$expert train.micro_batch_size=1 parallel.micro_batches_in_flight=$flight \
-        optimizer.moment_dtype=int8 memory.offload=$where
+        optimizer.moment_dtype=int8 memory.offload=$where memory.offload_share=$share
     done
     same_numbers "$WORK/two-$expert-none" "$WORK/two-$expert-optimizer" "gpu-small on 2 GPUs offloaded"
     same_weights "$WORK/two-$expert-none" "$WORK/two-$expert-optimizer" "gpu-small on 2 GPUs offloaded"

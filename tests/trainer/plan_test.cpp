@@ -173,6 +173,12 @@ TEST(Plan, CountsOffloadedStateInHostMemory) {
     EXPECT_GE(away.optimizer, int64_t{3} * 32 << 20);
     EXPECT_EQ(away.total() - away.optimizer, here.total() - here.optimizer);
     EXPECT_EQ(estimate_memory(config, 8).total(), on_cpu.total());
+    config.memory.offload_share = 0.4;
+    const MemoryEstimate in_part = estimate_memory(config, 8, &gpu);
+    EXPECT_GE(in_part.offloaded, 4 * away.offloaded / 10);
+    EXPECT_LE(in_part.offloaded, 6 * away.offloaded / 10);  // a bucket more
+    EXPECT_EQ(in_part.offloaded + in_part.optimizer, away.offloaded + away.optimizer);
+    config.memory.offload_share = 1;
   }
   const std::string plan = format_plan(config, 8, &gpu);
   EXPECT_NE(plan.find("host memory of optimizer state"), std::string::npos) << plan;

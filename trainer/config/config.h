@@ -154,6 +154,7 @@ struct MemorySection {
   Recompute recompute = Recompute::kNone;
   int64_t recompute_further = 0;
   Offload offload = Offload::kNone;
+  double offload_share = 1;
   Recomputation recomputation() const { return {recompute, recompute_further}; }
   template <class Visit>
   void visit(Visit&& key) {
@@ -166,6 +167,9 @@ struct MemorySection {
     key("offload", offload,
         "optimizer: moments and the low bits of masters lie in the host's memory and pass through the GPU in every "
         "step, beside the forward of the next one, with the same bits; nothing changes on a CPU. Needs kind adamw");
+    key("offload_share", offload_share,
+        "at least so much of what offload names lies in the host's memory, more than 0 and at most 1; the rest, that of "
+        "the first layers, stays on the GPU and is not copied");
   }
 };
 

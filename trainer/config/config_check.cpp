@@ -168,6 +168,10 @@ void check_memory(const RunConfig& config) {
   check_value(config.memory.offload == Offload::kNone || config.optimizer.kind == OptimizerKind::kAdamW,
               "memory.offload", config.memory.offload,
               "needs optimizer.kind adamw: Muon's updates take whole matrices, and products");
+  const double share = config.memory.offload_share;
+  check_value(share > 0 && share <= 1, "memory.offload_share", share, "must be more than 0 and at most 1");
+  check_value(share == 1 || config.memory.offload != Offload::kNone, "memory.offload_share", share,
+              "says nothing without memory.offload");
 }
 
 void check_optimizer(const OptimizerConfig& optimizer, Precision precision, const ModelConfig& model) {

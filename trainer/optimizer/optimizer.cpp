@@ -21,6 +21,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, ShardedParameters& parameter
     updated_.push_back({group.complete_after, group.complete_after, {}});
     for (const FlatParameter& p : group.parameters)
       updated_[i].last_layer = std::max(updated_[i].last_layer, layer_of(p.parameter, kBehindAllLayers));
+    assert(i == 0 || updated_[i - 1].first_layer <= updated_[i].first_layer);
   }
 }
 
@@ -33,21 +34,22 @@ std::vector<StoredMoment> Optimizer::stored_moments(size_t group) const {
   return rule(group).moments(parameters_.group(group), parameters_.dtype());
 }
 
-void Optimizer::plan(Planner& moments) {
+void Optimizer::plan(const StatePlan& moments) {
+  first_away_ = moments.first_away;
   for (size_t i = 0; i < moments_.size(); ++i) {
     const std::vector<StoredMoment> stored = stored_moments(i);
     const FlatGroup& group = parameters_.group(i);
-    const Planner::Scope scope(moments, group.name + ".");
+    const Planner::Scope scope(moments.of(i), group.name + ".");
     moments_[i].resize(stored.size());
     for (size_t m = 0; m < stored.size(); ++m) {
       assert(group.shard_numel % stored[m].elements_each == 0);
-      moments.add(stored[m].name, moments_[i][m], {group.shard_numel / stored[m].elements_each}, stored[m].dtype);
+      moments.of(i).add(stored[m].name, moments_[i][m], {group.shard_numel / stored[m].elements_each}, stored[m].dtype);
     }
   }
 }
 
 void Optimizer::plan_windows(Planner& windows) {
-  for (size_t i = 0; i < moments_.size(); ++i) stream_.fit(parameters_.group(i).shard_numel, state(i));
+  for (size_t i = first_away_; i < moments_.size(); ++i) stream_.fit(parameters_.group(i).shard_numel, state(i));
   stream_.plan(windows);
 }
 
@@ -74,22 +76,39 @@ void Optimizer::update_slice(Context& ctx, size_t group, int64_t begin, int64_t 
 }
 
 void Optimizer::update(Context& ctx, const UpdateStep& step) {
-  const bool streams = stream_.has_windows();
-  Context& queue = streams ? stream_.begin(ctx) : ctx;
+  if (stream_.has_windows()) {
+    assert(!passing_);
+    passing_ = {step};
+    return;
+  }
   for (size_t i = 0; i < moments_.size(); ++i) {
+    update_slice(ctx, i, 0, parameters_.group(i).shard_numel, state(i), step);
+    parameters_.gather_weights(ctx, i);
+  }
+}
+
+void Optimizer::pass_to(Context& ctx, int64_t layer) {
+  if (!passing_) return;
+  Context*& queue = passing_->queue;
+  size_t& next = passing_->next_group;
+  if (!queue) queue = &stream_.begin(ctx);
+  for (; next < moments_.size() && updated_[next].first_layer <= layer; ++next) {
+    const size_t i = next;
     const int64_t numel = parameters_.group(i).shard_numel;
     const auto work = [&](Context& on, int64_t begin, int64_t end, const std::vector<StateTensor>& state) {
-      update_slice(on, i, begin, end, state, step);
+      update_slice(on, i, begin, end, state, passing_->step);
     };
-    if (streams) stream_.pass(numel, state(i), work);
-    else work(ctx, 0, numel, state(i));
-    parameters_.gather_weights(queue, i);
-    if (streams) updated_[i].milestone.set(queue);
+    if (i < first_away_) work(*queue, 0, numel, state(i));
+    else stream_.pass(numel, state(i), work);
+    parameters_.gather_weights(*queue, i);
+    updated_[i].milestone.set(*queue);
   }
+  if (next == moments_.size()) passing_.reset();
 }
 
 void Optimizer::wait_for_layer(Context& ctx, int64_t layer) {
   if (!stream_.has_windows()) return;
+  pass_to(ctx, layer + 1);  // the next one's passes beside this one
   const OperatorScope scope(ctx, "wait_for_weights");
   for (const Updated& group : updated_)
     if (group.first_layer <= layer && layer <= group.last_layer) group.milestone.hold(ctx);
@@ -97,6 +116,7 @@ void Optimizer::wait_for_layer(Context& ctx, int64_t layer) {
 
 void Optimizer::wait_for_update(Context& ctx) {
   if (!stream_.has_windows()) return;
+  pass_to(ctx, kBehindAllLayers);
   const OperatorScope scope(ctx, "wait_for_weights");
   stream_.wait_for_work(ctx);
 }
@@ -118,6 +138,7 @@ std::vector<CheckpointSlice> Optimizer::slices() {
 }
 
 void Optimizer::load(Context& ctx, const CheckpointReader& reader) {
+  assert(!passing_);
   for (CheckpointSlice& slice : slices()) read_slice(ctx, reader, slice);
 }
 

@@ -17,13 +17,16 @@ class Optimizer {
   }
 
   Optimizer(const OptimizerConfig& config, ShardedParameters& parameters, StateStream stream = StateStream());
-  void plan(Planner& moments);
-  // Of the device, for moments and low bits in its host's memory. With windows that have memory these go through them.
+  void plan(const StatePlan& moments);
+  // Of the device, for moments and low bits that lie in its host's memory. With windows that have memory these go
+  // through them.
   void plan_windows(Planner& windows);
 
-  // One update of all parameters; then every rank has the new weights. Where state goes through windows it runs beside
-  // what ctx is given next: that must wait for the weights of a layer before it reads them, and for all before it
-  // changes gradients.
+  // One update of all parameters; then every rank has the new weights. Where state goes through windows it is enqueued
+  // by the waits below, layer by layer: inputs of the next step then do not stand behind all state on their way to the
+  // device, nor kernels behind its copies in queues that hold a thousand. It runs beside what is given next: that must
+  // wait for the weights of a layer before it reads them, in the order of layers, and for all before it changes
+  // gradients.
   void update(Context& ctx, const UpdateStep& step);
   // What ctx is given from now on comes behind the update of all parameters of a layer (see layer_of), or of all.
   void wait_for_layer(Context& ctx, int64_t layer);
@@ -41,6 +44,8 @@ class Optimizer {
   std::vector<StoredMoment> stored_moments(size_t group) const;
   // Low bits, then moments.
   std::vector<StateTensor> state(size_t group);
+  // Enqueues of an update through windows what is left of groups that begin at this layer or before.
+  void pass_to(Context& ctx, int64_t layer);
   // Elements [begin, end) of the own shard of a group, with their state.
   void update_slice(Context& ctx, size_t group, int64_t begin, int64_t end, const std::vector<StateTensor>& state,
                     const UpdateStep& step);
@@ -50,6 +55,13 @@ class Optimizer {
   ShardedParameters& parameters_;
   std::vector<std::vector<Tensor>> moments_;  // per group and moment (shard_numel / elements_each)
   StateStream stream_;
+  size_t first_away_ = 0;  // the group from which on state goes through windows, if these have memory
+  struct Passing {
+    UpdateStep step;
+    Context* queue = nullptr;  // once it has begun
+    size_t next_group = 0;
+  };
+  std::optional<Passing> passing_;  // an update through windows that is not enqueued as a whole
   struct Updated {
     int64_t first_layer, last_layer;  // of the group
     Milestone milestone;              // its weights are new, and whole on every rank

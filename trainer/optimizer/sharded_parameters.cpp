@@ -8,7 +8,6 @@
 #include "kernels/core/profile.h"
 #include "kernels/sum_squares.h"
 #include "parallel/rounded_reduction.h"
-#include "trainer/optimizer/state_stream.h"
 
 namespace braid {
 namespace {
@@ -65,13 +64,24 @@ ShardedParameters::ShardedParameters(ParameterLayout layout, const ProcessMesh& 
   }
 }
 
-void ShardedParameters::plan(Planner& weights, Planner& gradients, Planner& low_bits) {
+void ShardedParameters::plan(Planner& weights, Planner& gradients, const StatePlan& low_bits) {
   layout_.plan_weights(weights, weights_, activation_);
   layout_.plan_gradients(gradients, gradients_, activation_,
                          gradient_dtype_ == GradientDType::kBf16 ? DType::kBF16 : dtype());
-  for (Group& g : groups_)
-    if (g.flat->weight_dtype(activation_) != dtype())
-      low_bits.add(g.flat->name + ".low_bits", g.low, {g.flat->shard_numel, 2}, DType::kU8);
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    Group& g = groups_[i];
+    if (stored_dtype(i) != dtype())
+      low_bits.of(i).add(g.flat->name + ".low_bits", g.low, {g.flat->shard_numel, 2}, DType::kU8);
+  }
+}
+
+size_t ShardedParameters::leading_groups(double share) const {
+  double left = 0;
+  for (const Group& g : groups_) left += share * double(g.flat->shard_numel);
+  size_t count = 0;
+  for (; count < groups_.size() && double(groups_[count].flat->shard_numel) <= left; ++count)
+    left -= double(groups_[count].flat->shard_numel);
+  return count;
 }
 
 void ShardedParameters::bind(ModelParams& weights, ModelParams& gradients) {

@@ -10,6 +10,7 @@
 #include "parallel/process_mesh.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/optimizer/optimizer_config.h"
+#include "trainer/optimizer/state_stream.h"
 
 namespace braid {
 
@@ -26,7 +27,7 @@ class ShardedParameters {
                     GradientDType gradients = GradientDType::kFp32);
   ShardedParameters(const ShardedParameters&) = delete;
   ShardedParameters& operator=(const ShardedParameters&) = delete;
-  void plan(Planner& weights, Planner& gradients, Planner& low_bits);
+  void plan(Planner& weights, Planner& gradients, const StatePlan& low_bits);
   void bind(ModelParams& weights, ModelParams& gradients);
 
   // With `experts` kNo those of the experts stay as they are, for a backward that overwrites them.
@@ -65,6 +66,8 @@ class ShardedParameters {
     Tensor gradients;  // (shard_numel)
   };
   size_t num_groups() const { return groups_.size(); }
+  // How many of the first groups hold together at most this share of the elements of own shards.
+  size_t leading_groups(double share) const;
   const FlatGroup& group(size_t i) const { return *groups_[i].flat; }
   const std::vector<Piece>& pieces(size_t group) const { return groups_[group].pieces; }  // the rest is padding
   Shard shard(size_t group);

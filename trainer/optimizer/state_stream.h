@@ -20,6 +20,16 @@ struct StateTensor {
   }
 };
 
+// Where the state of shards is planned: of the first groups on the device, of those from `first_away` on in host
+// memory.
+struct StatePlan {
+  Planner &kept, &away;
+  size_t first_away;
+  StatePlan(Planner& all) : kept(all), away(all), first_away(0) {}
+  StatePlan(Planner& kept, Planner& away, size_t first_away) : kept(kept), away(away), first_away(first_away) {}
+  Planner& of(size_t group) const { return group < first_away ? kept : away; }
+};
+
 // Carries what an update needs of every element, and changes, from host memory through windows of device memory and
 // back: while a slice is worked on, the next comes in and the one before goes out. All of it runs beside the context
 // that it is called with.
@@ -33,8 +43,8 @@ class StateStream {
   void plan(Planner& windows);
   bool has_windows() const { return windows_.front().memory.raw() != nullptr; }
 
-  // The queue of an update's work, which comes behind everything that ctx has been given so far. Every shard passes
-  // once.
+  // The queue of an update's work, which comes behind everything that ctx has been given so far. Every shard that has
+  // windows passes once.
   Context& begin(Context& ctx);
   // Calls `work` for all slices of a shard, in order, with their state on the device, to enqueue on that queue.
   using Work = std::function<void(Context& queue, int64_t begin, int64_t end, const std::vector<StateTensor>& state)>;

@@ -164,8 +164,8 @@ TEST(Optimizer, MuonUpdatesEveryLinearMapAndAdamWTheRest) {
             std::count_if(table.begin(), table.end(), [](const auto& p) { return MuonRule::takes(p.second); }));
 }
 
-// A model's weights, gradients and optimizer state; the state in place, or in host memory from where it passes through
-// windows of so many elements.
+// A model's weights, gradients and optimizer state; the state in place, or this share of it in host memory, from where
+// it passes through windows of so many elements.
 struct Updated {
   static constexpr int64_t kInPlace = 0;
   Context& ctx;
@@ -174,27 +174,29 @@ struct Updated {
   ShardedParameters parameters;
   Optimizer optimizer;
   ModelParams weights{model, {}}, gradients{model, {}};
-  Arena arena, state, windows;
+  Arena arena, kept, away, windows;
   PinnedMemory pinned;
 
-  Updated(Context& context, const OptimizerConfig& config, DType activation, int64_t slice_elements)
+  Updated(Context& context, const OptimizerConfig& config, DType activation, int64_t slice_elements, double share = 1)
       : ctx(context),
-        parameters(ParameterLayout(model, {}, mesh, 4000), mesh, activation),
+        parameters(ParameterLayout(model, {}, mesh, 1000), mesh, activation),
         optimizer(config, parameters, StateStream(slice_elements)) {
-    Planner plan, state_plan, windows_plan;
-    parameters.plan(plan, plan, state_plan);
-    optimizer.plan(state_plan);
+    Planner plan, kept_plan, away_plan, windows_plan;
+    const StatePlan state(kept_plan, away_plan, parameters.leading_groups(slice_elements == kInPlace ? 1 : 1 - share));
+    parameters.plan(plan, plan, state);
+    optimizer.plan(state);
     optimizer.plan_windows(windows_plan);
     arena = Arena("parameters", plan, ctx.device());
     parameters.bind(weights, gradients);
-    state = Arena("state", state_plan, slice_elements == kInPlace ? ctx.device() : Device::kCpu);
+    kept = Arena("state", kept_plan, ctx.device());
+    away = Arena("offloaded state", away_plan, Device::kCpu);
     if (slice_elements != kInPlace) windows = Arena("windows", windows_plan, ctx.device());
-    if (slice_elements != kInPlace && ctx.on_cuda())
-      pinned = PinnedMemory(state_plan.entries().front().slot->raw(), state.bytes());
+    if (away.bytes() > 0 && ctx.on_cuda()) pinned = PinnedMemory(away_plan.entries().front().slot->raw(), away.bytes());
     parameters.load(ctx, InitialWeights(model, {}, 5));
   }
 
   void step(int64_t number) {
+    for (const int64_t layer : {-1, 0, 1}) optimizer.wait_for_layer(ctx, layer);
     optimizer.wait_for_update(ctx);
     parameters.zero_gradients(ctx);
     gradients.visit(model, [&](const std::string& name, Tensor& gradient, const Shape&, const auto&...) {
@@ -224,15 +226,23 @@ void expect_same_bits_through_windows(Context& ctx) {
       SCOPED_TRACE(concat(name_of(activation), ' ', name_of_enum(moments)));
       OptimizerConfig config;
       config.moment_dtype = moments;
-      Updated in_place(ctx, config, activation, Updated::kInPlace), in_windows(ctx, config, activation, 384);
-      for (int64_t number = 1; number <= 3; ++number) in_place.step(number), in_windows.step(number);
-      const auto expected = in_place.results(), got = in_windows.results();
-      ASSERT_EQ(got.size(), expected.size());
-      for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(got[i] == expected[i]) << i;
+      Updated in_place(ctx, config, activation, Updated::kInPlace);
+      for (int64_t number = 1; number <= 3; ++number) in_place.step(number);
+      const auto expected = in_place.results();
       const auto is_moved = [](const auto& bytes) {
         return std::any_of(bytes.begin(), bytes.end(), [](char byte) { return byte != 0; });
       };
-      EXPECT_GT(std::count_if(got.begin(), got.end(), is_moved), std::ssize(got) / 2);
+      EXPECT_GT(std::count_if(expected.begin(), expected.end(), is_moved), std::ssize(expected) / 2);
+      for (const double share : {1.0, 0.4}) {
+        SCOPED_TRACE(share);
+        Updated in_windows(ctx, config, activation, 384, share);
+        EXPECT_EQ(in_windows.kept.bytes() > 0, share < 1);
+        EXPECT_GE(double(in_windows.away.bytes()), 0.9 * share * double(in_place.kept.bytes()));
+        for (int64_t number = 1; number <= 3; ++number) in_windows.step(number);
+        const auto got = in_windows.results();
+        ASSERT_EQ(got.size(), expected.size());
+        for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(got[i] == expected[i]) << i;
+      }
     }
   }
 }
@@ -246,6 +256,35 @@ TEST(Optimizer, AndSoItDoesOnAGpu) {
   if (Context::num_gpus() == 0) GTEST_SKIP() << Context::why_no_gpu();
   Context ctx = Context::gpu(0);
   expect_same_bits_through_windows(ctx);
+}
+
+// Inputs of the next step are copied first, and each layer's forward is enqueued before what later ones wait for.
+TEST(Optimizer, AnUpdateThroughWindowsIsEnqueuedByTheWaits) {
+  Context ctx = Context::cpu();
+  Updated updated(ctx, {}, DType::kF32, 384);
+  const auto weights_of = [&](size_t group) {
+    const Tensor weights = updated.parameters.shard(group).weights;
+    return std::vector<float>(weights.data<float>(), weights.data<float>() + weights.numel());
+  };
+  const int64_t num_layers = updated.model.num_hidden_layers;
+  const size_t first = 0;
+  size_t last = 0;  // of those that begin behind layer 0, whose update is enqueued beside the embedding's
+  for (size_t i = 0; i < updated.parameters.num_groups(); ++i)
+    if (updated.parameters.group(i).complete_after > 0) last = i;
+  ASSERT_GT(last, first);
+  const std::vector<float> first_before = weights_of(first), last_before = weights_of(last);
+  updated.step(1);
+  EXPECT_EQ(weights_of(first), first_before);
+  updated.optimizer.wait_for_layer(ctx, -1);
+  const std::vector<float> first_after = weights_of(first);
+  EXPECT_NE(first_after, first_before);
+  EXPECT_EQ(weights_of(last), last_before);
+  for (int64_t layer = 0; layer <= num_layers; ++layer) updated.optimizer.wait_for_layer(ctx, layer);
+  const std::vector<float> last_after = weights_of(last);
+  EXPECT_NE(last_after, last_before);
+  updated.optimizer.settle(ctx);
+  EXPECT_EQ(weights_of(first), first_after) << "it runs once";
+  EXPECT_EQ(weights_of(last), last_after);
 }
 
 }  // namespace
