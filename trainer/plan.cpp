@@ -1,11 +1,14 @@
 #include "trainer/plan.h"
 
+#include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <memory>
+#include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
 
 #include "kernels/build_config.h"
-#include "model/model_flop.h"
+#include "trainer/plan_advice.h"
 #include "trainer/training_state.h"
 
 namespace braid {
@@ -59,97 +62,29 @@ MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks, const
 
 namespace {
 
-// A setting that needs less memory, and what for.
-struct Change {
-  std::string setting, price;
-  RunConfig config;
-  int64_t ranks;
-};
+std::vector<std::pair<const char*, int64_t>> parameter_rows(const RunConfig& config) {
+  const ParameterCounts n = count_parameters(config.model, config.mtp);
+  return {{"embedding", n.embedding},
+          {"head", n.head},
+          {"mixers", n.mixers},
+          {"norms", n.norms},
+          {"routers", n.routers},
+          {"routed experts", n.routed_experts},
+          {"shared experts", n.shared_experts},
+          {"main model", n.main},
+          {"main model without embedding, head", n.main - n.embedding - n.head},
+          {"MTP block", n.mtp},
+          {"main model and MTP block", n.total()},
+          {"active per token, main", n.active_main},
+          {"active per token, main and head", n.active_main + n.head},
+          {"active per token, MTP block", n.active_mtp}};
+}
 
-// In the order in which one would take them: each on top of those before is dearer than they are.
-std::vector<std::function<bool(Change&)>> changes_by_price() {
-  const auto recompute = [](Recompute policy) {
-    return [policy](Change& c) {
-      RunConfig& config = c.config;
-      if (config.memory.recompute >= policy) return false;
-      const char* alone = config.memory.recompute_further > 0 ? " memory.recompute_further=0" : "";
-      config = with_recomputation(config, policy);
-      c.setting = concat("memory.recompute=", name_of_enum(policy), alone);
-      char price[96];
-      const int64_t T = config.train.seq_length;
-      std::snprintf(price, sizeof price, "repeats %.0f %% of the products of a step",
-                    100 * repeated_flop_per_token(config.model, config.mtp, T, policy) /
-                        training_flop_per_token(config.model, config.mtp, T));
-      c.price = policy == Recompute::kElementwise ? "repeats passes over elements" : price;
-      return true;
-    };
-  };
-  return {[](Change& c) {
-            double& factor = c.config.parallel.max_rows_factor;
-            if (c.config.parallel.expert == 1 || (factor > 0 && factor <= 1.25)) return false;
-            factor = 1.25;
-            c.setting = "parallel.max_rows_factor=1.25";
-            c.price = "a rank that is sent more than 1.25 times the mean of rows works through them in rounds";
-            return true;
-          },
-          recompute(Recompute::kElementwise),
-          [](Change& c) {
-            if (c.config.optimizer.moment_dtype != MomentDType::kFp32) return false;
-            c.config.optimizer.moment_dtype = MomentDType::kBf16;
-            c.setting = "optimizer.moment_dtype=bf16";
-            c.price = "moments are rounded";
-            return true;
-          },
-          [](Change& c) {
-            RunConfig& config = c.config;
-            if (config.precision != Precision::kBf16 || config.optimizer.gradient_dtype == GradientDType::kBf16)
-              return false;
-            config.optimizer.gradient_dtype = GradientDType::kBf16;
-            c.setting = "optimizer.gradient_dtype=bf16";
-            c.price = "gradients of experts are rounded, once for each micro-batch and their sum";
-            return true;
-          },
-          [](Change& c) {
-            OptimizerConfig& optimizer = c.config.optimizer;
-            if (optimizer.kind != OptimizerKind::kAdamW || optimizer.moment_dtype == MomentDType::kInt8) return false;
-            optimizer.moment_dtype = MomentDType::kInt8;
-            c.setting = "optimizer.moment_dtype=int8";
-            c.price = "moments of matrices are rounded to a byte each";
-            return true;
-          },
-          [](Change& c) {
-            if (c.config.optimizer.kind != OptimizerKind::kAdamW || c.config.memory.offload != Offload::kNone)
-              return false;
-            c.config.memory.offload = Offload::kOptimizer;
-            c.setting = "memory.offload=optimizer";
-            c.price = "state in host memory is copied both ways in every step; memory.offload_share takes less of it";
-            return true;
-          },
-          recompute(Recompute::kMoe),
-          recompute(Recompute::kLayer),
-          [](Change& c) {
-            if (c.config.train.micro_batch_size == 1) return false;
-            c.config.train.micro_batch_size = 1;
-            c.setting = "train.micro_batch_size=1";
-            c.price = "smaller products";
-            return true;
-          },
-          [](Change& c) {
-            int64_t& expert = c.config.parallel.expert;
-            if (c.ranks % (2 * expert) != 0 || c.config.model.num_experts % (2 * expert) != 0) return false;
-            expert *= 2;
-            c.setting = concat("parallel.expert=", expert);
-            c.price = expert <= kGpusPerHost ? "rows travel between more GPUs" : "rows travel between hosts";
-            return true;
-          },
-          [](Change& c) {
-            const int64_t batch = c.config.train.global_batch_size, unit = c.config.train.micro_batch_size;
-            if (batch % (2 * c.ranks / c.config.parallel.context * unit) != 0) return false;
-            c.ranks *= 2;
-            c.setting = concat("--ranks ", c.ranks);
-            c.price = "twice the GPUs";
-            return true;
-          }};
+// As on the command line of a plan for so many ranks.
+std::string setting_text(const PlanChange& change, int64_t num_ranks) {
+  std::string text = change.num_ranks == num_ranks ? "" : concat("--ranks ", change.num_ranks);
+  for (const std::string& override : change.overrides) text += concat(text.empty() ? "" : " ", override);
+  return text;
 }
 
 // Whether a run fits, and what would make it.
@@ -159,26 +94,23 @@ std::string verdict(const RunConfig& config, int64_t num_ranks, const GpuModel& 
   const int64_t left = gpu.memory_bytes - memory.total();
   if (left >= 0) return concat("fits ", card, ": ", gib_text(left), " to spare", known, '\n');
   std::string out = concat("does not fit ", card, ": ", gib_text(-left), " too much", known, "\none change alone:\n");
-  const auto line = [&](const Change& c, int64_t total) {
-    char text[240];
-    std::snprintf(text, sizeof text, "  %-32s %14s  %-12s  %s\n", c.setting.c_str(), gib_text(total).c_str(),
-                  total <= gpu.memory_bytes ? "fits" : "does not fit", c.price.c_str());
+  const PlanAdvice advice = advise(config, num_ranks, gpu);
+  int64_t ranks = num_ranks;
+  const auto line = [&](const PlanChange& change) {
+    char text[400];
+    std::snprintf(text, sizeof text, "  %-32s %14s  %-12s  %s\n", setting_text(change, ranks).c_str(),
+                  gib_text(change.total_bytes).c_str(), change.fits ? "fits" : "does not fit", change.price.c_str());
     out += text;
   };
-  const auto total_of = [&](const Change& c) { return estimate_memory(c.config, c.ranks, &gpu).total(); };
-  for (const auto& change : changes_by_price()) {
-    Change c{"", "", config, num_ranks};
-    if (change(c)) line(c, total_of(c));
-  }
+  for (const PlanChange& change : advice.alone) line(change);
   out += "one after the other:\n";
-  Change c{"", "", config, num_ranks};
-  for (const auto& change : changes_by_price()) {
-    if (!change(c)) continue;
-    const int64_t total = total_of(c);
-    line(c, total);
-    if (total <= gpu.memory_bytes) return out;
+  for (const PlanChange& change : advice.in_turn) {
+    line(change);
+    ranks = change.num_ranks;
   }
-  return out + "none of these makes it fit: it takes still more GPUs or a shorter train.seq_length\n";
+  if (!advice.in_turn.empty() && advice.in_turn.back().fits)
+    return concat(out, "together: ", setting_text({advice.together, ranks, {}}, num_ranks), '\n');
+  return out + "none of these makes it fit\n";
 }
 
 }  // namespace
@@ -190,30 +122,17 @@ Recomputation recompute_that_fits(const RunConfig& config, int64_t num_ranks, co
 }
 
 std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
-  const ParameterCounts n = count_parameters(config.model, config.mtp);
   std::string out = "parameters\n";
   auto row = [&](const std::string& name, const std::string& value) {
     out += "  " + name + std::string(name.size() < 34 ? 34 - name.size() : 1, ' ');
     out += std::string(value.size() < 18 ? 18 - value.size() : 0, ' ') + value + '\n';
   };
-  row("embedding", grouped(n.embedding));
-  row("head", grouped(n.head));
-  row("mixers", grouped(n.mixers));
-  row("norms", grouped(n.norms));
-  row("routers", grouped(n.routers));
-  row("routed experts", grouped(n.routed_experts));
-  row("shared experts", grouped(n.shared_experts));
-  row("main model", grouped(n.main));
-  row("main model without embedding, head", grouped(n.main - n.embedding - n.head));
-  row("MTP block", grouped(n.mtp));
-  row("main model and MTP block", grouped(n.total()));
-  row("active per token, main", grouped(n.active_main));
-  row("active per token, main and head", grouped(n.active_main + n.head));
-  row("active per token, MTP block", grouped(n.active_mtp));
+  for (const auto& [what, count] : parameter_rows(config)) row(what, grouped(count));
   if (config.train.seq_length == 0) return out;
 
   const MemoryEstimate memory = estimate_memory(config, num_ranks, gpu);
-  out += concat("memory of each of ", num_ranks, " ranks, expert parallel ", config.parallel.expert, ", ",
+  out += concat("memory of ", num_ranks == 1 ? "the one rank" : concat("each of ", num_ranks, " ranks"),
+                ", expert parallel ", config.parallel.expert, ", ",
                 config.parallel.context > 1 ? concat("rows shared by ", config.parallel.context, ", ") : "",
                 name_of_enum(config.precision), ", micro-batch ", config.train.micro_batch_size, " x ",
                 config.train.seq_length, " tokens, recompute ",
@@ -221,6 +140,11 @@ std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuMod
   for (const MemoryEstimate::Row& line : memory.rows()) row(line.what, gib_text(line.bytes));
   if (!memory.scratch) row("scratch", "not counted");
   row("total", gib_text(memory.total()));
+  if (const double again = repeated_percent(config, config.memory.recomputation()); again > 0) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.1f %%  ", again);
+    row("products of a step made again", text);
+  }
   if (memory.offloaded > 0) {
     row("host memory of optimizer state", gib_text(memory.offloaded));
     const int64_t of_host = std::min<int64_t>(num_ranks, kGpusPerHost);
@@ -230,6 +154,40 @@ std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuMod
   if (!memory.scratch) out += "a build with CUDA counts the scratch of a GPU too; no GPU need be there\n";
   if (gpu) out += verdict(config, num_ranks, *gpu, memory);
   return out;
+}
+
+std::string plan_json(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu) {
+  nlohmann::ordered_json json;
+  const auto key = [](std::string words) {
+    std::erase(words, ',');
+    std::replace(words.begin(), words.end(), ' ', '_');
+    return words;
+  };
+  for (const auto& [what, count] : parameter_rows(config)) json["parameters"][key(what)] = count;
+  if (config.train.seq_length == 0) return json.dump() + '\n';
+  const MemoryEstimate memory = estimate_memory(config, num_ranks, gpu);
+  json["ranks"] = num_ranks;
+  for (const MemoryEstimate::Row& line : memory.rows()) json["memory_bytes"][key(line.what)] = line.bytes;
+  json["total_bytes"] = memory.total();
+  json["scratch_is_counted"] = memory.scratch.has_value();
+  json["host_memory_bytes"] = {{"optimizer_state", memory.offloaded}, {"saves", memory.saving_on_host}};
+  json["recompute"] = to_text(config.memory.recomputation(), num_recomputed_layers(config.model, config.mtp));
+  json["repeated_percent"] = repeated_percent(config, config.memory.recomputation());
+  if (!gpu) return json.dump() + '\n';
+  json["device"] = {{"name", gpu->name}, {"memory_bytes", gpu->memory_bytes}};
+  json["fits"] = memory.total() <= gpu->memory_bytes;
+  const PlanAdvice advice = json["fits"] ? PlanAdvice() : advise(config, num_ranks, *gpu);
+  for (const auto& [name, changes] : {std::pair("alone", &advice.alone), std::pair("in_turn", &advice.in_turn)}) {
+    json[name] = nlohmann::ordered_json::array();
+    for (const PlanChange& change : *changes)
+      json[name].push_back({{"overrides", change.overrides},
+                            {"ranks", change.num_ranks},
+                            {"total_bytes", change.total_bytes},
+                            {"fits", change.fits},
+                            {"price", change.price}});
+  }
+  json["together"] = advice.together;
+  return json.dump() + '\n';
 }
 
 }  // namespace braid

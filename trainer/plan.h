@@ -20,7 +20,7 @@ ParameterCounts count_parameters(const ModelConfig& model, const MtpConfig& mtp)
 // Bytes of the fullest of so many ranks, with nothing allocated; see count_memory. gpu: where it would run, no GPU need
 // be there; ranks that share experts are then taken to be in one host, if they are at most kGpusPerHost. Null: a CPU.
 MemoryEstimate estimate_memory(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu = nullptr);
-inline constexpr int64_t kGpusPerHost = 8;
+inline constexpr int64_t kGpusPerHost = 8, kMostRanks = 1 << 20;
 
 // What memory.recompute auto would choose on that GPU; none for a CPU, whose memory nobody named.
 Recomputation recompute_that_fits(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu);
@@ -28,5 +28,7 @@ Recomputation recompute_that_fits(const RunConfig& config, int64_t num_ranks, co
 // The report of `braid plan`. Memory is left out if the config names no batch. With a GPU it ends with whether the run
 // fits, and if not, with the settings that need less, what they cost and what is left of the lack.
 std::string format_plan(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu = nullptr);
+// The same as one JSON object, on a line; memory in bytes.
+std::string plan_json(const RunConfig& config, int64_t num_ranks, const GpuModel* gpu = nullptr);
 
 }  // namespace braid

@@ -67,9 +67,13 @@ MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, co
   if (!mesh.share().is_whole()) documents.push_back({mesh.share().part(1) * part + 1, 1});
   for (const auto& [first, tokens] : documents) {
     const StepBatches batches = batches_of_documents(config, mesh.share(), first, tokens);
-    train_step(counter, counted, batches, mesh, config, 1);
-    counted.model.forward(counter, batches.micro_batches.front());
-    counted.model.losses(counter);
+    try {
+      train_step(counter, counted, batches, mesh, config, 1);
+      counted.model.forward(counter, batches.micro_batches.front());
+      counted.model.losses(counter);
+    } catch (const ShapeError& error) {
+      throw ConfigError(concat("no operator computes a model of this shape: ", error.what()));
+    }
   }
   memory.scratch = counter.scratch_peak_bytes();
   memory.second_scratch = counter.scratch_peak_bytes() - counter.own_scratch_peak_bytes();
@@ -83,12 +87,15 @@ int64_t available_memory(const Context& ctx, const ProcessMesh& mesh) {
   return available_host_bytes() / mesh.size();  // as if all ranks were on this machine
 }
 
-std::string describe_recompute(const RunConfig& config, const Recomputation& recompute, int64_t total_bytes) {
+double repeated_percent(const RunConfig& config, const Recomputation& recompute) {
   const int64_t T = config.train.seq_length;
+  return 100 * repeated_flop_per_token(config.model, config.mtp, T, recompute) /
+         training_flop_per_token(config.model, config.mtp, T);
+}
+
+std::string describe_recompute(const RunConfig& config, const Recomputation& recompute, int64_t total_bytes) {
   char share[64];
-  std::snprintf(share, sizeof share, "%.1f",
-                100 * repeated_flop_per_token(config.model, config.mtp, T, recompute) /
-                    training_flop_per_token(config.model, config.mtp, T));
+  std::snprintf(share, sizeof share, "%.1f", repeated_percent(config, recompute));
   return concat(to_text(recompute, num_recomputed_layers(config.model, config.mtp)), ": ", gib_text(total_bytes),
                 ", repeats ", share, " % of a step's products");
 }

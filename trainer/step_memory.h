@@ -13,6 +13,7 @@ namespace braid {
 // By running a step, and an evaluation, in a context that counts only: no memory is taken and nothing is computed.
 // where: the device, or a counter for one. Counted is what takes most: documents of a whole row and, for what an operator
 // keeps per document or chunk, of one token, and as many expert rows as may arrive. `mesh` may be a planned one.
+// Errors: ConfigError for a model whose sizes an operator refuses.
 MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, const Context& where);
 
 // The same without scratch, windows and libraries: where the device's operators are not part of this build.
@@ -29,6 +30,8 @@ RunConfig with_recompute_that_fits(const RunConfig& config, const ProcessMesh& m
 // What the rank can have of its device: what is free on a GPU, its share of what is free in the machine's memory else.
 int64_t available_memory(const Context& ctx, const ProcessMesh& mesh);
 
+// Of the products of a step, what backward makes again beside them.
+double repeated_percent(const RunConfig& config, const Recomputation& recompute);
 // "elementwise: 41.234 GiB, repeats 0.0 % of a step's products"
 std::string describe_recompute(const RunConfig& config, const Recomputation& recompute, int64_t total_bytes);
 

@@ -1,6 +1,7 @@
 #include "kernels/core/device_info.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 
 #include "kernels/build_config.h"
@@ -29,19 +30,24 @@ const std::vector<GpuModel>& known_gpus() {
 }
 
 GpuModel gpu_model(const std::string& text) {
+  const auto is_same = [](std::string_view a, std::string_view b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
+  };
   std::string names;
   for (const GpuModel& gpu : known_gpus()) {
-    if (gpu.name == text) return gpu;
+    if (is_same(gpu.name, text)) return gpu;
     names += gpu.name + ", ";
   }
   double size = 0;
   const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), size);
   const std::string_view unit = error == std::errc() ? std::string_view(rest) : std::string_view();
-  check<ConfigError>(size > 0 && size < 1e6 && (unit == "GB" || unit == "GiB"), "--device ", text,
+  const bool is_decimal = is_same(unit, "GB");
+  check<ConfigError>(size > 0 && size < 1e6 && (is_decimal || is_same(unit, "GiB")), "--device ", text,
                      ": is none of ", names, "nor a size like 80GB or 141GiB");
   GpuModel gpu = gpu_model("h100");
   gpu.name = text;
-  gpu.memory_bytes = static_cast<int64_t>(size * (unit == "GB" ? 1e9 : double(kGiB)));
+  gpu.memory_bytes = static_cast<int64_t>(size * (is_decimal ? 1e9 : double(kGiB)));
   return gpu;
 }
 

@@ -23,8 +23,8 @@ struct GpuModel {
   int64_t memory_bytes;   // that a process can use when nothing else is on the card
 };
 const std::vector<GpuModel>& known_gpus();
-// By its name ("h100", "h200", "a100"), or an H100 with this much memory ("80GB", "141GiB").   Errors: ConfigError,
-// naming those that are known.
+// By its name ("h100", "h200", "a100"), or an H100 with this much memory ("80GB", "141GiB"), in any case.   Errors:
+// ConfigError, naming those that are known.
 GpuModel gpu_model(const std::string& text);
 // What a context on a GPU takes for cuBLAS.
 inline constexpr int64_t kCublasWorkspaceBytes = int64_t{32} << 20;

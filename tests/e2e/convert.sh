@@ -15,9 +15,12 @@ quiet "$BRAID" ckpt verify "$WORK/imported"
 quiet "$BRAID" ckpt export --from "$WORK/imported" --to "$WORK/hf-again"
 same_folder "$WORK/hf" "$WORK/hf-again"
 pass "a trained run exported, imported and exported again: the same bytes"
-"$BRAID" plan "$WORK/hf/config.json" --ranks 2 --device 80GB train.seq_length=64 train.global_batch_size=2 >"$WORK/plan"
-grep -q '^fits 80GB, .* to spare' "$WORK/plan" || { cat "$WORK/plan"; fail "plan of a config.json"; }
-pass "a Hugging Face config.json is planned as it is"
+for model in "$WORK/hf/config.json" "$WORK/hf" "hf:$WORK/hf" "$WORK/trained"; do
+  "$BRAID" plan "$model" --ranks 2 --device 80GB train.seq_length=64 train.global_batch_size=2 >"$WORK/plan"
+  grep -q '^fits 80GB, .* to spare' "$WORK/plan" || { cat "$WORK/plan"; fail "plan of $model"; }
+done
+expect_error 2 'is a folder without config.json' "$BRAID" plan "$WORK"
+pass "a Hugging Face config.json, a folder of it and of a run are planned as they are"
 quiet "$BRAID" ckpt export --from "$WORK/trained" --to "$WORK/hf-bf16" --dtype bf16
 quiet "$BRAID" ckpt import --from "$WORK/hf-bf16" --to "$WORK/imported-bf16"
 "$BRAID" ckpt inspect "$WORK/imported-bf16" | grep -q 'step 0, 0 tokens' || fail "an imported checkpoint is of step 0"

@@ -2,9 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
 #include "kernels/build_config.h"
 #include "tests/file_testing.h"
 #include "trainer/checkpoint/device_slices.h"
+#include "trainer/config/config_reader.h"
+#include "trainer/plan_advice.h"
 
 namespace braid {
 namespace {
@@ -57,6 +62,111 @@ TEST(Plan, SaysWhatMakesARunFit) {
   config.memory.recompute = Recompute::kLayer;
   EXPECT_NE(format_plan(config, 64, &gpu).find("fits h100, 79.100 GiB: "), std::string::npos)
       << format_plan(config, 64, &gpu);
+}
+
+// What is advised is legal, takes what is said, and fits where that is said; together it needs what the last line says.
+TEST(Plan, AdviceIsTrue) {
+  struct Case {
+    double share;  // of what the run needs
+    int64_t ranks;
+    std::vector<std::string> overrides;
+    bool fits;
+  };
+  for (const Case& c : {Case{0.1, 1, {"train.global_batch_size=1"}, true},
+                        Case{0.2, 8, {}, true},
+                        Case{0.75, 8, {"parallel.expert=8", "optimizer.kind=muon"}, true},
+                        Case{0.8, 8, {"parallel.expert=8", "optimizer.beta2=0.9995", "precision=fp32"}, true},
+                        Case{0.3, 8, {"parallel.expert=8", "train.seq_length=16384", "train.micro_batch_size=2"}, true},
+                        Case{0.4, 16, {"parallel.expert=8", "parallel.micro_batches_in_flight=2"}, true},
+                        Case{0.1, 8, {"model.num_experts=509", "balance.scope=sequence"}, false}}) {
+    RunConfig config = released_model();
+    config.parallel.expert = 1;
+    config.model.num_hidden_layers = 4;
+    apply_overrides(config, c.overrides);
+    SCOPED_TRACE(concat(c.share, ' ', c.ranks, ' ', c.overrides.empty() ? "" : c.overrides.back()));
+    check_config_for_ranks(config, c.ranks);
+    GpuModel gpu = gpu_model("h200");
+    const int64_t total = estimate_memory(config, c.ranks, &gpu).total();
+    gpu.memory_bytes = static_cast<int64_t>(c.share * double(total));
+    const PlanAdvice advice = advise(config, c.ranks, gpu);
+    const auto expect_true = [&](const PlanChange& change, const std::vector<std::string>& overrides) {
+      RunConfig changed = config;
+      apply_overrides(changed, overrides);
+      EXPECT_NO_THROW(check_model_config(changed));
+      EXPECT_NO_THROW(check_config_for_ranks(changed, change.num_ranks));
+      const int64_t bytes = estimate_memory(changed, change.num_ranks, &gpu).total();
+      EXPECT_EQ(bytes, change.total_bytes);
+      EXPECT_EQ(bytes <= gpu.memory_bytes, change.fits);
+      EXPECT_LT(bytes, total);
+    };
+    for (const PlanChange& change : advice.alone) expect_true(change, change.overrides);
+    ASSERT_FALSE(advice.in_turn.empty());
+    EXPECT_EQ(advice.in_turn.back().fits, c.fits);
+    expect_true(advice.in_turn.back(), advice.together);
+  }
+}
+
+// Of ranks that share experts no more than need be, of recomputation no more layers.
+TEST(Plan, AdviceGoesNoFurtherThanNeeded) {
+  RunConfig config = released_model();
+  config.memory.recompute = Recompute::kElementwise;
+  config.parallel.max_rows_factor = 1.25;
+  config.optimizer.moment_dtype = MomentDType::kInt8;
+  config.optimizer.gradient_dtype = GradientDType::kBf16;
+  const GpuModel gpu = gpu_model("h100");
+  const PlanAdvice advice = advise(config, 64, gpu);
+  ASSERT_EQ(advice.in_turn.size(), 1u);
+  const std::string prefix = "memory.recompute_further=";
+  ASSERT_EQ(advice.together.size(), 2u);
+  EXPECT_EQ(advice.together[0], "memory.recompute=elementwise");
+  ASSERT_TRUE(advice.together[1].starts_with(prefix)) << advice.together[1];
+  config.memory.recompute_further = std::stoi(advice.together[1].substr(prefix.size()));
+  ASSERT_GT(config.memory.recompute_further, 0);
+  EXPECT_LE(estimate_memory(config, 64, &gpu).total(), gpu.memory_bytes);
+  --config.memory.recompute_further;
+  EXPECT_GT(estimate_memory(config, 64, &gpu).total(), gpu.memory_bytes);
+
+  config = released_model();
+  config.parallel.expert = 1;
+  const GpuModel large = gpu_model("400GB");
+  const std::vector<PlanChange> alone = advise(config, 8, large).alone;
+  const std::vector<std::string> two = {"parallel.expert=2"};
+  EXPECT_TRUE(std::any_of(alone.begin(), alone.end(), [&](const PlanChange& c) { return c.overrides == two && c.fits; }));
+}
+
+TEST(Plan, AsJsonSaysTheSame) {
+  RunConfig config = released_model();
+  config.memory.recompute = Recompute::kMoe;
+  config.memory.offload = Offload::kOptimizer;
+  const GpuModel gpu = gpu_model("80GB");
+  const MemoryEstimate memory = estimate_memory(config, 64, &gpu);
+  const auto json = nlohmann::json::parse(plan_json(config, 64, &gpu));
+  EXPECT_EQ(json["ranks"], 64);
+  EXPECT_EQ(json["parameters"]["main_model"], count_parameters(config.model, config.mtp).main);
+  EXPECT_EQ(json["memory_bytes"]["activations"], memory.activations);
+  EXPECT_EQ(json["total_bytes"], memory.total());
+  EXPECT_EQ(json["host_memory_bytes"]["optimizer_state"], memory.offloaded);
+  EXPECT_EQ(json["recompute"], "moe");
+  EXPECT_EQ(json["repeated_percent"], repeated_percent(config, Recompute::kMoe));
+  EXPECT_EQ(json["fits"], memory.total() <= gpu.memory_bytes);
+  EXPECT_EQ(json["device"]["memory_bytes"], 80'000'000'000);
+  EXPECT_EQ(json["alone"].empty(), json["fits"]);
+  EXPECT_NE(format_plan(config, 64, &gpu).find("products of a step made again                9.3 %"), std::string::npos)
+      << format_plan(config, 64, &gpu);
+  config.train.seq_length = 0;
+  EXPECT_EQ(nlohmann::json::parse(plan_json(config, 1)).size(), 1u) << "without a batch, counts alone";
+}
+
+// What an operator refuses is the config's fault where only its sizes are known.
+TEST(Plan, RefusesSizesThatNoOperatorComputes) {
+  if constexpr (!kWithCuda) GTEST_SKIP() << "only GPUs have such a limit";
+  RunConfig config = released_model();
+  config.model.num_hidden_layers = 1;
+  config.model.moe_intermediate_size = 16;
+  config.model.num_experts = 40'000;
+  const GpuModel gpu = gpu_model("h200");
+  EXPECT_EQ(message_of<ConfigError>([&] { estimate_memory(config, 64, &gpu); }),
+            "no operator computes a model of this shape: rows_per_expert: 5000 experts, but at most 4096 on the GPU");
 }
 
 // Where the experts' rows fit no longer but a layer's own do, as few layers as need be make themselves again whole.
@@ -187,7 +297,9 @@ TEST(Plan, CountsOffloadedStateInHostMemory) {
 
 TEST(GpuModel, HasANameOrASize) {
   EXPECT_EQ(gpu_model("h200").compute_capability, 90);
+  EXPECT_EQ(gpu_model("H200").name, "h200");
   EXPECT_EQ(gpu_model("80GB").memory_bytes, 80'000'000'000);
+  EXPECT_EQ(gpu_model("80gb").memory_bytes, 80'000'000'000);
   EXPECT_EQ(gpu_model("141GiB").memory_bytes, 141 * kGiB);
   for (const char* wrong : {"", "h300", "80", "80MB", "-3GB", "GB"})
     EXPECT_EQ(message_of<ConfigError>([&] { gpu_model(wrong); }),

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <numeric>
 #include <optional>
 
 #include "model/parameter_layout.h"
@@ -10,18 +12,37 @@
 #include "trainer/cli/commands.h"
 #include "trainer/cli/print.h"
 #include "trainer/huggingface/config_json.h"
+#include "trainer/starting_weights.h"
 
 namespace braid {
 namespace {
 
+// A file that is there, or the config in a folder: of a model in the Hugging Face format, or of a run.
+std::string config_file(const std::string& path) {
+  const std::string place = path.starts_with(kHuggingFacePrefix) ? path.substr(kHuggingFacePrefix.size()) : path;
+  if (!std::filesystem::is_directory(place)) return place;
+  for (const char* name : {"/config.json", "/config.resolved.yaml"})
+    if (std::filesystem::exists(place + name)) return place + name;
+  throw ConfigError(concat(place,
+                           ": is a folder without config.json, of a model in the Hugging Face format, and without ",
+                           "config.resolved.yaml, of a run"));
+}
+
 // A Hugging Face model is planned as it would be trained on GPUs, in bf16.
 RunConfig read_plan_config(const ConfigArguments& arguments) {
-  if (!arguments.path.ends_with(".json")) return arguments.read();
+  const std::string path = config_file(arguments.path);
+  if (!path.ends_with(".json")) return read_config(path, arguments.overrides);
   RunConfig config;
-  config.model = read_config_json(arguments.path);
+  config.model = read_config_json(path);
   config.precision = Precision::kBf16;
   apply_overrides(config, arguments.overrides);
   return config;
+}
+
+// Of which some share experts, and some rows; what is no such number is refused later.
+int64_t fewest_ranks(const ParallelConfig& parallel) {
+  const auto counts = [](int64_t ranks) { return ranks > 0 && ranks <= kMostRanks; };
+  return counts(parallel.expert) && counts(parallel.context) ? std::lcm(parallel.expert, parallel.context) : 1;
 }
 
 }  // namespace
@@ -31,34 +52,41 @@ void add_plan_command(Command app) {
     ConfigArguments config;
     int64_t ranks = 0;  // 0: not given
     std::string device;
-    bool table = false;
+    bool table = false, json = false;
   };
   auto options = std::make_shared<Options>();
   const Command command = app.command("plan", "Parameter counts and memory per rank; allocates nothing");
-  add_config(command, options->config, "YAML config, or a model's config.json; without a batch, counts alone")
+  add_config(command, options->config,
+             "YAML config, a model's config.json, or the folder of a model or run; without a batch, counts alone")
       .required();
-  command.option("--ranks", options->ranks, "ranks of the run").whole(1, 1 << 20);
+  command.option("--ranks", options->ranks, "ranks of the run; as many as share experts and rows unless given")
+      .whole(1, kMostRanks);
   command.option("--device", options->device,
                  "says whether a rank's memory fits this GPU, and what would make it: a100, h100, h200, 80GB, …");
+  command.flag("--json", options->json, "print one JSON object; its memory is in bytes");
   command.flag("--table", options->table, "print every parameter too");
   command.runs([options] {
     RunConfig config = read_plan_config(options->config);
     check_model_config(config);
-    const int64_t ranks = std::max<int64_t>(1, options->ranks);
+    std::optional<GpuModel> gpu;
+    if (!options->device.empty()) {
+      gpu = gpu_model(options->device);
+      config.device = DeviceChoice::kCuda;
+    } else if (config.device == DeviceChoice::kCuda || config.precision == Precision::kBf16) {
+      gpu = gpu_model("h100");
+    }
+    const int64_t ranks = options->ranks > 0 ? options->ranks : fewest_ranks(config.parallel);
     if (config.train.seq_length == 0 && (options->ranks > 0 || !options->device.empty())) {
       config.train.seq_length = std::min<int64_t>(4096, config.model.max_position_embeddings);
       config.train.global_batch_size = config.train.micro_batch_size * ranks;
-      print_line("the config names no batch: memory is that of train.micro_batch_size ", config.train.micro_batch_size,
+      print_note("the config names no batch: memory is that of train.micro_batch_size ", config.train.micro_batch_size,
                  ", train.seq_length ", config.train.seq_length);
     }
     if (config.train.seq_length > 0) check_config_for_ranks(config, ranks);
-    if (options->table) print_line(format_parameter_table(parameter_table(config.model, config.mtp)));
-    std::optional<GpuModel> gpu;
-    if (!options->device.empty()) gpu = gpu_model(options->device);
-    else if (config.device == DeviceChoice::kCuda || config.precision == Precision::kBf16) gpu = gpu_model("h100");
     if (config.memory.recompute == Recompute::kAuto)
       config = with_recomputation(config, recompute_that_fits(config, ranks, gpu ? &*gpu : nullptr));
-    std::printf("%s", format_plan(config, ranks, gpu ? &*gpu : nullptr).c_str());
+    if (options->table && !options->json) print_line(format_parameter_table(parameter_table(config.model, config.mtp)));
+    std::fputs((options->json ? plan_json : format_plan)(config, ranks, gpu ? &*gpu : nullptr).c_str(), stdout);
     return 0;
   });
 }

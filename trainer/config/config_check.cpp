@@ -16,6 +16,7 @@ namespace braid {
 namespace {
 
 constexpr int64_t kMostLayers = 10'000;
+constexpr int64_t kMostParameters = 10'000'000'000'000;
 constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max();  // products of two still fit
 
 // Comparisons are written so that a NaN fails them.
@@ -118,6 +119,18 @@ void check_model(const ModelConfig& model) {
   check_value(num_types == 0 || num_types == model.num_hidden_layers, "model.layer_types", model.layer_types,
               "must name model.num_hidden_layers types, ", model.num_hidden_layers, ", not ", num_types);
 
+  // In doubles, as a product of three counts need not fit 64 bits. Without what is small beside these.
+  const auto size = [](int64_t count) { return static_cast<double>(count); };
+  const double attention = size(model.num_attention_heads) * size(model.head_dim),
+               delta = size(model.linear_num_key_heads) * size(model.linear_key_head_dim) +
+                       size(model.linear_num_value_heads) * size(model.linear_value_head_dim),
+               experts = size(model.num_experts) * size(model.moe_intermediate_size) +
+                         size(model.shared_expert_intermediate_size),
+               rows = 2 * size(model.vocab_size) +
+                      size(model.num_hidden_layers) * (3 * experts + size(model.num_experts) + 2 * attention + 2 * delta);
+  check_value(rows * size(model.hidden_size) <= size(kMostParameters), "model.hidden_size", model.hidden_size,
+              "makes, with the other sizes, more than ", kMostParameters, " parameters, the most that are counted");
+
   // Values that config.json may hold and that are not built.
   check_value(model.hidden_act == "silu", "model.hidden_act", model.hidden_act, "only silu is supported");
   check_value(!model.attention_bias, "model.attention_bias", model.attention_bias, "only false is supported");
@@ -140,7 +153,6 @@ void check_batch_sizes(const RunConfig& config) {
 
 void check_batches(const RunConfig& config) {
   const TrainSection& train = config.train;
-  check_batch_sizes(config);
   check_divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size);
   check_value(train.seed >= 0, "train.seed", train.seed, "must be at least 0");
   const double tokens = static_cast<double>(config.run.steps) * static_cast<double>(train.global_batch_size) *
@@ -304,6 +316,23 @@ void check_model_config(const RunConfig& config) {
   check_memory(config);
 }
 
+void check_step_config(const RunConfig& config) {
+  check_value(config.precision != Precision::kBf16 || config.device != DeviceChoice::kCpu, "precision",
+              config.precision, "the CPU computes in fp32 or fp64 only: choose precision fp32 or device cuda");
+  check_value(config.precision != Precision::kFp64 || config.device != DeviceChoice::kCuda, "precision",
+              config.precision, "a GPU computes in bf16 or fp32 only: choose one of them or device cpu");
+  check_count("parallel.expert", config.parallel.expert, 1);
+  const double room = config.parallel.max_rows_factor;
+  check_value(room >= 0 && room <= std::numeric_limits<double>::max(), "parallel.max_rows_factor", room,
+              "must be 0 or a positive number");
+  const int64_t in_flight = config.parallel.micro_batches_in_flight;
+  check_value(in_flight == 1 || in_flight == 2, "parallel.micro_batches_in_flight", in_flight, "must be 1 or 2");
+  check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
+  check_batch_sizes(config);
+  check_context(config);
+  check_optimizer(config.optimizer, config.precision, config.model);
+}
+
 void check_config(const RunConfig& config) {
   check_model_config(config);
   check<ConfigError>(!config.run.dir.empty(), "run.dir is not set, but a run needs a folder for what it writes");
@@ -317,20 +346,8 @@ void check_config(const RunConfig& config) {
   const double hang_timeout = config.run.hang_timeout;
   check_value(hang_timeout == 0 || (hang_timeout >= 1 && hang_timeout <= 1e6), "run.hang_timeout", hang_timeout,
               "must be 0 or at least 1 second and at most 1e6");
-  check_value(config.precision != Precision::kBf16 || config.device != DeviceChoice::kCpu, "precision",
-              config.precision, "the CPU computes in fp32 or fp64 only: choose precision fp32 or device cuda");
-  check_value(config.precision != Precision::kFp64 || config.device != DeviceChoice::kCuda, "precision",
-              config.precision, "a GPU computes in bf16 or fp32 only: choose one of them or device cpu");
-  check_count("parallel.expert", config.parallel.expert, 1);
-  const double room = config.parallel.max_rows_factor;
-  check_value(room >= 0 && room <= std::numeric_limits<double>::max(), "parallel.max_rows_factor", room,
-              "must be 0 or a positive number");
-  const int64_t in_flight = config.parallel.micro_batches_in_flight;
-  check_value(in_flight == 1 || in_flight == 2, "parallel.micro_batches_in_flight", in_flight, "must be 1 or 2");
-  check_count("parallel.bucket_elements", config.parallel.bucket_elements, 0);
-  check_context(config);
+  check_step_config(config);
   check_batches(config);
-  check_optimizer(config.optimizer, config.precision, config.model);
   check_schedule(config.schedule);
   check_data(config);
   check_count("eval.interval_steps", config.eval.interval_steps, 0);
@@ -358,6 +375,7 @@ void check_context(const RunConfig& config) {
 }
 
 void check_config_for_ranks(const RunConfig& config, int64_t num_ranks) {
+  check_step_config(config);
   const int64_t expert = config.parallel.expert, num_experts = config.model.num_experts;
   const std::vector<int64_t> legal = divisors(std::gcd(num_ranks, num_experts));
   check_value(num_ranks > 1 || expert == 1 || num_experts % expert != 0, "parallel.expert", expert,
@@ -368,7 +386,6 @@ void check_config_for_ranks(const RunConfig& config, int64_t num_ranks) {
               " experts; valid here: ", list_text(legal));
 
   const int64_t global = config.train.global_batch_size, micro = config.train.micro_batch_size;
-  check_batch_sizes(config);
   check_value(num_ranks % config.parallel.context == 0, "parallel.context", config.parallel.context, "must divide the ",
               num_ranks, " ranks");
   num_ranks /= config.parallel.context;  // those who share rows are one to the data

@@ -32,8 +32,11 @@ void check_config(const RunConfig& config);
 // The part of check_config that concerns the model alone (model, mtp, balance, init, allow_slow): what a config without
 // run, train and data sections must meet.
 void check_model_config(const RunConfig& config);
-// The rules that depend on the number of ranks (batch sizes, expert parallelism), for a model that passes its check.
 void check_context(const RunConfig& config);  // parallel.context alone
+// The part that concerns a step on batches of any tokens: device, precision, parallel, train, optimizer.
+void check_step_config(const RunConfig& config);
+// That, and the rules that depend on the number of ranks (batch sizes, expert parallelism), for a model that passes its
+// check.
 void check_config_for_ranks(const RunConfig& config, int64_t num_ranks);
 
 // YAML that read_config reads back to the same values; comments are the documentation of each key if asked for.

@@ -212,6 +212,8 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
            },
            "optimizer.moment_dtype is int8, but cuts moments in blocks of 128, and an expert's matrix of "
            "model.moe_intermediate_size x model.hidden_size, 24 x 200, ends inside one"},
+          {[](RunConfig& c) { c.model.hidden_size = 2'000'000'000; },
+           "model.hidden_size is 2000000000, but makes, with the other sizes, more than 10000000000000 parameters"},
           {[](RunConfig& c) { c.memory.recompute_further = -1; },
            "memory.recompute_further is -1, but must be within 0"},
           {[](RunConfig& c) { c.memory.recompute = Recompute::kMoe, c.memory.recompute_further = 50; },
@@ -368,6 +370,26 @@ TEST(CheckConfigForRanks, RanksThatShareRowsAreOneToTheBatch) {
       message_of<ConfigError>([&] { check_config_for_ranks(c, 16); }),
       "train.global_batch_size is 6, but must be a multiple of train.micro_batch_size * (ranks / parallel.context) = "
       "2 * 4 = 8; nearest: 8, 16, 24");
+}
+
+// Commands that take no data, like plan and bench step, ask for no more than this.
+TEST(CheckConfigForRanks, RefusesWhatNoStepCanBeMadeOf) {
+  const std::pair<void (*)(RunConfig&), const char*> cases[] = {
+      {[](RunConfig& c) { c.parallel.expert = 0; }, "parallel.expert is 0, but must be within 1"},
+      {[](RunConfig& c) { c.parallel.context = 0; }, "parallel.context is 0, but must be within 1"},
+      {[](RunConfig& c) { c.parallel.micro_batches_in_flight = 3; }, "parallel.micro_batches_in_flight is 3, but"},
+      {[](RunConfig& c) { c.parallel.max_rows_factor = -1; }, "parallel.max_rows_factor is -1, but"},
+      {[](RunConfig& c) { c.parallel.bucket_elements = -1; }, "parallel.bucket_elements is -1, but"},
+      {[](RunConfig& c) { c.optimizer.gradient_dtype = GradientDType::kBf16; }, "optimizer.gradient_dtype is bf16, but"},
+      {[](RunConfig& c) { c.precision = Precision::kFp64, c.device = DeviceChoice::kCuda; }, "precision is fp64, but"},
+      {[](RunConfig& c) { c.precision = Precision::kBf16, c.device = DeviceChoice::kCpu; }, "precision is bf16, but"},
+      {[](RunConfig& c) { c.train.micro_batch_size = 0; }, "train.micro_batch_size is 0, but"}};
+  for (const auto& [change, expected] : cases) {
+    RunConfig c = valid_config();
+    change(c);
+    const std::string message = message_of<ConfigError>([&] { check_config_for_ranks(c, 2); });
+    EXPECT_TRUE(message.starts_with(expected)) << message;
+  }
 }
 
 TEST(CheckConfigForRanks, SaysWhichValuesWouldDo) {
