@@ -33,20 +33,25 @@ class Lister {
   explicit Lister(const std::string& suffix) : suffix_(suffix) {}
   InputList list;
 
+  // One that was named.
   void add(const fs::path& path) {
-    std::error_code error;
-    const fs::file_status status = fs::status(path, error);
-    check<DataError>(fs::exists(status), path.string(), ": does not exist", fs::is_symlink(path) ? " (a broken link)" : "");
-    if (fs::is_directory(status)) return add_folder(path);
-    check<DataError>(fs::is_regular_file(status), path.string(), ": is neither a file nor a folder");
-    if (!is_new(path)) {
-      ++list.met_again;
-      return;
-    }
-    list.files.push_back({path.string(), is_json_lines(path.string()), static_cast<int64_t>(fs::file_size(path))});
+    const std::string complaint = try_to_add(path);
+    check<DataError>(complaint.empty(), complaint);
   }
 
  private:
+  // What is wrong with it, if it is neither a file nor a folder.
+  std::string try_to_add(const fs::path& path) {
+    std::error_code error;
+    const fs::file_status status = fs::status(path, error);
+    if (!fs::exists(status)) return concat(path.string(), ": does not exist", fs::is_symlink(path, error) ? " (a broken link)" : "");
+    if (fs::is_directory(status)) return add_folder(path), "";
+    if (!fs::is_regular_file(status)) return concat(path.string(), ": is neither a file nor a folder");
+    if (is_new(path)) list.files.push_back({path.string(), is_json_lines(path.string()), static_cast<int64_t>(fs::file_size(path))});
+    else ++list.met_again;
+    return "";
+  }
+
   bool is_new(const fs::path& path) {
     std::error_code error;
     const fs::path real = fs::canonical(path, error);
@@ -63,7 +68,8 @@ class Lister {
     check<DataError>(!error, folder.string(), ": the folder cannot be listed: ", error.message());
     std::sort(entries.begin(), entries.end());
     for (const fs::path& entry : entries)
-      if (fs::is_directory(entry, error) || entry.string().ends_with(suffix_)) add(entry);
+      if (fs::is_directory(entry, error) || entry.string().ends_with(suffix_))
+        if (std::string complaint = try_to_add(entry); !complaint.empty()) list.no_files.push_back(std::move(complaint));
   }
 
   std::string suffix_;
@@ -91,6 +97,7 @@ InputList list_inputs(const std::vector<std::string>& paths, const std::string& 
 }
 
 std::vector<std::string> paths_of(const InputList& inputs) {
+  check<DataError>(inputs.no_files.empty(), inputs.no_files.empty() ? "" : inputs.no_files.front());
   std::vector<std::string> paths;
   for (const TextInput& file : inputs.files) paths.push_back(file.path);
   return paths;
@@ -229,6 +236,7 @@ std::optional<std::string> text_of_line(std::string_view line, const std::string
 void for_each_text(const InputList& inputs, const std::string& key, const std::function<void(std::string_view)>& text,
                    const std::function<void(const std::string&)>& unreadable) {
   constexpr size_t kBlock = size_t{1} << 20;
+  for (const std::string& complaint : inputs.no_files) unreadable(complaint);
   for (const TextInput& file : inputs.files) {
     ByteSource source(file.path);
     std::string bytes, why;

@@ -20,6 +20,7 @@ struct TextInput {
 struct InputList {
   std::vector<TextInput> files;   // in the order named, those of a folder sorted by path; each file once
   int64_t met_again = 0;          // files left out because a link or a second name led to them once more
+  std::vector<std::string> no_files;  // what else folders hold, with the reason: broken links, pipes, devices
 };
 
 // Folders are replaced by all files below them that end in `suffix`, linked folders followed. Files that end in .jsonl, .ndjson or .json (with .gz
@@ -27,6 +28,7 @@ struct InputList {
 // Errors: DataError naming a path that does not exist or cannot be listed, or a folder without such files.
 InputList list_inputs(const std::vector<std::string>& paths, const std::string& suffix = "");
 
+// Errors: DataError naming the first of no_files.
 std::vector<std::string> paths_of(const InputList& inputs);
 
 // The bytes of a file from front to back, decompressed if it begins as gzip or zstd files do.

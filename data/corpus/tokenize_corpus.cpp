@@ -336,6 +336,7 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
   m.end_of_document = tokenizer.end_of_document();
   m.source_digest = digest_of_work(tokenizer, options, inputs);
   m.met_again = inputs.met_again;
+  m.unreadable = std::ssize(inputs.no_files);
   const bool has_stream = std::any_of(inputs.files.begin(), inputs.files.end(), [](auto& f) { return f.path == "-"; });
 
   if (fs::exists(manifest_path(options.out))) {
@@ -365,6 +366,8 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
   CorpusProgress state;
   for (const TextInput& file : inputs.files) state.all_bytes += file.bytes;
   if (has_stream) state.all_bytes = 0;
+  report.complaints = inputs.no_files;
+  if (report.complaints.size() > kComplaints) report.complaints.resize(kComplaints);
   Writer writer(options, report);
   const auto guarded = [&](auto&& work) {
     return [&, work] {

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 #include <hdf5.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <zlib.h>
@@ -109,6 +110,19 @@ TEST_F(Corpus, CountsAndNamesWhatItCannotRead) {
                    a + ":5: is no JSON object", path("in/b.bin") + ": holds a NUL byte at 1, so it is not text",
                    path("in/c.txt") + ": is UTF-16, not UTF-8"}));
   EXPECT_EQ(read_manifest(path("out")).unreadable, 6);
+}
+
+TEST_F(Corpus, CountsWhatIsNoFileInAFolderAndRefusesItByItself) {
+  write("in/a.txt", "a");
+  fs::create_symlink(path("nowhere"), path("in/b.txt"));
+  ASSERT_EQ(mkfifo(path("in/c.txt").c_str(), 0600), 0);
+  const CorpusReport report = tokenize({path("in")}, "out");
+  EXPECT_EQ(documents("out"), Texts{"a"});
+  EXPECT_EQ(report.manifest.unreadable, 2);
+  const std::string broken = path("in/b.txt") + ": does not exist (a broken link)";
+  EXPECT_EQ(report.complaints, (Texts{broken, path("in/c.txt") + ": is neither a file nor a folder"}));
+  EXPECT_EQ(message_of<DataError>([&] { tokenize({path("in/b.txt")}, "o1"); }), broken);
+  EXPECT_EQ(message_of<DataError>([&] { paths_of(list_inputs({path("in")})); }), broken) << "texts of a training";
 }
 
 TEST_F(Corpus, TakesAFileOnceWhateverLeadsToIt) {
