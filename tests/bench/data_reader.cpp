@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "data/batch_stream.h"
@@ -34,7 +35,9 @@ constexpr const char* kUsage =
     "random rows\n"
     "bench_data_reader read DIR ROW_TOKENS STEPS          reads batches of 64 rows, from the disk and again from "
     "memory (of a dataset\n"
-    "                                                     with tokens)\n";
+    "                                                     with tokens)\n"
+    "bench_data_reader wait DIR ROW_TOKENS STEPS RATE     takes such batches, read ahead, at so many tokens a second: how long it "
+    "waits for them\n";
 
 double cpu_seconds() {
   rusage usage;
@@ -111,27 +114,59 @@ void start(const std::string& folder, int64_t row_tokens, int64_t rows) {
   }
 }
 
-void read(const std::string& folder, int64_t row_tokens, int64_t steps) {
-  const std::vector<std::string> paths = shards_of(folder);
-  const std::vector<TokenDataset> datasets = {TokenDataset("bench", paths, row_tokens, Split::kTrain, 0.05)};
+// The next reads come from the disk.
+void forget_cached(const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    const int fd = ::open(path.c_str(), O_RDONLY);
+    ::fsync(fd);
+    ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    ::close(fd);
+  }
+}
+
+BatchPlan plan_of_64_rows() {
   BatchPlan plan;
   plan.global_batch_size = plan.micro_batch_size = 64;
   plan.mixture = Mixture(std::vector<MixtureInterval>{{0, {1.0}}});
-  for (const char* name : {"cold", "warm"}) {
-    if (name[0] == 'c')
-      for (const std::string& path : paths) {
-        const int fd = ::open(path.c_str(), O_RDONLY);
-        ::fsync(fd);
-        ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-        ::close(fd);
-      }
+  return plan;
+}
+
+void read(const std::string& folder, int64_t row_tokens, int64_t steps) {
+  const std::vector<std::string> paths = shards_of(folder);
+  const std::vector<TokenDataset> datasets = {TokenDataset("bench", paths, row_tokens, Split::kTrain, 0.05)};
+  for (const bool is_cold : {true, false}) {
+    if (is_cold) forget_cached(paths);
     const Stopwatch watch;
     int64_t tokens = 0;
     for (int64_t step = 0; step < steps; ++step)
-      for (const Batch& batch : BatchStream::read_step(datasets, plan, step).micro_batches)
+      for (const Batch& batch : BatchStream::read_step(datasets, plan_of_64_rows(), step).micro_batches)
         tokens += batch.num_rows * batch.row_tokens;
-    std::printf("%s: %.4g tokens/s, %.4g a second of CPU\n", name, double(tokens) / watch.wall(),
+    std::printf("%s: %.4g tokens/s, %.4g a second of CPU\n", is_cold ? "cold" : "warm", double(tokens) / watch.wall(),
                 double(tokens) / watch.cpu());
+  }
+}
+
+// As a training does: a step takes its time, and then the next batch is wanted. The first has nothing to hide behind and is not counted.
+void wait(const std::string& folder, int64_t row_tokens, int64_t steps, double tokens_per_s) {
+  const std::vector<std::string> paths = shards_of(folder);
+  const std::vector<TokenDataset> datasets = {TokenDataset("bench", paths, row_tokens, Split::kTrain, 0.05)};
+  for (const bool is_cold : {true, false}) {
+    if (is_cold) forget_cached(paths);
+    BatchStream stream(datasets, plan_of_64_rows(), 0);
+    stream.next_step();
+    const double before = stream.wait_seconds();
+    const Stopwatch watch;
+    double most = 0;
+    int64_t tokens = 0;
+    for (int64_t step = 1; step <= steps; ++step) {
+      std::this_thread::sleep_for(std::chrono::duration<double>(64 * double(row_tokens) / tokens_per_s));
+      const double waited = stream.wait_seconds();
+      for (const Batch& batch : stream.next_step().micro_batches) tokens += batch.num_rows * batch.row_tokens;
+      most = std::max(most, stream.wait_seconds() - waited);
+    }
+    const double waited = stream.wait_seconds() - before;
+    std::printf("%s: %.4g tokens/s, %.4f %% of the time waited for data, %.2f ms at most in a step, CPU %.2f s of %.2f\n",
+                is_cold ? "cold" : "warm", double(tokens) / watch.wall(), 100 * waited / watch.wall(), 1e3 * most, watch.cpu(), watch.wall());
   }
 }
 
@@ -146,6 +181,8 @@ int run(const std::vector<std::string>& a) {
     start(a[1], number(2), a.size() > 3 ? number(3) : 1000);
   } else if (a.size() == 4 && a[0] == "read") {
     read(a[1], number(2), number(3));
+  } else if (a.size() == 5 && a[0] == "wait") {
+    wait(a[1], number(2), number(3), double(number(4)));
   } else {
     std::fputs(kUsage, stderr);
     return 2;
