@@ -155,6 +155,23 @@ const char* name_of(Collective collective) {
   return kNames[static_cast<size_t>(collective)];
 }
 
+void SharedText::store(const std::string& text, int64_t since_ms) {
+  if (since_ms_.load() == since_ms) return;
+  since_ms_ = 0;
+  const size_t cut = text.size() - std::min(text.size(), kBytes - 1), length = text.size() - cut;
+  for (size_t i = 0; i < length; ++i) text_[i] = text[cut + i];
+  text_[length] = 0;
+  since_ms_ = since_ms;
+}
+
+SharedText::Value SharedText::load() const {
+  Value value;
+  value.since_ms = since_ms_.load();
+  if (value.since_ms == 0) return {};
+  for (size_t i = 0; i < kBytes - 1 && text_[i] != 0; ++i) value.text += text_[i].load();
+  return since_ms_.load() == value.since_ms ? value : Value();
+}
+
 int64_t now_ms() { return now_ns() / 1'000'000; }
 
 RankProgress& own_progress() { return *own.load(std::memory_order_acquire); }

@@ -19,6 +19,22 @@ const char* name_of(Phase phase);
 enum class Collective : int32_t { kAllReduce, kReduceScatter, kAllGather, kAllToAllRows, kBroadcast, kBarrier, kSplit };
 const char* name_of(Collective collective);
 
+// A text and since when it is true, where other processes can read it. Written by one thread.
+class SharedText {
+ public:
+  void store(const std::string& text, int64_t since_ms);  // of now_ms(), 0: there is none. Cut in front if it is too long
+  struct Value {
+    std::string text;  // empty: there is none
+    int64_t since_ms = 0;
+  };
+  Value load() const;
+
+ private:
+  static constexpr size_t kBytes = 512;
+  std::atomic<int64_t> since_ms_{0};  // 0 while the text is written
+  std::array<std::atomic<char>, kBytes> text_{};
+};
+
 // The state of one rank, where other processes of its host can read it: it is shared memory, so what a stopped or dead
 // rank was doing is there to see. Written by one thread of the rank, read by any.
 struct RankProgress {
@@ -40,6 +56,7 @@ struct RankProgress {
       0};  // collectives, over all groups; the same on every rank at the same point of the program
   std::atomic<int32_t> in_collective{0};
   std::atomic<int64_t> collective_ns{0};  // spent in collectives, most of it waiting for others; on a GPU: enqueuing them
+  SharedText slow_read;  // a file that its disk does not give, for a second or longer
   std::array<Call, kCalls> calls;  // collective number n is in n % kCalls, the first is number 1
 
   Phase current_phase() const { return static_cast<Phase>(phase.load(std::memory_order_relaxed)); }

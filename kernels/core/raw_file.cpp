@@ -7,16 +7,23 @@
 #include <cerrno>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_read.h"
 
 namespace braid {
 namespace {
 
 constexpr int kReadAttempts = 3;
 
+int opened(const std::string& path, int flags) {
+  const FileRead call("open", path);
+  return ::open(path.c_str(), flags | O_CLOEXEC, 0666);
+}
+
 }  // namespace
 
 RawFile RawFile::open(const std::string& path) {
-  RawFile file(path, ::open(path.c_str(), O_RDONLY | O_CLOEXEC), 0);
+  // O_NONBLOCK: opening a pipe must not wait for its writer. It changes nothing for a regular file.
+  RawFile file(path, opened(path, O_RDONLY | O_NONBLOCK), 0);
   check<DataError>(file.fd_ >= 0, path, ": cannot be opened: ", reason(errno));
   struct stat status = {};
   check<DataError>(::fstat(file.fd_, &status) == 0, path, ": cannot be examined");
@@ -35,13 +42,13 @@ FileStamp RawFile::stamp() const {
 }
 
 RawFile RawFile::create(const std::string& path) {
-  RawFile file(path, ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666), 0);
+  RawFile file(path, opened(path, O_RDWR | O_CREAT | O_TRUNC), 0);
   check<IoError>(file.fd_ >= 0, path, ": cannot be created: ", reason(errno));
   return file;
 }
 
 RawFile RawFile::open_to_write(const std::string& path) {
-  RawFile file(path, ::open(path.c_str(), O_RDWR | O_CLOEXEC), 0);
+  RawFile file(path, opened(path, O_RDWR), 0);
   check<IoError>(file.fd_ >= 0, path, ": cannot be opened to write: ", reason(errno));
   return file;
 }
@@ -61,6 +68,7 @@ RawFile::~RawFile() {
 }
 
 void RawFile::read(void* out, int64_t bytes, int64_t position) const {
+  const FileRead call("read", path_, bytes, position);
   int failures = 0;
   for (int64_t done = 0; done < bytes;) {
     const ssize_t n = ::pread(fd_, static_cast<char*>(out) + done, bytes - done, position + done);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_read.h"
 #include "kernels/core/sha256.h"
 
 namespace braid {
@@ -22,7 +23,10 @@ constexpr int64_t kBlockBytes = int64_t{1} << 20;
 StoredFile::StoredFile(const std::string& path, Links links) : path_(path) {
   // O_NONBLOCK: opening a pipe must not wait for its writer. It changes nothing for a regular file.
   const int refuse = links == Links::kRefuse ? O_NOFOLLOW : 0;
-  fd_ = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | refuse);
+  {
+    const FileRead call("open", path_);
+    fd_ = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | refuse);
+  }
   check<CheckpointError>(fd_ >= 0, path, ": ",
                          errno == ELOOP    ? "is a link, expected a file"
                          : errno == ENOENT ? "is missing"
@@ -43,6 +47,7 @@ StoredFile::StoredFile(StoredFile&& other) noexcept
     : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), size_(other.size_) {}
 
 void StoredFile::read(void* out, int64_t bytes, int64_t position) const {
+  const FileRead call("read", path_, bytes, position);
   for (int64_t done = 0; done < bytes;) {
     const ssize_t n = ::pread(fd_, static_cast<char*>(out) + done, static_cast<size_t>(bytes - done), position + done);
     if (n < 0 && errno == EINTR) continue;

@@ -1,8 +1,8 @@
 // System calls that fail or kill on demand, for a whole program: LD_PRELOAD puts them before the C library's. The
 // environment says
 //   BRAID_CALLS="rank=1,on=change,nth=17,times=1,do=kill"
-// which rank of the launcher; which calls of it that have to do with checkpoints: `change` creates, reserves, writes,
-// flushes, renames and removes, `read` opens and reads; at which of them, and how many from there on; `kill`, or the
+// which rank of the launcher; which calls of it that have to do with checkpoints (where=TEXT: with paths that hold it): `change` creates, reserves, writes,
+// flushes, renames and removes, `read` opens and reads; at which of them, and how many from there on; `kill`, `wait=SECONDS`, or the
 // number of an error (28: no space). on=memory,nth=N: the Nth request of at least 4 KiB of host memory finds none left.
 // mark=PATH: this file is made when there was such a call.
 #include <dlfcn.h>
@@ -27,6 +27,8 @@ struct Plan {
   bool on_change = false, on_read = false, on_memory = false;
   long nth = 0, times = 1;
   int error = 0;  // 0: kill
+  int wait_s = 0;  // then the call is done
+  std::string where = "checkpoints";
   std::string mark;
 };
 
@@ -45,23 +47,27 @@ Plan read_plan() {
   (on == "read" ? plan.on_read : on == "memory" ? plan.on_memory : plan.on_change) = true;
   plan.nth = std::atol(value_of(text, "nth").c_str());
   if (const std::string times = value_of(text, "times"); !times.empty()) plan.times = std::atol(times.c_str());
-  if (const std::string deed = value_of(text, "do"); deed != "kill") plan.error = std::atoi(deed.c_str());
+  if (const std::string deed = value_of(text, "do"); deed.rfind("wait=", 0) == 0)
+    plan.wait_s = std::atoi(deed.c_str() + 5);
+  else if (deed != "kill")
+    plan.error = std::atoi(deed.c_str());
+  if (const std::string where = value_of(text, "where"); !where.empty()) plan.where = where;
   plan.mark = value_of(text, "mark");
   return plan;
-}
-
-bool is_of_checkpoints(const char* path) { return path && std::strstr(path, "checkpoints"); }
-bool is_of_checkpoints(int fd) {
-  char path[PATH_MAX];
-  const ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof path - 1);
-  if (length < 0) return false;
-  path[length] = '\0';
-  return is_of_checkpoints(path);
 }
 
 const Plan& the_plan() {
   static const Plan plan = read_plan();
   return plan;
+}
+
+bool counts_for(const char* path) { return path && std::strstr(path, the_plan().where.c_str()); }
+bool counts_for(int fd) {
+  char path[PATH_MAX];
+  const ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof path - 1);
+  if (length < 0) return false;
+  path[length] = '\0';
+  return counts_for(path);
 }
 
 void leave_mark(const Plan& plan) {
@@ -89,13 +95,14 @@ int fault(bool changes, Where where) {
   static std::atomic<long> calls{0};
   if (!(changes ? plan.on_change : plan.on_read)) return 0;
   const int before = errno;
-  const bool counts = is_of_checkpoints(where);
+  const bool counts = counts_for(where);
   errno = before;
   if (!counts) return 0;
   const long call = ++calls;
   if (call < plan.nth || call >= plan.nth + plan.times) return 0;
   leave_mark(plan);
-  if (plan.error == 0) ::kill(getpid(), SIGKILL);
+  if (plan.wait_s > 0) sleep(static_cast<unsigned>(plan.wait_s));
+  else if (plan.error == 0) ::kill(getpid(), SIGKILL);
   return plan.error;
 }
 

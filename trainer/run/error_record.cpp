@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
 #include <tuple>
@@ -16,9 +17,12 @@
 namespace braid {
 namespace {
 
-std::string& error_folder() {
-  static std::string folder;
-  return folder;
+// Set by one thread, used by those that watch as well.
+std::mutex folder_mutex;
+std::string the_folder;
+std::string error_folder() {
+  const std::scoped_lock lock(folder_mutex);
+  return the_folder;
 }
 
 struct Meaning {
@@ -27,6 +31,8 @@ struct Meaning {
 
 Meaning meaning_of(ExitCode code) {
   switch (code) {
+    case ExitCode::kDone:
+      return {"slow disk", "the run waits for it; look at the disk or network that holds the file"};
     case ExitCode::kConfig: return {"config", "correct the config or command line"};
     case ExitCode::kData: return {"data", "check the file with braid data inspect"};
     case ExitCode::kCheckpoint:
@@ -90,11 +96,15 @@ void say_hang(const std::string& verdict, const std::string& more) {
 
 }  // namespace
 
-void set_error_folder(const std::string& run_dir) { error_folder() = run_dir; }
+void set_error_folder(const std::string& run_dir) {
+  const std::scoped_lock lock(folder_mutex);
+  the_folder = run_dir;
+}
 
 void record_error(ExitCode code, const std::string& message) noexcept {
-  if (error_folder().empty()) return;
   try {
+    const std::string folder = error_folder();
+    if (folder.empty()) return;
     const RankProgress& progress = own_progress();
     const Meaning meaning = meaning_of(code);
     nlohmann::ordered_json line = {{"time", utc_now()},
@@ -112,12 +122,19 @@ void record_error(ExitCode code, const std::string& message) noexcept {
     line["message"] = message;
     line["do"] = meaning.remedy;
     const std::string text = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-    const int fd = ::open((error_folder() + "/errors.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    const int fd = ::open((folder + "/errors.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (fd < 0) return;
     std::ignore = ::write(fd, text.data(), text.size());  // one write: lines of several ranks do not mix
     ::close(fd);
   } catch (...) {
   }
+}
+
+void tell_slow_read(const std::string& text) {
+  const RankProgress& progress = own_progress();
+  const std::string line = concat("WARNING: rank ", progress.rank.load(), " of ", host_name(), ", step ", progress.step.load(), ": ", text, "\n");
+  std::ignore = ::write(STDERR_FILENO, line.data(), line.size());
+  record_error(ExitCode::kDone, text);  // last, as the run folder may lie on that disk
 }
 
 void end_of_hang(const std::string& run_dir, const std::string& verdict, const ProgressBoard& board, bool speaks) {

@@ -26,8 +26,10 @@ std::string seconds(int64_t ms) { return concat((ms + 500) / 1000, " s"); }
 std::string place_of(const RankView& r) {
   std::string text = concat("phase ", name_of(r.phase));
   if (r.step > 0) text += concat(", step ", r.step);
-  if (r.call == 0) return text + ", before any collective";
-  return text + concat(r.in_collective ? ", in " : ", after ", name_of(r.collective), " number ", r.call);
+  if (r.call == 0) text += ", before any collective";
+  else text += concat(r.in_collective ? ", in " : ", after ", name_of(r.collective), " number ", r.call);
+  if (!r.slow_read.empty()) text += concat(", waits for a disk for ", seconds(r.slow_read_ms), ": ", r.slow_read);
+  return text;
 }
 
 std::string others(const std::vector<RankView>& ranks, const std::vector<int>& named) {
@@ -218,6 +220,9 @@ std::vector<RankView> Watchdog::look() {
     view.asleep_ms = (now - seen.worked_ms) / (activity.state == 'D' ? 5 : 1);  // a slow disk gets more time
     view.still_ms = now - seen.ran_ms;
     view.longest_step_ms = p.longest_step_ms.load();
+    const SharedText::Value slow_read = p.slow_read.load();
+    view.slow_read = slow_read.text;
+    view.slow_read_ms = now - slow_read.since_ms;
     views.push_back(view);
   }
   return views;

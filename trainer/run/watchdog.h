@@ -49,6 +49,8 @@ struct RankView {
   int64_t asleep_ms = 0;  // since it computed, read or wrote anything
   int64_t still_ms = 0;   // since its main thread ran at all
   int64_t longest_step_ms = 0;
+  std::string slow_read;  // the file that its process waits for, if any, and what is read of it
+  int64_t slow_read_ms = 0;
 };
 
 // One sentence that names who is to blame and for what, if the ranks of a host have been at a stand for timeout_ms;

@@ -66,6 +66,17 @@ TEST(Verdict, ARankThatSleepsOutsideACollectiveIsNamed) {
                   " does nothing for 10 s: phase step, step 7, after all_gather number 99");
 }
 
+TEST(Verdict, TheFileIsNamedThatARankWaitsFor) {
+  RankView waits = outside(1);
+  waits.phase = Phase::kData;
+  waits.asleep_ms = kTimeout;
+  waits.slow_read = "/a/b.h5, read 4096 bytes at byte 512";
+  waits.slow_read_ms = 9000;
+  expect_contains(verdict({waiting(0), waits}, kTimeout),
+                  " does nothing for 10 s: phase data, step 7, after all_gather number 99, waits for a disk for 9 s: /a/b.h5, read 4096 bytes at "
+                  "byte 512; rank 0 waits in all_reduce number 100");
+}
+
 TEST(Verdict, ARankThatWorksIsGivenTime) {
   RankView works = outside(1);
   expect_contains(verdict({waiting(0), works}, kTimeout), "rank 1 of ");
