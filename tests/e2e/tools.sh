@@ -153,6 +153,13 @@ stopped_study "$WORK/study" lr-high/seed-1 run.steps=6
 grep -q 'lr=low seed 1: done before' "$WORK/out" || { cat "$WORK/out" >&2; fail "a finished run is run again"; }
 grep -qE '^lr=high +2 ' "$WORK/out" || { cat "$WORK/out" >&2; fail "no result of the study"; }
 [ -s "$WORK/study/report.html" ] && [ "$(wc -l <"$WORK/study/results.csv")" = 3 ] || fail "the study has no report"
+inside="it holds 4 runs, one is $WORK/study/lr-high/seed-1, and $WORK/study/report.html compares them"
+expect_error 9 "study: is no run, there is no metrics.jsonl; $inside" "$BRAID" report "$WORK/study" --out "$WORK/x.html"
+expect_error 9 "study: is no run, there is no metrics.jsonl; $inside" "$BRAID" plot "$WORK/study"
+expect_error 9 'lr-low: is no run, there is no metrics.jsonl; it holds 2 runs, one is [^,]*lr-low/seed-1$' "$BRAID" watch "$WORK/study/lr-low"
+expect_error 4 "neither a checkpoint nor a run folder with one; $inside" "$BRAID" eval "$WORK/study"
+expect_error 4 "neither a run folder nor a folder of checkpoints; $inside" "$BRAID" ckpt ls "$WORK/study"
+expect_error 2 "study: is no run folder, there is no config.resolved.yaml; $inside" "$BRAID" config diff "$WORK/study" "$run"
 same_numbers_of() { grep '"train/loss_lm"' "$1/metrics.jsonl" | sed -E 's/.*"train\/loss_lm": ([^,]*),.*/\1/'; }
 "$BRAID" train "$TINY" "run.dir=$WORK/alone" run.steps=6 eval.interval_steps=3 data.prefetch_steps=1 optimizer.lr=1e-3 train.seed=1 --quiet
 [ "$(same_numbers_of "$WORK/alone")" = "$(same_numbers_of "$WORK/study/lr-high/seed-1")" ] || fail "a run of a study is another than by itself"

@@ -7,6 +7,7 @@
 #include "trainer/checkpoint/checkpoint_file.h"
 #include "trainer/checkpoint/device_slices.h"
 #include "trainer/checkpoint/manifest.h"
+#include "trainer/metrics/run_search.h"
 
 namespace braid {
 
@@ -133,7 +134,8 @@ std::string checkpoint_folder_in(const std::string& path) {
   const bool is_foreign = checkpoints.empty() && fs::exists(fs::path(path) / "config.json", ignored);
   check<CheckpointError>(!is_foreign, path, ": is a Hugging Face folder; `braid ckpt import --from ", path,
                          " --to DIR` makes a checkpoint of it");
-  check<CheckpointError>(!checkpoints.empty(), path, ": neither a checkpoint nor a run folder with one");
+  if (checkpoints.empty())
+    throw CheckpointError(concat(path, ": neither a checkpoint nor a run folder with one", runs_inside(path)));
   return checkpoints.front().path;
 }
 

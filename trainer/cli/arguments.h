@@ -7,6 +7,7 @@
 
 #include "trainer/cli/options.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/metrics/run_search.h"
 
 namespace braid {
 
@@ -20,7 +21,10 @@ struct ConfigArguments {
 // A config file, or the one that a run folder holds, wherever the run was when it was written.
 inline RunConfig read_config_or_run(const std::string& path, const std::vector<std::string>& overrides = {}) {
   if (!std::filesystem::is_directory(path)) return read_config(path, overrides);
-  RunConfig config = read_config(path + "/config.resolved.yaml", overrides);
+  const std::string config_path = path + "/config.resolved.yaml";
+  if (!std::filesystem::exists(config_path))
+    throw ConfigError(path + ": is no run folder, there is no config.resolved.yaml" + runs_inside(path));
+  RunConfig config = read_config(config_path, overrides);
   const auto names_folder = [](const std::string& key) { return key.starts_with("run.dir="); };
   if (std::none_of(overrides.begin(), overrides.end(), names_folder)) config.run.dir = path;
   return config;

@@ -17,6 +17,7 @@
 #include "trainer/huggingface/export.h"
 #include "trainer/huggingface/import.h"
 #include "trainer/metrics/progress_bar.h"
+#include "trainer/metrics/run_search.h"
 #include "trainer/run/run_folder.h"
 #include "trainer/run_tokenizer.h"
 
@@ -57,8 +58,8 @@ std::string checkpoints_in(const std::string& path) {
   check<CheckpointError>(fs::is_directory(path, ignored), path, ": there is no folder of this name");
   if (fs::is_directory(in_run, ignored)) return in_run.string();
   const bool is_run = fs::exists(fs::path(path) / "LOCK", ignored);  // that has not saved yet
-  check<CheckpointError>(is_run || !list_checkpoints(path).empty() || !set_aside_in(path).empty(), path,
-                         ": neither a run folder nor a folder of checkpoints");
+  if (!is_run && list_checkpoints(path).empty() && set_aside_in(path).empty())
+    throw CheckpointError(concat(path, ": neither a run folder nor a folder of checkpoints", runs_inside(path)));
   return path;
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/core/nearest_words.h"
 #include "trainer/cli/commands.h"
 #include "trainer/metrics/loss_curve.h"
+#include "trainer/metrics/run_search.h"
 
 namespace braid {
 namespace {
@@ -41,7 +42,7 @@ int terminal_width() {
 // The curves of one run; of several, one field unless others are asked for, each with the name of its run.
 std::vector<CurveSeries> curves_of(const Options& options, const std::string& run_dir) {
   const bool several = options.run_dirs.size() > 1;
-  const std::string metrics = (fs::path(run_dir) / "metrics.jsonl").string();
+  const std::string metrics = metrics_of_run(run_dir);
   std::vector<std::string> fields = options.fields;
   if (fields.empty()) fields = several ? std::vector<std::string>{"train/loss_lm"} : loss_fields(metrics);
   std::vector<CurveSeries> series = read_curves(metrics, fields);

@@ -11,6 +11,7 @@
 #include "kernels/core/error.h"
 #include "kernels/core/file_text.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/metrics/run_search.h"
 #include "trainer/metrics/step_lines.h"
 #include "trainer/report/statistics.h"
 
@@ -137,9 +138,8 @@ RunData read_run(const std::string& run_dir) {
   run.name = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
   if (run.name.empty() || run.name == ".") run.name = fs::absolute(folder).parent_path().filename().string();
 
-  const std::string path = (folder / "metrics.jsonl").string();
+  const std::string path = metrics_of_run(folder.string());
   std::error_code error;
-  check<IoError>(fs::exists(path, error) || error, path, ": is missing; a run folder holds what braid train wrote");
   const fs::path config = folder / "config.resolved.yaml";
   if (fs::exists(config, error)) run.config = read_config(config.string(), {});
   std::map<std::string, std::vector<double>> of_layers;  // by step
