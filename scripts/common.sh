@@ -52,9 +52,9 @@ prepare_mpi() {
 prepare_threads() { export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}; }
 
 # The headers of cuDNN's front-end for a build with CUDA, if the network has them; without them attention runs in Braid's own
-# kernels. Nothing happens without nvcc.
+# kernels. Nothing happens without nvcc, or for OFF.   prepare_cuda [AUTO|OFF], of -DBRAID_CUDA
 prepare_cuda() {
-  command -v nvcc >/dev/null || return 0
+  [ "${1:-AUTO}" != OFF ] && command -v nvcc >/dev/null || return 0
   timeout 120 scripts/fetch_cudnn_frontend.sh ||
     echo "The headers of cuDNN's front-end could not be fetched: attention will run in Braid's own kernels."
 }

@@ -4,10 +4,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'TEXT'
-Usage: scripts/quickstart.sh [--no-install] [--text PATH]... [--steps N] [--run-dir DIR]
+Usage: scripts/quickstart.sh [--no-install] [--cpu] [--text PATH]... [--steps N] [--run-dir DIR]
 Installs what is missing, builds Braid, trains a small model on two ranks (configs/runs/laptop.yaml), shows the loss curve,
 the held-out loss and a text sample. Can be run again: every start gets a run folder of its own.
   --no-install    install nothing; fail if a package is missing
+  --cpu           build without CUDA, though nvcc is there: minutes sooner
   --text PATH     train on this text file or folder (repeatable); default: the installed C++ standard headers
   --tokenizer T   bytes (the default), or bpe: a vocabulary of 4096 learnt from the text first
   --steps N       training steps; default: those of the config
@@ -15,11 +16,11 @@ the held-out loss and a text sample. Can be run again: every start gets a run fo
 TEXT
 }
 
-
-install_arguments=() text=() paths=() tokenizer=bytes steps='' run_dir=runs/laptop
+install_arguments=() cuda=AUTO text=() paths=() tokenizer=bytes steps='' run_dir=runs/laptop
 while [ $# -gt 0 ]; do
   case $1 in
     --no-install) install_arguments=(--no-install) ;;
+    --cpu) cuda=OFF ;;
     --text | --tokenizer | --steps | --run-dir)
       [ $# -ge 2 ] || die "$1 needs a value"
       case $1 in
@@ -45,8 +46,8 @@ scripts/install_packages.sh "${install_arguments[@]}"
 
 say "2/7 Build: preset release in build/release, on $cores cores"
 mkdir -p build
-prepare_cuda
-quietly build/configure.log cmake --preset release
+prepare_cuda $cuda
+quietly build/configure.log cmake --preset release -DBRAID_CUDA=$cuda
 quietly build/build.log cmake --build --preset release --target braid --parallel "$cores"
 "$braid" --version
 
