@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <future>
 
 #include "kernels/core/crc32c.h"
 #include "kernels/core/stored_file.h"
@@ -40,15 +41,24 @@ CheckpointFile::CheckpointFile(const std::string& folder, const std::string& nam
       header_bytes_(static_cast<int64_t>(header.size())),
       file_(folder + "/" + name, listed_.bytes),
       crc32c_(extents.size()) {
-  put(header.data(), header_bytes_);
+  sha256_.update(header.data(), header.size());
+  file_.write(header.data(), header_bytes_);
 }
 
-void CheckpointFile::put(const void* data, int64_t bytes) {
-  sha256_.update(data, static_cast<size_t>(bytes));
-  file_.write(data, bytes);
-}
-
+// SHA-256 takes longer than all else, and bytes of a file can only be digested one after the other: much of them is by a
+// second thread meanwhile, or at the end if there is none to be had.
 void CheckpointFile::write(const void* data, int64_t bytes) {
+  const auto digest = [&] { sha256_.update(data, static_cast<size_t>(bytes)); };
+  if (bytes < kPieceBytes) {
+    digest();
+    return write_blocks(data, bytes);
+  }
+  std::future<void> digested = std::async(std::launch::async | std::launch::deferred, digest);
+  write_blocks(data, bytes);
+  digested.get();
+}
+
+void CheckpointFile::write_blocks(const void* data, int64_t bytes) {
   for (int64_t at = 0; at < bytes;) {
     while (extent_ < extents_.size() && done_ == bytes_of(extents_[extent_])) ++extent_, done_ = 0;
     check<ShapeError>(extent_ < extents_.size(), listed_.name, ": more bytes are written than it was made for");
@@ -59,7 +69,7 @@ void CheckpointFile::write(const void* data, int64_t bytes) {
     std::vector<uint32_t>& crcs = crc32c_[extent_];
     if (in_block == 0) crcs.push_back(0);
     crcs.back() = crc32c(begin, static_cast<size_t>(piece), crcs.back());
-    put(begin, piece);
+    file_.write(begin, piece);
     at += piece;
     done_ += piece;
   }

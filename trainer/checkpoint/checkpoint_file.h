@@ -31,7 +31,7 @@ class CheckpointFile {
  private:
   CheckpointFile(const std::string& folder, const std::string& name, const std::vector<CheckpointExtent>& extents,
                  const std::string& header);
-  void put(const void* data, int64_t bytes);
+  void write_blocks(const void* data, int64_t bytes);
 
   std::vector<CheckpointExtent> extents_;
   Manifest::File listed_;
