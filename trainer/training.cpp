@@ -525,11 +525,11 @@ class TrainingRun {
   void load_initial_weights() {
     const StoredModel stored = open_stored_model(ctx_, mesh_.world(), config_.init.from);
     const StartingWeights weights(*stored.weights, config_);
-    measure_load(weights, [&] { state_.load_weights(ctx_, weights); });
     say("weights from " + stored.name);
     for (const std::string& note : weights.notes()) say("note: " + note);
     for (const ConfigDifference& d : compare_configs(stored.config, config_))
       if (d.key.starts_with("model.")) say(concat("note: ", d.key, " was ", d.before, " there and is ", d.after));
+    measure_load(weights, [&] { state_.load_weights(ctx_, weights); });
   }
 
   void say_what_is_not_tuned() {

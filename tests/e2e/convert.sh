@@ -20,6 +20,10 @@ for model in "$WORK/hf/config.json" "$WORK/hf" "hf:$WORK/hf" "$WORK/trained"; do
   grep -q '^fits 80GB, .* to spare' "$WORK/plan" || { cat "$WORK/plan"; fail "plan of $model"; }
 done
 expect_error 2 'is a folder without config.json' "$BRAID" plan "$WORK"
+"$BRAID" config print "$WORK/hf" >"$WORK/model.yaml"
+[ "$(grep -c '^[a-z]' "$WORK/model.yaml")" = 1 ] || fail "config print of a model says more than its section"
+"$BRAID" config diff "$WORK/hf" "$WORK/trained" | grep '^model\.' && fail "the model of a run and of its export differ"
+"$BRAID" config diff "$WORK/model.yaml" "hf:$WORK/hf" | grep -x 'no key differs' || fail "a printed model is another one"
 pass "a Hugging Face config.json, a folder of it and of a run are planned as they are"
 quiet "$BRAID" ckpt export --from "$WORK/trained" --to "$WORK/hf-bf16" --dtype bf16
 quiet "$BRAID" ckpt import --from "$WORK/hf-bf16" --to "$WORK/imported-bf16"
@@ -67,7 +71,7 @@ pass "init.from=hf:DIR trains like its import, with a new MTP block and more tok
 # what cannot be done is said in one sentence
 start() { "$BRAID" train "$TINY" "run.dir=$WORK/refused" "$@"; }
 expect_error 4 'neither a checkpoint nor a run folder' start "init.from=$WORK/absent"
-expect_error 4 'config.json' start "init.from=hf:$WORK/absent"
+expect_error 4 'is no folder on this machine' start "init.from=hf:$WORK/absent"
 expect_error 4 'its vocabulary has 258 tokens, .* 300: set init.resize_vocabulary=true' start "init.from=$WORK/imported" model.vocab_size=300
 expect_error 4 'holds no tensor weights/model.layers' start "init.from=$WORK/imported" model.num_hidden_layers=8
 train 0 "$WORK/no-mtp" "${run[@]}" mtp.depth=0
@@ -75,7 +79,7 @@ expect_error 4 'holds no MTP block .* init.fresh_mtp=true' start "init.from=$WOR
 expect_error 4 'holds weights alone' start "--resume-from" "$WORK/imported"
 expect_error 9 'is there already and is not empty' "$BRAID" ckpt import --from "$WORK/hf" --to "$WORK/imported"
 expect_error 9 'is there already and is not empty' "$BRAID" ckpt export --from "$WORK/imported" --to "$WORK/hf"
-expect_error 4 "hf: is a Hugging Face folder; .braid ckpt import" "$BRAID" ckpt export --from "$WORK/hf" --to "$WORK/new"
+expect_error 4 "hf: is a Hugging Face folder; init.from takes it as hf:.*, and .braid ckpt import" "$BRAID" ckpt export --from "$WORK/hf" --to "$WORK/new"
 expect_error 4 "neither a checkpoint nor a run folder" "$BRAID" ckpt export --from "$WORK/absent" --to "$WORK/new"
 expect_error 4 'config.json' "$BRAID" ckpt import --from "$WORK/imported" --to "$WORK/new"
 [ ! -e "$WORK/new" ] && [ ! -e "$WORK/.tmp-new" ] || fail "a refused command left something"

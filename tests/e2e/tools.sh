@@ -66,7 +66,7 @@ for command in ls gc; do expect_error 4 'neither a run folder nor a folder of ch
 mkdir "$WORK/started" && touch "$WORK/started/LOCK"
 "$BRAID" ckpt ls "$WORK/started" >/dev/null && "$BRAID" ckpt gc "$WORK/started" >/dev/null || fail "a run that has not saved yet is called none"
 mkdir "$WORK/hf" && touch "$WORK/hf/config.json"
-expect_error 4 'is a Hugging Face folder; `braid ckpt import --from' "$BRAID" eval "$WORK/hf"
+expect_error 4 'is a Hugging Face folder; init.from takes it as hf:.*, and `braid ckpt import --from' "$BRAID" eval "$WORK/hf"
 
 # what is written where a user says: a device stays one (links to them here, so that a mistake costs no device)
 for device in full null; do ln -s /dev/$device "$WORK/$device"; done

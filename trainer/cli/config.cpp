@@ -45,14 +45,26 @@ int check_command(const Options& options) {
   return 0;
 }
 
+// The lines of one section of a config's YAML.
+std::string section_of(const std::string& yaml, const std::string& name) {
+  const size_t begin = yaml.find("\n" + name + ":") + 1;
+  size_t end = yaml.find('\n', begin) + 1;
+  while (end < yaml.size() && yaml[end] == ' ') end = yaml.find('\n', end) + 1;
+  return yaml.substr(begin, end - begin);
+}
+
+// Of a model its section alone: what a run on its weights begins with, as a base beside others.
 int print_command(const Options& options) {
-  const RunConfig config = options.config.path.empty() ? RunConfig() : options.config.read();
-  std::fputs(to_yaml(config, options.docs ? ConfigComments::kYes : ConfigComments::kNo).c_str(), stdout);
+  const auto& [path, overrides] = options.config;
+  const RunConfig config = path.empty() ? RunConfig() : read_any_config(path, overrides);
+  const std::string yaml = to_yaml(config, options.docs ? ConfigComments::kYes : ConfigComments::kNo);
+  const bool is_model = !path.empty() && names_a_model(path);
+  std::fputs((is_model ? section_of(yaml, "model") : yaml).c_str(), stdout);
   return 0;
 }
 
 int diff_command(const Options& options) {
-  const auto differences = compare_configs(read_config_or_run(options.before), read_config_or_run(options.after));
+  const auto differences = compare_configs(read_any_config(options.before), read_any_config(options.after));
   if (options.json) {
     nlohmann::ordered_json json = nlohmann::ordered_json::object();
     for (const ConfigDifference& d : differences) json[d.key] = {d.before, d.after};
@@ -77,7 +89,8 @@ void add_config_command(Command app) {
   check.runs([options] { return check_command(*options); });
 
   const Command print = config.command("print", "Print a config with bases and overrides resolved, or the defaults");
-  add_config(print, options->config, "YAML config; without one, the defaults");
+  add_config(print, options->config, "YAML config, or the folder of a run or of a Hugging Face model (its section alone); without one, the "
+             "defaults");
   print.flag("--docs", options->docs, "say what each key means");
   const Command explain = config.command("explain", "Say what a key means, its type and default");
   explain.option("key", options->key, "a key like optimizer.lr, or a section").required();
@@ -87,8 +100,8 @@ void add_config_command(Command app) {
   });
 
   const Command diff = config.command("diff", "Keys whose values differ between two configs or runs");
-  diff.option("before", options->before, "YAML file or run folder").required();
-  diff.option("after", options->after, "YAML file or run folder").required();
+  diff.option("before", options->before, "YAML file, or folder of a run or of a Hugging Face model").required();
+  diff.option("after", options->after, "the same").required();
   diff.flag("--json", options->json, "one JSON object: key, both values");
   diff.runs([options] { return diff_command(*options); });
 

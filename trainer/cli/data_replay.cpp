@@ -54,7 +54,7 @@ BatchSizes batch_sizes_so_far(const fs::path& run, const RunConfig& config) {
 }
 
 int replay(const Options& options) {
-  const RunConfig config = read_config_or_run(options.config.path, options.config.overrides);
+  const RunConfig config = read_any_config(options.config.path, options.config.overrides);
   check_config(config);
   check<ConfigError>(options.step - 1 + options.steps <= config.run.steps, "--step ",
                      options.step, " --steps ", options.steps, " is outside the ", config.run.steps,

@@ -2,41 +2,25 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "model/parameter_layout.h"
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/print.h"
-#include "trainer/huggingface/config_json.h"
-#include "trainer/starting_weights.h"
 
 namespace braid {
 namespace {
 
-// A file that is there, or the config in a folder: of a model in the Hugging Face format, or of a run.
-std::string config_file(const std::string& path) {
-  const std::string place = path.starts_with(kHuggingFacePrefix) ? path.substr(kHuggingFacePrefix.size()) : path;
-  if (!std::filesystem::is_directory(place)) return place;
-  for (const char* name : {"/config.json", "/config.resolved.yaml"})
-    if (std::filesystem::exists(place + name)) return place + name;
-  throw ConfigError(concat(place,
-                           ": is a folder without config.json, of a model in the Hugging Face format, and without ",
-                           "config.resolved.yaml, of a run"));
-}
-
 // A Hugging Face model is planned as it would be trained on GPUs, in bf16.
 RunConfig read_plan_config(const ConfigArguments& arguments) {
-  const std::string path = config_file(arguments.path);
-  if (!path.ends_with(".json")) return read_config(path, arguments.overrides);
-  RunConfig config;
-  config.model = read_config_json(path);
-  config.precision = Precision::kBf16;
-  apply_overrides(config, arguments.overrides);
-  return config;
+  std::vector<std::string> overrides = arguments.overrides;
+  if (names_a_model(arguments.path)) overrides.insert(overrides.begin(), "precision=bf16");
+  return read_any_config(arguments.path, overrides);
 }
 
 // Of which some share experts, and some rows; what is no such number is refused later.

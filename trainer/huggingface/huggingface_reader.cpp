@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <filesystem>
 #include <map>
 
 #include "kernels/core/float_types.h"
@@ -189,6 +190,8 @@ HuggingFaceReader::HuggingFaceReader(const std::string& folder, NonFinite non_fi
     : state_(std::make_unique<State>()) {
   state_->folder = folder;
   state_->non_finite = non_finite;
+  check<CheckpointError>(std::filesystem::is_directory(folder), folder,
+                         ": is no folder on this machine; a model in the Hugging Face format is one");
   state_->config = read_config_json(folder + "/config.json");
   state_->stored = open_tensor_folder(folder);
   state_->match();

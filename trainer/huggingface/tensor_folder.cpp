@@ -192,6 +192,21 @@ void add_index(TensorFolder& into, const std::string& folder) {
   parser.finish();
 }
 
+// What is in the folder instead of weights that can be opened.
+std::string without_weights(const std::string& folder) {
+  int64_t unlisted = 0;
+  std::string pickled;
+  std::error_code ignored;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    unlisted += name.ends_with(".safetensors");
+    if (name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth")) pickled = name;
+  }
+  if (unlisted > 0)
+    return concat(", which says what is in the ", unlisted, " *.safetensors there; it comes with the model, download it too");
+  return pickled.empty() ? "" : concat(", only files like ", pickled, "; save_pretrained of transformers writes safetensors");
+}
+
 }  // namespace
 
 std::string NameList::text() const {
@@ -207,7 +222,7 @@ TensorFolder open_tensor_folder(const std::string& folder) {
     add_file(opened, open_file(folder, kSingleName));
   } else {
     check<CheckpointError>(exists(folder + "/" + kIndexName), folder, ": holds neither ", kSingleName, " nor ",
-                           kIndexName);
+                           kIndexName, without_weights(folder));
     add_index(opened, folder);
   }
   return opened;
