@@ -159,7 +159,7 @@ expect_error 9 "study: is no run, there is no metrics.jsonl; $inside" "$BRAID" p
 expect_error 9 'lr-low: is no run, there is no metrics.jsonl; it holds 2 runs, one is [^,]*lr-low/seed-1$' "$BRAID" watch "$WORK/study/lr-low"
 expect_error 4 "neither a checkpoint nor a run folder with one; $inside" "$BRAID" eval "$WORK/study"
 expect_error 4 "neither a run folder nor a folder of checkpoints; $inside" "$BRAID" ckpt ls "$WORK/study"
-expect_error 2 "study: is no run folder, there is no config.resolved.yaml; $inside" "$BRAID" config diff "$WORK/study" "$run"
+expect_error 2 "study: is a folder without config.json.*, and without config.resolved.yaml, of a run; $inside" "$BRAID" config diff "$WORK/study" "$run"
 same_numbers_of() { grep '"train/loss_lm"' "$1/metrics.jsonl" | sed -E 's/.*"train\/loss_lm": ([^,]*),.*/\1/'; }
 "$BRAID" train "$TINY" "run.dir=$WORK/alone" run.steps=6 eval.interval_steps=3 data.prefetch_steps=1 optimizer.lr=1e-3 train.seed=1 --quiet
 [ "$(same_numbers_of "$WORK/alone")" = "$(same_numbers_of "$WORK/study/lr-high/seed-1")" ] || fail "a run of a study is another than by itself"
