@@ -39,11 +39,15 @@ quietly() {
   wait $job || { tail -n 60 "$log" >&2; die "this failed: $* (whole output in $log)"; }
 }
 
-# Open MPI: more ranks than it counts cores, no binding (in containers it would put all ranks on one core), and root where
-# that is who we are. Other MPI libraries ignore these.
+# How many GPUs there are. Fails, with 0 and a sentence, where there is none.
+gpus_here() { nvidia-smi -L 2>/dev/null | grep -c '^GPU' || { echo "$(basename "$0"): there is no NVIDIA GPU that nvidia-smi can see" >&2; return 1; }; }
+
+# Open MPI: more ranks than it counts cores, no binding (in containers it would put all ranks on one core), root where that is
+# who we are, and no network but this host's own, of which version 5 warns that it has none. Other MPI libraries ignore these.
 prepare_mpi() {
   export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
   export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none
+  export OMPI_MCA_btl_tcp_if_include=${OMPI_MCA_btl_tcp_if_include:-lo}
   if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 }
 

@@ -35,8 +35,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -x "$braid" ] || die "$braid is not there; build it, or name it with --braid"
-[ -n "$gpus" ] || gpus=$(nvidia-smi --list-gpus | wc -l)
-[ "$gpus" -gt 0 ] || die "no GPU here"
+[ -n "$gpus" ] || gpus=$(gpus_here)
 
 [ -e runs/gpu-small-data/train.h5 ] || scripts/gpu_small_data.sh --braid "$braid"
 mkdir -p "$out"

@@ -45,7 +45,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -x "$braid" ] || die "$braid is not there; build it, or name it with --braid"
-[ -n "$ranks" ] || ranks=$(nvidia-smi -L | grep -c '^GPU')
+[ -n "$ranks" ] || ranks=$(gpus_here)
 launch() { if [ "$ranks" = 1 ]; then "$braid" "$@"; else mpirun -n "$ranks" --bind-to none "$braid" "$@"; fi; }
 ask() {  # NAME RUN: beside what follows, as it takes no GPU
   { "$braid" eval "$2" --passkey "$lengths" --trials "$trials" | sed "s/^/$1: /" >"$2/found.txt"; } &

@@ -171,6 +171,21 @@ sed -i 's/optimizer.lr=1e-3/train.seed=5/' "$WORK/study.yaml"
 expect_error 2 'cannot be compared' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
 pass "ablate: stopped, gone on with, compared"
 
+# one_node.sh: as many ranks as GPUs; two where there is none, with nvidia-smi that fails or that is not there
+mkdir "$WORK/bin"
+printf '#!/bin/sh\necho mpirun "$@"\n' >"$WORK/bin/mpirun"
+gpus() { printf '#!/bin/sh\n%s\n' "$1" >"$WORK/bin/nvidia-smi"; chmod +x "$WORK"/bin/*; }
+launched() { (unset RANKS; PATH=$WORK/bin:$PATH BRAID=$BRAID "$SOURCE/scripts/launch/one_node.sh" my.yaml) 2>&1 || echo "exit code $?"; }
+while IFS='|' read -r ranks smi; do
+  gpus "$smi"
+  [ "$(launched)" = "mpirun -n $ranks $BRAID train my.yaml --resume=auto" ] || fail "one_node.sh where nvidia-smi does '$smi': $(launched)"
+done <<'CASES'
+3|for g in 0 1 2; do echo "GPU $g: a name (UUID: x)"; done
+2|echo "NVIDIA-SMI has failed because it could not communicate with the driver"; exit 9
+2|exit 127
+CASES
+pass "one_node.sh counts GPUs, and takes two ranks where there is none"
+
 # doctor
 "$BRAID" doctor --dir "$WORK" --json >"$WORK/out" || { cat "$WORK/out" >&2; fail "doctor finds a problem where there is none"; }
 grep -q '"verdict": ' "$WORK/out" || fail "doctor --json is no JSON"
