@@ -13,8 +13,9 @@
 namespace braid {
 namespace {
 
-// Rows without padding, of documents of that many tokens behind one of `first`. Two micro-batches stand for any number
-// of them.
+// Rows without padding, of documents of that many tokens behind one of `first`. Two micro-batches for each that is in
+// flight stand for any number of them: each place takes one pass with all rows at once and one in rounds
+// (ExpertExchange::rows_were_cut), and adds to what the one before wrote.
 StepBatches batches_of_documents(const RunConfig& config, const RowShare& share, int64_t first, int64_t tokens) {
   const int64_t B = config.train.micro_batch_size, T = config.train.seq_length;
   const auto N = static_cast<size_t>(B * T);
@@ -26,7 +27,7 @@ StepBatches batches_of_documents(const RunConfig& config, const RowShare& share,
   }
   segments.offsets.push_back(B * T);
   StepBatches batches;
-  for (int i = 0; i < 2; ++i)
+  for (int64_t i = 0; i < 2 * config.parallel.micro_batches_in_flight; ++i)
     batches.add({B, T, std::vector<int64_t>(N, 0), std::vector<int64_t>(N, 0), segments}, share);
   return batches;
 }
