@@ -11,6 +11,7 @@
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
 #include "kernels/core/sha256.h"
+#include "kernels/core/stream.h"
 
 namespace braid {
 namespace {
@@ -76,12 +77,15 @@ namespace {
 // block(bytes) for one piece of the file after the other, until it returns false or the file ends.
 template <class Block>
 void read_blocks(const std::string& path, Block&& block) {
-  std::ifstream file(path, std::ios::binary);
+  Loud<std::ifstream> file(path, std::ios::binary);
   check<DataError>(file.is_open(), path, ": cannot be opened: ", reason(errno));
   std::string buffer(1 << 20, '\0');
   while (file) {
-    file.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
-    check<DataError>(!file.bad(), path, ": cannot be read");
+    try {
+      file.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
+    } catch (const std::ios_base::failure&) {
+      throw DataError(path + ": cannot be read");
+    }
     if (!block(std::string_view(buffer.data(), file.gcount()))) return;
   }
 }

@@ -15,6 +15,7 @@ decltype(braid::tune_matmul) tune_matmul;
 namespace {
 
 constexpr std::string_view kShipped =
+#include "kernels/core/stream.h"
 #include "kernels/matmul_algorithms.inc"
     ;
 
@@ -88,7 +89,7 @@ class LineReader {
   }
 
  private:
-  std::istringstream words_;
+  Loud<std::istringstream> words_;
   std::string where_;
 };
 
@@ -97,7 +98,7 @@ AlgorithmScope parse_scope(const std::string& line, const std::string& where) {
   check<ConfigError>(line.back() == ']' && comma != std::string::npos && line.find(kLibrary, comma) == comma + 2, where,
                      ": expected [DEVICE, ", kLibrary, "VERSION]");
   AlgorithmScope scope{line.substr(1, comma - 1), 0};
-  std::istringstream version(line.substr(comma + 2 + kLibrary.size()));
+  Loud<std::istringstream> version(line.substr(comma + 2 + kLibrary.size()));
   check<ConfigError>(bool(version >> scope.library), where, ": the version is no number");
   return scope;
 }
@@ -119,7 +120,7 @@ const AlgorithmTable& AlgorithmTable::shipped() {
 AlgorithmTable AlgorithmTable::parse(std::string_view text, const std::string& source) {
   AlgorithmTable table;
   std::map<Product, StoredAlgorithm>* entries = nullptr;
-  std::istringstream lines{std::string(text)};
+  Loud<std::istringstream> lines{std::string(text)};
   std::string line;
   for (int64_t number = 1; std::getline(lines, line); ++number) {
     if (line.empty() || line[0] == '#') continue;

@@ -7,6 +7,7 @@
 
 #include "kernels/core/memory.h"
 #include "kernels/core/moment_codes.h"
+#include "kernels/core/stream.h"
 
 namespace braid {
 namespace {
@@ -69,7 +70,7 @@ std::vector<Parameter> parameter_table(const ModelConfig& c, const MtpConfig& mt
 std::string format_parameter_table(const std::vector<Parameter>& table) {
   size_t name_width = 0;
   for (const auto& p : table) name_width = std::max(name_width, p.name.size());
-  std::ostringstream out;
+  Loud<std::ostringstream> out;
   auto cell = [&](const std::string& text, size_t width) {
     out << text << std::string(width > text.size() ? width - text.size() : 0, ' ') << "  ";
   };

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/core/error.h"
+#include "kernels/core/stream.h"
 
 namespace braid {
 namespace {
@@ -61,7 +62,7 @@ double number_in(const std::string& text, const std::string& part) {
 
 Plan plan_of(const std::string& text) {
   Plan plan;
-  std::istringstream parts(text);
+  Loud<std::istringstream> parts(text);
   for (std::string part; std::getline(parts, part, ',');) {
     const std::string name = part.substr(0, part.find('=')),
                       value = part.substr(std::min(part.size(), name.size() + 1));
@@ -91,7 +92,7 @@ std::vector<Plan> read_plans() {
       rank = std::atoi(value);
       break;
     }
-  std::istringstream all(text);
+  Loud<std::istringstream> all(text);
   for (std::string one; std::getline(all, one, ';');) {
     Plan plan = plan_of(one);
     if (plan.rank < 0 || plan.rank == rank) plans.push_back(std::move(plan));

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <new>
 #include <thread>
 
 #include "kernels/build_info.h"
@@ -52,9 +53,22 @@ bool reader_is_gone() {
   }
 }
 
+thread_local bool memory_was_refused = false;
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  // An exception cannot leave a parallel loop, or what the C++ library lets none through, which may not even say that there was one.
+  // It ends the program there, but as here.
+  std::set_new_handler([] {
+    memory_was_refused = true;
+    throw std::bad_alloc();
+  });
+  std::set_terminate([] {
+    if (std::current_exception()) fail_as_thrown();
+    if (memory_was_refused) fail(static_cast<int>(braid::ExitCode::kOutOfMemory), "out of memory");
+    std::abort();
+  });
   keep_places_of_closed_streams();
   braid::CommandLine line("Braid: pretraining of Qwen3-Next-style models", "braid",
                           std::string("braid ") + braid::kBuildId);
@@ -66,11 +80,6 @@ int main(int argc, char** argv) {
     if (braid::world_rank() == 0) std::fprintf(stderr, "braid: %s\n", e.what());
     return static_cast<int>(e.code());
   }
-  // An exception cannot leave a parallel loop; it ends the program there, but as here.
-  std::set_terminate([] {
-    if (std::current_exception()) fail_as_thrown();
-    std::abort();
-  });
   // A reader that goes and a file that may not grow are errors of the call that meets them.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);

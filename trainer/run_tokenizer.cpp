@@ -1,12 +1,13 @@
 #include "trainer/run_tokenizer.h"
 
 #include <filesystem>
-#include <fstream>
+#include <sstream>
 
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/file_text.h"
 #include "kernels/core/sha256.h"
+#include "kernels/core/stream.h"
 
 namespace braid {
 
@@ -28,7 +29,7 @@ void store_run_tokenizer(const std::vector<TokenDataset>& data, const std::strin
 std::unique_ptr<Tokenizer> run_tokenizer(const std::string& checkpoint) {
   // <run.dir>/checkpoints/step-...
   const fs::path run = fs::weakly_canonical(checkpoint).parent_path().parent_path();
-  std::ifstream described(run / "tokenizer.txt");
+  Loud<std::istringstream> described(file_text((run / "tokenizer.txt").string()));
   std::string name, digest, end;
   if (!(described >> name >> digest >> end) || digest == ByteTokenizer().digest())
     return std::make_unique<ByteTokenizer>();

@@ -5,6 +5,8 @@
 #include <string>
 #include <system_error>
 
+#include "kernels/core/stream.h"
+
 namespace braid {
 
 // What the process returns to the shell. Launch scripts act on these, so a number never changes its meaning.
@@ -58,7 +60,7 @@ using EnvironmentError = ErrorOf<ExitCode::kEnvironment>;
 // "a", 3, 'b' -> "a3b"
 template <class... Parts>
 std::string concat(const Parts&... parts) {
-  std::ostringstream out;
+  Loud<std::ostringstream> out;
   out.precision(17);
   (out << ... << parts);
   return out.str();

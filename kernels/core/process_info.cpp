@@ -1,6 +1,7 @@
 #include "kernels/core/process_info.h"
 
 #include <sched.h>
+#include <sstream>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,7 +12,9 @@
 #include <fstream>
 #include <vector>
 
+#include "kernels/core/file_text.h"
 #include "kernels/core/sha256.h"
+#include "kernels/core/stream.h"
 
 namespace braid {
 
@@ -31,7 +34,7 @@ std::string utc_now() {
 }
 
 std::string program_digest() {
-  std::ifstream in("/proc/self/exe", std::ios::binary);
+  Loud<std::ifstream> in("/proc/self/exe", std::ios::binary);
   if (!in) return "";
   Sha256 digest;
   std::vector<char> block(1 << 20);
@@ -53,7 +56,7 @@ int quota_cores(const std::string& root) {
   };
   // A line is "number:controllers:/group"; version 2 has no controllers. A group lies inside its parents, whose quotas count as well; in
   // a container the path may be that of the host, and what is mounted is its own.
-  std::ifstream groups(root + "/proc/self/cgroup");
+  Loud<std::istringstream> groups(file_text(root + "/proc/self/cgroup"));
   for (std::string line; std::getline(groups, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == line.npos || second == line.npos) continue;
@@ -65,10 +68,10 @@ int quota_cores(const std::string& root) {
       const std::string folder = mount + group.string() + "/";
       double quota = 0, period = 0;
       if (is_second) {
-        std::ifstream(folder + "cpu.max") >> quota >> period;  // "max 100000" reads as 0
+        Loud<std::istringstream>(file_text(folder + "cpu.max")) >> quota >> period;  // "max 100000" reads as 0
       } else {
-        std::ifstream(folder + "cpu.cfs_quota_us") >> quota;  // -1 for none
-        std::ifstream(folder + "cpu.cfs_period_us") >> period;
+        Loud<std::istringstream>(file_text(folder + "cpu.cfs_quota_us")) >> quota;  // -1 for none
+        Loud<std::istringstream>(file_text(folder + "cpu.cfs_period_us")) >> period;
       }
       limit(quota, period);
       if (!group.has_relative_path()) break;

@@ -14,6 +14,7 @@ inline Error as_error(const std::exception& e) {
   if (const auto* own = dynamic_cast<const Error*>(&e)) return *own;
   if (dynamic_cast<const std::bad_alloc*>(&e)) return {ExitCode::kOutOfMemory, "out of memory"};
   const auto* system = dynamic_cast<const std::system_error*>(&e);
+  if (system && system->code() == std::errc::not_enough_memory) return {ExitCode::kOutOfMemory, "out of memory"};
   if (system && system->code() == std::errc::resource_unavailable_try_again)
     return {ExitCode::kOutOfMemory, "out of memory: no thread can be started"};
   return {ExitCode::kInternal, concat("internal error: ", e.what())};

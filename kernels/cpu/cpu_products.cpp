@@ -2,15 +2,17 @@
 
 #include <omp.h>
 #include <pthread.h>
+#include <sstream>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
 #include <exception>
-#include <fstream>
 #include <vector>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
+#include "kernels/core/stream.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/processor.h"
 #include "kernels/cpu/product_library.h"
@@ -22,7 +24,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 std::string processor_name() {
-  std::ifstream file("/proc/cpuinfo");
+  Loud<std::istringstream> file(file_text("/proc/cpuinfo"));
   for (std::string line; std::getline(file, line);) {
     const size_t colon = line.find(": ");
     if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);

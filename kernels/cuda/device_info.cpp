@@ -1,8 +1,9 @@
 #include "kernels/core/device_info.h"
 
-#include <fstream>
 #include <sstream>
 
+#include "kernels/core/file_text.h"
+#include "kernels/core/stream.h"
 #include "kernels/cuda/gpu.h"
 
 namespace braid::cuda {
@@ -11,10 +12,8 @@ namespace {
 // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  ..." has one word that begins with a digit and holds a
 // dot: the version. The CUDA runtime does not tell it.
 std::string kernel_module_version() {
-  std::ifstream file("/proc/driver/nvidia/version");
-  std::string line;
-  std::getline(file, line);
-  std::istringstream words(line);
+  const std::string text = file_text("/proc/driver/nvidia/version");
+  Loud<std::istringstream> words(text.substr(0, text.find('\n')));
   for (std::string word; words >> word;)
     if (word[0] >= '0' && word[0] <= '9' && word.find('.') != std::string::npos) return word;
   return "unknown";

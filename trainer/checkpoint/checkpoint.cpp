@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "kernels/core/durable_file.h"
+#include "kernels/core/file_text.h"
 #include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint_file.h"
 #include "trainer/checkpoint/device_slices.h"
@@ -86,8 +87,9 @@ std::string CheckpointSave::write(Context& ctx, const std::vector<CheckpointSlic
 
 void CheckpointSave::commit(const std::vector<std::string>& parts) {
   with_io_errors([&] {
-    const Manifest manifest = joined(info_, parts, path_);
-    write_file_atomically((fs::path(temporary_) / kManifestName).string(), manifest.to_text());
+    manifest_text_ = joined(info_, parts, path_).to_text();
+    Manifest::parse(manifest_text_, path_).check_coverage(path_);  // as it will be read
+    write_file_atomically((fs::path(temporary_) / kManifestName).string(), manifest_text_);
     // First, as what LATEST does not name is not gone on from; until the rename it names nothing, which does no harm.
     write_latest(fs::path(path_).parent_path().string(), fs::path(path_).filename().string());
     give_name(temporary_, path_);
@@ -95,7 +97,12 @@ void CheckpointSave::commit(const std::vector<std::string>& parts) {
   is_committed_ = true;
 }
 
-void CheckpointSave::read_back() const { check_data_file(path_, Manifest::parse(part_, path_)); }
+void CheckpointSave::read_back() const {
+  check_data_file(path_, Manifest::parse(part_, path_));
+  const std::string manifest = (fs::path(path_) / kManifestName).string();
+  check<CheckpointError>(!is_committed_ || file_text(manifest) == manifest_text_, manifest,
+                         ": holds other bytes than were written");
+}
 
 void CheckpointSave::drop() noexcept {
   std::error_code ignored;
@@ -117,7 +124,7 @@ std::string save_checkpoint(Context& ctx, Communicator& world, const std::string
     on_first_rank([&] { save.prepare(); });
     const auto parts = all_or_none(ctx, world, [&] { return save.write(ctx, slices); });
     on_first_rank([&] { save.commit(parts); });
-  } catch (const Error&) {
+  } catch (...) {
     if (world.rank() == 0) save.drop();
     throw;
   }

@@ -70,7 +70,8 @@ class CheckpointSave {
   // memory (device_slices.h).   Returns its part of the manifest.
   std::string write(Context& ctx, const std::vector<CheckpointSlice>& slices);
   void commit(const std::vector<std::string>& parts);  // rank 0: every rank's, once all have written
-  // This rank's file, once more and from the disk as far as the system allows, against the digests of what was written.
+  // This rank's file, once more and from the disk as far as the system allows, against the digests of what was written;
+  // rank 0: the manifest as well.
   void read_back() const;
   // Rank 0: nothing of it stays. One that was committed already is set aside, as it is not what it should be.
   void drop() noexcept;
@@ -81,7 +82,7 @@ class CheckpointSave {
   CheckpointInfo info_;
   int rank_;
   std::string path_, temporary_;
-  std::string part_;
+  std::string part_, manifest_text_;
   bool is_committed_ = false;
 };
 

@@ -3,6 +3,7 @@
 #include <optional>
 #include <sstream>
 
+#include "kernels/core/stream.h"
 #include "parallel/rank_text.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
 
@@ -11,7 +12,7 @@ namespace {
 
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
-  std::istringstream in(text);
+  Loud<std::istringstream> in(text);
   for (std::string line; std::getline(in, line);) lines.push_back(line);
   return lines;
 }

@@ -15,7 +15,9 @@
 #include "kernels/build_config.h"
 #include "kernels/build_info.h"
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/process_info.h"
+#include "kernels/core/stream.h"
 #include "parallel/mpi_session.h"
 #include "parallel/rank_text.h"
 #include "trainer/cli/commands.h"
@@ -256,14 +258,12 @@ class Doctor {
 // Rank 0's secret for the others to read; whether it could be written shows on rank 0.
 std::string write_token(const std::string& dir) {
   const std::string token = concat(getpid(), "-", Clock::now().time_since_epoch().count());
-  std::ofstream(dir + "/.doctor-token") << token << std::flush;
+  Loud<std::ofstream>(dir + "/.doctor-token") << token << std::flush;
   return token;
 }
 std::string read_token(const std::string& dir) {
-  std::ifstream in(dir + "/.doctor-token");
-  std::string token;
-  std::getline(in, token);
-  return token;
+  const std::string text = file_text(dir + "/.doctor-token");
+  return text.substr(0, text.find('\n'));
 }
 
 int doctor(const std::string& dir, bool json) {

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "kernels/core/nearest_words.h"
+#include "kernels/core/stream.h"
 #include "trainer/config/config_help.h"
 #include "trainer/config/config_visit.h"
 #include "trainer/config/foreign_keys.h"
@@ -165,7 +166,7 @@ class TreeBuilder : public YAML::EventHandler {
 
 // The first line that a tab indents, outside of comments and empty lines; 0 if none is.
 int line_indented_by_tab(const std::string& text) {
-  std::istringstream in(text);
+  Loud<std::istringstream> in(text);
   int number = 1;
   for (std::string line; std::getline(in, line); ++number) {
     const size_t first = line.find_first_not_of(" \t");
@@ -221,7 +222,7 @@ Node parse_yaml(std::string text, const Origin& origin, const std::string& path)
   check_characters(text, origin, path);
   TreeBuilder builder(origin, path, text);
   try {
-    std::istringstream in(text);
+    Loud<std::istringstream> in(text);
     YAML::Parser parser(in);
     while (parser.HandleNextDocument(builder)) {
     }
@@ -563,7 +564,7 @@ class FileReader {
 
 std::vector<std::string> split_at_dots(const std::string& dotted) {
   std::vector<std::string> keys;
-  std::istringstream in(dotted + ".");
+  Loud<std::istringstream> in(dotted + ".");
   for (std::string key; std::getline(in, key, '.');) keys.push_back(key);
   return keys;
 }

@@ -1,7 +1,10 @@
 #include "trainer/device/device_memory.h"
 
 #include <cstdio>
-#include <fstream>
+#include <sstream>
+
+#include "kernels/core/file_text.h"
+#include "kernels/core/stream.h"
 
 namespace braid {
 
@@ -50,7 +53,7 @@ void check_host_memory(const MemoryEstimate& needs, int64_t ranks_of_host) {
 }
 
 int64_t available_host_bytes() {
-  std::ifstream file("/proc/meminfo");
+  Loud<std::istringstream> file(file_text("/proc/meminfo"));
   for (std::string name, unit; file >> name;) {
     int64_t kib = 0;
     if (name == "MemAvailable:" && file >> kib) return kib << 10;

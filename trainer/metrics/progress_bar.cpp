@@ -1,16 +1,18 @@
 #include "trainer/metrics/progress_bar.h"
 
 #include <fmt/format.h>
+#include <sstream>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
 #include <limits>
 #include <string_view>
 #include <utility>
 
+#include "kernels/core/file_text.h"
+#include "kernels/core/stream.h"
 #include "trainer/metrics/console.h"
 
 namespace braid {
@@ -18,7 +20,7 @@ namespace {
 
 // Of files and whatever else this process has read so far; 0 where the system does not tell.
 int64_t bytes_read() {
-  std::ifstream io("/proc/self/io");
+  Loud<std::istringstream> io(file_text("/proc/self/io"));
   std::string name;
   int64_t bytes = 0;
   return io >> name >> bytes && name == "rchar:" ? bytes : 0;

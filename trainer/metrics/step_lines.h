@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/core/error.h"
+#include "kernels/core/stream.h"
 
 namespace braid {
 
@@ -15,10 +16,17 @@ namespace braid {
 // of metrics".   Errors: IoError; DataError with path and line, also where on_line finds other JSON than it expects.
 template <class Json = nlohmann::json, class OnLine>
 void for_each_step_line(const std::string& path, const char* what, OnLine&& on_line) {
-  std::ifstream in(path);
+  Loud<std::ifstream> in(path);
   check<IoError>(in.is_open(), path, ": cannot be opened: ", reason(errno));
   std::string text;
-  for (int64_t number = 1; std::getline(in, text); ++number) {
+  const auto has_line = [&] {
+    try {
+      return bool(std::getline(in, text));
+    } catch (const std::ios_base::failure&) {
+      throw IoError(path + ": cannot be read");
+    }
+  };
+  for (int64_t number = 1; has_line(); ++number) {
     const Json line = Json::parse(text, nullptr, false);
     if (line.is_discarded() && in.eof()) break;
     const auto refuse = [&] { throw DataError(concat(path, ":", number, ": is not ", what)); };
@@ -29,7 +37,6 @@ void for_each_step_line(const std::string& path, const char* what, OnLine&& on_l
       refuse();
     }
   }
-  check<IoError>(!in.bad(), path, ": cannot be read");
 }
 
 }  // namespace braid

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "kernels/core/error.h"
+#include "kernels/core/stream.h"
 #include "trainer/metrics/markup.h"
 #include "trainer/report/chart.h"
 #include "trainer/report/statistics.h"
@@ -139,7 +140,7 @@ std::vector<StudyRun> expand_study(const StudyConfig& study, const std::string& 
 std::string gpu_of_slot(int64_t slot, int64_t num_gpus, const char* visible) {
   const int64_t number = slot % num_gpus;
   if (visible == nullptr) return std::to_string(number);
-  std::istringstream names(visible);
+  Loud<std::istringstream> names(visible);
   std::string name;
   for (int64_t i = 0; i <= number; ++i) std::getline(names, name, ',');
   return name;

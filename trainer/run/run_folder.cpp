@@ -7,11 +7,11 @@
 
 #include <cerrno>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/process_info.h"
 #include "trainer/checkpoint/checkpoint.h"
 
@@ -29,8 +29,7 @@ std::string this_process() {
 }
 
 std::string owner_of(const std::string& path) {
-  std::ifstream in(path);
-  const auto json = nlohmann::json::parse(in, nullptr, false);
+  const auto json = nlohmann::json::parse(file_text(path), nullptr, false);
   try {
     return concat("process ", json.at("pid").get<int64_t>(), " on ", json.at("host").get<std::string>(), " since ",
                   json.at("since").get<std::string>());

@@ -18,6 +18,7 @@
 #include "kernels/core/error.h"
 #include "kernels/core/file_text.h"
 #include "kernels/core/process_info.h"
+#include "kernels/core/stream.h"
 #include "parallel/progress.h"
 #include "parallel/rank_text.h"
 #include "trainer/run/error_record.h"
@@ -118,7 +119,7 @@ std::vector<Sibling> siblings() {
   std::error_code error;
   for (fs::directory_iterator thread(concat("/proc/", getppid(), "/task"), error), end; !error && thread != end;
        thread.increment(error)) {
-    std::istringstream children(file_text(thread->path().string() + "/children"));
+    Loud<std::istringstream> children(file_text(thread->path().string() + "/children"));
     for (int pid = 0; children >> pid;) {
       const std::optional<int> rank = rank_in(file_text(concat("/proc/", pid, "/environ")));
       if (!rank) continue;

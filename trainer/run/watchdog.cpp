@@ -14,6 +14,7 @@
 #include "kernels/core/error.h"
 #include "kernels/core/file_text.h"
 #include "kernels/core/process_info.h"
+#include "kernels/core/stream.h"
 #include "parallel/rank_text.h"
 
 namespace braid {
@@ -90,7 +91,7 @@ ProcessActivity activity_of(int pid) {
     const std::string stat = file_text(folder + "/stat");
     const size_t name_end = stat.rfind(')');
     if (name_end == stat.npos || stat.find(concat('(', kWatchdogThread)) != stat.npos) continue;
-    std::istringstream fields(stat.substr(name_end + 1));
+    Loud<std::istringstream> fields(stat.substr(name_end + 1));
     char state = '?';
     int64_t skipped = 0, user = 0, system = 0;
     fields >> state;
@@ -100,8 +101,8 @@ ProcessActivity activity_of(int pid) {
     waits_for_disk |= state == 'D';
     activity.work += user + system;
     if (thread->path().filename() == std::to_string(pid))
-      std::istringstream(file_text(folder + "/schedstat")) >> activity.main_ns;
-    std::istringstream io(file_text(folder + "/io"));
+      Loud<std::istringstream>(file_text(folder + "/schedstat")) >> activity.main_ns;
+    Loud<std::istringstream> io(file_text(folder + "/io"));
     std::string name;
     for (int64_t bytes = 0; io >> name >> bytes;)
       if (name == "rchar:" || name == "wchar:") activity.work += bytes;
