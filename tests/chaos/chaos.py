@@ -240,7 +240,7 @@ class Chaos:
 def main():
     parser = argparse.ArgumentParser()
     add_common_arguments(parser)
-    parser.add_argument("calls")
+    parser.add_argument("calls", type=os.path.abspath)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     options = parser.parse_args()

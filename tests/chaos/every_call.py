@@ -8,9 +8,11 @@ no more of them.
 A tiny model on two ranks, three saves and a pruning, or a load. Then the run goes on without a fault: every committed
 checkpoint is whole, and state and numbers are those of the run that nothing happened to. WHAT: kill-change, kill-read
 (-9 at a call on checkpoints that writes, flushes, renames, removes …, or reads), error-change, error-read (EIO once),
-full (ENOSPC from there on), memory (a request for host memory that finds none), kill-collective. --step N takes every Nth,
---jobs N does so many at a time, and after S seconds no more are begun: then it says how far it came, and fails. FILE holds
-how far each loop came; one that is there already is gone on from.
+full (ENOSPC from there on), memory, memory-load (a request for 4 KiB or more of host memory that finds none, in a run from
+its begin or one that loads), memory-place, memory-place-load (a request of any size from a place in the program that none
+came from before; one rank, as there are ten thousand places), kill-collective. --step N takes every Nth, --jobs N does
+so many at a time, and after S seconds no more are begun: then it says how far it came, and fails. FILE holds how far each
+loop came; one that is there already is gone on from.
 """
 
 import argparse
@@ -21,55 +23,86 @@ import os
 import shutil
 import time
 
-from harness import Failure, Job, World, add_common_arguments, check, is_defect, run_main, said_by_braid, work_folder
+from harness import (
+    SMALLEST,
+    Failure,
+    Job,
+    World,
+    add_common_arguments,
+    check,
+    is_defect,
+    run_main,
+    said_by_braid,
+    work_folder,
+)
 
 STEPS = 3
 COLLECTIVES = ["all_reduce", "reduce_scatter", "all_gather", "all_to_all_rows", "broadcast", "barrier", "split"]
+# The plan of faulty_calls.cpp, and whether the run loads.
+CALLS = {
+    "kill-change": ({"on": "change", "do": "kill"}, False),
+    "kill-read": ({"on": "read", "do": "kill"}, True),
+    "error-change": ({"on": "change", "do": 5}, False),
+    "error-read": ({"on": "read", "do": 5}, True),
+    "full": ({"on": "change", "do": 28, "times": 10**9}, False),
+    "memory": ({"on": "memory"}, False),
+    "memory-load": ({"on": "memory"}, True),
+    "memory-place": ({"on": "memory", "least": 1, "places": "yes"}, False),
+    "memory-place-load": ({"on": "memory", "least": 1, "places": "yes"}, True),
+}
+KINDS = [*CALLS, "kill-collective"]
 
 
 def name_of(what, rank, site):
     return f"{what}, rank {rank}{' ' + site if site else ''}"
 
 
-class EveryCall:
-    def __init__(self, world, calls, jobs, until, state):
-        self.world, self.calls, self.until, self.state_path = world, calls, until, state
-        self.state = {}  # of each loop: hit, last (number that was), next, ended
-        if state and os.path.exists(state):
-            with open(state, encoding="utf-8") as file:
-                self.state = json.load(file)
-        self.jobs, self.cases = jobs, concurrent.futures.ThreadPoolExecutor(jobs)
-        self.loops = 0  # that run; they share the jobs
-        self.failed = 0
-        self.golden, _ = world.golden()
-        self.begun = os.path.join(world.work, "begun")  # to be resumed after step 2: a load and one save
-        job = Job(world, self.begun, ["run.steps=2"])
+class Trained:
+    """What the faults of so many ranks happen to, and what must come out."""
+
+    def __init__(self, options, work, ranks):
+        folder = os.path.join(work, f"ranks-{ranks}")
+        self.world = World(options.braid, options.source, folder, ranks, STEPS, 1, SMALLEST, lines=300)
+        self.world.arguments += ["checkpoint.keep=1", "schedule.kind=constant", "eval.interval_steps=2"]
+        self.golden, _ = self.world.golden()
+        self.begun = os.path.join(folder, "begun")  # to be resumed after step 2: a load and one save
+        job = Job(self.world, self.begun, ["run.steps=2"])
         check(job.wait(300) == 0, "the run to be resumed failed:", job.log()[-2000:])
 
-    def faulty(self, what, rank, nth, mark):
-        plan = {
-            "rank": rank,
-            "on": "read" if what.endswith("read") else "memory" if what == "memory" else "change",
-            "nth": nth,
-            "times": 10**9 if what == "full" else 1,
-            "do": "kill" if what.startswith("kill") else 28 if what == "full" else 5,
-            "mark": mark,
-        }
-        return {"LD_PRELOAD": self.calls, "BRAID_CALLS": ",".join(f"{key}={value}" for key, value in plan.items())}
+
+class EveryCall:
+    def __init__(self, options, work, whats, until):
+        self.calls, self.until, self.state_path = options.calls, until, options.state
+        self.state = {}  # of each loop: hit, last (number that was), next, ended
+        if self.state_path and os.path.exists(self.state_path):
+            with open(self.state_path, encoding="utf-8") as file:
+                self.state = json.load(file)
+        self.jobs, self.cases = options.jobs, concurrent.futures.ThreadPoolExecutor(options.jobs)
+        self.loops = 0  # that run; they share the jobs
+        self.failed = 0
+        self.trained = {ranks: Trained(options, work, ranks) for ranks in sorted({self.ranks_of(what) for what in whats})}
+
+    @staticmethod
+    def ranks_of(what):
+        return 1 if "place" in what else 2
 
     def case(self, what, rank, site, nth):
         """Returns False if the run needed no such call."""
+        trained = self.trained[self.ranks_of(what)]
+        world = trained.world
         name = f"{what}-{rank}-{site or 'any'}-{nth}"
-        path = os.path.join(self.world.work, name)
+        path = os.path.join(world.work, name)
         mark = path + ".hit"
         shutil.rmtree(path, ignore_errors=True)
-        if what.endswith("read"):
-            shutil.copytree(self.begun, path)
         if site:
             env = {"BRAID_FAULT": f"site=comm.{site},rank={rank},nth={nth},do=kill"}
         else:
-            env = self.faulty(what, rank, nth, mark)
-        job = Job(self.world, path, ["--resume=auto"], env)
+            plan, loads = CALLS[what]
+            plan = {"rank": rank, "nth": nth, "mark": mark, **plan}
+            env = {"LD_PRELOAD": self.calls, "BRAID_CALLS": ",".join(f"{key}={value}" for key, value in plan.items())}
+            if loads:
+                shutil.copytree(trained.begun, path)
+        job = Job(world, path, ["--resume=auto"], env)
         code, log = job.wait(200), job.log()
         check(not is_defect(log), name, "a defect:", log[-2000:])
         if what.startswith("kill"):
@@ -77,14 +110,14 @@ class EveryCall:
         else:
             was_hit = os.path.exists(mark)
             check(was_hit or code == 0, name, f"exit code {code} for nothing:", log[-2000:])
-            check(code in ((0, 7) if what == "memory" else (0, 4, 9)), name, f"exit code {code}:", log[-2000:])
+            check(code in ((0, 7) if "memory" in what else (0, 4, 9)), name, f"exit code {code}:", log[-2000:])
             check(code == 0 or len(said_by_braid(log)) == 1, name, "not one sentence:", log[-2000:])
-        self.world.check_committed(path)
+        world.check_committed(path)
         if code != 0:
-            again = Job(self.world, path, ["--resume=auto"])
+            again = Job(world, path, ["--resume=auto"])
             check(again.wait(200) == 0, name, "does not go on:", again.log()[-2000:])
             os.remove(again.log_path)
-        self.world.check_end(self.golden, path)
+        world.check_end(trained.golden, path)
         shutil.rmtree(path)
         for left in (mark, job.log_path):
             if os.path.exists(left):
@@ -109,6 +142,8 @@ class EveryCall:
                 nth += step
             if running:
                 number, case = running.popleft()
+                if not in_time and case.cancel():
+                    continue
                 try:
                     was_hit = case.result()
                 except Failure as failure:
@@ -138,7 +173,7 @@ class EveryCall:
         loops = [
             (what, rank, site)
             for what in whats
-            for rank in range(self.world.ranks)
+            for rank in range(self.ranks_of(what))
             for site in (COLLECTIVES if what == "kill-collective" else [""])
         ]
         hits, whole = collections.Counter(), True
@@ -157,8 +192,8 @@ class EveryCall:
 def main():
     parser = argparse.ArgumentParser()
     add_common_arguments(parser, seed=False)
-    parser.add_argument("calls")
-    parser.add_argument("--what", default="kill-change,kill-read,error-change,error-read,full,memory,kill-collective")
+    parser.add_argument("calls", type=os.path.abspath)
+    parser.add_argument("--what", default=",".join(KINDS))
     parser.add_argument("--step", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"))
@@ -166,10 +201,10 @@ def main():
     options = parser.parse_args()
     begin = time.monotonic()
     with work_folder(options) as work:
-        world = World(options.braid, options.source, work, steps=STEPS, interval=1)
-        world.arguments += ["checkpoint.keep=1", "schedule.kind=constant"]
-        every = EveryCall(world, options.calls, options.jobs, begin + options.seconds, options.state)
-        hits, whole = every.run(options.what.split(","), options.step)
+        whats = options.what.split(",")
+        check(all(what in KINDS for what in whats), "kinds are", ", ".join(KINDS))
+        every = EveryCall(options, work, whats, begin + options.seconds)
+        hits, whole = every.run(whats, options.step)
         for what, hit in hits.items():
             check(hit > 0 or not whole, f"{what}: nothing was hit")
             print(f"{what}: {hit} hit, each with the golden run's state in the end")

@@ -1,11 +1,14 @@
 // System calls that fail or kill on demand, for a whole program: LD_PRELOAD puts them before the C library's. The
 // environment says
 //   BRAID_CALLS="rank=1,on=change,nth=17,times=1,do=kill"
-// which rank of the launcher; which calls of it that have to do with checkpoints (where=TEXT: with paths that hold it): `change` creates, reserves, writes,
-// flushes, renames and removes, `read` opens and reads; at which of them, and how many from there on; `kill`, `wait=SECONDS`, or the
-// number of an error (28: no space). on=memory,nth=N: the Nth request of at least 4 KiB of host memory finds none left.
-// mark=PATH: this file is made when there was such a call.
+// which rank of the launcher; which calls of it that have to do with checkpoints (where=TEXT: with paths that hold it):
+// `change` creates, reserves, writes, flushes, renames and removes, `read` opens and reads; at which of them, and how many
+// from there on; `kill`, `wait=SECONDS`, or the number of an error (28: no space). on=memory,nth=N: the Nth request of at
+// least 4 KiB of host memory (least=BYTES) finds none left; with places=yes requests count that come from where none came
+// from before: another chain of calling functions.
+// mark=PATH: this file is made when there was such a call, and with nth=0 in the end, with the number of calls.
 #include <dlfcn.h>
+#include <execinfo.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -25,6 +28,8 @@ namespace {
 
 struct Plan {
   bool on_change = false, on_read = false, on_memory = false;
+  bool of_places = false;
+  size_t least = 4096;  // bytes; also what reading the plan takes
   long nth = 0, times = 1;
   int error = 0;  // 0: kill
   int wait_s = 0;  // then the call is done
@@ -52,12 +57,21 @@ Plan read_plan() {
   else if (deed != "kill")
     plan.error = std::atoi(deed.c_str());
   if (const std::string where = value_of(text, "where"); !where.empty()) plan.where = where;
+  if (const std::string least = value_of(text, "least"); !least.empty()) plan.least = std::strtoul(least.c_str(), nullptr, 10);
+  plan.of_places = value_of(text, "places") == "yes";
   plan.mark = value_of(text, "mark");
   return plan;
 }
 
+thread_local bool is_ours = false;  // what is done here asks for memory, too
+
 const Plan& the_plan() {
-  static const Plan plan = read_plan();
+  static const Plan plan = [] {
+    is_ours = true;
+    Plan read = read_plan();
+    is_ours = false;
+    return read;
+  }();
   return plan;
 }
 
@@ -70,36 +84,71 @@ bool counts_for(int fd) {
   return counts_for(path);
 }
 
-void leave_mark(const Plan& plan) {
+void leave_mark(const Plan& plan, const std::string& text = "") {
   if (plan.mark.empty()) return;
   const int before = errno;
-  syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, plan.mark.c_str(), O_WRONLY | O_CREAT, 0644));
+  const long file = syscall(SYS_openat, AT_FDCWD, plan.mark.c_str(), O_WRONLY | O_CREAT, 0644);
+  syscall(SYS_write, file, text.data(), text.size());
+  syscall(SYS_close, file);
   errno = before;
+}
+
+std::atomic<long> calls{0};
+
+struct AtTheEnd {
+  ~AtTheEnd() {
+    if (the_plan().nth == 0 && calls > 0) leave_mark(the_plan(), std::to_string(calls));
+  }
+} at_the_end;
+
+// Has no request come from here before? Return addresses of the calling functions, however deep.
+bool is_new_place() {
+  constexpr int kFrames = 256;
+  constexpr size_t kSlots = 1 << 18;
+  static std::atomic<uint64_t> seen[kSlots];
+  void* frames[kFrames];
+  const int count = backtrace(frames, kFrames);
+  uint64_t hash = 14695981039346656037u;
+  for (int i = 0; i < count; ++i) hash = (hash ^ reinterpret_cast<uint64_t>(frames[i])) * 1099511628211u;
+  if (hash == 0) hash = 1;
+  for (size_t slot = hash % kSlots;; slot = (slot + 1) % kSlots) {
+    uint64_t expected = 0;
+    if (seen[slot].compare_exchange_strong(expected, hash)) return true;
+    if (expected == hash) return false;
+  }
+}
+
+std::atomic<bool> main_has_begun{false};  // before it, while libraries make their own objects, a program cannot answer
+int (*main_of_program)(int, char**, char**);
+
+int begin_main(int argc, char** argv, char** environment) {
+  main_has_begun = true;
+  return main_of_program(argc, argv, environment);
 }
 
 // Is there to be no memory for this request?
 bool has_no_memory(size_t bytes) {
-  constexpr size_t kSmall = 4096;  // also what reading the plan takes
-  static std::atomic<long> calls{0};
-  if (bytes < kSmall) return false;
+  if (is_ours || !main_has_begun) return false;
   const Plan& plan = the_plan();
-  if (!plan.on_memory || ++calls != plan.nth) return false;
-  leave_mark(plan);
-  return true;
+  is_ours = true;
+  const bool fails =
+      plan.on_memory && bytes >= plan.least && (!plan.of_places || is_new_place()) && ++calls == plan.nth;
+  if (fails) leave_mark(plan);
+  is_ours = false;
+  return fails;
 }
 
 // The error of this call, 0 if it is to be done.
 template <class Where>
 int fault(bool changes, Where where) {
   const Plan& plan = the_plan();
-  static std::atomic<long> calls{0};
   if (!(changes ? plan.on_change : plan.on_read)) return 0;
   const int before = errno;
   const bool counts = counts_for(where);
   errno = before;
   if (!counts) return 0;
   const long call = ++calls;
-  if (call < plan.nth || call >= plan.nth + plan.times) return 0;
+  if (call < plan.nth || call >= plan.nth + plan.times || plan.nth == 0) return 0;
   leave_mark(plan);
   if (plan.wait_s > 0) sleep(static_cast<unsigned>(plan.wait_s));
   else if (plan.error == 0) ::kill(getpid(), SIGKILL);
@@ -123,6 +172,13 @@ mode_t mode_in(int flags, va_list arguments) {
   if (const int error = fault(changes, where)) return errno = error, -1
 
 extern "C" {
+
+int __libc_start_main(int (*main)(int, char**, char**), int argc, char** argv, void (*begin)(), void (*end)(),
+                      void (*end_of_loader)(), void* stack_end) {
+  main_of_program = main;
+  return next<decltype(&__libc_start_main)>("__libc_start_main")(begin_main, argc, argv, begin, end, end_of_loader,
+                                                                  stack_end);
+}
 
 int open(const char* path, int flags, ...) {
   va_list arguments;
@@ -183,6 +239,9 @@ void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
 // What the C++ library's throwing forms all come to.
 void* operator new(size_t bytes) {
   void* block = has_no_memory(bytes) ? nullptr : std::malloc(bytes);
-  if (!block) throw std::bad_alloc();
+  if (!block) {
+    if (const std::new_handler handler = std::get_new_handler()) handler();
+    throw std::bad_alloc();
+  }
   return block;
 }

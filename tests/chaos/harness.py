@@ -21,27 +21,25 @@ def check(condition, *what):
         raise Failure(" ".join(str(w) for w in what))
 
 
-def write_text(folder, source):
+def write_text(folder, source, lines_wanted):
     """Text that never changes: lines of LICENSE in an order of their own."""
     with open(os.path.join(source, "LICENSE"), encoding="utf-8") as file:
         lines = [line for line in file.read().split("\n") if line.strip()]
     os.makedirs(folder, exist_ok=True)
     x = 1
     with open(os.path.join(folder, "text.txt"), "w", encoding="utf-8") as file:
-        for _ in range(6000):
+        for _ in range(lines_wanted):
             x = (x * 69069 + 12345) % 2**32
             file.write(lines[x // 65536 % len(lines)] + "\n")
 
 
 class Job:
-    """One `mpirun -n 2 braid train …` in a process group of its own."""
+    """One `mpirun -n 2 braid train …`, or `braid train …` for one rank, in a process group of its own."""
 
     def __init__(self, world, run_dir, arguments=(), env=(), file_bytes=None):
         self.log_path = run_dir + ".log"
         command = [
-            "mpirun",
-            "-n",
-            str(world.ranks),
+            *(["mpirun", "-n", str(world.ranks)] if world.ranks > 1 else []),
             world.braid,
             "train",
             world.config,
@@ -116,10 +114,21 @@ class Job:
         self.process.wait()
 
 
+# A model and steps that take hundredths of a second; what starts, saves and loads is the same.
+SMALLEST = [
+    "model.num_hidden_layers=2",
+    "model.full_attention_interval=2",
+    "model.hidden_size=32",
+    "model.num_experts=4",
+    "train.global_batch_size=2",
+    "train.seq_length=32",
+]
+
+
 class World:
-    def __init__(self, braid, source, work, ranks=2, steps=24, interval=3):
+    def __init__(self, braid, source, work, ranks=2, steps=24, interval=3, arguments=(), lines=6000):
         self.braid, self.ranks, self.steps, self.work = braid, ranks, steps, work
-        write_text(os.path.join(work, "text"), source)
+        write_text(os.path.join(work, "text"), source, lines)
         self.config = os.path.join(work, "chaos.yaml")
         with open(self.config, "w", encoding="utf-8") as file:
             file.write(
@@ -134,6 +143,7 @@ class World:
             "run.hang_timeout=5",
             "precision=fp32",
             f"parallel.expert={ranks}",
+            *arguments,
         ]
         self.env = dict(
             os.environ,
@@ -211,8 +221,8 @@ def is_defect(log):
 
 
 def add_common_arguments(parser, seed=True):
-    parser.add_argument("braid")
-    parser.add_argument("source")
+    parser.add_argument("braid", type=os.path.abspath)
+    parser.add_argument("source", type=os.path.abspath)
     if seed:
         parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", help="stays; a temporary folder if not given")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Faults in thousands, on a machine with many cores, over as many calls as it takes.
 
-    many.py BRAID SOURCE FAULTY_CALLS FOLDER [--jobs N] [--faults N] [--hangs N] [--seconds S]
+    many.py BRAID SOURCE FAULTY_CALLS FOLDER [--jobs N] [--faults N] [--hangs N] [--what WHAT] [--seconds S]
 
 Ranks that stand still (hangs.py, 50 by default), random faults (chaos.py, 1,000), then every call of saves and loads, of
 requests for memory and of collectives, on either rank (every_call.py). FOLDER keeps what came out: the same command goes
@@ -106,6 +106,7 @@ class Many:
             f"calls-{number}.log",
             f"{HERE}/every_call.py",
             *(o.braid, o.source, o.calls, "--jobs", o.jobs, "--seconds", self.left(), "--state", self.path("calls.json")),
+            *(("--what", o.what) if o.what else ()),
         )
 
     def report(self):
@@ -155,6 +156,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0)) // 2))
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--hangs", type=int, default=50)
+    parser.add_argument("--what", help="kinds of every_call.py, all by default")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new fault is begun after them")
     options = parser.parse_args()
     place = os.environ.get("TMPDIR") or ("/dev/shm" if gib_free("/dev/shm") >= 8 else "/tmp")
