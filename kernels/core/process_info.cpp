@@ -49,6 +49,13 @@ int allowed_cores() {
   return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? std::max(1, CPU_COUNT(&allowed)) : 1;
 }
 
+bool has_same_cores(int pid) {
+  cpu_set_t mine, its;
+  CPU_ZERO(&mine);
+  CPU_ZERO(&its);
+  return sched_getaffinity(0, sizeof mine, &mine) == 0 && sched_getaffinity(pid, sizeof its, &its) == 0 && CPU_EQUAL(&mine, &its);
+}
+
 int quota_cores(const std::string& root) {
   double cores = INT_MAX;
   const auto limit = [&](double quota, double period) {

@@ -15,6 +15,8 @@ int allowed_cores();  // that this process may run on, by its affinity; at least
 // `root` stands in front of /proc and /sys, for tests.
 int quota_cores(const std::string& root = "");
 
+bool has_same_cores(int pid);  // may that process run on just those that this one may run on?
+
 int usable_cores();  // the lesser of the two
 
 }  // namespace braid

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 #include "kernels/build_config.h"
 #include "kernels/core/process_info.h"
@@ -14,6 +15,7 @@
 #include "trainer/checkpoint/checkpoint_folder.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/run/agreement.h"
+#include "trainer/run/start_watch.h"
 #include "trainer/run_tokenizer.h"
 
 namespace braid {
@@ -92,13 +94,26 @@ int world_rank() {
   return 0;
 }
 
+namespace {
+
+// Ranks of this host that have the cores of this one: one where the launcher gives each its own, those of a socket, or all, also where a
+// container or taskset gives all of them but a few.
+int ranks_on_these_cores(int ranks) {
+  const std::vector<Sibling> all = siblings();
+  if (std::ssize(all) != ranks)  // a shell is between a rank and the launcher
+    return allowed_cores() < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) ? 1 : ranks;
+  const auto sharing = std::count_if(all.begin(), all.end(), [](const Sibling& rank) { return has_same_cores(rank.pid); });
+  return std::max(1, static_cast<int>(sharing));
+}
+
+}  // namespace
+
 void use_default_threads() {
   if (std::getenv("OMP_NUM_THREADS")) return;
-  const int cores = allowed_cores();
-  const bool bound_by_launcher = cores < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   const char* local_size = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
   const int ranks = local_size ? std::max(1, std::atoi(local_size)) : 1;
-  omp_set_num_threads(std::max(1, std::min(bound_by_launcher ? cores : cores / ranks, quota_cores() / ranks)));
+  const int sharing = ranks > 1 ? ranks_on_these_cores(ranks) : 1;
+  omp_set_num_threads(std::max(1, std::min(allowed_cores() / sharing, quota_cores() / ranks)));
 }
 
 TrainedModel open_trained_model(const std::string& path) {

@@ -1,10 +1,15 @@
 #include "kernels/core/process_info.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <climits>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <tuple>
 
 #include "kernels/core/temporary_folder.h"
 
@@ -57,6 +62,29 @@ TEST(QuotaCores, AreReadFromTheFirstVersionToo) {
   EXPECT_EQ(system.cores(), INT_MAX);
   system.file("sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "800000\n");
   EXPECT_EQ(system.cores(), 8);
+}
+
+TEST(HasSameCores, TellsAProcessThatIsBound) {
+  if (allowed_cores() < 2) GTEST_SKIP() << "one core";
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  for (const bool is_bound : {false, true}) {
+    const int child = fork();
+    if (child == 0) {
+      cpu_set_t one;
+      CPU_ZERO(&one);
+      CPU_SET(sched_getcpu(), &one);
+      if (is_bound) sched_setaffinity(0, sizeof one, &one);
+      std::ignore = write(ready[1], "x", 1);
+      for (;;) pause();
+    }
+    char byte;
+    ASSERT_EQ(read(ready[0], &byte, 1), 1);
+    EXPECT_EQ(has_same_cores(child), !is_bound);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    EXPECT_FALSE(has_same_cores(child)) << "it is gone";
+  }
 }
 
 TEST(UsableCores, AreAtLeastOneAndAtMostThoseAllowed) {
