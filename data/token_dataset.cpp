@@ -90,7 +90,20 @@ void read_blocks(const std::string& path, Block&& block) {
   }
 }
 
+void check_text(const std::string& path, std::string_view bytes) {
+  const std::string why = why_not_text(bytes);
+  check<DataError>(why.empty(), path, ": ", why, "; take it out of what is named as text");
+}
+
 }  // namespace
+
+void check_texts_begin(const std::vector<std::string>& files) {
+  for (const std::string& path : files)
+    read_blocks(path, [&](std::string_view bytes) {
+      check_text(path, bytes);
+      return false;
+    });
+}
 
 ShardInfo tokenize_files(const std::vector<std::string>& files, const std::string& shard_path) {
   const ByteTokenizer tokenizer;
@@ -102,8 +115,7 @@ ShardInfo tokenize_files(const std::vector<std::string>& files, const std::strin
     bool is_first = true;
     read_blocks(path, [&](std::string_view bytes) {
       digest.update(bytes.data(), bytes.size());
-      const std::string why = is_first || bytes.find('\0') != bytes.npos ? why_not_text(bytes) : "";
-      check<DataError>(why.empty(), path, ": ", why, "; take it out of what is named as text");
+      if (is_first || bytes.find('\0') != bytes.npos) check_text(path, bytes);
       is_first = false;
       return true;
     });

@@ -105,7 +105,7 @@ void check_no_leak(const RunConfig& config) {
 void check_data_is_there(const RunConfig& config) {
   for (const TokenFiles* source : all_files(config.data)) {
     if (!source->text.empty()) {
-      paths_of(list_inputs(source->text));
+      check_texts_begin(paths_of(list_inputs(source->text)));
       check<DataError>(ByteTokenizer::kVocabSize <= config.model.vocab_size, "source ", source->name,
                        ": its vocabulary of ", ByteTokenizer::kVocabSize, " ids (bytes) does not fit model.vocab_size ",
                        config.model.vocab_size);

@@ -406,8 +406,9 @@ class TrainingRun {
     const std::vector<int64_t> taken = mixture_.taken(batch_sizes_.rows_of_first(config_.run.steps));
     for (size_t i = 0; i < data_.train.size(); ++i) {
       const TokenDataset& data = data_.train[i];
-      say(fmt::format("data {}: {} training tokens in {} rows; the run reads {} rows, {:.3g} epochs", data.name(),
-                      data.num_tokens(), data.size(), taken[i], double(taken[i]) / double(data.size())));
+      const double filled = double(data.num_tokens()) / double(data.size() * config_.train.seq_length);
+      say(fmt::format("data {}: {} training tokens in {} rows, {:.4g} % filled; the run reads {} rows, {:.3g} epochs", data.name(),
+                      data.num_tokens(), data.size(), 100 * filled, taken[i], double(taken[i]) / double(data.size())));
     }
     if (config_.memory.offload != Offload::kNone)
       say(ctx_.on_cuda() ? concat("memory.offload: ", gib_text(state_.needs().offloaded), " of host memory per rank")

@@ -82,6 +82,8 @@ void write_manifest(const std::string& folder, const DatasetManifest& manifest) 
 DatasetManifest read_manifest(const std::string& folder) {
   const std::string path = manifest_path(folder);
   std::error_code error;
+  check<DataError>(fs::exists(folder, error), folder, ": does not exist");
+  check<DataError>(fs::is_directory(folder, error), folder, ": is a file, but a dataset is a folder that holds a dataset.json");
   check<DataError>(fs::is_regular_file(path, error), folder, ": is no dataset: it holds no dataset.json; `braid data tokenize` "
                    "makes one");
   const RawFile file = RawFile::open(path);

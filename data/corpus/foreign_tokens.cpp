@@ -198,9 +198,10 @@ ForeignTokens open_marked(const std::string& path, const std::string& dtype) {
 }
 
 bool is_hdf5(const std::string& path) {
+  const RawFile file = RawFile::open(path);  // what is none is named by us, not by libhdf5
   const std::string ending = fs::path(path).extension().string();
   if (ending == ".h5" || ending == ".hdf5") return true;
-  const std::vector<char> head = head_of(RawFile::open(path), 8);
+  const std::vector<char> head = head_of(file, 8);
   return head.size() == 8 && std::memcmp(head.data(), "\x89HDF\r\n\x1a\n", 8) == 0;
 }
 

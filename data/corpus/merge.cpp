@@ -7,6 +7,7 @@
 
 #include "data/corpus/dataset_writer.h"
 #include "data/corpus/documents.h"
+#include "data/corpus/text_input.h"
 #include "data/token_source.h"
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
@@ -46,6 +47,7 @@ std::string digest_of_shards(const std::vector<NamedDataset>& datasets) {
 }  // namespace
 
 DatasetManifest merge_datasets(const std::vector<std::string>& from, const std::string& to, int64_t shard_tokens) {
+  check_outside(to, from);
   std::vector<NamedDataset> datasets;
   std::map<std::string, const std::string*> owner_of;  // by the SHA-256 of a shard
   datasets.reserve(from.size());
@@ -82,6 +84,7 @@ DatasetManifest merge_datasets(const std::vector<std::string>& from, const std::
 }
 
 std::vector<SplitPart> split_dataset(const SplitOptions& options) {
+  check_outside(options.to, {options.from});
   const NamedDataset dataset = open_whole_dataset(options.from);
   const auto check_possible = [&](bool ok, const std::string& why) {
     check<DataError>(ok, options.from, ": its ", dataset.manifest.num_documents(),

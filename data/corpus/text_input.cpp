@@ -38,6 +38,10 @@ class Lister {
     const std::string complaint = try_to_add(path);
     check<DataError>(complaint.empty(), complaint);
   }
+  bool has_been_in(const fs::path& path) const {
+    std::error_code error;
+    return fs::is_directory(path, error) && seen_.contains(fs::canonical(path, error).string());
+  }
 
  private:
   // What is wrong with it, if it is neither a file nor a folder.
@@ -85,6 +89,7 @@ InputList list_inputs(const std::vector<std::string>& paths, const std::string& 
       lister.list.files.push_back({path, true, 0});
       continue;
     }
+    if (lister.has_been_in(path)) continue;
     const size_t before = lister.list.files.size();
     const int64_t again = lister.list.met_again;
     lister.add(path);
@@ -103,10 +108,20 @@ std::vector<std::string> paths_of(const InputList& inputs) {
   return paths;
 }
 
+void check_outside(const std::string& out, const std::vector<std::string>& inputs) {
+  const fs::path folder = fs::weakly_canonical(fs::absolute(out) / "");
+  for (const std::string& input : inputs) {
+    if (input == "-" || !fs::is_directory(input)) continue;
+    const fs::path read = fs::canonical(input);
+    const bool is_inside = std::mismatch(read.begin(), read.end(), folder.begin(), folder.end()).first == read.end();
+    check<DataError>(!is_inside, out, ": lies in ", input, ", which is read; choose a folder outside of it");
+  }
+}
+
 struct ByteSource::State {
   enum class Packing { kNone, kGzip, kZstd };
 
-  explicit State(const std::string& p) : path(p), fd(p == "-" ? ::dup(0) : ::open(p.c_str(), O_RDONLY | O_CLOEXEC)) {
+  explicit State(const std::string& p) : path(TextInput{.path = p}.name()), fd(p == "-" ? ::dup(0) : ::open(p.c_str(), O_RDONLY | O_CLOEXEC)) {
     check<DataError>(fd >= 0, path, ": cannot be opened: ", reason(errno));
     fill();
     const std::string_view head(in.data(), in_end);
@@ -244,7 +259,7 @@ void for_each_text(const InputList& inputs, const std::string& key, const std::f
       while (source.read(bytes, kBlock)) {}
       why = why_not_text(bytes);
       if (why.empty()) text(bytes);
-      else unreadable(concat(file.path, ": ", why));
+      else unreadable(concat(file.name(), ": ", why));
       continue;
     }
     int64_t line_number = 0, repaired = 0;
@@ -252,7 +267,7 @@ void for_each_text(const InputList& inputs, const std::string& key, const std::f
       ++line_number;
       if (line.find_first_not_of(" \t\r\n") == line.npos) return;
       if (const auto document = text_of_line(line, key, repaired, why)) text(*document);
-      else unreadable(concat(file.path, ":", line_number, ": ", why));
+      else unreadable(concat(file.name(), ":", line_number, ": ", why));
     };
     size_t searched = 0;
     while (source.read(bytes, kBlock)) {

@@ -15,6 +15,7 @@ struct TextInput {
   std::string path;  // "-": standard input, JSON lines
   bool is_json_lines = false;
   int64_t bytes = 0;  // on the disk, 0 for standard input
+  std::string name() const { return path == "-" ? "standard input" : path; }  // in messages
 };
 
 struct InputList {
@@ -30,6 +31,9 @@ InputList list_inputs(const std::vector<std::string>& paths, const std::string& 
 
 // Errors: DataError naming the first of no_files.
 std::vector<std::string> paths_of(const InputList& inputs);
+
+// What is made is no part of what it is made from.   Errors: DataError if `out` is to lie in a folder of `inputs`.
+void check_outside(const std::string& out, const std::vector<std::string>& inputs);
 
 // The bytes of a file from front to back, decompressed if it begins as gzip or zstd files do.
 class ByteSource {

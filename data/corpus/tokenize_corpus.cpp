@@ -201,7 +201,7 @@ Tokenized tokenize_batch(const Batch& batch, const TextInput& input, const std::
       record.kind = Record::Kind::kUnreadable;
       record.repaired = 0;
       const auto line = batch.first.record + static_cast<int64_t>(result.records.size()) + 1;
-      record.complaint = input.is_json_lines ? concat(input.path, ":", line, ": ", why) : concat(input.path, ": ", why);
+      record.complaint = input.is_json_lines ? concat(input.name(), ":", line, ": ", why) : concat(input.name(), ": ", why);
     }
     record.tokens_end = result.tokens.size();
     result.records.push_back(std::move(record));
@@ -231,17 +231,6 @@ class FolderLock {
   std::string path_;
   int fd_;
 };
-
-// A start that goes on would read its own shards as texts.
-void check_outside(const std::string& out, const std::vector<std::string>& inputs) {
-  const fs::path folder = fs::weakly_canonical(fs::absolute(out) / "");
-  for (const std::string& input : inputs) {
-    if (input == "-" || !fs::is_directory(input)) continue;
-    const fs::path texts = fs::canonical(input);
-    const bool is_inside = std::mismatch(texts.begin(), texts.end(), folder.begin(), folder.end()).first == texts.end();
-    check<DataError>(!is_inside, out, ": lies in ", input, ", whose files are the texts; choose a folder outside of it");
-  }
-}
 
 // What the result depends on: another digest is another dataset.
 std::string digest_of_work(const Tokenizer& tokenizer, const CorpusOptions& options, const InputList& inputs) {
@@ -325,7 +314,7 @@ class Writer {
 CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& options,
                              const std::function<void(const CorpusProgress&)>& progress) {
   const InputList inputs = list_inputs(options.inputs);
-  check_outside(options.out, options.inputs);
+  check_outside(options.out, options.inputs);  // a start that goes on would read its own shards as texts
   create_folder(options.out);
   const FolderLock lock(options.out);
   CorpusReport report;
@@ -400,7 +389,7 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
     progress(state);
   }
   writer.finish_shard({static_cast<int64_t>(inputs.files.size()), 0});
-  check<DataError>(m.num_documents() > 0, options.inputs.front(), options.inputs.size() > 1 ? " and the others" : "",
+  check<DataError>(m.num_documents() > 0, TextInput{.path = options.inputs.front()}.name(), options.inputs.size() > 1 ? " and the others" : "",
                    ": no document in ", inputs.files.size(), " files",
                    report.complaints.empty() ? "" : concat("; the first: ", report.complaints.front()));
   write_manifest(options.out, m);

@@ -131,7 +131,7 @@ TEST_F(Corpus, TakesAFileOnceWhateverLeadsToIt) {
   fs::create_symlink(path("in/a.txt"), path("in/again.txt"));
   fs::create_directory_symlink(path("other"), path("in/linked"));
   fs::create_directory_symlink(path("in"), path("in/loop"));
-  const CorpusReport report = tokenize({path("in"), path("in/a.txt")}, "out");
+  const CorpusReport report = tokenize({path("in"), path("in/a.txt"), path("in")}, "out");
   EXPECT_EQ(documents("out"), (Texts{"a", "b"}));
   EXPECT_EQ(report.manifest.met_again, 2);
 }
@@ -593,7 +593,11 @@ TEST_F(Corpus, AManifestLeadsNowhereElse) {
   EXPECT_NE(error("\"tokens\": 4", "\"tokens\": -4").find("expected a count"), std::string::npos);
   EXPECT_NE(error("braid-dataset", "other").find("format is \"other\""), std::string::npos);
   EXPECT_NE(error("\"shards\"", "\"shads\"").find("is damaged: key 'shards' not found"), std::string::npos);
-  EXPECT_NE(message_of<DataError>([&] { read_manifest(path("nothing")); }).find("is no dataset"), std::string::npos);
+  const auto refusal = [&](const std::string& name) { return message_of<DataError>([&] { read_manifest(path(name)); }); };
+  EXPECT_EQ(refusal("nothing"), path("nothing") + ": does not exist");
+  write("in/text.txt", "a");
+  EXPECT_NE(refusal("in").find("in: is no dataset: it holds no dataset.json"), std::string::npos);
+  EXPECT_NE(refusal("in/text.txt").find("text.txt: is a file, but a dataset is a folder"), std::string::npos);
 }
 
 }  // namespace

@@ -22,6 +22,9 @@ for file in set/*.h5 set/tokenizer.json; do cmp "$file" "merged/${file#set/}" ||
 "$BRAID" data convert --from set --to mega.idx >/dev/null
 "$BRAID" data convert --from mega.bin --to back --tokenizer tokenizer.json --shard-tokens 20000 >/dev/null
 for file in set/*.h5; do cmp "$file" "back/${file#set/}" || fail "to Megatron and back, $file is another"; done
+expect_error 3 'set/merged: lies in set, which is read; choose a folder outside of it' "$BRAID" data merge --out set/merged set
+expect_error 3 'x/./y: lies in set, which is read' "$BRAID" data split set --out set/../set/x/./y --parts 3
+[ ! -e set/merged ] && [ ! -e set/x ] || fail "refused, but the folders are there"
 expect_error 2 'split needs either --parts or --held-out' "$BRAID" data split set --out none
 expect_error 9 'mega.bin: is there already' "$BRAID" data convert --from set --to mega.bin
 pass "split, merged, written for Megatron and read back: the same bytes"
@@ -70,7 +73,7 @@ for step in 4 8 12; do
   [ "$metric" = $((64 * rows)) ] || fail "metrics say $metric tokens of third by step $step, replay $rows rows"
 done
 grep -q '"data/third/epoch"' mix/metrics.jsonl || fail "no epochs in the metrics"
-expect_error 3 'inside: lies in .*text, whose files are the texts' "$BRAID" data tokenize --tokenizer bytes --out "$WORK/text/inside" "$WORK/text"
+expect_error 3 'inside: lies in .*text, which is read' "$BRAID" data tokenize --tokenizer bytes --out "$WORK/text/inside" "$WORK/text"
 [ ! -e "$WORK/text/inside" ] || fail "a refused dataset left a folder among the texts"
 : >none.txt
 expect_error 3 'none.txt: holds no text' "$BRAID" eval mix --data none.txt
@@ -82,6 +85,12 @@ expect_error 3 'of source all, which trains on it, and of validation set held' "
 pass "a mixture whose weights change, replayed over $(tail -1 rows.tsv | cut -f 1) steps"
 
 expect_error 3 'does not fit model.vocab_size 258' "$BRAID" config check "$TINY" "$(source_of set)"
+printf 'x\0y' >nul.txt
+expect_error 3 'nul.txt: holds a NUL byte at 1, so it is not text' "$BRAID" config check "$TINY" "data.sources=[{name: x, text: [$WORK/nul.txt]}]"
+expect_error 3 'nowhere: does not exist' "$BRAID" config check "$TINY" "$(source_of nowhere)"
+expect_error 3 'shard-00000.h5: is a file, but a dataset is a folder' "$BRAID" config check "$TINY" "$(source_of set/shard-00000.h5)"
+expect_error 3 '^braid: nowhere.h5: cannot be opened: No such file' "$BRAID" data convert --from nowhere.h5 --to none
+expect_error 2 '3:1, which ends before it begins' "$BRAID" data dump packed --documents 3:1
 expect_error 3 'nowhere: does not exist' "$BRAID" config check "$TINY" "data.sources=[{name: x, shards: [$WORK/nowhere]}]"
 "$BRAID" config check "$TINY" --no-data "$(source_of nowhere)" >/dev/null
 expect_error 3 'is part of source a and of source b' "$BRAID" train "$TINY" run.dir=leak model.vocab_size=320 \

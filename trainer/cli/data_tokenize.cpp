@@ -72,7 +72,8 @@ std::pair<int64_t, int64_t> parse_range(const std::string& text, int64_t size) {
   };
   check<ConfigError>(colon != text.npos, "--documents is '", text, "', expected A:B, two counts");
   const int64_t begin = number(text.substr(0, colon), 0), end = number(text.substr(colon + 1), size);
-  check<ConfigError>(begin <= end && end <= size, "--documents is ", text, ", but there are ", size, " documents");
+  check<ConfigError>(begin <= end, "--documents is ", text, ", which ends before it begins");
+  check<ConfigError>(end <= size, "--documents is ", text, ", but there are ", size, " documents");
   return {begin, end};
 }
 
