@@ -43,13 +43,14 @@ constexpr const char* kMeetingThread = "braid-watch:met";
 
 Sibling::Place place_of(int pid) {
   std::error_code error;
+  Sibling::Place place = Sibling::Place::kUnknown;
   for (fs::directory_iterator thread(concat("/proc/", pid, "/task"), error), end; !error && thread != end;
        thread.increment(error)) {
     const std::string name = file_text(thread->path().string() + "/comm");
     if (name.starts_with(kMeetingThread)) return Sibling::Place::kMeets;
-    if (name.starts_with(kWatchdogThread)) return Sibling::Place::kOnItsWay;
+    if (name.starts_with(kWatchdogThread)) place = Sibling::Place::kOnItsWay;  // unless another thread, of those that watch, says more
   }
-  return Sibling::Place::kUnknown;
+  return place;
 }
 
 class StartWatch {
