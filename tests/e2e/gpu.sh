@@ -89,6 +89,22 @@ on_one_gpu() {
   pass "bf16 and fp32: experts in rounds have the bits of all rows at once"
   close_losses "$WORK/wide" "$WORK/bf16" 1e-2
   pass "bf16: 20 steps, losses within 1e-2 of fp32 on the CPU"
+  bits_of_recomputation
+}
+
+# What backward makes again is what it would have found; a policy, or one that N layers go beyond.
+bits_of_recomputation() {
+  local precision policy run
+  for precision in fp32 bf16; do
+    for policy in none:0 elementwise:0 elementwise:2 moe:0 moe:2 layer:0; do
+      run=$WORK/$precision-made-again-$policy
+      train 0 "$run" "${fast[@]}" precision=$precision run.steps=4 train.micro_batch_size=4 eval.interval_steps=0 \
+        memory.recompute="${policy%:*}" memory.recompute_further="${policy#*:}" "${no_check[@]}"
+      same_numbers "$WORK/$precision-made-again-none:0" "$run" "$policy made again in $precision"
+      same_weights "$WORK/$precision-made-again-none:0" "$run" "$policy made again in $precision"
+    done
+  done
+  pass "bf16 and fp32: 4 steps of two micro-batches have the same bits whatever is made again"
 }
 
 # close_losses A B TOLERANCE: the two cross entropies of every step; gradient norms of two precisions say less
