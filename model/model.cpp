@@ -10,12 +10,12 @@
 
 namespace braid {
 
-Model::Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
+Model::Model(const ModelConfig& config, const MtpConfig& mtp, const RowsShape& shape, DType dtype,
              Communicator& expert_group, double max_rows_factor, const Recomputation& recompute,
              const ContextGroup* context)
     : config_(config),
-      num_rows_(num_rows * (context ? context->share().parts_held() : 1)),
-      row_tokens_(row_tokens / (context ? context->share().num_parts() : 1)),
+      num_rows_(shape.num_rows * (context ? context->share().parts_held() : 1)),
+      row_tokens_(shape.row_tokens / (context ? context->share().num_parts() : 1)),
       dtype_(dtype),
       recompute_(recompute_of_layers(config, mtp, recompute)),
       context_(context),

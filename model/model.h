@@ -29,14 +29,18 @@ struct ModelCache {
   int64_t num_tokens = 0, max_tokens = 0;
 };
 
+struct RowsShape {
+  int64_t num_rows, row_tokens;  // B, T
+};
+
 // Qwen3-Next: embedding, decoder layers, final norm, head; optionally an MTP block that shares embedding and head.
 // Holds what a micro-batch of a fixed shape saves between forward and backward; weights and gradients are bound to it.
 class Model {
  public:
-  // num_rows (B), row_tokens (T): shape of every micro-batch. expert_group: ranks that share the experts. recompute:
-  // what a backward makes again; a model for forward alone takes least memory with kLayer. context: ranks that share
-  // every row; the batches of this rank are then its shares of B rows with T tokens.
-  Model(const ModelConfig& config, const MtpConfig& mtp, int64_t num_rows, int64_t row_tokens, DType dtype,
+  // shape: of every micro-batch. expert_group: ranks that share the experts. recompute: what a backward makes again; a
+  // model for forward alone takes least memory with kLayer. context: ranks that share every row; the batches of this
+  // rank are then its shares of them.
+  Model(const ModelConfig& config, const MtpConfig& mtp, const RowsShape& shape, DType dtype,
         Communicator& expert_group, double max_rows_factor, const Recomputation& recompute = {},
         const ContextGroup* context = nullptr);
 

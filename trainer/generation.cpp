@@ -95,7 +95,7 @@ const Tensor& TextReader::read(std::span<const uint32_t> tokens) {
   }
   // A longer piece goes through a model of its shape, on the same weights.
   const std::unique_ptr<Communicator> alone = make_local_communicator();
-  Model model(config, MtpConfig{.depth = 0}, 1, N, model_.hidden().dtype(), *alone, 0, Recompute::kLayer);
+  Model model(config, MtpConfig{.depth = 0}, {1, N}, model_.hidden().dtype(), *alone, 0, Recompute::kLayer);
   Planner plan;
   model.plan_activations(plan);
   const Arena activations("activations", plan, ctx_.device());

@@ -20,7 +20,7 @@ std::vector<std::unique_ptr<TrainingState::Lane>> lanes_of(const RunConfig& conf
   const int64_t in_flight = std::clamp<int64_t>(micro_batches, 1, config.parallel.micro_batches_in_flight);
   for (int64_t i = 0; i < in_flight; ++i)
     lanes.push_back(std::unique_ptr<TrainingState::Lane>(new TrainingState::Lane{
-        Model(config.model, config.mtp, config.train.micro_batch_size, config.train.seq_length,
+        Model(config.model, config.mtp, {config.train.micro_batch_size, config.train.seq_length},
               dtype_of_precision(config.precision), mesh.expert(), config.parallel.max_rows_factor,
               config.memory.recomputation(), mesh.context()),
         {}}));
@@ -126,7 +126,7 @@ std::vector<CheckpointSlice> TrainingState::slices(CheckpointContents contents) 
 
 InferenceState::InferenceState(Context& ctx, const RunConfig& config, const ProcessMesh& mesh, int64_t num_rows,
                                int64_t row_tokens)
-    : model(config.model, config.mtp, num_rows, row_tokens, dtype_of_precision(config.precision), mesh.expert(),
+    : model(config.model, config.mtp, {num_rows, row_tokens}, dtype_of_precision(config.precision), mesh.expert(),
             config.parallel.max_rows_factor, Recompute::kLayer, mesh.context()),
       layout_(config.model, config.mtp, mesh) {
   Planner weights, activations;

@@ -46,7 +46,7 @@ struct RankModel {
       : ctx(ctx),
         config(config),
         layout(config, {}, mesh),
-        model(config, {}, kRows, kRowTokens, dtype, mesh.expert(), max_rows_factor),
+        model(config, {}, {kRows, kRowTokens}, dtype, mesh.expert(), max_rows_factor),
         balance(BalanceConfig{}, model.num_moe_layers(), config.num_experts, mesh.world()) {
     Planner plan;
     layout.plan_weights(plan, weights, dtype);

@@ -66,7 +66,7 @@ struct TinyModel {
         mtp(mtp_config),
         balance_config(b),
         layout(c, mtp, 1, 0, 1, 1),
-        model(c, mtp, num_rows, row_tokens, DType::kF64, *world, 0, recompute),
+        model(c, mtp, {num_rows, row_tokens}, DType::kF64, *world, 0, recompute),
         balance(b, model.num_moe_layers(), c.num_experts, *world) {
     Planner plan;
     layout.plan_weights(plan, weights, DType::kF64);

@@ -30,7 +30,7 @@ struct TextModels {
   Model& of_length(int64_t length) {
     auto& model = models[length];
     if (model) return *model;
-    model = std::make_unique<Model>(config, mtp, 1, length, dtype, *world, 0);
+    model = std::make_unique<Model>(config, mtp, RowsShape{1, length}, dtype, *world, 0);
     Planner plan;
     model->plan_activations(plan);
     memory.emplace_back("activations", plan);
