@@ -21,7 +21,7 @@ constexpr const char* kStyle = R"css(
 --k0:#0b5cad;--k1:#b3440c;--k2:#08744f;--k3:#8a2f86;--k4:#7a5b00;--k5:#444b57;--k6:#a3123f;--k7:#0a6f86}
 @media (prefers-color-scheme:dark){:root{--bg:#12151b;--fg:#e7eaf0;--soft:#a3acba;--line:#333a46;--card:#1b2028;
 --k0:#6cb2ff;--k1:#ff9d66;--k2:#5fd6a4;--k3:#e39be0;--k4:#e3c14f;--k5:#c3cad6;--k6:#ff8fb0;--k7:#63d3ea}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,"Helvetica Neue",Arial,sans-serif}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);overflow-wrap:anywhere;font:16px/1.5 system-ui,"Helvetica Neue",Arial,sans-serif}
 main{max-width:1240px;margin:0 auto;padding:16px}h1{font-size:1.6rem;margin:.4em 0}h2{font-size:1.2rem;margin:2em 0 .4em}
 h3{font-size:1rem;margin:1.2em 0 .3em}p{margin:.4em 0}.soft,.none,figcaption{color:var(--soft)}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
