@@ -67,6 +67,19 @@ Change share_experts(int64_t least, int64_t most, std::string price) {
   };
 }
 
+PlanChange offload_tenths(const PlannedRun& run, int64_t tenths) {
+  std::vector<std::string> overrides = {"memory.offload=optimizer"};
+  if (tenths < 10) overrides.push_back(concat("memory.offload_share=0.", tenths));
+  else if (run.config.memory.offload_share < 1) overrides.push_back("memory.offload_share=1");
+  return {overrides, run.num_ranks, "state in host memory is copied both ways in every step"};
+}
+
+std::optional<PlanChange> offload_state(const PlannedRun& run) {
+  const MemorySection& memory = run.config.memory;
+  if (memory.offload == Offload::kOptimizer && memory.offload_share == 1) return std::nullopt;
+  return offload_tenths(run, 10);
+}
+
 std::optional<PlanChange> share_rows(const PlannedRun& run) {
   return PlanChange{{concat("parallel.context=", 2 * run.config.parallel.context)},
                     run.num_ranks,
@@ -105,9 +118,7 @@ std::vector<Change> changes_by_price() {
           recompute(Recompute::kMoe),
           set({"parallel.micro_batches_in_flight=1"}, "nothing is computed while rows travel",
               [](const RunConfig& c) { return c.parallel.micro_batches_in_flight == 1; }),
-          set({"memory.offload=optimizer"},
-              "state in host memory is copied both ways in every step; memory.offload_share takes less of it",
-              [](const RunConfig& c) { return c.memory.offload == Offload::kOptimizer; }),
+          offload_state,
           recompute(Recompute::kLayer),
           set({"train.micro_batch_size=1"}, "smaller products",
               [](const RunConfig& c) { return c.train.micro_batch_size == 1; }),
@@ -143,8 +154,9 @@ class Adviser {
       next->total_bytes = total_of(changed);
       if (double(next->total_bytes) >= (taken ? kWorthMore : 1) * double(total)) break;
       next->fits = fits(total = next->total_bytes);
-      const bool more_again = changed.config.memory.recompute != run.config.memory.recompute;
-      if (next->fits && more_again) next = fewest_layers(changed, run);
+      const MemorySection &now = changed.config.memory, &before = run.config.memory;
+      if (next->fits && now.recompute != before.recompute) next = fewest_layers(changed, run);
+      if (next->fits && now.offload != before.offload) next = least_offloaded(run);
       run = run.with(*next);
       if (taken) keep_earlier(*next, taken->overrides);
       taken = next;
@@ -163,6 +175,17 @@ class Adviser {
     PlanChange change = take_recomputation(before, least);
     change.total_bytes = total_of(before.with(change));
     change.fits = true;
+    return change;
+  }
+
+  // Instead of all state, with which the run fits.
+  PlanChange least_offloaded(const PlannedRun& before) const {
+    PlanChange change;
+    for (int64_t tenths = 1; !change.fits; ++tenths) {
+      change = offload_tenths(before, tenths);
+      change.total_bytes = total_of(before.with(change));
+      change.fits = fits(change.total_bytes);
+    }
     return change;
   }
 

@@ -126,6 +126,17 @@ TEST(Plan, AdviceGoesNoFurtherThanNeeded) {
   --config.memory.recompute_further;
   EXPECT_GT(estimate_memory(config, 64, &gpu).total(), gpu.memory_bytes);
 
+  config.memory.recompute_further = 0;
+  std::vector<PlanChange> offloaded = advise(config, 64, gpu).alone;
+  std::erase_if(offloaded, [](const PlanChange& c) {
+    return c.overrides.empty() || c.overrides.front() != "memory.offload=optimizer";
+  });
+  ASSERT_EQ(offloaded.size(), 1u);
+  ASSERT_EQ(offloaded[0].overrides.size(), 2u) << "all state";
+  const std::string share = offloaded[0].overrides[1];
+  EXPECT_TRUE(share.starts_with("memory.offload_share=0.") && share.size() == 24) << share;
+  EXPECT_TRUE(offloaded[0].fits);
+
   config = released_model();
   config.parallel.expert = 1;
   const GpuModel large = gpu_model("400GB");
