@@ -1,11 +1,13 @@
 #include "trainer/metrics/line_file.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <new>
 #include <tuple>
 
 #include "kernels/core/error.h"
@@ -36,8 +38,14 @@ void cut_lines(const std::string& path, const std::function<OldLine(const std::s
   check<IoError>(!error, path, ": cannot be cut to its first ", kept_bytes, " bytes: ", error.message());
 }
 
-LineFile::LineFile(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "ae")) {
-  check<IoError>(file_ != nullptr, path, ": cannot be opened for writing: ", reason(errno));
+LineFile::LineFile(const std::string& path) : path_(path) {
+  // Opening a pipe would wait for a reader; writing to one with a reader may wait for him.
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
+  check<IoError>(fd >= 0, path, ": cannot be opened for writing: ",
+                 errno == ENXIO ? "it is a pipe that nobody reads" : reason(errno));
+  fcntl(fd, F_SETFL, O_APPEND);
+  file_ = fdopen(fd, "a");
+  if (!file_) ::close(fd), throw std::bad_alloc();
   std::setvbuf(file_, nullptr, _IONBF, 0);
 }
 

@@ -122,7 +122,7 @@ void record_error(ExitCode code, const std::string& message) noexcept {
     line["message"] = message;
     line["do"] = meaning.remedy;
     const std::string text = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-    const int fd = ::open((folder + "/errors.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    const int fd = ::open((folder + "/errors.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0644);
     if (fd < 0) return;
     std::ignore = ::write(fd, text.data(), text.size());  // one write: lines of several ranks do not mix
     ::close(fd);

@@ -51,6 +51,10 @@ RunFolder::RunFolder(const std::string& dir) : dir_(dir) {
       check<IoError>(error == EWOULDBLOCK, lock_path, ": cannot be locked: ", reason(error));
       throw RunFolderError(dir + ": the run folder is in use by " + owner_of(path(kOwnerName)));
     }
+    std::error_code none;
+    const std::string checkpoints = path("checkpoints");
+    check<IoError>(!fs::exists(checkpoints, none) || fs::is_directory(checkpoints, none), checkpoints,
+                   ": is no folder, and checkpoints go into one of this name");
     // Shows as well, before anything is computed, that the folder can be written.
     write_file_atomically(path(kOwnerName), this_process());
   } catch (const Error&) {

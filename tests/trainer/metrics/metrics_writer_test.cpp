@@ -1,6 +1,9 @@
 #include "trainer/metrics/metrics_writer.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <bit>
 #include <cmath>
@@ -11,6 +14,7 @@
 #include <random>
 
 #include "tests/file_testing.h"
+#include "trainer/metrics/line_file.h"
 
 namespace braid {
 namespace {
@@ -205,6 +209,18 @@ TEST_F(MetricsWriterTest, LinesThatFoundNoRoomAreWrittenOnceThereIsSome) {
   EXPECT_EQ(read("metrics.jsonl"), "{\"step\": 1, \"train/loss_lm\": 5.0}\n{\"step\": 2, \"train/loss_lm\": 4.0}\n");
   EXPECT_EQ(read("metrics.csv"), "step,train/loss_lm\n1,5.0\n2,4.0\n");
   EXPECT_EQ(writer.waiting_lines(), 0);
+}
+
+TEST_F(MetricsWriterTest, APipeThatNobodyReadsIsNotWaitedFor) {
+  ASSERT_EQ(mkfifo(path("metrics.jsonl").c_str(), 0600), 0);
+  expect_contains(message_of<IoError>([&] { LineFile file(path("metrics.jsonl")); }), "is a pipe that nobody reads");
+  const int reader = open(path("metrics.jsonl").c_str(), O_RDONLY | O_NONBLOCK);
+  LineFile file(path("metrics.jsonl"));
+  EXPECT_TRUE(file.append("line"));
+  char text[8] = "";
+  EXPECT_EQ(::read(reader, text, sizeof text), 5);
+  EXPECT_STREQ(text, "line\n");
+  close(reader);
 }
 
 TEST_F(MetricsWriterTest, SaysWhichFileCannotBeOpened) {

@@ -105,6 +105,13 @@ TEST_F(RunFolderTest, AFileInTheWayIsNamed) {
   expect_contains(message_of<IoError>([&] { RunFolder{dir_}; }), dir_ + "/LOCK: cannot be opened");
 }
 
+TEST_F(RunFolderTest, WhereNoCheckpointsCanBeIsRefusedAtTheStart) {
+  write_bytes(path("run/checkpoints"), "");
+  expect_contains(message_of<IoError>([&] { RunFolder folder(path("run")); }), path("run/checkpoints") + ": is no folder");
+  fs::remove(path("run/checkpoints"));
+  RunFolder folder(path("run"));
+}
+
 TEST_F(RunFolderTest, AFolderThatCannotBeWrittenIsRefusedAndFreed) {
   {
     FileSizeLimit nothing(0);
