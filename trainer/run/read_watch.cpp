@@ -47,7 +47,8 @@ void ReadWatch::watch() {
   pthread_setname_np(pthread_self(), kWatchdogThread);
   SlowReads slow;
   std::unique_lock lock(mutex_);
-  while (!ending_changed_.wait_for(lock, std::chrono::seconds(1), [this] { return ending_; })) {
+  for (bool last = false; !last;) {  // the last look tells of a wait that has ended since the one before
+    last = ending_changed_.wait_for(lock, std::chrono::seconds(1), [this] { return ending_; });
     const std::optional<PendingRead> longest = longest_read();
     const bool is_slow = longest && longest->seconds >= 1;
     own_progress().slow_read.store(is_slow ? concat(longest->path, ", ", longest->what) : "", is_slow ? longest->begin_ns / 1'000'000 : 0);
