@@ -71,6 +71,16 @@ std::string parted(const std::vector<RankView>& ranks) {
   return "";
 }
 
+// Whether its last collective is one with ranks of other hosts, of which nothing is known here.
+bool waits_for_other_hosts(const std::vector<RankView>& ranks, const RankView& r) {
+  if (r.calls.empty()) return false;
+  const SeenCall& last = r.calls.back();
+  const auto has_called = [&](const SeenCall& call) { return call.group == last.group; };
+  return std::count_if(ranks.begin(), ranks.end(), [&](const RankView& other) {
+           return std::any_of(other.calls.begin(), other.calls.end(), has_called);
+         }) < last.group_size;
+}
+
 template <class Condition>
 std::vector<const RankView*> select(const std::vector<RankView>& ranks, Condition&& condition) {
   std::vector<const RankView*> chosen;
@@ -145,17 +155,19 @@ std::string verdict(const std::vector<RankView>& ranks, int64_t timeout_ms) {
                         seconds(too_long.front()->longest_step_ms)));
   if (!busy.empty()) return "";  // it works, and the others wait for it
 
-  // All are in collectives: who has begun fewer is behind; among equals, who sleeps while others look for its message.
+  // All are in collectives: who has begun fewer is behind, unless it waits for another host itself; among equals, who
+  // sleeps while others look for its message.
   if (all.empty()) return "";
   const int64_t least = (*std::min_element(all.begin(), all.end(), by_call))->call;
-  const auto behind = select(ranks, [&](const RankView& r) { return r.call == least; });
-  if (behind.size() < all.size())
+  const auto last = select(ranks, [&](const RankView& r) { return r.call == least; });
+  const auto behind = select(ranks, [&](const RankView& r) { return r.call == least && !waits_for_other_hosts(ranks, r); });
+  if (!behind.empty() && last.size() < all.size())
     return blame(ranks, behind, concat("is behind for ", seconds(behind.front()->quiet_ms)));
   const auto sleepers = select(ranks, [&](const RankView& r) { return r.still_ms >= asleep_ms; });
   if (!sleepers.empty() && sleepers.size() < all.size())
     return blame(ranks, sleepers, concat("sleeps inside a collective for ", seconds(sleepers.front()->quiet_ms)));
-  return blame(ranks, all,
-               concat("waits for others for ", seconds(all.front()->quiet_ms),
+  return blame(ranks, last,
+               concat("waits for others for ", seconds(last.front()->quiet_ms),
                       ": a rank of another host, or the network between hosts, is at a stand"));
 }
 

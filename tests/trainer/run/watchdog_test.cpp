@@ -121,6 +121,23 @@ TEST(Verdict, WhoSleepsInsideACollectiveIsNamedWhereTheOthersWaitOutside) {
   EXPECT_TRUE(verdict({asleep, ahead}, kTimeout).starts_with("rank 1 of "));
 }
 
+// Four ranks on two hosts, the network cut: the other one was through with its all_gather to the other host.
+TEST(Verdict, WhoIsBehindAndWaitsForAnotherHostIsNotBlamed) {
+  RankView across = waiting(1), here = waiting(0);
+  across.call = 99;
+  constexpr int64_t kWithOtherHost = 7, kOfThisHost = 8;
+  const auto gather = [](int64_t group, int64_t number) { return SeenCall{group, number, Collective::kAllGather, 2}; };
+  across.calls = {gather(kOfThisHost, 40), gather(kWithOtherHost, 59)};
+  here.calls = {gather(kOfThisHost, 40), gather(5, 59), gather(kOfThisHost, 41)};
+  const std::string text = verdict({here, across}, kTimeout);
+  expect_contains(text, "rank 1 of ");
+  expect_contains(text, "waits for others for 10 s: a rank of another host, or the network between hosts, is at a stand: phase step, step 7, in ");
+  expect_contains(text, "number 99; rank 0 waits in ");
+  here.calls.push_back(gather(kWithOtherHost, 60));  // then its ranks are all here
+  expect_contains(verdict({here, across}, kTimeout), "rank 1 of ");
+  expect_contains(verdict({here, across}, kTimeout), "is behind for 10 s");
+}
+
 TEST(Verdict, WhereAllWaitItIsAnotherHostOrTheNetwork) {
   expect_contains(verdict({waiting(0), waiting(1)}, kTimeout), "ranks 0, 1 of ");
   expect_contains(verdict({waiting(0), waiting(1)}, kTimeout), "another host, or the network");
