@@ -10,6 +10,7 @@
 #include "data/corpus/text_input.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/sha256.h"
 #include "kernels/core/stream.h"
 
@@ -81,11 +82,7 @@ void read_blocks(const std::string& path, Block&& block) {
   check<DataError>(file.is_open(), path, ": cannot be opened: ", reason(errno));
   std::string buffer(1 << 20, '\0');
   while (file) {
-    try {
-      file.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
-    } catch (const std::ios_base::failure&) {
-      throw DataError(path + ": cannot be read");
-    }
+    reading<DataError>(path, [&] { file.read(buffer.data(), static_cast<std::streamsize>(buffer.size())); });
     if (!block(std::string_view(buffer.data(), file.gcount()))) return;
   }
 }

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "kernels/build_config.h"
+#include "kernels/core/stream.h"
 
 namespace braid {
 
@@ -15,7 +16,6 @@ decltype(braid::tune_matmul) tune_matmul;
 namespace {
 
 constexpr std::string_view kShipped =
-#include "kernels/core/stream.h"
 #include "kernels/matmul_algorithms.inc"
     ;
 

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <functional>
 #include <new>
 #include <utility>
@@ -52,11 +51,6 @@ void copy(RankProgress& to, const RankProgress& from) {
     a.end_ms = b.end_ms.load();
   }
   changed(to);
-}
-
-int64_t now_ns() {
-  using Clock = std::chrono::steady_clock;
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
 }
 
 constexpr const char* kSiteOf[] = {"comm.all_reduce", "comm.reduce_scatter", "comm.all_gather", "comm.all_to_all_rows",

@@ -1,17 +1,12 @@
 #include "kernels/core/file_read.h"
 
-#include <chrono>
 #include <mutex>
 
 #include "kernels/core/error.h"
+#include "kernels/core/process_info.h"
 
 namespace braid {
 namespace {
-
-int64_t now_ns() {
-  using Clock = std::chrono::steady_clock;
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
-}
 
 // All that are under way, in the order in which they began.
 std::mutex mutex;

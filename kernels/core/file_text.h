@@ -17,4 +17,14 @@ inline std::string file_text(const std::string& path) {
   }
 }
 
+// What read() returns of the file `path`, which a Loud stream reads.   Errors: Failure where the stream cannot.
+template <class Failure, class Read>
+auto reading(const std::string& path, Read&& read) {
+  try {
+    return read();
+  } catch (const std::ios_base::failure&) {
+    throw Failure(path + ": cannot be read");
+  }
+}
+
 }  // namespace braid

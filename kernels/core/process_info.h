@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace braid {
@@ -7,6 +8,7 @@ namespace braid {
 // What messages and records say of the process they come from.
 std::string host_name();
 std::string utc_now();         // 2026-01-31T23:59:59Z
+int64_t now_ns();              // of steady_clock, the same for all processes of a host
 std::string program_digest();  // SHA-256 of the executable; empty where the system does not show it
 
 int allowed_cores();  // that this process may run on, by its affinity; at least 1

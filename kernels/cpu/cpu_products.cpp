@@ -2,12 +2,12 @@
 
 #include <omp.h>
 #include <pthread.h>
-#include <sstream>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <sstream>
 #include <vector>
 
 #include "kernels/core/error.h"

@@ -18,7 +18,7 @@ struct CheckpointExtent {
 };
 
 // Writes a data file of a checkpoint, front to back: the header first, then the bytes of the extents in their order, in
-// pieces of any size. Each is in no use any more when write() returns.   Errors: IoError naming the file;
+// pieces of any size, whose memory is the caller's again when write() returns.   Errors: IoError naming the file;
 // ShapeError if more comes than the extents have.
 class CheckpointFile {
  public:

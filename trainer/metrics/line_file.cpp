@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/stream.h"
 
 namespace braid {
@@ -23,16 +24,14 @@ void cut_lines(const std::string& path, const std::function<OldLine(const std::s
   Loud<std::ifstream> in(path, std::ios::binary);
   check<IoError>(in.is_open(), path, ": cannot be read");
   uintmax_t kept_bytes = 0, bytes = 0;
-  try {
+  reading<IoError>(path, [&] {
     for (std::string line; std::getline(in, line) && !in.eof();) {
       const OldLine verdict = judge(line);
       if (verdict == OldLine::kIsLater) break;
       bytes += line.size() + 1;
       if (verdict == OldLine::kStays) kept_bytes = bytes;
     }
-  } catch (const std::ios_base::failure&) {
-    throw IoError(path + ": cannot be read");
-  }
+  });
   in.close();
   fs::resize_file(path, kept_bytes, error);
   check<IoError>(!error, path, ": cannot be cut to its first ", kept_bytes, " bytes: ", error.message());

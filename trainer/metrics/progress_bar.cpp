@@ -1,13 +1,13 @@
 #include "trainer/metrics/progress_bar.h"
 
 #include <fmt/format.h>
-#include <sstream>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <sstream>
 #include <string_view>
 #include <utility>
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_text.h"
 #include "kernels/core/stream.h"
 
 namespace braid {
@@ -19,13 +20,7 @@ void for_each_step_line(const std::string& path, const char* what, OnLine&& on_l
   Loud<std::ifstream> in(path);
   check<IoError>(in.is_open(), path, ": cannot be opened: ", reason(errno));
   std::string text;
-  const auto has_line = [&] {
-    try {
-      return bool(std::getline(in, text));
-    } catch (const std::ios_base::failure&) {
-      throw IoError(path + ": cannot be read");
-    }
-  };
+  const auto has_line = [&] { return reading<IoError>(path, [&] { return bool(std::getline(in, text)); }); };
   for (int64_t number = 1; has_line(); ++number) {
     const Json line = Json::parse(text, nullptr, false);
     if (line.is_discarded() && in.eof()) break;
