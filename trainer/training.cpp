@@ -453,6 +453,10 @@ class TrainingRun {
       check<CheckpointError>(resume.mode == ResumeMode::kAuto || (begun && resume.mode == ResumeMode::kNewest),
                              checkpoint_folder(),
                              ": no checkpoint to resume from; --resume=auto starts where there is none");
+      const int64_t saved = front_->folder().last_saved_step();
+      check<CheckpointError>(saved < 0, checkpoint_folder(), ": no checkpoint is here, though metrics.jsonl tells of one "
+                             "of step ", saved, ": it was moved or removed, or its disk is not there; bring it back, or "
+                             "start in another run.dir");
       if (begun) say(config_.run.dir + ": the run ended before its first checkpoint, so it starts from the beginning");
       return std::string();
     });

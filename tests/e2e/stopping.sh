@@ -112,6 +112,17 @@ grep -q 'ended before its first checkpoint, so it starts from the beginning' "$e
 [ "$(lines_of "$early")" = 2 ] || fail "steps of the run that ended are left in the metrics"
 pass "a run that ended before its first checkpoint starts again with --resume"
 
+# Checkpoints that were there and are not any more are no reason to begin anew: their disk may be missing.
+mv "$early/checkpoints" "$early/elsewhere"
+before=$(sha256sum "$early/metrics.jsonl")
+for mode in --resume --resume=auto; do
+  expect_error 4 'metrics.jsonl tells of one of step 2: it was moved' "$BRAID" train "$TINY" "run.dir=$early" run.steps=4 "$mode"
+done
+[ "$(sha256sum "$early/metrics.jsonl")" = "$before" ] || fail "metrics changed though the resume was refused"
+mv "$early/elsewhere" "$early/checkpoints"
+train 0 "$early" run.steps=4 eval.interval_steps=0 --resume
+pass "a run whose checkpoints are gone is not begun anew"
+
 # an evaluation is left between its micro-batches, and made up for by the resume
 long=(run.steps=4 eval.interval_steps=2 eval.sequences=200 data.validation_fraction=0.5 checkpoint.interval_steps=2)
 evaluated=$WORK/evaluated

@@ -7,12 +7,14 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/durable_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/file_text.h"
 #include "kernels/core/process_info.h"
+#include "kernels/core/stream.h"
 #include "trainer/checkpoint/checkpoint.h"
 
 namespace braid {
@@ -69,6 +71,20 @@ bool RunFolder::has_run() const {
   std::error_code error;
   const auto metrics_bytes = fs::file_size(path("metrics.jsonl"), error);
   return (!error && metrics_bytes > 0) || !list_checkpoints(path("checkpoints")).empty();
+}
+
+int64_t RunFolder::last_saved_step() const {
+  const std::string metrics = path("metrics.jsonl");
+  int64_t step = -1;
+  Loud<std::ifstream> in(metrics);
+  reading<IoError>(metrics, [&] {
+    for (std::string text; std::getline(in, text);) {
+      const auto line = nlohmann::json::parse(text, nullptr, false);  // one that is damaged tells nothing
+      if (!line.is_object() || !line.contains("checkpoint/step")) continue;
+      if (const auto& saved = line["checkpoint/step"]; saved.is_number_integer()) step = saved.get<int64_t>();
+    }
+  });
+  return step;
 }
 
 void RunFolder::check_is_there() const {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace braid {
@@ -19,6 +20,8 @@ class RunFolder {
   std::string path(const std::string& name) const { return dir_ + "/" + name; }
   // Does it hold metrics or checkpoints of an earlier start?
   bool has_run() const;
+  // The newest checkpoint that its metrics tell of, whether it is still there or not; -1: none.   Errors: IoError.
+  int64_t last_saved_step() const;
   // Errors: IoError if the folder of this name is another one by now, or none: it was moved or removed.
   void check_is_there() const;
 

@@ -134,6 +134,16 @@ TEST_F(RunFolderTest, KnowsWhetherItHoldsARun) {
   EXPECT_TRUE(folder.has_run());
 }
 
+TEST_F(RunFolderTest, KnowsOfCheckpointsThatAreGone) {
+  RunFolder folder(dir_);
+  EXPECT_EQ(folder.last_saved_step(), -1);
+  write_bytes(folder.path("metrics.jsonl"), "{\"step\": 1}\nno JSON\n");
+  EXPECT_EQ(folder.last_saved_step(), -1);
+  write_bytes(folder.path("metrics.jsonl"),
+              "{\"step\": 11, \"checkpoint/step\": 10}\n{\"step\": 21, \"checkpoint/step\": 20}\n{\"step\": 22}\n{\"st");
+  EXPECT_EQ(folder.last_saved_step(), 20);
+}
+
 TEST_F(RunFolderTest, OneThatWasMovedOrReplacedIsNotThere) {
   const RunFolder folder(dir_);
   folder.check_is_there();
