@@ -36,6 +36,7 @@
 #include "trainer/run_front.h"
 #include "trainer/run_tokenizer.h"
 #include "trainer/starting_weights.h"
+#include "trainer/step_guard.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -129,8 +130,9 @@ class TrainingRun {
       const StepBatches batches = stream.next_step();
       enter_phase(Phase::kStep);
       if (fault_point("step.begin").kind == FaultKind::kFlip) mesh_.world().barrier(ctx_);  // which no other rank calls
-      const StepResult result = guarded_step(batches);
-      if (goes_back_) return leave_to_go_back(result);
+      const auto [result, goes_back] = guard_.run(
+          step_ + 1, may_go_back(), [&](const SpikeRule* spikes) { return compute_step(batches, spikes); });
+      if (goes_back) return leave_to_go_back(trouble_of(step_ + 1, result));
       step_ += 1;
       tokens_ += result.tokens;
       step_seconds_ = seconds_since(start);
@@ -196,54 +198,13 @@ class TrainingRun {
     return sha256(text);
   }
 
-  // A loss or gradient that is not finite is never applied. The step is computed once more: if it is finite then, a
-  // device or a memory failed, and the run goes on as if nothing had been; otherwise the step is left out. One that
-  // stands out from the steps before is computed once more, too, and what comes out then is applied: the same, if it is
-  // the data's. So no bit of a run depends on how many steps the rule has seen, unless it may go back (run.rewind_steps):
-  // then nothing is applied that stands out twice, nor is the run ended by kSkipsInARow, but goes_back_ set. Every rank
-  // decides alike, as all have the same result.   Errors: NumericsError after kSkipsInARow steps in a row that are left
-  // out, or more than kSkips of the last kWindow.
-  StepResult guarded_step(const StepBatches& batches) {
-    constexpr int64_t kSkipsInARow = 3, kSkips = 10, kWindow = 1000;
-    const int64_t step = step_ + 1;
-    std::optional<StepResult> first;
-    for (const bool again : {false, true}) {
-      StepResult result =
-          train_step(ctx_, state_, batches, mesh_, config_, step, again && !may_go_back() ? nullptr : &spikes_);
-      if (fault_point("optim").kind == FaultKind::kFlip) flip_a_weight();
-      if (result.is_applied()) {
-        if (again) tell_what_again_showed(*first, result);
-        spikes_.add(result.loss_lm, result.grad_norm);
-        return result;
-      }
-      state_.balance.undo_step(ctx_);  // all that it changed beside weights and moments, which are not
-      if (!again) {
-        say((result.problem.empty() ? concat("step ", step, ": ", result.spike) : result.problem) +
-            "; it is computed again");
-        first = std::move(result);
-        continue;
-      }
-      if (result.problem.empty()) {
-        goes_back_ = true;
-        return result;
-      }
-      skipped_.push_back(step);
-      std::erase_if(skipped_, [&](int64_t s) { return s <= step - kWindow; });
-      const auto in_a_row =
-          std::count_if(skipped_.begin(), skipped_.end(), [&](int64_t s) { return s > step - kSkipsInARow; });
-      if (in_a_row >= kSkipsInARow && may_go_back()) {
-        goes_back_ = true;
-        return result;
-      }
-      if (in_a_row >= kSkipsInARow || std::ssize(skipped_) > kSkips)
-        throw_on_every_rank(NumericsError(concat(result.problem, ", also when computed again; no update was applied, and ",
-                                                 skipped_.size(), " of the last ", std::min(step, kWindow),
-                                                 " steps were like this")));
-      say(result.problem + ", also when computed again; the step is left out");
-      note("skipped_step", result.problem);
-      return result;
-    }
-    return {};
+  // Step step_ + 1; see train_step.
+  StepResult compute_step(const StepBatches& batches, const SpikeRule* spikes) {
+    StepResult result = train_step(ctx_, state_, batches, mesh_, config_, step_ + 1, spikes);
+    if (fault_point("optim").kind == FaultKind::kFlip) flip_a_weight();
+    // All that a step without an update has changed.
+    if (!result.is_applied()) state_.balance.undo_step(ctx_);
+    return result;
   }
 
   bool may_go_back() const {
@@ -253,15 +214,14 @@ class TrainingRun {
   }
 
   // The step behind step_ is not to be. What was saved before counts, so a save under way is brought to its end.
-  ExitCode leave_to_go_back(const StepResult& bad) {
+  ExitCode leave_to_go_back(const std::string& trouble) {
     saver_->finish();
     report_saves();
     const int64_t step = step_ + 1;
     rewind_ = Rewind{std::max<int64_t>(0, step - config_.run.rewind_steps), batch_sizes_.end_of(step), landed_,
                      rewind_times_};
-    say(concat(bad.problem.empty() ? concat("step ", step, ": ", bad.spike) : bad.problem,
-               ", also when computed again; the run goes back"));
-    note("goes_back", bad.problem.empty() ? concat("step ", step, ": ", bad.spike) : bad.problem);
+    say(trouble + ", also when computed again; the run goes back");
+    note("goes_back", trouble);
     flush_metrics();
     if (front_) front_->end_output(std::chrono::seconds(10));
     return ExitCode::kDone;
@@ -277,22 +237,6 @@ class TrainingRun {
     say(concat("went back to step ", step_, "; ", rows, " samples are left out"));
     note("went_back", concat("to step ", step_, "; ", rows, " samples are left out, as by data.left_out: [{after_step: ",
                              step_, ", rows: ", rows, "}]"));
-  }
-
-  // A step was computed twice, and the second result applied.
-  void tell_what_again_showed(const StepResult& first, const StepResult& second) {
-    const bool is_same = first.loss_lm == second.loss_lm && first.grad_norm == second.grad_norm;
-    if (is_same) {
-      say("the same comes out again: it is the data or the state of the run, and the update is applied");
-      note("spike", first.spike);
-      return;
-    }
-    const std::string what = first.problem.empty() ? "other than the first time" : "finite";
-    say(concat("step ", step_ + 1, " is ", what,
-               " when it is computed again: a device or a memory failed, and the result was thrown away"));
-    note("transient_fault", first.problem.empty()
-                                ? first.spike + "; the second result was another one"
-                                : "a result that was not finite was finite when it was computed again");
   }
 
   // For tests of check_replicas.
@@ -517,9 +461,7 @@ class TrainingRun {
     batch_sizes_ = batch_sizes_of(resumed.info, stored);
     go_on_with(batch_sizes_, step_, config_);
     mixture_ = mixture_of(config_, batch_sizes_);
-    for (size_t i = 0; i < resumed.info.recent_losses.size(); ++i)
-      spikes_.add(resumed.info.recent_losses[i], resumed.info.recent_grad_norms[i]);
-    skipped_ = resumed.info.skipped_steps;
+    guard_.restore(resumed.info);
     for (const ConfigDifference& d : compare_configs(stored, config_))
       if (d.key != "run.dir") changed_.push_back(d);
     if (stored.run.steps != config_.run.steps) schedule_note_ = note_of_schedule(stored, config_, step_);
@@ -636,9 +578,7 @@ class TrainingRun {
     info.batch_sizes = batch_sizes_.changes();
     for (const BatchSizes::LeftOut& l : batch_sizes_.left_out())
       if (l[0] < step_) info.left_out.push_back(l);
-    info.recent_losses = spikes_.losses();
-    info.recent_grad_norms = spikes_.grad_norms();
-    info.skipped_steps = skipped_;
+    guard_.store(info);
     info.config_yaml = to_yaml(config_);
     info.build_id = kBuildId;
     info.data_digest = data_digest_;
@@ -694,11 +634,10 @@ class TrainingRun {
   std::optional<CheckpointSaver> saver_;
   int64_t step_ = 0, tokens_ = 0;
   std::optional<Watchdog> watchdog_;
-  SpikeRule spikes_;
+  StepGuard guard_{{[this](const std::string& text) { say(text); },
+                    [this](const std::string& event, const std::string& text) { note(event, text); }}};
   RouterRule routers_{config_.model.num_experts_per_tok};
   SlowRankRule slow_rank_;
-  std::vector<int64_t> skipped_;  // steps without an update, of the last kWindow
-  bool goes_back_ = false;
   std::optional<Rewind> rewind_;            // that this run ends with
   int64_t landed_ = -1, rewind_times_ = 0;  // of the one that it began with
   std::vector<int64_t> saved_;              // steps of the checkpoints of this start
