@@ -19,14 +19,18 @@
 namespace {
 
 // One plain sentence, and the end of the whole job. The other ranks usually fail for the same reason: they give rank 0
-// a moment to say it once, and longer if they know that it will.
+// a moment to say it once, and longer if they know that it will. Where ranks fail to reach each other each has its own
+// side to tell, and the one at fault may not be the first.
 [[noreturn]] void fail(int exit_code, const std::string& message, bool on_every_rank = false) {
   const int rank = braid::world_rank();
+  const bool has_a_side = exit_code == static_cast<int>(braid::ExitCode::kCommunication) && !on_every_rank;
   if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(on_every_rank ? 10 : 1));
   if (rank == 0 || !on_every_rank) braid::record_error(static_cast<braid::ExitCode>(exit_code), message);
   std::fflush(stdout);
-  std::fprintf(stderr, "braid: %s%s\n", rank != 0 ? braid::concat("rank ", rank, ": ").c_str() : "", message.c_str());
+  const std::string speaker = rank != 0 || has_a_side ? braid::concat("rank ", rank, ": ") : "";
+  std::fprintf(stderr, "braid: %s%s\n", speaker.c_str(), message.c_str());
   std::fflush(stderr);
+  if (has_a_side) std::this_thread::sleep_for(std::chrono::seconds(2));
   braid::end_process(exit_code);
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <optional>
 
 #include "data/batch_stream.h"
@@ -646,6 +647,19 @@ class TrainingRun {
   double step_seconds_ = 0, save_seconds_ = 0;  // of the last one
 };
 
+// An error of one of several ranks on GPUs ends the process here, with no destructor of the run: a GPU's memory is not
+// freed before the GPU is through, and it may be waiting for a rank that never comes.
+ExitCode run_to_end(TrainingRun& run, bool may_wait_for_others) {
+  try {
+    return run.run();
+  } catch (const OnEveryRank&) {
+    throw;
+  } catch (...) {
+    if (may_wait_for_others) std::terminate();
+    throw;
+  }
+}
+
 }  // namespace
 
 ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
@@ -653,7 +667,7 @@ ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& co
   std::optional<Rewind> rewind;
   for (ResumeFrom from = resume;; from = {ResumeMode::kNewest, "", resume.overrides}) {
     TrainingRun run(ctx, mesh, config, from, rewind, rewind ? SelfCheck::kNo : self_check, console);
-    const ExitCode code = run.run();
+    const ExitCode code = run_to_end(run, ctx.on_cuda() && mesh.size() > 1);
     if (!run.rewind()) return code;
     rewind = run.rewind();
   }
