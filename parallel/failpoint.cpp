@@ -34,9 +34,10 @@ constexpr const char* kSites[] = {"init",
                                   "comm.all_to_all_rows",
                                   "comm.broadcast",
                                   "comm.barrier",
-                                  "comm.split"};
+                                  "comm.split",
+                                  "nccl.all_reduce"};
 constexpr const char* kDeeds[] = {"kill", "stop", "segv", "exit", "hang", "delay",
-                                  "oom",  "nan",  "inf",  "flip", "errno"};
+                                  "oom",  "nan",  "inf",  "flip", "errno", "abort"};
 
 struct Plan {
   std::string site, deed;
@@ -116,6 +117,7 @@ Fault happen(const Plan& plan) {
   if (deed == "nan") return {FaultKind::kNan, 0};
   if (deed == "inf") return {FaultKind::kInf, 0};
   if (deed == "flip") return {FaultKind::kFlip, static_cast<int64_t>(plan.value)};
+  if (deed == "abort") return {FaultKind::kAbort, 0};
   if (deed == "errno") return {FaultKind::kErrno, static_cast<int64_t>(plan.value)};
   return {};
 }

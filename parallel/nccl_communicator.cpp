@@ -13,6 +13,7 @@
 #include "kernels/core/profile.h"
 #include "kernels/cuda/gpu.h"
 #include "parallel/communicator_checks.h"
+#include "parallel/failpoint.h"
 #include "parallel/rank_text.h"
 
 namespace braid {
@@ -92,6 +93,7 @@ class NcclCommunicator final : public Communicator {
     if (!on_gpu(in_out)) return host_->all_reduce(cpu_, in_out, op);
     check_reducible("in_out", in_out, op);
     const OperatorScope scope(ctx, "all_reduce");
+    if (fault_point("nccl.all_reduce").kind == FaultKind::kAbort) check_nccl(leave(), "ncclAllReduce");
     check_nccl(ncclAllReduce(in_out.raw(), in_out.raw(), in_out.numel(), nccl_type(in_out.dtype()), nccl_op(op), comm_,
                              cuda::stream_of(ctx)),
                "ncclAllReduce");
@@ -156,6 +158,14 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  // A failure on purpose: the others wait for this rank for ever, unless NCCL tells them. An abort waits for whatever else
+  // the GPU does.
+  ncclResult_t leave() {
+    cuda::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    ncclCommAbort(comm_);
+    return ncclSystemError;
+  }
+
   Context& ctx_;
   std::unique_ptr<Communicator> host_;  // takes host memory, whichever context it is given with
   Context cpu_ = Context::cpu();

@@ -11,8 +11,8 @@ Builds Braid with CUDA and all tests (in build/gpu_check), or takes a bundle tha
   sanitizers  compute-sanitizer's memcheck, racecheck, initcheck and synccheck over the operators' tests
   train       the tiny model: CPU against GPU, two runs, checkpoints that change sides; the beginning of gpu-small;
               optimizer state in the host's memory
-  ranks       both on two GPUs, experts shared and not; a killed rank; rows shared by two and by four. Left out, and said
-              so, where there is one GPU
+  ranks       both on two GPUs, experts shared and not; a rank that is killed, stopped or leaves a collective; rows shared by
+              two and by four. Left out, and said so, where there is one GPU
   bench       braid bench and braid bench step
 One line per check with its verdict and seconds, the end of what failed, and the tables go into FILE (default
 gpu_check.txt here). Exit code 0: all passed; 1: something failed; 10: there is no GPU.
@@ -242,6 +242,7 @@ run_ranks() {
   local two=${gpus[0]},${gpus[1]}
   CUDA_VISIBLE_DEVICES=$two check "ranks: parallel.nccl_communicator, 2 ranks" 120 mpirun -n 2 "$bin/parallel.nccl_communicator_test"
   CUDA_VISIBLE_DEVICES=$two check "ranks: two GPUs" 600 "$root/tests/e2e/gpu.sh" "$braid" "$root" ranks
+  CUDA_VISIBLE_DEVICES=$two check "ranks: faults" 400 "$root/tests/e2e/gpu.sh" "$braid" "$root" faults
   CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${gpus[*]}") check "ranks: shared rows" 600 "$root/tests/e2e/gpu.sh" "$braid" "$root" context
 }
 

@@ -3,6 +3,7 @@
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER train   on one GPU, the tiny model
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER small   on one GPU, the beginning of configs/runs/gpu-small.yaml
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER ranks   on two, both models
+#   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER faults  on two: ranks that are killed, stopped or leave a collective
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER context on two, and on four where there are so many: rows shared by ranks
 #   gpu.sh BRAID_EXECUTABLE SOURCE_FOLDER offload on one, and on two where there are so many: optimizer state in the host's memory
 # Exit code 77 where there are too few GPUs.
@@ -14,7 +15,7 @@ if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIB
 else gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
 fi
 need=1
-case $part in ranks | context) need=2 ;; esac
+case $part in ranks | faults | context) need=2 ;; esac
 [ "$gpus" -ge "$need" ] || { echo "there is no GPU here, or too few: $gpus of $need"; exit 77; }
 
 # The band for fp32: every loss and gradient norm of 20 steps, relative. With a learning rate that is 1e-4 of itself off nothing
@@ -172,22 +173,98 @@ on_two_gpus() {
 
   local first=${CUDA_VISIBLE_DEVICES:-0}
   expect_error 10 'GPU' env CUDA_VISIBLE_DEVICES="${first%%,*}" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$WORK/shared" "${on_gpu[@]}"
+}
 
-  # a killed rank ends the job
-  local dir=$WORK/killed job victim start status=0
-  setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$dir" "${on_gpu[@]}" parallel.expert=2 run.steps=1000000 "${no_check[@]}" \
-    >"$dir.log" 2>&1 &
+# Faults of one of two ranks: within 30 s every process is gone and the rank has been named; the GPUs are free, and the next run
+# starts at once.
+programs_here() { on_gpus_here --query-compute-apps=pid | tr '\n' ' '; }
+memory_here() { on_gpus_here --query-gpu=memory.used | tr '\n' ' '; }
+on_gpus_here() {
+  timeout 20 nvidia-smi ${CUDA_VISIBLE_DEVICES:+-i "$CUDA_VISIBLE_DEVICES"} "$1" --format=csv,noheader,nounits ||
+    fail "nvidia-smi $1"
+}
+now() { date +%s.%N; }
+since() { awk "BEGIN { printf \"%.1f\", $(now) - $1 }"; }
+# Of the session of mpirun, ranks and all.
+still_there() { ps -o stat=,pid= -s "$job" | awk '$1 !~ /^Z/ { printf "%s ", $2 }' || true; }
+end_all() { local all; all=$(still_there); [ -z "$all" ] || kill -KILL $all; }
+fail_with_log() { tail -20 "$1.log" >&2; fail "${dir##*/}: ${*:2}"; }
+two_ranks() {  # two_ranks RUN_DIR [overrides ...]
+  exec setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$1" "${on_gpu[@]}" parallel.expert=2 eval.interval_steps=0 \
+    "${no_check[@]}" "${@:2}"
+}
+
+# endless NAME [VARIABLE=VALUE ...]: sets dir and job, a training that has made steps
+endless() {
+  dir=$WORK/$1
+  (
+    for variable in "${@:2}"; do export "${variable?}"; done
+    two_ranks "$dir" run.steps=1000000 run.hang_timeout=10
+  ) >"$dir.log" 2>&1 &
   job=$!
-  for _ in $(seq 600); do [ -s "$dir/metrics.jsonl" ] && break; sleep 0.1; done
-  [ -s "$dir/metrics.jsonl" ] || { kill -KILL -- -$job; cat "$dir.log" >&2; fail "the run to kill did not start in 60 s"; }
-  victim=$(pgrep -n -f "^$BRAID train.*run.dir=$dir ") || fail "no rank to kill"
-  start=$SECONDS
-  kill -KILL "$victim"
-  for _ in $(seq 300); do kill -0 $job 2>/dev/null || break; sleep 0.1; done
-  if kill -0 $job 2>/dev/null; then kill -KILL -- -$job; fail "30 s after a rank was killed the job still runs"; fi
-  wait $job || status=$?
-  [ $status != 0 ] || fail "exit code 0 although a rank was killed"
-  pass "a killed rank ends the job in $((SECONDS - start)) s, exit code $status"
+  trap 'end_all; rm -rf "$WORK"' EXIT
+  for _ in $(seq 900); do [ ! -s "$dir/metrics.jsonl" ] || return 0; sleep 0.1; done
+  fail_with_log "$dir" "no step within 90 s"
+}
+send() {  # send SIGNAL RANK
+  local pid
+  for pid in $(pgrep -s "$job" -f "^$BRAID train"); do
+    [ "$(tr '\0' '\n' <"/proc/$pid/environ" | sed -n 's/^OMPI_COMM_WORLD_RANK=//p')" != "$2" ] || { kill "-$1" "$pid"; return; }
+  done
+  fail "there is no rank $2 to send SIG$1 to"
+}
+# The time of the step before a failure in a collective.
+last_step() {
+  for _ in $(seq 600); do [ -n "$(still_there)" ] && ! grep -q '^braid: ' "$dir.log" || break; sleep 0.1; done
+  stat -c %.3Y "$dir/metrics.jsonl"
+}
+# over_since TIME CODES PATTERN...: what has to come after a fault at TIME
+over_since() {
+  local codes=$2 status=0 seconds used programs pattern next
+  while [ -n "$(still_there)" ]; do
+    [ "$(since "$1" | cut -d. -f1)" -lt 30 ] || fail_with_log "$dir" "30 s later there are still processes: $(still_there)"
+    sleep 0.05
+  done
+  seconds=$(since "$1")
+  wait "$job" || status=$?
+  [[ " $codes " == *" $status "* ]] || fail_with_log "$dir" "exit code $status instead of $codes"
+  for pattern in "${@:3}"; do grep -qE -- "$pattern" "$dir.log" || fail_with_log "$dir" "no message like '$pattern'"; done
+  used=$(memory_here)
+  paste <(tr ' ' '\n' <<<"$idle") <(tr ' ' '\n' <<<"$used") | awk '$2 > $1 + 32 { exit 1 }' ||
+    fail "${dir##*/}: $used MiB are in use on GPUs that had $idle before"
+  programs=$(programs_here)
+  [ -z "$programs" ] || fail "${dir##*/}: programs are left on the GPUs: $programs"
+  next=$(now)
+  (two_ranks "$dir-next" run.steps=1) >"$dir-next.log" 2>&1 &
+  job=$!
+  while kill -0 "$job" 2>/dev/null; do
+    [ "$(since "$next" | cut -d. -f1)" -lt 60 ] || fail_with_log "$dir-next" "the next run is not over after 60 s"
+    sleep 0.1
+  done
+  wait "$job" || fail_with_log "$dir-next" "the next run ends with $?"
+  pass "${dir##*/}: all gone after $seconds s, exit code $status; the next run took $(since "$next") s: $(
+    grep -m 1 -E -- "$3" "$dir.log" | cut -c1-150)"
+}
+
+with_faults() {
+  local programs aborts='nth=300,do=abort'
+  idle=$(memory_here)
+  programs=$(programs_here)
+  [ -z "$programs" ] || fail "programs on these GPUs: $programs"
+  endless killed
+  send KILL 1
+  over_since "$(now)" "5 137" 'rank 1 .*(is gone without an end|exited on signal 9)'
+  endless stopped
+  send STOP 1
+  over_since "$(now)" 5 '^braid: rank 1 of .* is stopped, by SIGSTOP or a debugger'
+  endless failed BRAID_FAULT=site=step.begin,rank=1,nth=200,do=oom
+  over_since "$(last_step)" 7 '^braid: rank 1: out of memory'
+  # Between GPUs of one host the other rank waits in its kernel and hears nothing; over sockets NCCL tells it.
+  endless aborted BRAID_FAULT="site=nccl.all_reduce,rank=1,$aborts"
+  over_since "$(last_step)" 5 '^braid: rank 1: ncclAllReduce: '
+  endless aborted-over-sockets BRAID_FAULT="site=nccl.all_reduce,rank=0,$aborts" \
+    NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_NET=Socket NCCL_SOCKET_IFNAME=lo
+  over_since "$(last_step)" 5 '^braid: rank 0: ncclAllReduce: ' '^braid: rank 1: (NCCL|nccl[A-Za-z]+): '
 }
 
 # Short documents, which begin, end and go on anywhere in the parts of rows. In fp32 against whole rows on one GPU; in bf16
@@ -265,8 +342,9 @@ case $part in
   train) on_one_gpu ;;
   small) small_on_one_gpu ;;
   ranks) on_two_gpus; small_on_two_gpus ;;
+  faults) with_faults ;;
   context) on_shared_rows ;;
   offload) with_offloaded_state ;;
-  *) fail "what is '$part'? train, small, ranks, context or offload" ;;
+  *) fail "what is '$part'? train, small, ranks, faults, context or offload" ;;
 esac
 echo "$checks passed, 0 failed"
