@@ -113,7 +113,11 @@ TEST(Plan, AdviceGoesNoFurtherThanNeeded) {
   config.parallel.max_rows_factor = 1.25;
   config.optimizer.moment_dtype = MomentDType::kInt8;
   config.optimizer.gradient_dtype = GradientDType::kBf16;
-  const GpuModel gpu = gpu_model("h100");
+  // A GPU that eight layers made again fit, whatever a build counts.
+  GpuModel gpu = gpu_model("h100");
+  config.memory.recompute_further = 8;
+  gpu.memory_bytes = estimate_memory(config, 64, &gpu).total();
+  config.memory.recompute_further = 0;
   const PlanAdvice advice = advise(config, 64, gpu);
   ASSERT_EQ(advice.in_turn.size(), 1u);
   const std::string prefix = "memory.recompute_further=";
