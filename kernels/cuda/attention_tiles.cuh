@@ -9,15 +9,6 @@
 // tokens only, and every row is summed in the same order whether its document is alone or packed with others.
 namespace braid::cuda {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
-
-// 2^x, to 2 ulp.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 template <class Kernel>
 void allow_shared_memory(Kernel* kernel, int64_t bytes) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
