@@ -76,18 +76,26 @@ struct Vec {
   static_assert(kBytes == 8 || kBytes == 16);
   using Word = std::conditional_t<kBytes == 16, uint4, uint2>;
   static constexpr int kSize = kBytes / sizeof(T);
-  alignas(kBytes) T element[kSize];
+  alignas(kBytes) uint32_t word[kBytes / 4];
 
   __device__ __forceinline__ static Vec load(const T* from) {
     Vec v;
     *reinterpret_cast<Word*>(&v) = *reinterpret_cast<const Word*>(from);
     return v;
   }
+  // In assembly, because a compiler that sees elements of 2 bytes may store them in parts of 4.
   __device__ __forceinline__ void store(T* to) const {
-    *reinterpret_cast<Word*>(to) = *reinterpret_cast<const Word*>(this);
+    if constexpr (kBytes == 16)
+      asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+                   : "memory");
+    else asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word[0]), "r"(word[1]) : "memory");
   }
-  __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(element[i]); }
-  __device__ __forceinline__ void set(int i, float value) { element[i] = static_cast<T>(value); }
+  // A bf16 is the upper half of a float: one instruction, whichever half of a word it is.
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(word[i]);
+    else return __uint_as_float(i % 2 == 0 ? word[i / 2] << 16 : word[i / 2] & 0xffff0000u);
+  }
+  __device__ __forceinline__ void set(int i, float value) { reinterpret_cast<T*>(word)[i] = static_cast<T>(value); }
 };
 
 }  // namespace braid::cuda

@@ -455,11 +455,12 @@ __device__ __forceinline__ void gradient_side(const GradientMaps& maps, const Gr
 #pragma unroll 2
         for (int i = 0; i < kChunk / 8; ++i) {
           if (first_row + 8 * i >= c.n) break;
-          auto values = load_vector(from + i * 8 * 128);
+          const auto values = load_vector(from + i * 8 * 128);
           const float beta = step.beta[first_row + 8 * i];
+          Vec<bf16> scaled;
 #pragma unroll
-          for (int e = 0; e < 8; ++e) values.set(e, beta * values[e]);
-          values.store(to + int64_t(i) * 8 * in.Hv * kDim);
+          for (int e = 0; e < 8; ++e) scaled.set(e, beta * values[e]);
+          scaled.store(to + int64_t(i) * 8 * in.Hv * kDim);
         }
       }
       float dots[2] = {}, write_dots[2] = {}, inner = 0;

@@ -80,9 +80,10 @@ __global__ void __launch_bounds__(kThreads, 3)
         sum_sq = row_sum<Fast<X>::kLanes>(sum_sq);
         if (!has_row) continue;
         const float r = rsqrtf(sum_sq / kRowElements + eps);
+        V out;
 #pragma unroll
-        for (int i = 0; i < V::kSize; ++i) vo[j].set(i, w[i] * vo[j][i] * r * vz[j][i] * sigmoid(vz[j][i]));
-        vo[j].store(y + (n * Hv + head) * kRowElements + c);
+        for (int i = 0; i < V::kSize; ++i) out.set(i, w[i] * vo[j][i] * r * vz[j][i] * sigmoid(vz[j][i]));
+        out.store(y + (n * Hv + head) * kRowElements + c);
         if (threadIdx.x == 0) rstd[n * Hv + head] = r;
       }
     }
@@ -131,21 +132,23 @@ __global__ void __launch_bounds__(kThreads, 3)
         F d_normalised = {};
         float dot = 0;
         if (has_row) {
+          V d_z;
 #pragma unroll
           for (int i = 0; i < V::kSize; ++i) {
             const ElementGradient g = element_gradient(vg[j][i], vo[j][i], vz[j][i], w[i], r);
-            vz[j].set(i, g.d_z);
+            d_z.set(i, g.d_z);
             d_weight[i] += g.d_weight;
             d_normalised[i] = g.d_normalised;
             dot += g.d_normalised * g.normalised;
           }
-          vz[j].store(d_qkvz + z.at(n, head) + c);
+          d_z.store(d_qkvz + z.at(n, head) + c);
         }
         const float mean = row_sum<Fast<X>::kLanes>(dot) / kRowElements;
         if (!has_row) continue;
+        V out;
 #pragma unroll
-        for (int i = 0; i < V::kSize; ++i) vo[j].set(i, r * (d_normalised[i] - vo[j][i] * r * mean));
-        vo[j].store(d_o + (n * Hv + head) * kRowElements + c);
+        for (int i = 0; i < V::kSize; ++i) out.set(i, r * (d_normalised[i] - vo[j][i] * r * mean));
+        out.store(d_o + (n * Hv + head) * kRowElements + c);
       }
     }
   }

@@ -49,9 +49,11 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (column_of<V>(s) >= C) continue;
+      V both;
 #pragma unroll
-      for (int i = 0; i < V::kSize; ++i) row[s].set(i, row[s][i] + other[s][i]);
-      row[s].store(sum + n * C + column_of<V>(s));
+      for (int i = 0; i < V::kSize; ++i) both.set(i, row[s][i] + other[s][i]);
+      both.store(sum + n * C + column_of<V>(s));
+      row[s] = both;
     }
   }
   float sum_sq = 0;
@@ -66,9 +68,10 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
   for (int s = 0; s < kSlots; ++s) {
     if (column_of<V>(s) >= C) continue;
     const auto w = Floats<V::kSize>::load(weight + column_of<V>(s));
+    V out;
 #pragma unroll
-    for (int i = 0; i < V::kSize; ++i) row[s].set(i, row[s][i] * r * (1 + w[i]));
-    row[s].store(y + n * y_stride + column_of<V>(s));
+    for (int i = 0; i < V::kSize; ++i) out.set(i, row[s][i] * r * (1 + w[i]));
+    out.store(y + n * y_stride + column_of<V>(s));
   }
   if (threadIdx.x == 0) rstd[n] = r;
 }

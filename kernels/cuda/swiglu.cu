@@ -29,9 +29,10 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
     for (int s = 0; s < kSlots; ++s) {
       const int64_t f = first + s * kStep;
       if (f >= F) continue;
+      V product;
 #pragma unroll
-      for (int i = 0; i < V::kSize; ++i) va[s].set(i, scale * va[s][i] * sigmoid(va[s][i]) * vb[s][i]);
-      va[s].store(h + n * F + f);
+      for (int i = 0; i < V::kSize; ++i) product.set(i, scale * va[s][i] * sigmoid(va[s][i]) * vb[s][i]);
+      product.store(h + n * F + f);
     }
   }
 }
@@ -61,16 +62,17 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
     for (int s = 0; s < kSlots; ++s) {
       const int64_t f = first + s * kStep;
       if (f >= F) continue;
+      V of_a, of_b;
 #pragma unroll
       for (int i = 0; i < V::kSize; ++i) {
         const float ai = va[s][i], bi = vb[s][i], si = sigmoid(ai), act = ai * si;
         d_scale += vg[s][i] * act * bi;
         const float d_product = scale * vg[s][i];
-        va[s].set(i, d_product * bi * (si + act * (1 - si)));
-        vb[s].set(i, d_product * act);
+        of_a.set(i, d_product * bi * (si + act * (1 - si)));
+        of_b.set(i, d_product * act);
       }
-      va[s].store(d_a + n * F + f);
-      vb[s].store(d_b + n * F + f);
+      of_a.store(d_a + n * F + f);
+      of_b.store(d_b + n * F + f);
     }
   }
   d_scale = warp_sum(d_scale);
