@@ -108,7 +108,7 @@ Variants hard() {
       of("heads of 32", Segments::packed({100, 200}), {2, 4, 32, 32, 4}, {.ba = normal(), .cpu_weight_error = 1e-6}));
   const std::vector<int64_t> lengths = {1, 2, 3, 1, 120, 1, 1, 64, 65, 130, 2, 1, 1};
   for (const GdnDims& d : {kHeadsOf128, kOdd, kSixTaps}) {
-    for (int64_t N : {1, 2, 3, 4, 63, 64, 65, 128, 131, 300})
+    for (int64_t N : {1, 2, 3, 4, 63, 64, 65, 126, 128, 129, 131, 300})
       variants.push_back(of(concat(N, " tokens, heads of ", d.key_dim), Segments::whole_rows(1, N), d));
     variants.push_back(of(concat("packed, heads of ", d.key_dim), Segments::packed(lengths), d));
   }

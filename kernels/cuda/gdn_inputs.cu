@@ -13,7 +13,7 @@ namespace {
 constexpr float kL2NormEps = 1e-6f;
 constexpr float kSoftplusIsIdentity = 20;  // above this, in value and in slope
 
-__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
+__device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 // The slope of silu, given the sigmoid of x.
 __device__ __forceinline__ float silu_slope(float x, float s) { return s * (1.0f + x * (1.0f - s)); }
 __device__ __forceinline__ float silu_slope(float x) { return silu_slope(x, sigmoid(x)); }
@@ -151,8 +151,8 @@ struct Window {
 };
 
 constexpr int kThreads = 128;
-constexpr int kForwardTile = 64, kBackwardTile = 128;  // tokens
-constexpr int kAhead = 4;                              // tokens whose loads are in flight
+constexpr int kForwardTile = 64, kBackwardTile = 126;         // tokens; a multiple of those that are taken at once
+constexpr int kForwardTokens = 4, kBackwardTokens = kBefore;  // at once, while the loads of as many are in flight
 // Backward a thread has four channels: with eight, of bf16, it needs 221 registers, and a multiprocessor has 256
 // threads.
 template <class X>
@@ -175,105 +175,141 @@ struct Lane {
   }
 };
 
-// A thread per vector of channels and tile of 64 tokens. Reads the q, k and v columns of x once (and three tokens in 64
-// twice) and writes as much: 32 KB per token in bf16.
+// Tokens that are taken at once, of rows that begin at `begin`: whether all are there and none begins a document. They
+// then need no question each, of which a compiler makes a choice for every register of the window.
+template <int kCount>
+__device__ __forceinline__ bool all_go_on(const int (&document)[kCount], int64_t begin, int first, int end) {
+  bool go_on = first + kCount <= end;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) go_on &= document[i] != static_cast<int>(begin) + first + i;
+  return go_on;
+}
+
+// A thread per vector of channels and tile of 64 tokens, counted from its first. Reads the q, k and v columns of x once
+// (and three tokens in 64 twice) and writes as much: 32 KB per token in bf16.
 template <class X, class Halo>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, Halo::kIsThere ? 3 : 4)
     forward_kernel(Parts<X> out, Parts<float> rstds, const X* __restrict__ qkvz, const float* __restrict__ conv,
                    const int32_t* __restrict__ document_begin, Halo halo, int64_t N, GdnDims dims) {
   using V = Vec<X>;
+  constexpr int kTokens = kForwardTokens;
   const Lane<V> lane(dims);
   const Head head(dims, lane.slot);
-  const int64_t columns = dims.qkvz_columns();
-  const int64_t begin = int64_t(blockIdx.y) * kForwardTile, end = min(begin + kForwardTile, N);
-  const X* x = qkvz + head.column + lane.channel;
-  X* y = head.of(out) + lane.channel;
+  const int64_t begin = int64_t(blockIdx.y) * kForwardTile;
+  const int end = static_cast<int>(min(int64_t(kForwardTile), N - begin));
+  const int64_t columns = dims.qkvz_columns(), column = head.column + lane.channel;
+  const int x_stride = static_cast<int>(columns), num_heads = static_cast<int>(head.num_heads);
+  const X* x = qkvz + begin * columns + column;
+  X* y = head.of(out) + head.row(begin) + lane.channel;
   float* rstd = head.of(rstds);
+  if (rstd) rstd += head.statistic(begin);
 
   Channels<V> channels;
   channels.load(conv, head.channel + lane.channel);
   Window<V> window;
-  const int64_t column = head.column + lane.channel;
   window.load(qkvz, columns, column, begin, document_begin[begin], halo);
-  for (int64_t group = begin; group < end; group += kAhead) {
-    V rows[kAhead];
-    int64_t document[kAhead];
+  document_begin += begin;
+
+  V next[kTokens];
+  int next_document[kTokens];
+  const auto load = [&](int first) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int64_t t = min(group + i, end - 1);
-      rows[i] = V::load(x + t * columns);
-      document[i] = document_begin[t];
+    for (int i = 0; i < kTokens; ++i) {
+      const int t = min(first + i, end - 1);
+      next[i] = V::load(x + t * x_stride);
+      next_document[i] = document_begin[t];
     }
+  };
+  const auto take = [&](const V& now, int t) {
+    float value[V::kSize], sum_sq = 0;
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int64_t t = group + i;
-      if (t >= end) break;
-      if (document[i] == t) window.load(qkvz, columns, column, t, t, halo);
-      float value[V::kSize], sum_sq = 0;
+    for (int c = 0; c < V::kSize; ++c) {
+      value[c] = silu(window.convolve(channels, c, now[c]));
+      sum_sq += square(value[c]);
+      window.push(c, now[c]);
+    }
+    sum_sq = Channels<V>::head_sum(sum_sq);
+    const float r = rstd ? rsqrtf(sum_sq + kL2NormEps) : 1.0f;
+    V row;
 #pragma unroll
-      for (int c = 0; c < V::kSize; ++c) {
-        value[c] = silu(window.convolve(channels, c, rows[i][c]));
-        sum_sq += square(value[c]);
-        window.push(c, rows[i][c]);
+    for (int c = 0; c < V::kSize; ++c) row.set(c, value[c] * r);
+    if (!lane.exists) return;
+    row.store(y + t * num_heads * kWidth);
+    if (rstd && lane.channel == 0) rstd[t * num_heads] = r;
+  };
+  load(0);
+  for (int first = 0; first < end; first += kTokens) {
+    V now[kTokens];
+    int document[kTokens];
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) now[i] = next[i], document[i] = next_document[i];
+    load(first + kTokens);
+    if (all_go_on(document, begin, first, end)) {
+#pragma unroll
+      for (int i = 0; i < kTokens; ++i) take(now[i], first + i);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kTokens; ++i) {
+        const int64_t t = begin + first + i;
+        if (first + i >= end) break;
+        if (document[i] == t) window.load(qkvz, columns, column, t, t, halo);
+        take(now[i], first + i);
       }
-      sum_sq = Channels<V>::head_sum(sum_sq);
-      const float r = rstd ? rsqrtf(sum_sq + kL2NormEps) : 1.0f;
-      V row;
-#pragma unroll
-      for (int c = 0; c < V::kSize; ++c) row.set(c, value[c] * r);
-      if (!lane.exists) continue;
-      row.store(y + head.row(t));
-      if (rstd && lane.channel == 0) rstd[head.statistic(t)] = r;
     }
   }
 }
 
-// A thread per four channels and tile of 128 tokens. It forms d_u, the gradient of the convolution's output, of
-// the tile's tokens and of the three behind it, which read the tile. Reads x and d_y and writes d_x, 48 KB per token in
-// bf16; y is recomputed. One row of partial sums of d_conv per tile.
+// A thread per four channels and tile of 126 tokens, counted from its first. It forms d_u, the gradient of the
+// convolution's output, of the tile's tokens and of the three behind it, which read the tile. Reads x and d_y and
+// writes d_x, 48 KB per token in bf16; y is recomputed. One row of partial sums of d_conv per tile. Three tokens at
+// once are as many as the window holds, so that little moves from register to register.
 template <class X, class Halo>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, Halo::kIsThere ? 3 : 4)
     backward_kernel(X* __restrict__ d_qkvz, X* __restrict__ d_halo, float* __restrict__ d_conv, Parts<const X> d_out,
                     Parts<const float> rstds, const X* __restrict__ qkvz, const float* __restrict__ conv,
                     const int32_t* __restrict__ document_begin, Halo halo, int64_t N, GdnDims dims) {
   using V = BackwardVec<X>;
-  constexpr int kSize = V::kSize;
+  constexpr int kSize = V::kSize, kTokens = kBackwardTokens;
+  static_assert(kTokens == kBefore && kBackwardTile % kTokens == 0);
   const Lane<V> lane(dims);
   const Head head(dims, lane.slot);
-  const int64_t columns = dims.qkvz_columns();
-  const int64_t begin = int64_t(blockIdx.y) * kBackwardTile, end = min(begin + kBackwardTile, N);
-  const int64_t halo_end = min(end + kBefore, N);
-  const X *x = qkvz + head.column + lane.channel, *d_y = head.of(d_out) + lane.channel;
-  X* d_x = d_qkvz + head.column + lane.channel;
+  const int64_t begin = int64_t(blockIdx.y) * kBackwardTile;
+  const int end = static_cast<int>(min(int64_t(kBackwardTile), N - begin));
+  const int halo_end = static_cast<int>(min(int64_t(kBackwardTile + kBefore), N - begin));
+  const int64_t columns = dims.qkvz_columns(), column = head.column + lane.channel;
+  const int x_stride = static_cast<int>(columns), num_heads = static_cast<int>(head.num_heads);
+  const X* x = qkvz + begin * columns + column;
+  const X* d_y = head.of(d_out) + head.row(begin) + lane.channel;
+  X* d_x = d_qkvz + begin * columns + column;
   const float* rstd = head.of(rstds);
+  if (rstd) rstd += head.statistic(begin);
 
   Channels<V> channels;
   channels.load(conv, head.channel + lane.channel);
   float d_tap[kTaps][kSize] = {};
   Window<V> window, d_u;  // d_u of the three tokens before
-  int64_t document = document_begin[begin];
-  const int64_t column = head.column + lane.channel;
-  window.load(qkvz, columns, column, begin, document, halo);
+  window.load(qkvz, columns, column, begin, document_begin[begin], halo);
   d_u.clear();
+  document_begin += begin;
+  int document = document_begin[0] - static_cast<int>(begin);  // may lie before the tile
 
   // Where d_x of a token goes: one before the document lies in the halo, and is stored with the document's first.
-  auto place_of = [&](int64_t token) -> X* {
+  const auto place_of = [&](int token) -> X* {
     if (!lane.exists || token >= end) return nullptr;
-    if (token >= document) return token >= begin ? d_x + token * columns : nullptr;
+    if (token >= document) return token >= 0 ? d_x + token * x_stride : nullptr;
     if constexpr (Halo::kIsThere) {
-      const int64_t back = document - token;
-      if (d_halo && document >= begin && document < end && back <= halo.position[document])
-        return d_halo + halo.place(document, back) * columns + column;
+      const int64_t back = document - token, at = begin + document;
+      if (d_halo && document >= 0 && document < end && back <= halo.position[at])
+        return d_halo + halo.place(at, back) * columns + column;
     }
     return nullptr;
   };
 
   // When no token from t on reads the three before it: their d_x.
-  auto finish_before = [&](int64_t t) {
+  const auto finish_before = [&](int t) {
 #pragma unroll
     for (int back = kBefore; back > 0; --back) {
-      const int64_t token = t - back;
-      X* const to = place_of(token);
+      X* const to = place_of(t - back);
       if (!to) continue;
       V row;
 #pragma unroll
@@ -291,22 +327,18 @@ __global__ void __launch_bounds__(kThreads, 4)
   struct Row {
     V x, d_y;
     float rstd;
-    int64_t document;
   };
-  auto load = [&](int64_t t) {
-    return Row{V::load(x + t * columns), V::load(d_y + head.row(t)), rstd ? rstd[head.statistic(t)] : 1.0f,
-               document_begin[t]};
-  };
-  Row next = load(begin);
-  for (int64_t t = begin; t < halo_end; ++t) {
-    const Row now = next;
-    next = load(min(t + 1, halo_end - 1));
-    if (now.document == t) {
-      finish_before(t);
-      document = t;
-      window.load(qkvz, columns, column, t, t, halo);
-      d_u.clear();
+  Row next[kTokens];
+  int next_document[kTokens];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      const int t = min(first + i, halo_end - 1);
+      next[i] = {V::load(x + t * x_stride), V::load(d_y + t * num_heads * kWidth), rstd ? rstd[t * num_heads] : 1.0f};
+      next_document[i] = document_begin[t];
     }
+  };
+  const auto take = [&](const Row& now, int t, bool is_own) {
     float slope[kSize], y[kSize], along_y = 0;
 #pragma unroll
     for (int c = 0; c < kSize; ++c) {
@@ -321,7 +353,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
     for (int c = 0; c < kSize; ++c) {
       const float d_u_now = now.rstd * (now.d_y[c] - along_y * y[c]) * slope[c];
-      if (t < end) {
+      if (is_own) {
         d_tap[kBefore][c] += d_u_now * now.x[c];
 #pragma unroll
         for (int j = 0; j < kBefore; ++j) d_tap[j][c] += d_u_now * window.x[j][c];
@@ -334,6 +366,31 @@ __global__ void __launch_bounds__(kThreads, 4)
       d_u.push(c, d_u_now);
     }
     if (X* const to = place_of(t - kBefore)) row.store(to);
+  };
+  load(0);
+  for (int first = 0; first < halo_end; first += kTokens) {
+    Row now[kTokens];
+    int starts[kTokens];
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) now[i] = next[i], starts[i] = next_document[i];
+    load(first + kTokens);
+    if (all_go_on(starts, begin, first, end)) {
+#pragma unroll
+      for (int i = 0; i < kTokens; ++i) take(now[i], first + i, true);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kTokens; ++i) {
+        const int t = first + i;
+        if (t >= halo_end) break;
+        if (starts[i] == begin + t) {
+          finish_before(t);
+          document = t;
+          window.load(qkvz, columns, column, begin + t, begin + t, halo);
+          d_u.clear();
+        }
+        take(now[i], t, t < end);
+      }
+    }
   }
   if (halo_end < end + kBefore) finish_before(halo_end);
   if (!lane.exists) return;
