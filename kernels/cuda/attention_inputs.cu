@@ -60,72 +60,103 @@ struct BackwardSide {
   float* partial;  // (token tiles, Dh)
 };
 
-constexpr int kWarps = 6;  // of a block, which takes the heads of a token in turns
+constexpr int kWarps = 6;       // of a block, which takes the heads of a token in turns
+constexpr int kRowsAtOnce = 3;  // whose loads a warp has in flight
 constexpr int kBackwardWarps = 8;
-constexpr int kTileTokens = 16;  // of a block of the backward kernel
+constexpr int kTileTokens = 12;  // of a block of the backward kernel; 32,768 are seven full turns of an H100
 
-// Rotates what a warp holds of a row: 8 (fp32: 4) elements per lane, of which the first 2 * pairs rotate. Pairs are
-// whole lanes apart.
+// The rotation of what a warp holds of a row: 8 (fp32: 4) elements per lane, of which the first 2 * pairs rotate. Pairs
+// are whole lanes apart.
 template <int kSize>
-__device__ __forceinline__ void rotate(float (&value)[kSize], const float2* cos_sin, int pairs, float direction) {
-  const int lane = threadIdx.x, lanes = pairs / kSize;
-  const bool rotates = lane < 2 * lanes, is_first = lane < lanes;
-  const int partner = !rotates ? lane : is_first ? lane + lanes : lane - lanes;
-  const float sign = is_first ? -direction : direction;
-  const float2* at = cos_sin + (is_first ? lane : lane - lanes) * kSize;
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    const float other = __shfl_sync(kAllLanes, value[i], partner);
-    if (rotates) value[i] = value[i] * at[i].x + sign * other * at[i].y;
-  }
-}
+struct Rotation {
+  Floats<2 * kSize> cos_sin;  // the sine with the sign that it has for this lane
+  int partner;
+  bool rotates;
 
-// A warp per row of kSlots * 32 vectors; the first slot holds all that rotates.
-template <class X, int kSlots>
-__device__ __forceinline__ void forward_row(const ForwardSide<X>& side, int64_t token, int head, const float2* cos_sin,
-                                            int pairs, float eps) {
-  using V = Vec<X>;
-  constexpr int kDh = kSlots * kWarpSize * V::kSize;
-  const X* x = side.x.row(token, head);
-  float value[kSlots][V::kSize];
-  float sum_sq = 0;
+  __device__ __forceinline__ Rotation(const float2* of_token, int pairs, float direction) {
+    const int lane = threadIdx.x, lanes = pairs / kSize;
+    const bool is_first = lane < lanes;
+    rotates = lane < 2 * lanes;
+    partner = !rotates ? lane : is_first ? lane + lanes : lane - lanes;
+    if (!rotates) return;
+    const float2* const from = of_token + (is_first ? lane : lane - lanes) * kSize;
+    cos_sin = Floats<2 * kSize>::load(reinterpret_cast<const float*>(from));
+    const float sign = is_first ? -direction : direction;
 #pragma unroll
-  for (int s = 0; s < kSlots; ++s) {
-    const V v = V::load(x + (s * kWarpSize + threadIdx.x) * V::kSize);
+    for (int i = 0; i < kSize; ++i) cos_sin[2 * i + 1] *= sign;
+  }
+  __device__ __forceinline__ void operator()(float (&value)[kSize]) const {
 #pragma unroll
-    for (int i = 0; i < V::kSize; ++i) {
-      value[s][i] = v[i];
-      sum_sq += square(v[i]);
+    for (int i = 0; i < kSize; ++i) {
+      const float other = __shfl_sync(kAllLanes, value[i], partner);
+      if (rotates) value[i] = value[i] * cos_sin[2 * i] + other * cos_sin[2 * i + 1];
     }
   }
-  const float r = rsqrtf(warp_sum(sum_sq) / kDh + eps);
+};
+
+// A row of kSlots * 32 vectors, a warp's; the first slot holds all that rotates.
+template <class X, int kSlots>
+struct Row {
+  using V = Vec<X>;
+  static constexpr int kDh = kSlots * kWarpSize * V::kSize;
+  V slot[kSlots];
+
+  static __device__ __forceinline__ int column(int s) { return (s * kWarpSize + threadIdx.x) * V::kSize; }
+  __device__ __forceinline__ void load(const X* from) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) slot[s] = V::load(from + column(s));
+  }
+  __device__ __forceinline__ void store(X* to) const {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) slot[s].store(to + column(s));
+  }
+};
+
+template <class X, int kSlots>
+__device__ __forceinline__ void forward_row(const ForwardSide<X>& side, const Row<X, kSlots>& row, int64_t token,
+                                            int head, const Rotation<Vec<X>::kSize>& rotate, float eps) {
+  using V = Vec<X>;
+  Row<X, kSlots> out;
+  float sum_sq = 0;
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+    for (int i = 0; i < V::kSize; ++i) sum_sq += square(row.slot[s][i]);
+  const float r = rsqrtf(warp_sum(sum_sq) / Row<X, kSlots>::kDh + eps);
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
-    const auto w = Floats<V::kSize>::load(side.weight + (s * kWarpSize + threadIdx.x) * V::kSize);
+    const auto w = Floats<V::kSize>::load(side.weight + row.column(s));
+    float value[V::kSize];
 #pragma unroll
-    for (int i = 0; i < V::kSize; ++i) value[s][i] *= r * (1 + w[i]);
+    for (int i = 0; i < V::kSize; ++i) value[i] = row.slot[s][i] * (r * (1 + w[i]));
+    if (s == 0) rotate(value);
+#pragma unroll
+    for (int i = 0; i < V::kSize; ++i) out.slot[s].set(i, value[i]);
   }
-  rotate(value[0], cos_sin, pairs, 1);
-  X* y = side.y.row(token, head);
-#pragma unroll
-  for (int s = 0; s < kSlots; ++s) {
-    V v;
-#pragma unroll
-    for (int i = 0; i < V::kSize; ++i) v.set(i, value[s][i]);
-    v.store(y + (s * kWarpSize + threadIdx.x) * V::kSize);
-  }
+  out.store(side.y.row(token, head));
   if (threadIdx.x == 0) side.rstd[token * side.x.num + head] = r;
 }
 
 // A block per token. Reads and writes each query and key once: 4 (Hq + Hkv) Dh bytes per token in bf16.
 template <class X, int kSlots>
-__global__ void __launch_bounds__(kWarpSize* kWarps)
+__global__ void __launch_bounds__(kWarpSize* kWarps, kSlots == 1 ? 5 : 3)
     forward_kernel(ForwardSide<X> q, ForwardSide<X> k, Rotations rotations, float eps) {
   const int64_t n = blockIdx.x;
-  const float2* cos_sin = rotations.of(n);
-  for (int head = threadIdx.y; head < q.x.num + k.x.num; head += kWarps) {
-    if (head < q.x.num) forward_row<X, kSlots>(q, n, head, cos_sin, rotations.pairs, eps);
-    else forward_row<X, kSlots>(k, n, head - q.x.num, cos_sin, rotations.pairs, eps);
+  const int num_heads = q.x.num + k.x.num;
+  for (int first = threadIdx.y; first < num_heads; first += kWarps * kRowsAtOnce) {
+    Row<X, kSlots> rows[kRowsAtOnce];
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      const int head = first + j * kWarps;
+      if (head < num_heads) rows[j].load(head < q.x.num ? q.x.row(n, head) : k.x.row(n, head - q.x.num));
+    }
+    const Rotation<Vec<X>::kSize> rotate(rotations.of(n), rotations.pairs, 1);
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      const int head = first + j * kWarps;
+      if (head < q.x.num) forward_row(q, rows[j], n, head, rotate, eps);
+      else if (head < num_heads) forward_row(k, rows[j], n, head - q.x.num, rotate, eps);
+    }
   }
 }
 
@@ -160,56 +191,67 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
   }
 }
 
-// Gradients of the heads of one side in the tile's tokens; a warp takes every 8th row. The rows' terms of d_weight are
-// summed per lane, then over the warps in order.
+// Gradients of the heads of one side in the tile's tokens; a warp takes every 8th row, while the loads of its next one
+// are in flight. The rows' terms of d_weight are summed per lane, then over the warps in order.
 template <class X, int kSlots>
-__device__ void backward_side(const BackwardSide<X>& side, const Rotations& rotations, int64_t begin, int num_tokens,
-                              float (*of_warp)[kSlots * kWarpSize * Vec<X>::kSize]) {
+__device__ void backward_side(const BackwardSide<X>& side, const float2* cos_sin, int pairs, int64_t begin,
+                              int num_tokens, float (*of_warp)[Row<X, kSlots>::kDh]) {
   using V = Vec<X>;
-  constexpr int kDh = kSlots * kWarpSize * V::kSize;
+  using R = Row<X, kSlots>;
+  constexpr int kDh = R::kDh;
+  const int num = side.x.num;
+  const X *x = side.x.row(begin, 0), *d_y = side.d_y.row(begin, 0);
+  const int x_stride = static_cast<int>(side.x.stride), d_y_stride = static_cast<int>(side.d_y.stride);
+  X* d_x = side.d_x.row(begin, 0);
+  const int d_x_stride = static_cast<int>(side.d_x.stride);
+  const float* rstd = side.rstd + begin * num;
   float d_weight[kSlots][V::kSize] = {};
-  for (int row = threadIdx.y; row < num_tokens * side.x.num; row += kBackwardWarps) {
-    const int64_t n = begin + row / side.x.num;
-    const int head = row % side.x.num;
-    const X *x = side.x.row(n, head), *d_y = side.d_y.row(n, head);
+
+  R next_x, next_d_y;
+  float next_r = 0;
+  const int num_rows = num_tokens * num;
+  const auto load = [&](int row) {
+    if (row >= num_rows) return;
+    next_x.load(x + row * x_stride);
+    next_d_y.load(d_y + row * d_y_stride);
+    next_r = rstd[row];
+  };
+  load(threadIdx.y);
+  int token = threadIdx.y / num, head = threadIdx.y % num;
+  for (int row = threadIdx.y; row < num_rows; row += kBackwardWarps) {
+    const R v = next_x, gradient = next_d_y;
+    const float r = next_r;
+    load(row + kBackwardWarps);
     float g[kSlots][V::kSize];  // gradient of the norm's output
-    V v[kSlots];
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const int d = (s * kWarpSize + threadIdx.x) * V::kSize;
-      v[s] = V::load(x + d);
-      const V gradient = V::load(d_y + d);
+    for (int s = 0; s < kSlots; ++s)
 #pragma unroll
-      for (int i = 0; i < V::kSize; ++i) g[s][i] = gradient[i];
-    }
-    rotate(g[0], rotations.of(n), rotations.pairs, -1);
-    const float r = side.rstd[n * side.x.num + head];
+      for (int i = 0; i < V::kSize; ++i) g[s][i] = gradient.slot[s][i];
+    Rotation<V::kSize>(cos_sin + token * pairs, pairs, -1)(g[0]);
     float dot = 0;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const auto w = Floats<V::kSize>::load(side.weight + (s * kWarpSize + threadIdx.x) * V::kSize);
+      const auto w = Floats<V::kSize>::load(side.weight + R::column(s));
 #pragma unroll
       for (int i = 0; i < V::kSize; ++i) {
-        d_weight[s][i] += g[s][i] * v[s][i] * r;
+        d_weight[s][i] += g[s][i] * v.slot[s][i] * r;
         g[s][i] *= 1 + w[i];
-        dot += g[s][i] * v[s][i];
+        dot += g[s][i] * v.slot[s][i];
       }
     }
     const float along_x = r * r * r * warp_sum(dot) / kDh;
-    X* d_x = side.d_x.row(n, head);
+    R out;
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      V out;
+    for (int s = 0; s < kSlots; ++s)
 #pragma unroll
-      for (int i = 0; i < V::kSize; ++i) out.set(i, r * g[s][i] - along_x * v[s][i]);
-      out.store(d_x + (s * kWarpSize + threadIdx.x) * V::kSize);
-    }
+      for (int i = 0; i < V::kSize; ++i) out.slot[s].set(i, r * g[s][i] - along_x * v.slot[s][i]);
+    out.store(d_x + row * d_x_stride);
+    for (head += kBackwardWarps; head >= num; head -= num) ++token;
   }
 #pragma unroll
   for (int s = 0; s < kSlots; ++s)
 #pragma unroll
-    for (int i = 0; i < V::kSize; ++i)
-      of_warp[threadIdx.y][(s * kWarpSize + threadIdx.x) * V::kSize + i] = d_weight[s][i];
+    for (int i = 0; i < V::kSize; ++i) of_warp[threadIdx.y][R::column(s) + i] = d_weight[s][i];
   __syncthreads();
   for (int d = threadIdx.y * kWarpSize + threadIdx.x; d < kDh; d += kWarpSize * kBackwardWarps) {
     float sum = of_warp[0][d];
@@ -220,16 +262,21 @@ __device__ void backward_side(const BackwardSide<X>& side, const Rotations& rota
   __syncthreads();
 }
 
-// A block per 16 tokens: first their queries, then their keys. Reads x and d_y, writes d_x: 6 (Hq + Hkv) Dh bytes per
-// token in bf16, and Dh / 2 of partial sums.
+// A block per 12 tokens: first their queries, then their keys. Reads x and d_y, writes d_x: 6 (Hq + Hkv) Dh bytes per
+// token in bf16, and 2 Dh / 3 of partial sums. Rotations wait in shared memory, where every head of a token finds them.
 template <class X, int kSlots>
-__global__ void __launch_bounds__(kWarpSize* kBackwardWarps)
+__global__ void __launch_bounds__(kWarpSize* kBackwardWarps, kSlots == 1 ? 3 : 2)
     backward_kernel(BackwardSide<X> q, BackwardSide<X> k, Rotations rotations, int64_t N) {
-  __shared__ float of_warp[kBackwardWarps][kSlots * kWarpSize * Vec<X>::kSize];
+  constexpr int kMostPairs = kWarpSize * Vec<X>::kSize / 2;
+  __shared__ float of_warp[kBackwardWarps][Row<X, kSlots>::kDh];
+  __shared__ alignas(16) float2 cos_sin[kTileTokens * kMostPairs];
   const int64_t begin = int64_t(blockIdx.x) * kTileTokens;
-  const int num_tokens = static_cast<int>(min(int64_t(kTileTokens), N - begin));
-  backward_side<X, kSlots>(q, rotations, begin, num_tokens, of_warp);
-  backward_side<X, kSlots>(k, rotations, begin, num_tokens, of_warp);
+  const int num_tokens = static_cast<int>(min(int64_t(kTileTokens), N - begin)), pairs = rotations.pairs;
+  for (int i = threadIdx.y * kWarpSize + threadIdx.x; i < num_tokens * pairs; i += kWarpSize * kBackwardWarps)
+    cos_sin[i] = rotations.of(begin + i / pairs)[i % pairs];
+  __syncthreads();
+  backward_side<X, kSlots>(q, cos_sin, pairs, begin, num_tokens, of_warp);
+  backward_side<X, kSlots>(k, cos_sin, pairs, begin, num_tokens, of_warp);
 }
 
 // Element d of a head's gradient after the norm: the gradient of the rotated head, rotated back.
