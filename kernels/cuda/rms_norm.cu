@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kWarpSize* kWarps)
 // A block owns 32 rows and takes two at a time, a thread one vector of columns: it keeps their weight and the sum of
 // their d_weight. Reads d_y and x (and d_x), writes d_x: 6NC or 8NC bytes in bf16, and NC / 8 of partial sums.
 template <class X, bool kAdd>
-__global__ void __launch_bounds__(kRowVectors, 3)
+__global__ void __launch_bounds__(kRowVectors, 4)
     backward_kernel(X* d_x, float* partial, const X* d_y, int64_t d_y_stride, const X* x,
                     const float* __restrict__ weight, const float* __restrict__ rstd, int64_t N, int C) {
   using V = Vec<X>;
@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kRowVectors, 3)
     for (int i = 0; i < V::kSize; ++i) scale[i] += 1;
   }
   const int64_t begin = int64_t(blockIdx.x) * kTileRows;
-  const int num_rows = static_cast<int>(min(int64_t(kTileRows), N - begin));
+  const int num_rows = static_cast<int>(min(int64_t(kTileRows), N - begin)), d_y_step = static_cast<int>(d_y_stride);
+  const float per_column = 1.0f / C;
   d_y += begin * d_y_stride + c;
   x += begin * C + c;
   d_x += begin * C + c;
@@ -131,12 +132,15 @@ __global__ void __launch_bounds__(kRowVectors, 3)
   int buffer = 0;  // two of them, so that one barrier per turn is enough
   for (int first = 0; first < num_rows; first += kRowsAtOnce, buffer ^= 1) {
     V g[kRowsAtOnce], row[kRowsAtOnce], stream[kRowsAtOnce];
+    float r[kRowsAtOnce];
 #pragma unroll
     for (int j = 0; j < kRowsAtOnce; ++j) {
-      if (c >= C || first + j >= num_rows) continue;
-      g[j] = V::load(d_y + (first + j) * d_y_stride);
-      row[j] = V::load(x + (first + j) * int64_t(C));
-      if constexpr (kAdd) stream[j] = V::load(d_x + (first + j) * int64_t(C));
+      const int n = first + j;
+      if (c >= C || n >= num_rows) continue;
+      g[j] = V::load(d_y + n * d_y_step);
+      row[j] = V::load(x + n * C);
+      if constexpr (kAdd) stream[j] = V::load(d_x + n * C);
+      r[j] = rstd[n];
     }
 #pragma unroll
     for (int j = 0; j < kRowsAtOnce; ++j) {
@@ -151,19 +155,20 @@ __global__ void __launch_bounds__(kRowVectors, 3)
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kRowsAtOnce; ++j) {
-      if (c >= C || first + j >= num_rows) continue;
+      const int n = first + j;
+      if (c >= C || n >= num_rows) continue;
       float dot = 0;
 #pragma unroll
       for (int w = 0; w < kMaxWarps; ++w) dot += dot_of_warp[buffer][j][w];
-      const float r = rstd[first + j], along_x = r * r * r * dot / C;
+      const float along_x = r[j] * r[j] * r[j] * dot * per_column;
       V out;
 #pragma unroll
       for (int i = 0; i < V::kSize; ++i) {
-        const float gradient = r * g[j][i] * scale[i] - along_x * row[j][i];
-        d_weight[i] += g[j][i] * row[j][i] * r;
+        const float gradient = r[j] * g[j][i] * scale[i] - along_x * row[j][i];
+        d_weight[i] += g[j][i] * row[j][i] * r[j];
         out.set(i, kAdd ? stream[j][i] + gradient : gradient);
       }
-      out.store(d_x + (first + j) * int64_t(C));
+      out.store(d_x + n * C);
     }
   }
   if (c < C) d_weight.store(partial + int64_t(blockIdx.x) * C + c);
