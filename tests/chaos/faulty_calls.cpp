@@ -4,16 +4,19 @@
 // which rank of the launcher; which calls of it that have to do with checkpoints (where=TEXT: with paths that hold it):
 // `change` creates, reserves, writes, flushes, renames and removes, `read` opens and reads; at which of them, and how many
 // from there on; `kill`, `wait=SECONDS`, or the number of an error (28: no space). on=memory,nth=N: the Nth request of at
-// least 4 KiB of host memory (least=BYTES) finds none left; with places=yes requests count that come from where none came
-// from before: another chain of calling functions.
+// least 4 KiB of host memory (least=BYTES) finds none left; with frames=N requests count that come from where none came
+// from before: another chain of the N innermost functions of the program itself; on=delay: delays of no time,
+// as BRAID_FAULT's do=delay=0 makes them at its sites.
 // mark=PATH: this file is made when there was such a call, and with nth=0 in the end, with the number of calls.
 #include <dlfcn.h>
-#include <execinfo.h>
 #include <fcntl.h>
+#include <link.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <unwind.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <climits>
@@ -27,8 +30,8 @@
 namespace {
 
 struct Plan {
-  bool on_change = false, on_read = false, on_memory = false;
-  bool of_places = false;
+  bool on_change = false, on_read = false, on_memory = false, on_delay = false;
+  size_t frames = 0;    // of which chains of functions; 0: all requests
   size_t least = 4096;  // bytes; also what reading the plan takes
   long nth = 0, times = 1;
   int error = 0;  // 0: kill
@@ -49,7 +52,7 @@ Plan read_plan() {
   if (!text || value_of(text, "rank") != (rank ? rank : "0")) return {};
   Plan plan;
   const std::string on = value_of(text, "on");
-  (on == "read" ? plan.on_read : on == "memory" ? plan.on_memory : plan.on_change) = true;
+  (on == "read" ? plan.on_read : on == "memory" ? plan.on_memory : on == "delay" ? plan.on_delay : plan.on_change) = true;
   plan.nth = std::atol(value_of(text, "nth").c_str());
   if (const std::string times = value_of(text, "times"); !times.empty()) plan.times = std::atol(times.c_str());
   if (const std::string deed = value_of(text, "do"); deed.rfind("wait=", 0) == 0)
@@ -58,7 +61,7 @@ Plan read_plan() {
     plan.error = std::atoi(deed.c_str());
   if (const std::string where = value_of(text, "where"); !where.empty()) plan.where = where;
   if (const std::string least = value_of(text, "least"); !least.empty()) plan.least = std::strtoul(least.c_str(), nullptr, 10);
-  plan.of_places = value_of(text, "places") == "yes";
+  plan.frames = std::strtoul(value_of(text, "frames").c_str(), nullptr, 10);
   plan.mark = value_of(text, "mark");
   return plan;
 }
@@ -101,16 +104,52 @@ struct AtTheEnd {
   }
 } at_the_end;
 
-// Has no request come from here before? Return addresses of the calling functions, however deep.
-bool is_new_place() {
-  constexpr int kFrames = 256;
+struct Range {
+  uintptr_t begin = 0, end = 0;
+};
+
+// Where the program itself is, without its libraries: it is named first.
+Range range_of_program() {
+  Range range;
+  dl_iterate_phdr(
+      [](dl_phdr_info* object, size_t, void* range) {
+        auto& program = *static_cast<Range*>(range);
+        program.begin = object->dlpi_addr;
+        for (int i = 0; i < object->dlpi_phnum; ++i)
+          if (const auto& part = object->dlpi_phdr[i]; part.p_type == PT_LOAD)
+            program.end = std::max(program.end, object->dlpi_addr + part.p_vaddr + part.p_memsz);
+        return 1;
+      },
+      &range);
+  return range;
+}
+
+// Return addresses of the functions that are under way, the innermost first.
+struct Frames {
+  size_t left;
+  uint64_t hash = 14695981039346656037u;
+
+  void add(uintptr_t address) {
+    static const Range program = range_of_program();
+    if (address < program.begin || address >= program.end) return;
+    hash = (hash ^ address) * 1099511628211u;
+    --left;
+  }
+};
+
+// Has no request come from here before?
+bool is_new_place(size_t frames) {
   constexpr size_t kSlots = 1 << 18;
   static std::atomic<uint64_t> seen[kSlots];
-  void* frames[kFrames];
-  const int count = backtrace(frames, kFrames);
-  uint64_t hash = 14695981039346656037u;
-  for (int i = 0; i < count; ++i) hash = (hash ^ reinterpret_cast<uint64_t>(frames[i])) * 1099511628211u;
-  if (hash == 0) hash = 1;
+  Frames chain{frames};
+  _Unwind_Backtrace(
+      [](_Unwind_Context* context, void* chain) {
+        auto& frames = *static_cast<Frames*>(chain);
+        frames.add(_Unwind_GetIP(context));
+        return frames.left > 0 ? _URC_NO_REASON : _URC_END_OF_STACK;
+      },
+      &chain);
+  const uint64_t hash = chain.hash | 1;
   for (size_t slot = hash % kSlots;; slot = (slot + 1) % kSlots) {
     uint64_t expected = 0;
     if (seen[slot].compare_exchange_strong(expected, hash)) return true;
@@ -131,14 +170,24 @@ bool has_no_memory(size_t bytes) {
   if (is_ours || !main_has_begun) return false;
   const Plan& plan = the_plan();
   is_ours = true;
-  const bool fails =
-      plan.on_memory && bytes >= plan.least && (!plan.of_places || is_new_place()) && ++calls == plan.nth;
+  const bool is_over = plan.nth > 0 && calls >= plan.nth;
+  const bool counts = plan.on_memory && !is_over && bytes >= plan.least && (plan.frames == 0 || is_new_place(plan.frames));
+  const bool fails = counts && ++calls == plan.nth;
   if (fails) leave_mark(plan);
   is_ours = false;
   return fails;
 }
 
-// The error of this call, 0 if it is to be done.
+// Counts a call that is meant, and does what is to happen there. Returns its error, 0 if it is to be done.
+int count_call(const Plan& plan) {
+  const long call = ++calls;
+  if (call < plan.nth || call >= plan.nth + plan.times || plan.nth == 0) return 0;
+  leave_mark(plan);
+  if (plan.wait_s > 0) sleep(static_cast<unsigned>(plan.wait_s));
+  else if (plan.error == 0) ::kill(getpid(), SIGKILL);
+  return plan.error;
+}
+
 template <class Where>
 int fault(bool changes, Where where) {
   const Plan& plan = the_plan();
@@ -146,13 +195,7 @@ int fault(bool changes, Where where) {
   const int before = errno;
   const bool counts = counts_for(where);
   errno = before;
-  if (!counts) return 0;
-  const long call = ++calls;
-  if (call < plan.nth || call >= plan.nth + plan.times || plan.nth == 0) return 0;
-  leave_mark(plan);
-  if (plan.wait_s > 0) sleep(static_cast<unsigned>(plan.wait_s));
-  else if (plan.error == 0) ::kill(getpid(), SIGKILL);
-  return plan.error;
+  return counts ? count_call(plan) : 0;
 }
 
 template <class Function>
@@ -203,6 +246,10 @@ ssize_t write(int fd, const void* data, size_t bytes) {
 ssize_t pread(int fd, void* data, size_t bytes, off_t position) {
   FAIL_IF(false, fd);
   return next<ssize_t (*)(int, void*, size_t, off_t)>("pread")(fd, data, bytes, position);
+}
+int usleep(useconds_t microseconds) {
+  if (microseconds == 0 && the_plan().on_delay) return count_call(the_plan());
+  return next<int (*)(useconds_t)>("usleep")(microseconds);
 }
 int fsync(int fd) {
   FAIL_IF(true, fd);

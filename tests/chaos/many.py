@@ -7,7 +7,8 @@ Ranks that stand still (hangs.py, 50 by default), random faults (chaos.py, 1,000
 requests for memory and of collectives, on either rank (every_call.py). FOLDER keeps what came out: the same command goes
 on where it ended after S seconds, with other seeds, and report.txt there adds up all of it. Exit code 0: all of it is
 done and nothing failed; 1: something failed, its log stays in FOLDER; 75: there was no more time.
-Two ranks want two cores: more jobs at a time than half of the cores make every collective wait for the scheduler.
+Two ranks want two cores: more jobs at a time than half of the cores make every collective wait for the scheduler. Every call
+has twice as many, as its trainings are over before they have computed much.
 """
 
 import argparse
@@ -105,7 +106,7 @@ class Many:
         self.run(
             f"calls-{number}.log",
             f"{HERE}/every_call.py",
-            *(o.braid, o.source, o.calls, "--jobs", o.jobs, "--seconds", self.left(), "--state", self.path("calls.json")),
+            *(o.braid, o.source, o.calls, "--jobs", 2 * o.jobs, "--seconds", self.left(), "--state", self.path("calls.json")),
             *(("--what", o.what) if o.what else ()),
         )
 
@@ -132,10 +133,15 @@ class Many:
             with open(self.path("calls.json"), encoding="utf-8") as file:
                 calls = json.load(file)
         whole = bool(calls) and all(loop["ended"] for loop in calls.values())
-        total = sum(loop["hit"] for loop in calls.values())
+        total = sum(len(loop["hits"]) for loop in calls.values())
         lines.append(f"every call: {total} hit, each with the golden state in the end" + ("" if whole else "; not to the end"))
         for name, loop in calls.items():
-            lines.append(f"  {name}: {loop['hit']} hit, up to number {loop['last']}" + ("" if loop["ended"] else ", and no further"))
+            first, last = min(loop["hits"], default=0), max(loop["hits"], default=0)
+            lines.append(
+                f"  {name}: {len(loop['hits'])} hit, number {first} to {last} of {max(loop['of'] or 0, last)}"
+                + ("" if loop["ended"] else ", and no further")
+            )
+            failed += [f"{name}, number {number}: {why}" for number, why in loop["failed"].items()]
 
         named = sum(int(m[1]) for m in map(NAMED.search, logs["hangs"].values()) if m)
         lines.append(f"hangs: {named} of {named} named rightly")
