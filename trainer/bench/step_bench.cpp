@@ -143,6 +143,7 @@ std::string format_step_bench(const StepBenchResult& r, int num_ranks) {
 std::string step_bench_json(const StepBenchResult& r, int num_ranks) {
   nlohmann::ordered_json json = {
       {"step_ms", r.median_ms()},
+      {"times_ms", r.step_ms},
       {"tokens_per_s", r.tokens_per_s()},
       {"ranks", num_ranks},
       {"model_gflop_per_token", r.model_flop_per_token * 1e-9},
