@@ -188,7 +188,7 @@ since() { awk "BEGIN { printf \"%.1f\", $(now) - $1 }"; }
 # Of the session of mpirun, ranks and all.
 still_there() { ps -o stat=,pid= -s "$job" | awk '$1 !~ /^Z/ { printf "%s ", $2 }' || true; }
 end_all() { local all; all=$(still_there); [ -z "$all" ] || kill -KILL $all; }
-fail_with_log() { tail -20 "$1.log" >&2; fail "${dir##*/}: ${*:2}"; }
+fail_with_log() { tail -20 "$1.log" >&2; fail "${1##*/}: ${*:2}"; }
 two_ranks() {  # two_ranks RUN_DIR [overrides ...]
   exec setsid mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$1" "${on_gpu[@]}" parallel.expert=2 eval.interval_steps=0 \
     "${no_check[@]}" "${@:2}"
@@ -251,6 +251,8 @@ with_faults() {
   idle=$(memory_here)
   programs=$(programs_here)
   [ -z "$programs" ] || fail "programs on these GPUs: $programs"
+  # What the first run loads from a cold disk may take longer than the short run.hang_timeout of those to come.
+  (two_ranks "$WORK/first" run.steps=1) >"$WORK/first.log" 2>&1 || fail_with_log "$WORK/first" "a step of two ranks: $?"
   endless killed
   send KILL 1
   over_since "$(now)" "5 137" 'rank 1 .*(is gone without an end|exited on signal 9)'
