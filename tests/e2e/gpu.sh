@@ -229,9 +229,14 @@ over_since() {
   wait "$job" || status=$?
   [[ " $codes " == *" $status "* ]] || fail_with_log "$dir" "exit code $status instead of $codes"
   for pattern in "${@:3}"; do grep -qE -- "$pattern" "$dir.log" || fail_with_log "$dir" "no message like '$pattern'"; done
-  used=$(memory_here)
-  paste <(tr ' ' '\n' <<<"$idle") <(tr ' ' '\n' <<<"$used") | awk '$2 > $1 + 32 { exit 1 }' ||
-    fail "${dir##*/}: $used MiB are in use on GPUs that had $idle before"
+  local freed
+  freed=$(now)
+  until used=$(memory_here); paste <(tr ' ' '\n' <<<"$idle") <(tr ' ' '\n' <<<"$used") | awk '$2 > $1 + 32 { exit 1 }'; do
+    # The driver gives memory back some time after a process is gone.
+    [ "$(since "$freed" | cut -d. -f1)" -lt 10 ] || fail "${dir##*/}: $used MiB are in use on GPUs that had $idle before"
+    sleep 0.2
+  done
+  freed=$(since "$freed")
   programs=$(programs_here)
   [ -z "$programs" ] || fail "${dir##*/}: programs are left on the GPUs: $programs"
   next=$(now)
@@ -242,7 +247,7 @@ over_since() {
     sleep 0.1
   done
   wait "$job" || fail_with_log "$dir-next" "the next run ends with $?"
-  pass "${dir##*/}: all gone after $seconds s, exit code $status; the next run took $(since "$next") s: $(
+  pass "${dir##*/}: all gone after $seconds s, memory free $freed s later, exit code $status; the next run took $(since "$next") s: $(
     grep -m 1 -E -- "$3" "$dir.log" | cut -c1-150)"
 }
 
