@@ -8,9 +8,9 @@
 
 namespace braid {
 
-// Rows of every step of a run, and which of the stream of samples they are: those behind the step before, but for what is
-// left out on purpose. A resume may change the rows of a step; the stream then goes on where it was, so the steps before
-// must be known to say where a step begins.
+// Rows of every step of a run, and which of the stream of samples they are: those behind the step before, but for what
+// is left out on purpose. A resume may change the rows of a step; the stream then goes on where it was, so the steps
+// before must be known to say where a step begins.
 class BatchSizes {
  public:
   using Change = std::array<int64_t, 2>;   // steps done when it begins, rows of a step from there on

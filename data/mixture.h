@@ -38,8 +38,8 @@ class Mixture {
   struct Interval {
     int64_t first;
     std::vector<double> weights;
-    std::vector<uint64_t> shares;        // of the left half, for every inner node of the tree in preorder
-    std::vector<int64_t> taken;          // of every source before `first`
+    std::vector<uint64_t> shares;  // of the left half, for every inner node of the tree in preorder
+    std::vector<int64_t> taken;    // of every source before `first`
   };
   const Interval& interval_of(int64_t position) const;
 

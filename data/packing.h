@@ -25,20 +25,21 @@ struct Piece {
   Ending ending;
 };
 
-// Rows of `row_tokens` that a document of so many tokens fills by itself, and what is left behind them. What is left is packed
-// if it can predict anything.
+// Rows of `row_tokens` that a document of so many tokens fills by itself, and what is left behind them. What is left is
+// packed if it can predict anything.
 struct RowCut {
   int64_t whole_rows;
   int32_t rest;
   static RowCut of(int64_t tokens, int64_t row_tokens) {
-    const int64_t whole = tokens > row_tokens ? (tokens - 1) / row_tokens : 0;  // a division takes as long as all else here
+    // A division takes as long as all else here.
+    const int64_t whole = tokens > row_tokens ? (tokens - 1) / row_tokens : 0;
     return {whole, static_cast<int32_t>(tokens - whole * row_tokens)};
   }
   bool has_rest() const { return rest >= 2; }
 };
 
-// The rows of a block of documents, or of their parts in one split. A row is listed when it is asked for: a document of a thousand
-// rows costs as much as one of none.
+// The rows of a block of documents, or of their parts in one split. A row is listed when it is asked for: a document of
+// a thousand rows costs as much as one of none.
 class BlockRows {
  public:
   explicit BlockRows(int64_t row_tokens);

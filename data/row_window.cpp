@@ -6,7 +6,8 @@ namespace braid {
 
 namespace simd = std::experimental;
 
-// What is behind the slot moves to the front by one. All slots are written, as nobody can predict where the first one is.
+// What is behind the slot moves to the front by one. All slots are written, as nobody can predict where the first one
+// is.
 void RowWindow::remove(Slots& slots, int slot) {
   for (int begin = 0; begin < kOpenRows; begin += kLanes) {
     Lanes lanes(&slots[begin], kAligned);
@@ -19,7 +20,8 @@ int64_t RowWindow::open_row(int32_t tokens) {
   if (num_open_ == kOpenRows) {
     // The fullest row leaves the window: it is the least likely to take another piece. Found without branches as well.
     Lanes least(&free_[0], kAligned), slot = kOpenRows;
-    for (int begin = kLanes; begin < kOpenRows; begin += kLanes) least = simd::min(least, Lanes(&free_[begin], kAligned));
+    for (int begin = kLanes; begin < kOpenRows; begin += kLanes)
+      least = simd::min(least, Lanes(&free_[begin], kAligned));
     const Lanes min = simd::hmin(least);
     for (int begin = kOpenRows - kLanes; begin >= 0; begin -= kLanes)
       simd::where(Lanes(&free_[begin], kAligned) == min, slot) = lane_index() + begin;

@@ -21,8 +21,8 @@ class RowWindow {
     set(free_, slot, free_[slot] - tokens);
     return row_[slot];
   }
-  // What row_for does for the pieces of each window, a piece of every window in turn: a search waits for the one before it in the same
-  // window, and that time belongs to the others.
+  // What row_for does for the pieces of each window, a piece of every window in turn: a search waits for the one before
+  // it in the same window, and that time belongs to the others.
   static void pack(std::span<RowWindow> windows, std::span<const std::vector<int32_t>> pieces);
 
  private:
@@ -46,8 +46,8 @@ class RowWindow {
     }
     return kOpenRows;
   }
-  // Writes a whole vector: the next search reads it while the write is still under way, which a processor cannot do where
-  // only a part of it was written.
+  // Writes a whole vector: the next search reads it while the write is still under way, which a processor cannot do
+  // where only a part of it was written.
   static void set(Slots& slots, int slot, int32_t value) {
     int32_t* at = &slots[slot / kLanes * kLanes];
     Lanes lanes(at, kAligned);

@@ -55,8 +55,8 @@ class TokenDataset {
 // Each is text as far as its first MiB shows.   Errors: DataError naming a file that is none, as tokenize_files.
 void check_texts_begin(const std::vector<std::string>& files);
 
-// Tokenizes text files into one shard of bytes, a document per file. Returns what was written. An existing shard made from files
-// with the same contents in the same order is kept. Memory does not grow with the files.
+// Tokenizes text files into one shard of bytes, a document per file. Returns what was written. An existing shard made
+// from files with the same contents in the same order is kept. Memory does not grow with the files.
 // Errors: DataError naming a file that is no text (NUL, UTF-16, gzip) or changes meanwhile; IoError.
 ShardInfo tokenize_files(const std::vector<std::string>& files, const std::string& shard_path);
 

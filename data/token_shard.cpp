@@ -120,19 +120,20 @@ Hdf5Dataset find_dataset(const std::string& path, const Hdf5File& file, const ch
 }
 
 // Offsets [first, last] of a shard with these documents and tokens.
-void check_offsets(const std::string& path, const ShardInfo& info, int64_t first, int64_t last, const int64_t* offsets) {
+void check_offsets(const std::string& path, const ShardInfo& info, int64_t first, int64_t last,
+                   const int64_t* offsets) {
   const int64_t count = last - first + 1;
   int64_t fall = 0;  // the first that is smaller than the one before it
   for (int64_t i = 1; i < count && fall == 0; ++i)
     if (offsets[i] < offsets[i - 1]) fall = i;
-  const bool ok = fall == 0 && (first > 0 ? offsets[0] >= 0 : offsets[0] == 0) &&
-                  (last < info.num_documents ? offsets[count - 1] <= info.num_tokens
-                                             : offsets[count - 1] == info.num_tokens);
+  const bool ok =
+      fall == 0 && (first > 0 ? offsets[0] >= 0 : offsets[0] == 0) &&
+      (last < info.num_documents ? offsets[count - 1] <= info.num_tokens : offsets[count - 1] == info.num_tokens);
   if (ok) return;
   const std::string where = path + ": document_offsets";
   check<DataError>(first > 0 || offsets[0] == 0, where, ": expected to start at 0, found ", offsets[0]);
-  check<DataError>(fall == 0, where, ": expected ascending values, found ", offsets[fall], " at ", first + fall, " after ",
-                   offsets[std::max<int64_t>(fall, 1) - 1]);
+  check<DataError>(fall == 0, where, ": expected ascending values, found ", offsets[fall], " at ", first + fall,
+                   " after ", offsets[std::max<int64_t>(fall, 1) - 1]);
   throw DataError(concat(where, ": expected to end at the ", info.num_tokens, " tokens, found ", offsets[count - 1]));
 }
 

@@ -52,8 +52,9 @@ enum class CheckOffsets { kNow, kWhenRead };
 // Reads a shard that it does not trust, without libhdf5: only the layout above is understood, every address and count
 // is checked against the file before it is followed. Opening checks everything but the token values: signature,
 // superblock, declared end of file, checksums, names, types, ranks, storage, offsets, counts; filters, links and
-// external or virtual storage are refused. Then tokens and offsets are plain bytes at known places, which stay in the file;
-// any number of threads may read at a time, and any number of shards be there (see PooledFile). Errors: DataError with file, dataset or attribute, expected and found.
+// external or virtual storage are refused. Then tokens and offsets are plain bytes at known places, which stay in the
+// file; any number of threads may read at a time, and any number of shards be there (see PooledFile). Errors: DataError
+// with file, dataset or attribute, expected and found.
 class TokenShard {
  public:
   explicit TokenShard(const std::string& path, CheckOffsets check = CheckOffsets::kNow);

@@ -64,7 +64,8 @@ void HeldOut::hold(int64_t first, std::span<uint8_t> held) const {
   const auto count = std::ssize(held);
   if (!by_hash || fraction == 0) {
     std::fill(held.begin(), held.end(), 0);
-    for (auto d = std::lower_bound(documents.begin(), documents.end(), first); d != documents.end() && *d < first + count; ++d)
+    for (auto d = std::lower_bound(documents.begin(), documents.end(), first);
+         d != documents.end() && *d < first + count; ++d)
       held[*d - first] = 1;
     return;
   }
@@ -117,7 +118,8 @@ void TokenSource::for_each_document(int64_t block, Scratch& scratch, F&& documen
     if (begin == end) continue;
     offsets.resize(end - begin + 1);
     shards_[shard].read_offsets(begin, end, offsets.data());
-    for (int64_t d = begin; d < end; ++d, ++first) document(shard, d, offsets[d - begin], offsets[d - begin + 1], first);
+    for (int64_t d = begin; d < end; ++d, ++first)
+      document(shard, d, offsets[d - begin], offsets[d - begin + 1], first);
   }
 }
 
@@ -159,21 +161,23 @@ void TokenSource::count_rows() {
     for (auto& of_split : group.pieces) of_split[place].clear();
     for (int64_t i = 0; i < std::ssize(lengths); ++i) {
       bool is_held = false;
-      for_each_part(first + i, 0, lengths[i], group.scratch.held[i], [&](Split held_by, int64_t from, int64_t to, Ending) {
-        const size_t split = index_of(held_by);
-        is_held |= held_by == Split::kValidation;
-        const RowCut cut = RowCut::of(to - from, row_tokens_);
-        c.rows[split] += cut.whole_rows;
-        c.tokens[split] += cut.whole_rows * row_tokens_;
-        if (!cut.has_rest()) return;
-        group.pieces[split][place].push_back(cut.rest);
-        c.tokens[split] += cut.rest;
-      });
+      for_each_part(first + i, 0, lengths[i], group.scratch.held[i],
+                    [&](Split held_by, int64_t from, int64_t to, Ending) {
+                      const size_t split = index_of(held_by);
+                      is_held |= held_by == Split::kValidation;
+                      const RowCut cut = RowCut::of(to - from, row_tokens_);
+                      c.rows[split] += cut.whole_rows;
+                      c.tokens[split] += cut.whole_rows * row_tokens_;
+                      if (!cut.has_rest()) return;
+                      group.pieces[split][place].push_back(cut.rest);
+                      c.tokens[split] += cut.rest;
+                    });
       if (lengths[i] < kMinTokens) continue;
       c.countable += lengths[i];
       if (is_held) c.countable_held += lengths[i];
     }
-    sha256({reinterpret_cast<const char*>(lengths.data()), lengths.size() * sizeof lengths[0]}).copy(c.digest.data(), c.digest.size());
+    sha256({reinterpret_cast<const char*>(lengths.data()), lengths.size() * sizeof lengths[0]})
+        .copy(c.digest.data(), c.digest.size());
   };
   const auto count = [&](int64_t first_block, Group& group) {
     const int64_t blocks = std::min(kSideBySide, num_blocks() - first_block);
@@ -289,9 +293,10 @@ std::shared_ptr<const BlockRows> TokenSource::packed(Split split, int64_t block)
   Scratch scratch;
   const int64_t first = block * block_documents_;
   for_each_document(block, scratch, [&](size_t shard, int64_t d, int64_t begin, int64_t end, int64_t document) {
-    for_each_part(document, begin, end, scratch.held[document - first], [&](Split part, int64_t from, int64_t to, Ending ending) {
-      if (part == split) rows->add({from, to - from, d, static_cast<int32_t>(shard), ending});
-    });
+    for_each_part(document, begin, end, scratch.held[document - first],
+                  [&](Split part, int64_t from, int64_t to, Ending ending) {
+                    if (part == split) rows->add({from, to - from, d, static_cast<int32_t>(shard), ending});
+                  });
   });
   const int64_t found = rows->num_rows();
   const int64_t counted = rows_before_[index_of(split)][block + 1] - rows_before_[index_of(split)][block];
@@ -427,8 +432,7 @@ void TokenSource::write_index() const {
   out.text() += sha256(out.text());
   try {
     write_file_atomically(index_path(), out.text());
-  } catch (const IoError&) {
-  }
+  } catch (const IoError&) {}
 }
 
 }  // namespace braid

@@ -19,7 +19,7 @@ enum class Split { kTrain, kValidation };
 // Which documents of a source are held out: those whose hash falls into the fraction, or a list, and perhaps some
 // tokens at the end of one more.
 struct HeldOut {
-  double fraction = 0;             // of the hashes, where `by_hash`
+  double fraction = 0;  // of the hashes, where `by_hash`
   bool by_hash = true;
   std::vector<int64_t> documents;  // rising, where not
   int64_t cut_document = -1, cut_tokens = 0;
@@ -62,8 +62,8 @@ class TokenSource {
     std::vector<int64_t> offsets, lengths;
     std::vector<uint8_t> held;
   };
-  // document(shard, document of it, begin, end, document of the source) for the documents of a block. scratch.held says of each
-  // whether it is held out.
+  // document(shard, document of it, begin, end, document of the source) for the documents of a block. scratch.held says
+  // of each whether it is held out.
   template <class F>
   void for_each_document(int64_t block, Scratch& scratch, F&& document) const;
   // part(split, begin, end, ending) for what each split has of a document.

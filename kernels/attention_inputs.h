@@ -18,7 +18,7 @@ struct AttentionDims {
   double eps = 0;  // of the q and k norms
   bool gated = true;
   int64_t query_parts() const { return gated ? 2 : 1; }  // of a head in the projection: query and, if gated, gate
-  RopeParameters rope = {};  // with original_max_position_embeddings, if it is yarn
+  RopeParameters rope = {};                              // with original_max_position_embeddings, if it is yarn
 };
 
 struct AttentionProjections {  // also holds their gradients
@@ -38,8 +38,8 @@ struct AttentionInputs {
 // dimensions, pairs (i, i + rotary_dim / 2), inv_freq_i = theta^(-2 i / rotary_dim) or as dims.rope stretches it;
 // positions restart at 0 in every document; tokens that came before a row (see Segments) count.
 // The gate half of q_gate is not touched. With no query heads, or no key heads, a call makes the other half alone.
-// Activations fp32, bf16 (GPU) or fp64 (CPU); norm weights, their gradients and rstd in the wide dtype. Angles are formed
-// in fp32 as torch does, in fp64 for fp64 activations.
+// Activations fp32, bf16 (GPU) or fp64 (CPU); norm weights, their gradients and rstd in the wide dtype. Angles are
+// formed in fp32 as torch does, in fp64 for fp64 activations.
 // Source: Qwen3NextAttention in transformers.   Errors: ShapeError, DTypeError, naming the tensor.
 void attention_inputs_forward(Context& ctx, AttentionInputs out, const AttentionProjections& x,
                               const AttentionInputWeights& weights, const Segments& segments,

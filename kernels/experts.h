@@ -44,8 +44,7 @@ void experts_backward_input(Context& ctx, Tensor d_x, Tensor d_row_gate, ExpertH
 //   one after the other
 // A block is summed in fp32; a bf16 gradient gets it rounded, and where it adds, their sum is rounded once more.
 void experts_backward_weight(Context& ctx, ExpertWeights d_weights, const ExpertHidden& hidden, const Tensor& d_out,
-                             const Tensor& x, const Tensor& rows_per_expert,
-                             Accumulate accumulate = Accumulate::kYes);
+                             const Tensor& x, const Tensor& rows_per_expert, Accumulate accumulate = Accumulate::kYes);
 
 Implementation experts_implementation(Context& ctx, const ExpertWeights& weights);
 

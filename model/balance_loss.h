@@ -67,8 +67,8 @@ class BalanceLoss {
   Communicator& world_;
   // (layers, E): this rank, all ranks, all ranks a step ago; between steps shared_counts_ holds those of one more ago.
   Tensor step_counts_, shared_counts_, previous_counts_;
-  Tensor row_counts_;                                     // (E): this micro-batch
-  Tensor sums_;                                           // (2) F64: loss, z-loss of this rank
+  Tensor row_counts_;  // (E): this micro-batch
+  Tensor sums_;        // (2) F64: loss, z-loss of this rank
   std::vector<int64_t> tokens_;
 };
 

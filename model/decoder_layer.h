@@ -47,8 +47,8 @@ class DecoderLayer {
   void plan_cache(Planner& planner, MixerCache& cache, int64_t max_tokens, DType dtype) const {
     mixer_.plan_cache(planner, cache, max_tokens, dtype);
   }
-  // Both passes pause where their two halves meet: of two micro-batches side by side, one then has the experts' half, much
-  // of which is waiting, while the other has the mixer's.
+  // Both passes pause where their two halves meet: of two micro-batches side by side, one then has the experts' half,
+  // much of which is waiting, while the other has the mixer's.
   //   x (N, C): stream before the layer without delta;  delta (N, C): on entry what is still to be added to x
   Steps forward(Context& ctx, Tensor delta, const Tensor& x, const DecoderLayerParams& p, DecoderLayerSaved& s,
                 const LayerPass& pass) const;

@@ -68,8 +68,8 @@ class GatedAttention {
 
  private:
   // Keys and values, or queries, as attention reads them: all of it, or what passes over elements make of the rest.
-  void make_keys(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p, const GatedAttentionSaved& s,
-                 const LayerPass& pass) const;
+  void make_keys(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p,
+                 const GatedAttentionSaved& s, const LayerPass& pass) const;
   void make_queries(Context& ctx, Remake what, const Tensor& x, const GatedAttentionParams& p,
                     const GatedAttentionSaved& s, const LayerPass& pass) const;
 

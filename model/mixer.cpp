@@ -17,8 +17,8 @@ MixerParams Mixer::params(LayerType type) {
 }
 
 double Mixer::multiply_adds(const ModelConfig& c, LayerType type, int64_t document_tokens) {
-  return with_mixer_kind(
-      type, [&]<class Kind>(std::type_identity<Kind>) { return Kind::multiply_adds(c, document_tokens); });
+  return with_mixer_kind(type,
+                         [&]<class Kind>(std::type_identity<Kind>) { return Kind::multiply_adds(c, document_tokens); });
 }
 
 double Mixer::output_multiply_adds(const ModelConfig& c, LayerType type) {

@@ -54,8 +54,8 @@ class Model {
   ModelParams& weights() { return weights_; }
   ModelParams& gradients() { return gradients_; }
 
-  // Called before a forward of micro-batches reads the weights of a layer (see layer_of in parameter_layout.h), with the
-  // context that will: their update may still be under way beside it.
+  // Called before a forward of micro-batches reads the weights of a layer (see layer_of in parameter_layout.h), with
+  // the context that will: their update may still be under way beside it.
   using BeforeLayer = std::function<void(Context& ctx, int64_t layer)>;
   void wait_before_layers(BeforeLayer wait) { before_layer_ = std::move(wait); }
 

@@ -23,7 +23,7 @@ struct MtpBlockParams {
 };
 
 struct MtpBlockSaved {
-  Tensor hidden;  // (N, C)  what forward read: a view, not a copy
+  Tensor hidden;     // (N, C)  what forward read: a view, not a copy
   Tensor embedding;  // (N, C)  of the next token
   MtpInputs inputs;
   Tensor x;  // (N, C)  into the layer

@@ -53,8 +53,7 @@ class Steps {
     return !handle_.done();
   }
   void run() {
-    while (next()) {
-    }
+    while (next()) {}
   }
 
  private:

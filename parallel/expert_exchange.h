@@ -106,8 +106,8 @@ class ExpertExchange {
   Tensor zero_gate_sums(Context& ctx, Scratch& scratch, DType wide, const ExpertRoute& route) const;
   void add_gates(Context& ctx, Tensor sums, const Tensor& row_gate, const ExpertRoute& round) const;
   Tensor start_return_gate_sums(Context& ctx, Scratch& scratch, const Tensor& sums, const ExpertRoute& route);
-  // Waits for what start_dispatch brings, of which finish_dispatch may then read the result while others are under way: a
-  // window holds it only until another rank, which may be ahead, sends the next but one.
+  // Waits for what start_dispatch brings, of which finish_dispatch may then read the result while others are under way:
+  // a window holds it only until another rank, which may be ahead, sends the next but one.
   Tensor keep(Context& ctx, Scratch& scratch, const Tensor& travelling) const;
 
   // On the GPU plan() does not know the counts, and cuts what buffers do not hold. Whether one did since the last call,
@@ -147,8 +147,8 @@ class ExpertExchange {
   int64_t num_experts_, experts_per_token_, max_tokens_, max_rows_, max_copies_;
   Lane rows_{"wait_for_rows"}, numbers_{"wait_for_gates"};
   std::shared_ptr<std::byte> needed_rows_;  // I64, on the device: the most that a plan found, if it may be too many
-  bool waits_for_counts_ = false;  // on the GPU; elsewhere plans always do
-  bool had_rounds_ = false;        // since the last rows_were_cut
+  bool waits_for_counts_ = false;           // on the GPU; elsewhere plans always do
+  bool had_rounds_ = false;                 // since the last rows_were_cut
 };
 
 }  // namespace braid

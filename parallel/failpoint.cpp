@@ -36,7 +36,7 @@ constexpr const char* kSites[] = {"init",
                                   "comm.barrier",
                                   "comm.split",
                                   "nccl.all_reduce"};
-constexpr const char* kDeeds[] = {"kill", "stop", "segv", "exit", "hang", "delay",
+constexpr const char* kDeeds[] = {"kill", "stop", "segv", "exit", "hang",  "delay",
                                   "oom",  "nan",  "inf",  "flip", "errno", "abort"};
 
 struct Plan {

@@ -43,8 +43,9 @@ MpiSession::MpiSession(int& argc, char**& argv) : exceptions_at_start_(std::unca
   int initialized = 0;
   check_mpi(MPI_Initialized(&initialized), "start of MPI");
   check<EnvironmentError>(!initialized, "MPI was already started; a process has one MpiSession in its life");
-  // A rank that waits for another one gives its core to whoever can use it (by sched_yield, below), unless the user says
-  // otherwise: Open MPI does so by itself only where it counts more ranks than cores, threads and other programs not counted.
+  // A rank that waits for another one gives its core to whoever can use it (by sched_yield, below), unless the user
+  // says otherwise: Open MPI does so by itself only where it counts more ranks than cores, threads and other programs
+  // not counted.
   setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
   int threads = 0;
   check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &threads), "start of MPI");
@@ -95,9 +96,10 @@ void MpiSession::abort(int exit_code) {
 
 }  // namespace braid
 
-// In place of the C library's. A rank that waits polls and yields. Where others want its core, each yield lasts until all of
-// them had their turn, and what the rank waits for has long been there; one that slept would be woken in front of them. So a
-// yield that lasted shows that the core is wanted, and for a while waiting is sleeping. On a core of its own it polls, as ever.
+// In place of the C library's. A rank that waits polls and yields. Where others want its core, each yield lasts until
+// all of them had their turn, and what the rank waits for has long been there; one that slept would be woken in front
+// of them. So a yield that lasted shows that the core is wanted, and for a while waiting is sleeping. On a core of its
+// own it polls, as ever.
 extern "C" int sched_yield() noexcept {
   using Clock = std::chrono::steady_clock;
   using std::chrono::microseconds;

@@ -158,8 +158,8 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
-  // A failure on purpose: the others wait for this rank for ever, unless NCCL tells them. An abort waits for whatever else
-  // the GPU does.
+  // A failure on purpose: the others wait for this rank for ever, unless NCCL tells them. An abort waits for whatever
+  // else the GPU does.
   ncclResult_t leave() {
     cuda::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     ncclCommAbort(comm_);

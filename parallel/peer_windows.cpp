@@ -20,8 +20,8 @@ using cuda::check_cuda;
 using cuda::stream_of;
 
 constexpr int kMostRanks = cuda::kMostPeers;
-// In the flags, in front of the halves: word s is the number of the last call whose rows from rank s are all here; behind those words
-// one that holds the number of this rank's own call.
+// In the flags, in front of the halves: word s is the number of the last call whose rows from rank s are all here;
+// behind those words one that holds the number of this rank's own call.
 constexpr int64_t kWordBytes = sizeof(uint64_t), kOwnCall = kMostRanks;
 constexpr int64_t kMostStoredBytes = int64_t{4} << 20;  // to one rank; more goes by copy engine
 constexpr auto kMostWait = std::chrono::minutes(10);

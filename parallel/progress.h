@@ -22,7 +22,8 @@ const char* name_of(Collective collective);
 // A text and since when it is true, where other processes can read it. Written by one thread.
 class SharedText {
  public:
-  void store(const std::string& text, int64_t since_ms);  // of now_ms(), 0: there is none. Cut in front if it is too long
+  // Of now_ms(), 0: there is none. Cut in front if it is too long.
+  void store(const std::string& text, int64_t since_ms);
   struct Value {
     std::string text;  // empty: there is none
     int64_t since_ms = 0;
@@ -41,8 +42,8 @@ struct RankProgress {
   struct Call {  // one collective
     std::atomic<int32_t> collective{0}, group_size{0};
     std::atomic<int64_t> number{0}, bytes{0}, step{0}, begin_ms{0}, end_ms{0};  // end_ms 0: not over
-    // Of the communicator, the same for all its ranks, and the call's number among its own: groups may call more or less
-    // often than others, members of one may not.
+    // Of the communicator, the same for all its ranks, and the call's number among its own: groups may call more or
+    // less often than others, members of one may not.
     std::atomic<int64_t> group{0}, number_in_group{0};
   };
   static constexpr int64_t kCalls = 256;
@@ -55,8 +56,9 @@ struct RankProgress {
   std::atomic<int64_t> calls_begun{
       0};  // collectives, over all groups; the same on every rank at the same point of the program
   std::atomic<int32_t> in_collective{0};
-  std::atomic<int64_t> collective_ns{0};  // spent in collectives, most of it waiting for others; on a GPU: enqueuing them
-  SharedText slow_read;  // a file that its disk does not give, for a second or longer
+  // Spent in collectives, most of it waiting for others; on a GPU: enqueuing them.
+  std::atomic<int64_t> collective_ns{0};
+  SharedText slow_read;            // a file that its disk does not give, for a second or longer
   std::array<Call, kCalls> calls;  // collective number n is in n % kCalls, the first is number 1
 
   Phase current_phase() const { return static_cast<Phase>(phase.load(std::memory_order_relaxed)); }

@@ -92,7 +92,8 @@ void check_no_leak(const RunConfig& config) {
       check<DataError>(!here.is_set, file, ": is part of source ", first->second.files->name,
                        ", which trains on it, and of validation set ", here.files->name);
       check<DataError>(config.data.validation_fraction == 0, file, ": is part of source ", first->second.files->name,
-                       " and of source ", here.files->name, ", so that what one holds out the other trains on; name it "
+                       " and of source ", here.files->name,
+                       ", so that what one holds out the other trains on; name it "
                        "once, or set data.validation_fraction to 0");
     };
     for (const std::string& file : files) {
@@ -193,9 +194,10 @@ void go_on_with(BatchSizes& sizes, int64_t steps, const RunConfig& config) {
       sizes.leave_out(l.after_step, l.rows);
       continue;
     }
-    check<ConfigError>(std::find(before.begin(), before.end(), BatchSizes::LeftOut{l.after_step, l.rows}) != before.end(),
-                       "data.left_out leaves out ", l.rows, " rows after step ", l.after_step, ", but the run is after step ",
-                       steps, " already and did not");
+    check<ConfigError>(
+        std::find(before.begin(), before.end(), BatchSizes::LeftOut{l.after_step, l.rows}) != before.end(),
+        "data.left_out leaves out ", l.rows, " rows after step ", l.after_step, ", but the run is after step ", steps,
+        " already and did not");
   }
 }
 

@@ -25,8 +25,8 @@ Batch one_document(std::span<const uint32_t> tokens) {
   return batch;
 }
 
-// One token's products wait for memory, which some 16 threads use up; what more of them add is waiting for each other, which a busy
-// core makes as long as another program's turn on it.
+// One token's products wait for memory, which some 16 threads use up; what more of them add is waiting for each other,
+// which a busy core makes as long as another program's turn on it.
 class ThreadsForOneToken {
  public:
   ThreadsForOneToken() : threads_(omp_get_max_threads()) { omp_set_num_threads(std::min(threads_, 16)); }
@@ -47,7 +47,8 @@ int64_t sample(const Tensor& logits, const SamplingConfig& sampling, int64_t pos
   std::vector<int64_t> order(V);
   std::iota(order.begin(), order.end(), 0);
   for (int64_t v = 0; v < V; ++v)
-    check<NumericsError>(std::isfinite(logit_at(logits, v)), "the model's logit of token ", v, " is ", logit_at(logits, v));
+    check<NumericsError>(std::isfinite(logit_at(logits, v)), "the model's logit of token ", v, " is ",
+                         logit_at(logits, v));
   // The most probable first, of equal ones the lowest id; only those that are asked for are sorted.
   const auto is_before = [&](int64_t a, int64_t b) {
     const double left = logit_at(logits, a), right = logit_at(logits, b);

@@ -38,7 +38,8 @@ class TextReader {
 
 // Continues `prompt` (not empty) token by token; stops early at the end-of-document id. The model must be shaped for
 // one row of one token. Returns the new tokens.   Errors: ConfigError if the prompt is empty or holds a token that the
-// model does not know, or if prompt and new tokens are more than its max_position_embeddings; NumericsError if a logit is not finite.
+// model does not know, or if prompt and new tokens are more than its max_position_embeddings; NumericsError if a logit
+// is not finite.
 std::vector<uint32_t> generate(Context& ctx, Model& model, const std::vector<uint32_t>& prompt,
                                const SamplingConfig& sampling, int64_t end_of_document);
 

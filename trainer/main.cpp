@@ -34,8 +34,8 @@ namespace {
   braid::end_process(exit_code);
 }
 
-// A file that is opened where a standard stream was closed would be written what the program says. Writing to a closed output stays
-// the error that it is.
+// A file that is opened where a standard stream was closed would be written what the program says. Writing to a closed
+// output stays the error that it is.
 void keep_places_of_closed_streams() {
   for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
     if (fcntl(stream, F_GETFD) < 0) open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY);
@@ -62,8 +62,8 @@ thread_local bool memory_was_refused = false;
 }  // namespace
 
 int main(int argc, char** argv) {
-  // An exception cannot leave a parallel loop, or what the C++ library lets none through, which may not even say that there was one.
-  // It ends the program there, but as here.
+  // An exception cannot leave a parallel loop, or what the C++ library lets none through, which may not even say that
+  // there was one. It ends the program there, but as here.
   std::set_new_handler([] {
     memory_was_refused = true;
     throw std::bad_alloc();

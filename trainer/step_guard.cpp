@@ -33,13 +33,13 @@ StepGuard::Outcome StepGuard::run(int64_t step, bool may_go_back,
 bool StepGuard::leave_out(int64_t step, bool may_go_back, const std::string& problem) {
   skipped_.push_back(step);
   std::erase_if(skipped_, [&](int64_t s) { return s <= step - kWindow; });
-  const bool too_many_in_a_row =
-      std::count_if(skipped_.begin(), skipped_.end(), [&](int64_t s) { return s > step - kSkipsInARow; }) >= kSkipsInARow;
+  const bool too_many_in_a_row = std::count_if(skipped_.begin(), skipped_.end(),
+                                               [&](int64_t s) { return s > step - kSkipsInARow; }) >= kSkipsInARow;
   if (too_many_in_a_row && may_go_back) return true;
   if (too_many_in_a_row || std::ssize(skipped_) > kSkips)
-    throw_on_every_rank(NumericsError(concat(problem, ", also when computed again; no update was applied, and ",
-                                             skipped_.size(), " of the last ", std::min(step, kWindow),
-                                             " steps were like this")));
+    throw_on_every_rank(
+        NumericsError(concat(problem, ", also when computed again; no update was applied, and ", skipped_.size(),
+                             " of the last ", std::min(step, kWindow), " steps were like this")));
   voice_.say(problem + ", also when computed again; the step is left out");
   voice_.note("skipped_step", problem);
   return false;

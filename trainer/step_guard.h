@@ -15,16 +15,16 @@ namespace braid {
 // What becomes of a step whose loss or gradient is not finite, or stands out from the steps before.
 //
 // One that is not finite is never applied. It is computed once more: if it is finite then, a device or a memory failed,
-// and the run goes on as if nothing had been; otherwise the step is left out. One that stands out is computed once more,
-// too, and what comes out then is applied: the same, if it is the data's. So no bit of a run depends on how many steps
-// the rule has seen, unless the run may go back (run.rewind_steps): then nothing is applied that stands out twice.
-// Every rank decides alike, as all have the same results.
+// and the run goes on as if nothing had been; otherwise the step is left out. One that stands out is computed once
+// more, too, and what comes out then is applied: the same, if it is the data's. So no bit of a run depends on how many
+// steps the rule has seen, unless the run may go back (run.rewind_steps): then nothing is applied that stands out
+// twice. Every rank decides alike, as all have the same results.
 class StepGuard {
  public:
   static constexpr int64_t kSkipsInARow = 3, kSkips = 10, kWindow = 1000;
 
   struct Voice {
-    std::function<void(const std::string& text)> say;                            // on the console
+    std::function<void(const std::string& text)> say;                             // on the console
     std::function<void(const std::string& event, const std::string& text)> note;  // in the run's events
   };
   explicit StepGuard(Voice voice) : voice_(std::move(voice)) {}

@@ -131,8 +131,8 @@ class TrainingRun {
       const StepBatches batches = stream.next_step();
       enter_phase(Phase::kStep);
       if (fault_point("step.begin").kind == FaultKind::kFlip) mesh_.world().barrier(ctx_);  // which no other rank calls
-      const auto [result, goes_back] = guard_.run(
-          step_ + 1, may_go_back(), [&](const SpikeRule* spikes) { return compute_step(batches, spikes); });
+      const auto [result, goes_back] =
+          guard_.run(step_ + 1, may_go_back(), [&](const SpikeRule* spikes) { return compute_step(batches, spikes); });
       if (goes_back) return leave_to_go_back(trouble_of(step_ + 1, result));
       step_ += 1;
       tokens_ += result.tokens;
@@ -190,7 +190,8 @@ class TrainingRun {
         concat(data_digest_, " seed ", train.seed, " batch ", batch_sizes_.rows_after(0), " x ", train.seq_length);
     for (size_t i = 1; i < batch_sizes_.changes().size(); ++i)
       text += concat(" after step ", batch_sizes_.changes()[i][0], " batch ", batch_sizes_.changes()[i][1]);
-    for (const BatchSizes::LeftOut& l : batch_sizes_.left_out()) text += concat(" after step ", l[0], " without ", l[1]);
+    for (const BatchSizes::LeftOut& l : batch_sizes_.left_out())
+      text += concat(" after step ", l[0], " without ", l[1]);
     for (const SourceConfig& source : config_.data.sources) {
       text += " weight " + yaml_text(source.tokens > 0 ? static_cast<double>(source.tokens) : source.weight);
       for (const WeightChange& change : source.weight_changes)
@@ -236,8 +237,9 @@ class TrainingRun {
     rewind_times_ = rewind.landed >= 0 && step_ <= rewind.landed ? rewind.times + 1 : 1;
     landed_ = step_;
     say(concat("went back to step ", step_, "; ", rows, " samples are left out"));
-    note("went_back", concat("to step ", step_, "; ", rows, " samples are left out, as by data.left_out: [{after_step: ",
-                             step_, ", rows: ", rows, "}]"));
+    note("went_back",
+         concat("to step ", step_, "; ", rows, " samples are left out, as by data.left_out: [{after_step: ", step_,
+                ", rows: ", rows, "}]"));
   }
 
   // For tests of check_replicas.
@@ -352,8 +354,9 @@ class TrainingRun {
     for (size_t i = 0; i < data_.train.size(); ++i) {
       const TokenDataset& data = data_.train[i];
       const double filled = double(data.num_tokens()) / double(data.size() * config_.train.seq_length);
-      say(fmt::format("data {}: {} training tokens in {} rows, {:.4g} % filled; the run reads {} rows, {:.3g} epochs", data.name(),
-                      data.num_tokens(), data.size(), 100 * filled, taken[i], double(taken[i]) / double(data.size())));
+      say(fmt::format("data {}: {} training tokens in {} rows, {:.4g} % filled; the run reads {} rows, {:.3g} epochs",
+                      data.name(), data.num_tokens(), data.size(), 100 * filled, taken[i],
+                      double(taken[i]) / double(data.size())));
     }
     if (config_.memory.offload != Offload::kNone)
       say(ctx_.on_cuda() ? concat("memory.offload: ", gib_text(state_.needs().offloaded), " of host memory per rank")
@@ -362,7 +365,8 @@ class TrainingRun {
       say("note: " + text);
       note("environment", text);
     }
-    if (saves_weights_alone()) say("note: checkpoint.contents is weights: no --resume goes on from what this run saves");
+    if (saves_weights_alone())
+      say("note: checkpoint.contents is weights: no --resume goes on from what this run saves");
     const std::string where =
         concat("on ", mesh_.size(), mesh_.size() == 1 ? " rank" : " ranks", ", expert parallel ", mesh_.expert().size(),
                ", ", ctx_.on_cuda() ? "cuda" : "cpu", ", braid ", kBuildId);
@@ -399,8 +403,11 @@ class TrainingRun {
                              checkpoint_folder(),
                              ": no checkpoint to resume from; --resume=auto starts where there is none");
       const int64_t saved = front_->folder().last_saved_step();
-      check<CheckpointError>(saved < 0, checkpoint_folder(), ": no checkpoint is here, though metrics.jsonl tells of one "
-                             "of step ", saved, ": it was moved or removed, or its disk is not there; bring it back, or "
+      check<CheckpointError>(saved < 0, checkpoint_folder(),
+                             ": no checkpoint is here, though metrics.jsonl tells of one "
+                             "of step ",
+                             saved,
+                             ": it was moved or removed, or its disk is not there; bring it back, or "
                              "start in another run.dir");
       if (begun) say(config_.run.dir + ": the run ended before its first checkpoint, so it starts from the beginning");
       return std::string();
@@ -411,7 +418,8 @@ class TrainingRun {
   void check_mixture_so_far(const RunConfig& stored, const CheckpointInfo& info, const std::string& path) const {
     const int64_t step = info.step;
     const BatchSizes before = batch_sizes_of(info, stored);
-    const bool is_same = mixture_of(stored, before).is_same_before(mixture_of(config_, before), before.rows_of_first(step));
+    const bool is_same =
+        mixture_of(stored, before).is_same_before(mixture_of(config_, before), before.rows_of_first(step));
     check<CheckpointError>(is_same, path, ": the weights of data.sources up to step ", step,
                            " were others; change them by weight_changes from a later step on");
   }
@@ -440,21 +448,24 @@ class TrainingRun {
     const auto accept = [&](const CheckpointReader& reader) {
       const std::string& path = reader.path();
       const CheckpointInfo& info = reader.info();
-      check<CheckpointError>(!reader.holds_weights_alone(), path, ": holds weights alone, no state of a run to go on "
-                             "with: start a run with init.from=", path);
+      check<CheckpointError>(!reader.holds_weights_alone(), path,
+                             ": holds weights alone, no state of a run to go on "
+                             "with: start a run with init.from=",
+                             path);
       stored = read_config_text(info.config_yaml, path);
       check_resume_config(stored, config_, path,
                           {info.num_ranks / stored.parallel.context, mesh_.num_data_ranks(), overrides_});
-      check<CheckpointError>(info.data_digest == data_digest_, path,
-                             ": the run was trained on other data (or other shards of it, or rows that an earlier build "
-                             "packed otherwise) than data.sources now names");
+      check<CheckpointError>(
+          info.data_digest == data_digest_, path,
+          ": the run was trained on other data (or other shards of it, or rows that an earlier build "
+          "packed otherwise) than data.sources now names");
       check_mixture_so_far(stored, info, path);
       check<CheckpointError>(info.step <= config_.run.steps, path, ": is after step ", info.step, ", run.steps is ",
                              config_.run.steps);
     };
-    const Resumed resumed = resume_from(
-        ctx_, mesh_.world(), resume_choice(resume, rewind), accept,
-        [&](const CheckpointReader& reader) { measure_load(reader, [&] { state_.load(ctx_, reader); }); });
+    const Resumed resumed =
+        resume_from(ctx_, mesh_.world(), resume_choice(resume, rewind), accept,
+                    [&](const CheckpointReader& reader) { measure_load(reader, [&] { state_.load(ctx_, reader); }); });
     for (const std::string& note : resumed.notes) say(note);
     loaded_checkpoint_ = resumed.path;
     step_ = resumed.info.step;
@@ -487,8 +498,8 @@ class TrainingRun {
                  "stored algorithm for this GPU and take the one that cuBLASLt proposes; braid bench step --tune"));
   }
 
-  // What each rank needed of its own in the step, in ms; nothing where it cannot be told: on a GPU the host does not wait
-  // for others, the device does.
+  // What each rank needed of its own in the step, in ms; nothing where it cannot be told: on a GPU the host does not
+  // wait for others, the device does.
   std::vector<double> times_of_ranks(double own_ms) {
     if (mesh_.size() == 1 || ctx_.on_cuda()) return {};
     std::vector<double> all(static_cast<size_t>(mesh_.size()));

@@ -26,14 +26,14 @@ struct EnumNames<ResumeMode> {
 
 struct ResumeFrom {
   ResumeMode mode = ResumeMode::kNo;
-  std::string checkpoint;  // a step folder; empty: the newest one of the run folder
+  std::string checkpoint;              // a step folder; empty: the newest one of the run folder
   std::vector<std::string> overrides;  // keys that differ from the checkpoint's on purpose; see ResumeRules
   bool resumes() const { return mode != ResumeMode::kNo; }
 };
 
 // A whole run: data, model, steps, evaluation, metrics, checkpoints. Called by every rank; rank 0 owns the run folder.
-// Returns kDone, or after a request to stop kStoppedOnRequest, kStoppedWithWeights where weights alone are saved; with a
-// complete checkpoint in any case.
+// Returns kDone, or after a request to stop kStoppedOnRequest, kStoppedWithWeights where weights alone are saved; with
+// a complete checkpoint in any case.
 ExitCode run_training(Context& ctx, const ProcessMesh& mesh, const RunConfig& config, const ResumeFrom& resume,
                       SelfCheck self_check, ConsoleStyle console = ConsoleStyle::kText);
 

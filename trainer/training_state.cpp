@@ -16,7 +16,8 @@ constexpr const char* kBalanceTensor = "balance/previous_counts";
 
 std::vector<std::unique_ptr<TrainingState::Lane>> lanes_of(const RunConfig& config, const ProcessMesh& mesh) {
   std::vector<std::unique_ptr<TrainingState::Lane>> lanes;
-  const int64_t micro_batches = config.train.global_batch_size / (config.train.micro_batch_size * mesh.num_data_ranks());
+  const int64_t micro_batches =
+      config.train.global_batch_size / (config.train.micro_batch_size * mesh.num_data_ranks());
   const int64_t in_flight = std::clamp<int64_t>(micro_batches, 1, config.parallel.micro_batches_in_flight);
   for (int64_t i = 0; i < in_flight; ++i)
     lanes.push_back(std::unique_ptr<TrainingState::Lane>(new TrainingState::Lane{

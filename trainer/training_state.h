@@ -33,8 +33,8 @@ class TrainingState {
   const MemoryPlan& memory() const { return plan_; }
   // What all of it takes of the rank's device, once allocated.
   const MemoryEstimate& needs() const { return needs_; }
-  // With the scratch of a step, and on a GPU only if everything fits what is free.   Errors: OutOfMemoryError, there with
-  // the table of what is needed.
+  // With the scratch of a step, and on a GPU only if everything fits what is free.   Errors: OutOfMemoryError, there
+  // with the table of what is needed.
   void allocate(Context& ctx);
   void bind();  // of it: weights and gradients to the models
 

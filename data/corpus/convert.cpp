@@ -47,7 +47,8 @@ Scan scan(const ForeignTokens& tokens) {
 
 void write_documents(const ForeignTokens& tokens, int64_t end_of_document, DatasetWriter& writer) {
   for_pieces(tokens, [&](std::span<const uint32_t> ids, bool is_end) {
-    if (is_end && !ids.empty() && ids.back() == end_of_document) ids = ids.first(ids.size() - 1);  // the writer puts it there
+    // The writer puts it there.
+    if (is_end && !ids.empty() && ids.back() == end_of_document) ids = ids.first(ids.size() - 1);
     writer.append(ids);
     if (is_end) writer.end_document();
   });
@@ -57,7 +58,8 @@ void write_marked(const ForeignTokens& tokens, int64_t mark, DatasetWriter& writ
   bool is_inside = false, is_first = true;
   for_pieces(tokens, [&](std::span<const uint32_t> ids, bool) {
     for (size_t begin = 0; begin < ids.size();) {
-      const auto found = std::find(ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.end(), static_cast<uint32_t>(mark));
+      const auto found =
+          std::find(ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.end(), static_cast<uint32_t>(mark));
       const auto at = static_cast<size_t>(found - ids.begin());
       writer.append(ids.subspan(begin, at - begin));
       is_inside |= at > begin;
@@ -80,9 +82,9 @@ DatasetManifest convert_tokens(const ConvertOptions& options) {
   const std::string& path = tokens.path;
   check<DataError>(tokens.count > 0, path, ": holds no tokens");
   const Tokenizer* tokenizer = options.tokenizer;
-  check<DataError>(!tokenizer || tokens.tokenizer_digest.empty() || tokenizer->digest() == tokens.tokenizer_digest, path,
-                   ": was made with tokenizer ", tokens.tokenizer, " ", tokens.tokenizer_digest, ", not with the ",
-                   tokenizer ? tokenizer->name() + " " + tokenizer->digest() : "", " that is named");
+  check<DataError>(!tokenizer || tokens.tokenizer_digest.empty() || tokenizer->digest() == tokens.tokenizer_digest,
+                   path, ": was made with tokenizer ", tokens.tokenizer, " ", tokens.tokenizer_digest,
+                   ", not with the ", tokenizer ? tokenizer->name() + " " + tokenizer->digest() : "", " that is named");
   const auto first_of = [](std::optional<int64_t> a, std::optional<int64_t> b) { return a ? a : b; };
   std::optional<int64_t> end = first_of(options.end_of_document, tokens.end_of_document);
   std::optional<int64_t> vocab_size = first_of(options.vocab_size, tokens.vocab_size);
@@ -92,7 +94,8 @@ DatasetManifest convert_tokens(const ConvertOptions& options) {
   }
   if (tokens.offsets.empty()) {
     if (!tokens.mark || options.end_of_document) tokens.mark = end;
-    check<DataError>(tokens.mark.has_value(), path, ": does not say where documents end; name the id that ends them with "
+    check<DataError>(tokens.mark.has_value(), path,
+                     ": does not say where documents end; name the id that ends them with "
                      "--end-of-document");
     end = tokens.mark;
   }
@@ -103,10 +106,10 @@ DatasetManifest convert_tokens(const ConvertOptions& options) {
   DatasetManifest m;
   m.end_of_document = *end;
   m.vocab_size = vocab_size.value_or(std::max(largest, *end) + 1);
-  check<DataError>(0 <= *end && *end < m.vocab_size && largest < m.vocab_size, path, ": token ", std::max(largest, *end),
-                   " is outside the vocabulary of ", m.vocab_size);
+  check<DataError>(0 <= *end && *end < m.vocab_size && largest < m.vocab_size, path, ": token ",
+                   std::max(largest, *end), " is outside the vocabulary of ", m.vocab_size);
   m.tokenizer = tokenizer ? tokenizer->name() : !tokens.tokenizer.empty() ? tokens.tokenizer : "unknown";
-  m.tokenizer_digest = tokenizer                           ? tokenizer->digest()
+  m.tokenizer_digest = tokenizer                          ? tokenizer->digest()
                        : !tokens.tokenizer_digest.empty() ? tokens.tokenizer_digest
                                                           : sha256(concat("unknown ", m.vocab_size, ' ', *end));
   m.source_digest = sha256(concat(path, ' ', tokens.count));

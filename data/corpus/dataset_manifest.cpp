@@ -28,8 +28,9 @@ bool is_file_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == name.npos && name.find('\0') == name.npos;
 }
 
-int64_t sum(const std::vector<DatasetManifest::Shard>& shards, int64_t DatasetManifest::Shard::* count) {
-  return std::accumulate(shards.begin(), shards.end(), int64_t{0}, [&](int64_t n, const auto& s) { return n + s.*count; });
+int64_t sum(const std::vector<DatasetManifest::Shard>& shards, int64_t DatasetManifest::Shard::*count) {
+  return std::accumulate(shards.begin(), shards.end(), int64_t{0},
+                         [&](int64_t n, const auto& s) { return n + s.*count; });
 }
 
 template <class Block>
@@ -83,8 +84,10 @@ DatasetManifest read_manifest(const std::string& folder) {
   const std::string path = manifest_path(folder);
   std::error_code error;
   check<DataError>(fs::exists(folder, error), folder, ": does not exist");
-  check<DataError>(fs::is_directory(folder, error), folder, ": is a file, but a dataset is a folder that holds a dataset.json");
-  check<DataError>(fs::is_regular_file(path, error), folder, ": is no dataset: it holds no dataset.json; `braid data tokenize` "
+  check<DataError>(fs::is_directory(folder, error), folder,
+                   ": is a file, but a dataset is a folder that holds a dataset.json");
+  check<DataError>(fs::is_regular_file(path, error), folder,
+                   ": is no dataset: it holds no dataset.json; `braid data tokenize` "
                    "makes one");
   const RawFile file = RawFile::open(path);
   std::string text(file.size(), '\0');
@@ -96,14 +99,15 @@ DatasetManifest parse_manifest(const std::string& text, const std::string& path)
   DatasetManifest m;
   try {
     const Json json = Json::parse(text);
-    check<DataError>(json.at("format") == kFormat, path, ": format is ", json.at("format").dump(), ", expected ", kFormat);
-    check<DataError>(json.at("format_version") == kVersion, path, ": format_version is ", json.at("format_version").dump(),
-                     ", expected ", kVersion);
+    check<DataError>(json.at("format") == kFormat, path, ": format is ", json.at("format").dump(), ", expected ",
+                     kFormat);
+    check<DataError>(json.at("format_version") == kVersion, path, ": format_version is ",
+                     json.at("format_version").dump(), ", expected ", kVersion);
     check<DataError>(json.at("block_bytes") == DatasetManifest::kBlockBytes, path, ": block_bytes is ",
                      json.at("block_bytes").dump(), ", expected ", DatasetManifest::kBlockBytes);
     const auto count = [&](const Json& value, const char* name) {
-      check<DataError>(value.at(name).is_number_unsigned() && value.at(name).get<uint64_t>() <= INT64_MAX, path, ": ", name,
-                       " is ", value.at(name).dump(), ", expected a count");
+      check<DataError>(value.at(name).is_number_unsigned() && value.at(name).get<uint64_t>() <= INT64_MAX, path, ": ",
+                       name, " is ", value.at(name).dump(), ", expected a count");
       return value.at(name).get<int64_t>();
     };
     m.tokenizer = json.at("tokenizer");
@@ -116,16 +120,17 @@ DatasetManifest parse_manifest(const std::string& text, const std::string& path)
     m.repaired = count(json, "repaired");
     m.met_again = count(json, "met_again");
     for (const Json& entry : json.at("shards")) {
-      DatasetManifest::Shard s{entry.at("file"), count(entry, "tokens"), count(entry, "documents"), count(entry, "bytes"),
-                               entry.at("sha256"), entry.at("block_crc32c")};
+      DatasetManifest::Shard s{entry.at("file"),      count(entry, "tokens"), count(entry, "documents"),
+                               count(entry, "bytes"), entry.at("sha256"),     entry.at("block_crc32c")};
       check<DataError>(is_file_name(s.file), path, ": the shard name ", s.file, " is not the name of a file");
       m.shards.push_back(std::move(s));
     }
-    check<DataError>(m.tokenizer_file.empty() || is_file_name(m.tokenizer_file), path, ": tokenizer_file ", m.tokenizer_file,
-                     " is not the name of a file");
+    check<DataError>(m.tokenizer_file.empty() || is_file_name(m.tokenizer_file), path, ": tokenizer_file ",
+                     m.tokenizer_file, " is not the name of a file");
     for (const char* name : {"tokens", "documents"}) {
       const int64_t all = std::string_view(name) == "tokens" ? m.num_tokens() : m.num_documents();
-      check<DataError>(count(json, name) == all, path, ": ", name, " is ", count(json, name), ", but its shards have ", all);
+      check<DataError>(count(json, name) == all, path, ": ", name, " is ", count(json, name), ", but its shards have ",
+                       all);
     }
   } catch (const Json::exception& e) {
     throw DataError(concat(path, ": is damaged: ", json_reason(e)));
@@ -153,7 +158,8 @@ std::vector<std::string> dataset_shards(const std::string& folder) {
     paths.push_back((fs::path(folder) / s.file).string());
     std::error_code error;
     const auto bytes = fs::file_size(paths.back(), error);
-    check<DataError>(!error, paths.back(), ": cannot be read, though ", manifest_path(folder), " names it: ", error.message());
+    check<DataError>(!error, paths.back(), ": cannot be read, though ", manifest_path(folder),
+                     " names it: ", error.message());
     check<DataError>(static_cast<int64_t>(bytes) == s.bytes, paths.back(), ": has ", bytes, " bytes, but ",
                      manifest_path(folder), " says ", s.bytes);
   }
@@ -200,7 +206,8 @@ std::vector<std::string> verify_dataset(const std::string& folder) {
       }
       wrong.push_back(concat(path, ": block ", number, " is damaged (bytes ", at, " to ", end - 1, tokens, ")"));
     });
-    if (!has_bad_block && digest.hex() != s.sha256) wrong.push_back(concat(path, ": its SHA-256 is not that of the manifest"));
+    if (!has_bad_block && digest.hex() != s.sha256)
+      wrong.push_back(concat(path, ": its SHA-256 is not that of the manifest"));
   };
   for (const DatasetManifest::Shard& s : manifest.shards) {
     try {

@@ -6,8 +6,8 @@
 
 namespace braid {
 
-// DIR/dataset.json: what a folder of shards holds, with a digest of every file, and a CRC-32C of every block, so that damage
-// is found and named.
+// DIR/dataset.json: what a folder of shards holds, with a digest of every file, and a CRC-32C of every block, so that
+// damage is found and named.
 struct DatasetManifest {
   static constexpr int64_t kBlockBytes = int64_t{1} << 20;
 
@@ -43,8 +43,8 @@ DatasetManifest::Shard describe_shard(const std::string& folder, const std::stri
 // Paths of the shards of a dataset folder, in order. Checks that each is there with its size.   Errors: DataError.
 std::vector<std::string> dataset_shards(const std::string& folder);
 
-// Compares every byte with the manifest. Returns one sentence for each thing that is wrong: file, what, and for damage the
-// bytes and tokens of the block.
+// Compares every byte with the manifest. Returns one sentence for each thing that is wrong: file, what, and for damage
+// the bytes and tokens of the block.
 std::vector<std::string> verify_dataset(const std::string& folder);
 
 }  // namespace braid

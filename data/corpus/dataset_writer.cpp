@@ -10,8 +10,9 @@ void DatasetWriter::begin_shard() {
   if (shard_) return;
   const std::string number = std::to_string(manifest_.shards.size());
   name_ = concat("shard-", std::string(number.size() < 5 ? 5 - number.size() : 0, '0'), number, ".h5");
-  shard_ = std::make_unique<TokenShardWriter>((std::filesystem::path(folder_) / name_).string(), manifest_.vocab_size,
-                                              manifest_.end_of_document, manifest_.tokenizer, manifest_.tokenizer_digest);
+  shard_ =
+      std::make_unique<TokenShardWriter>((std::filesystem::path(folder_) / name_).string(), manifest_.vocab_size,
+                                         manifest_.end_of_document, manifest_.tokenizer, manifest_.tokenizer_digest);
 }
 
 void DatasetWriter::append(std::span<const uint32_t> tokens) {

@@ -10,8 +10,9 @@
 
 namespace braid {
 
-// Documents to the shards of a dataset: shard-00000.h5 and so on, each ending with the document that reaches `shard_tokens`.
-// A finished shard is entered into the manifest, which the caller owns; its other fields say how the shards are made.
+// Documents to the shards of a dataset: shard-00000.h5 and so on, each ending with the document that reaches
+// `shard_tokens`. A finished shard is entered into the manifest, which the caller owns; its other fields say how the
+// shards are made.
 // Errors: IoError; DataError for an id outside the vocabulary.
 class DatasetWriter {
  public:
@@ -20,7 +21,7 @@ class DatasetWriter {
       : folder_(std::move(folder)), manifest_(manifest), shard_tokens_(shard_tokens) {}
 
   void append(std::span<const uint32_t> tokens);  // to the document
-  bool end_document();                            // puts the end-of-document id behind it; true if that finished a shard
+  bool end_document();                            // puts its id behind it; true if that finished a shard
   bool finish_shard();                            // at the end of a document; false if none was begun
   void finish();                                  // finish_shard, then dataset.json
 

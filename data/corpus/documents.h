@@ -69,8 +69,8 @@ void for_document_pieces(const NamedDataset& dataset, Piece&& piece) {
     int64_t document = 0;
     for_document_pieces(shard, 0, shard.info().num_documents, [&](std::span<const uint32_t> ids, bool is_end) {
       if (is_end && !ids.empty()) {
-        check<DataError>(ids.back() == shard.info().end_of_document, path, ": document ", document, " ends with id ", ids.back(),
-                         ", expected the end-of-document id ", shard.info().end_of_document);
+        check<DataError>(ids.back() == shard.info().end_of_document, path, ": document ", document, " ends with id ",
+                         ids.back(), ", expected the end-of-document id ", shard.info().end_of_document);
         ids = ids.first(ids.size() - 1);
       }
       document += is_end;

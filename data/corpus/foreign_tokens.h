@@ -26,11 +26,13 @@ struct ForeignTokens {
 };
 
 // Knows, by content and name:
-//   HDF5         as shards (token_shard.h), of any storage and integer type that libhdf5 reads; attributes may be missing,
+//   HDF5         as shards (token_shard.h), of any storage and integer type that libhdf5 reads; attributes may be
+//   missing,
 //                and document_offsets too
 //   Megatron-LM  NAME.idx and NAME.bin (either may be named), tokens of 8, 16, 32 or 64 bits
 //   datatrove    NAME with NAME.index, the documents' ends; u16 or u32, by the sizes of the two
-//   llm.c        .bin with magic 20240520 (u16, <|endoftext|> 50256) or 20240801 (u32, 128000) in front of each document
+//   llm.c        .bin with magic 20240520 (u16, <|endoftext|> 50256) or 20240801 (u32, 128000) in front of each
+//   document
 //   numpy        .npy, 1-D, <u2 or <u4
 //   raw          anything else, with `dtype` "u16" or "u32"
 // Errors: DataError naming the file and what is wrong with it.

@@ -8,9 +8,9 @@
 
 namespace braid {
 
-// An HDF5 file as libhdf5 reads it: chunked, compressed, of any integer type and byte order. In a process of its own, as
-// libhdf5 can be brought down by a damaged file; that process then ends, not this one. What lies in other files (external
-// links and storage, virtual datasets) is refused.
+// An HDF5 file as libhdf5 reads it: chunked, compressed, of any integer type and byte order. In a process of its own,
+// as libhdf5 can be brought down by a damaged file; that process then ends, not this one. What lies in other files
+// (external links and storage, virtual datasets) is refused.
 // Errors: DataError naming the file, also where libhdf5 fails, ends, or has no answer for five minutes.
 class Hdf5Process {
  public:

@@ -16,8 +16,10 @@ DatasetManifest merge_datasets(const std::vector<std::string>& from, const std::
 
 struct SplitOptions {
   std::string from, to;
-  int64_t parts = 0;    // <to>/part-00000 and on: runs of documents with about equally many tokens; merged they are `from` again
-  double held_out = 0;  // instead: <to>/train and <to>/held-out, this share of the documents, chosen by a hash of their index
+  // <to>/part-00000 and on: runs of documents with about equally many tokens; merged they are `from` again.
+  int64_t parts = 0;
+  // Instead: <to>/train and <to>/held-out, this share of the documents, chosen by a hash of their index.
+  double held_out = 0;
   int64_t shard_tokens = int64_t{1} << 28;
 };
 struct SplitPart {

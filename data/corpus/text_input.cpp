@@ -48,10 +48,12 @@ class Lister {
   std::string try_to_add(const fs::path& path) {
     std::error_code error;
     const fs::file_status status = fs::status(path, error);
-    if (!fs::exists(status)) return concat(path.string(), ": does not exist", fs::is_symlink(path, error) ? " (a broken link)" : "");
+    if (!fs::exists(status))
+      return concat(path.string(), ": does not exist", fs::is_symlink(path, error) ? " (a broken link)" : "");
     if (fs::is_directory(status)) return add_folder(path), "";
     if (!fs::is_regular_file(status)) return concat(path.string(), ": is neither a file nor a folder");
-    if (is_new(path)) list.files.push_back({path.string(), is_json_lines(path.string()), static_cast<int64_t>(fs::file_size(path))});
+    if (is_new(path))
+      list.files.push_back({path.string(), is_json_lines(path.string()), static_cast<int64_t>(fs::file_size(path))});
     else ++list.met_again;
     return "";
   }
@@ -67,13 +69,15 @@ class Lister {
     if (!is_new(folder)) return;  // by a link: its files are there already
     std::error_code error;
     std::vector<fs::path> entries;
-    for (fs::directory_iterator entry(folder, error); !error && entry != fs::directory_iterator(); entry.increment(error))
+    for (fs::directory_iterator entry(folder, error); !error && entry != fs::directory_iterator();
+         entry.increment(error))
       entries.push_back(entry->path());
     check<DataError>(!error, folder.string(), ": the folder cannot be listed: ", error.message());
     std::sort(entries.begin(), entries.end());
     for (const fs::path& entry : entries)
       if (fs::is_directory(entry, error) || entry.string().ends_with(suffix_))
-        if (std::string complaint = try_to_add(entry); !complaint.empty()) list.no_files.push_back(std::move(complaint));
+        if (std::string complaint = try_to_add(entry); !complaint.empty())
+          list.no_files.push_back(std::move(complaint));
   }
 
   std::string suffix_;
@@ -95,8 +99,8 @@ InputList list_inputs(const std::vector<std::string>& paths, const std::string& 
     lister.add(path);
     std::sort(lister.list.files.begin() + static_cast<std::ptrdiff_t>(before), lister.list.files.end(),
               [](const TextInput& a, const TextInput& b) { return a.path < b.path; });
-    check<DataError>(!fs::is_directory(path) || before < lister.list.files.size() || again < lister.list.met_again, path,
-                     ": the folder holds no ", suffix.empty() ? "" : concat("*", suffix, " "), "files");
+    check<DataError>(!fs::is_directory(path) || before < lister.list.files.size() || again < lister.list.met_again,
+                     path, ": the folder holds no ", suffix.empty() ? "" : concat("*", suffix, " "), "files");
   }
   return std::move(lister.list);
 }
@@ -121,7 +125,8 @@ void check_outside(const std::string& out, const std::vector<std::string>& input
 struct ByteSource::State {
   enum class Packing { kNone, kGzip, kZstd };
 
-  explicit State(const std::string& p) : path(TextInput{.path = p}.name()), fd(p == "-" ? ::dup(0) : ::open(p.c_str(), O_RDONLY | O_CLOEXEC)) {
+  explicit State(const std::string& p)
+      : path(TextInput{.path = p}.name()), fd(p == "-" ? ::dup(0) : ::open(p.c_str(), O_RDONLY | O_CLOEXEC)) {
     check<DataError>(fd >= 0, path, ": cannot be opened: ", reason(errno));
     fill();
     const std::string_view head(in.data(), in_end);
@@ -227,7 +232,8 @@ int64_t ByteSource::bytes_taken() const {
   return state_->taken - static_cast<int64_t>(state_->in_end - state_->in_begin);
 }
 
-std::optional<std::string> text_of_line(std::string_view line, const std::string& key, int64_t& repaired, std::string& why) {
+std::optional<std::string> text_of_line(std::string_view line, const std::string& key, int64_t& repaired,
+                                        std::string& why) {
   std::string valid;
   if (valid_utf8_bytes(line) != line.size()) {
     repaired = repair_utf8(line, valid);
@@ -285,7 +291,8 @@ std::string why_not_text(std::string_view bytes) {
   if (bytes.starts_with("\x1f\x8b")) return "is a gzip file, not text";
   if (bytes.starts_with("\xff\xfe") || bytes.starts_with("\xfe\xff")) return "is UTF-16, not UTF-8";
   const size_t nul = bytes.find('\0');
-  if (bytes.starts_with("PAR1") && nul != bytes.npos) return "is a Parquet file, which Braid does not read; give its text as JSON lines";
+  if (bytes.starts_with("PAR1") && nul != bytes.npos)
+    return "is a Parquet file, which Braid does not read; give its text as JSON lines";
   return nul == bytes.npos ? "" : concat("holds a NUL byte at ", nul, ", so it is not text");
 }
 

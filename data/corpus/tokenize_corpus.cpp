@@ -148,9 +148,11 @@ void read_inputs(const std::vector<TextInput>& files, Position from, Pipeline& p
       size_t searched = batch.bytes.size();
       is_more = source.read(batch.bytes, kBatchBytes);
       size_t begin = batch.ends.empty() ? 0 : batch.ends.back();
-      for (size_t end; (end = batch.bytes.find('\n', std::max(searched, begin))) != batch.bytes.npos; begin = searched = end + 1)
+      for (size_t end; (end = batch.bytes.find('\n', std::max(searched, begin))) != batch.bytes.npos;
+           begin = searched = end + 1)
         batch.ends.push_back(end + 1);
-      if (!is_more && begin < batch.bytes.size()) batch.ends.push_back(batch.bytes.size());  // a last line without its end
+      // A last line without its end.
+      if (!is_more && begin < batch.bytes.size()) batch.ends.push_back(batch.bytes.size());
       if (batch.ends.empty()) continue;
       Batch rest{number + 1, {f, 0}, batch.bytes.substr(batch.ends.back()), {}, 0};
       batch.bytes.resize(batch.ends.back());
@@ -201,7 +203,8 @@ Tokenized tokenize_batch(const Batch& batch, const TextInput& input, const std::
       record.kind = Record::Kind::kUnreadable;
       record.repaired = 0;
       const auto line = batch.first.record + static_cast<int64_t>(result.records.size()) + 1;
-      record.complaint = input.is_json_lines ? concat(input.name(), ":", line, ": ", why) : concat(input.name(), ": ", why);
+      record.complaint =
+          input.is_json_lines ? concat(input.name(), ":", line, ": ", why) : concat(input.name(), ": ", why);
     }
     record.tokens_end = result.tokens.size();
     result.records.push_back(std::move(record));
@@ -338,8 +341,9 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
   }
   Position from;
   if (auto start = read_progress(options.out)) {
-    check<DataError>(start->manifest.source_digest == m.source_digest, options.out,
-                     ": holds part of a dataset of other inputs or settings; go on with those, or choose another folder");
+    check<DataError>(
+        start->manifest.source_digest == m.source_digest, options.out,
+        ": holds part of a dataset of other inputs or settings; go on with those, or choose another folder");
     check<DataError>(!has_stream, options.out,
                      ": holds part of a dataset from standard input, which cannot be read again; remove the folder");
     m = std::move(start->manifest);
@@ -389,9 +393,9 @@ CorpusReport tokenize_corpus(const Tokenizer& tokenizer, const CorpusOptions& op
     progress(state);
   }
   writer.finish_shard({static_cast<int64_t>(inputs.files.size()), 0});
-  check<DataError>(m.num_documents() > 0, TextInput{.path = options.inputs.front()}.name(), options.inputs.size() > 1 ? " and the others" : "",
-                   ": no document in ", inputs.files.size(), " files",
-                   report.complaints.empty() ? "" : concat("; the first: ", report.complaints.front()));
+  check<DataError>(m.num_documents() > 0, TextInput{.path = options.inputs.front()}.name(),
+                   options.inputs.size() > 1 ? " and the others" : "", ": no document in ", inputs.files.size(),
+                   " files", report.complaints.empty() ? "" : concat("; the first: ", report.complaints.front()));
   write_manifest(options.out, m);
   std::error_code error;
   fs::remove(progress_path(options.out), error);

@@ -196,8 +196,8 @@ using Json = nlohmann::json;
 constexpr int64_t kMaxId = int64_t{1} << 24;  // keeps a broken file from asking for any amount of memory
 
 // What a document ends with, if the user does not say.
-constexpr std::string_view kEndTokens[] = {"<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|eos|>",
-                                           "<eos>",         "</s>",            "<EOT>"};
+constexpr std::string_view kEndTokens[] = {
+    "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|eos|>", "<eos>", "</s>", "<EOT>"};
 
 // The pattern of ByteLevel with use_regex.
 constexpr const char* kByteLevelPattern =
@@ -351,7 +351,8 @@ struct BpeTokenizer::Reader {
       t.pre_tokenizer_.add(where, flag(step, "individual_digits") ? "\\p{N}" : "\\p{N}+", PreTokenizer::Between::kKeep);
     } else {
       check_that(type == "ByteLevel", "pre_tokenizer ", type, " is not understood");
-      check_that(!flag(step, "add_prefix_space", true), "pre_tokenizer ByteLevel with add_prefix_space is not understood");
+      check_that(!flag(step, "add_prefix_space", true),
+                 "pre_tokenizer ByteLevel with add_prefix_space is not understood");
       if (flag(step, "use_regex", true)) t.pre_tokenizer_.add(where, kByteLevelPattern, PreTokenizer::Between::kKeep);
       is_byte_level_ = true;
     }
@@ -389,16 +390,18 @@ struct BpeTokenizer::Reader {
 
   void choose_end(const std::string& asked) {
     int64_t number = -1;
-    if (asked.starts_with('#') && std::from_chars(asked.data() + 1, asked.data() + asked.size(), number).ec == std::errc()) {
+    if (asked.starts_with('#') &&
+        std::from_chars(asked.data() + 1, asked.data() + asked.size(), number).ec == std::errc()) {
       check_that(number >= 0 && number < t.vocab_size() && t.tokens_[number].exists, "it has no token ", number,
                  " to end documents with");
       t.end_of_document_ = number;
       t.tokens_[number].is_special = true;
       return;
     }
-    const auto found = asked.empty() ? std::find_if(std::begin(kEndTokens), std::end(kEndTokens),
-                                                    [&](std::string_view name) { return ids.contains(std::string(name)); })
-                                     : std::end(kEndTokens);
+    const auto found = asked.empty()
+                           ? std::find_if(std::begin(kEndTokens), std::end(kEndTokens),
+                                          [&](std::string_view name) { return ids.contains(std::string(name)); })
+                           : std::end(kEndTokens);
     const std::string name = found != std::end(kEndTokens) ? std::string(*found) : asked;
     check_that(!name.empty(), "none of its tokens is known to end a document; name one with --end-of-document");
     const auto token = ids.find(name);

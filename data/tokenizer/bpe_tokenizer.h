@@ -12,11 +12,12 @@
 
 namespace braid {
 
-// Byte-level BPE as a Hugging Face tokenizer.json describes it: added tokens are cut out of the text, what is between them is
-// normalised (form C), cut into words, and each word's bytes are merged. The ids are those of the `tokenizers` package with
-// add_special_tokens=False; like there, the text of a special token in a document becomes that token.
+// Byte-level BPE as a Hugging Face tokenizer.json describes it: added tokens are cut out of the text, what is between
+// them is normalised (form C), cut into words, and each word's bytes are merged. The ids are those of the `tokenizers`
+// package with add_special_tokens=False; like there, the text of a special token in a document becomes that token.
 //   normalizer      none, NFC, or a sequence of them
-//   pre_tokenizer   Split by a pattern (Isolated; Removed with invert), Digits, ByteLevel without a space in front; sequences
+//   pre_tokenizer   Split by a pattern (Isolated; Removed with invert), Digits, ByteLevel without a space in front;
+//   sequences
 //   model           BPE whose vocabulary holds every byte; ignore_merges; merges as "a b" or ["a", "b"]
 //   added_tokens    lstrip, rstrip, normalized, special; not single_word
 // Post-processor, decoder, truncation and padding say nothing about the ids of a text and are not read.

@@ -33,10 +33,13 @@ struct Candidate {
   Pair pair;
   int64_t count;
   std::vector<uint32_t> words;  // that may hold it
-  bool operator<(const Candidate& other) const { return count != other.count ? count < other.count : pair > other.pair; }
+  bool operator<(const Candidate& other) const {
+    return count != other.count ? count < other.count : pair > other.pair;
+  }
 };
 
-// Merges a pair wherever it stands in a word, left to right; change(pair, +1 or -1) for every neighbourhood made or ended.
+// Merges a pair wherever it stands in a word, left to right; change(pair, +1 or -1) for every neighbourhood made or
+// ended.
 template <class Change>
 void merge(std::vector<uint32_t>& ids, Pair pair, uint32_t merged, Change&& change) {
   for (size_t i = 0; i + 1 < ids.size(); ++i) {
@@ -63,22 +66,20 @@ nlohmann::ordered_json tokenizer_json(const std::vector<std::string>& tokens, co
   return {{"version", "1.0"},
           {"truncation", nullptr},
           {"padding", nullptr},
-          {"added_tokens",
-           nlohmann::ordered_json::array({{{"id", 0},
-                                           {"content", kEndToken},
-                                           {"single_word", false},
-                                           {"lstrip", false},
-                                           {"rstrip", false},
-                                           {"normalized", false},
-                                           {"special", true}}})},
+          {"added_tokens", nlohmann::ordered_json::array({{{"id", 0},
+                                                           {"content", kEndToken},
+                                                           {"single_word", false},
+                                                           {"lstrip", false},
+                                                           {"rstrip", false},
+                                                           {"normalized", false},
+                                                           {"special", true}}})},
           {"normalizer", {{"type", "NFC"}}},
           {"pre_tokenizer",
            {{"type", "Sequence"},
-            {"pretokenizers", nlohmann::ordered_json::array({{{"type", "Split"},
-                                                              {"pattern", {{"Regex", kPattern}}},
-                                                              {"behavior", "Isolated"},
-                                                              {"invert", false}},
-                                                             byte_level})}}},
+            {"pretokenizers",
+             nlohmann::ordered_json::array(
+                 {{{"type", "Split"}, {"pattern", {{"Regex", kPattern}}}, {"behavior", "Isolated"}, {"invert", false}},
+                  byte_level})}}},
           {"post_processor", nullptr},
           {"decoder", byte_level},
           {"model",
@@ -117,7 +118,8 @@ void BpeTrainer::add(std::string_view text) {
 }
 
 BpeTrainer::Result BpeTrainer::train(int64_t vocab_size) const {
-  check<ConfigError>(vocab_size >= 257, "a vocabulary of ", vocab_size, " ids has no room for the 256 bytes and ", kEndToken);
+  check<ConfigError>(vocab_size >= 257, "a vocabulary of ", vocab_size, " ids has no room for the 256 bytes and ",
+                     kEndToken);
   std::vector<int> bytes(256);
   std::iota(bytes.begin(), bytes.end(), 0);
   std::sort(bytes.begin(), bytes.end(), [](int a, int b) { return byte_characters()[a] < byte_characters()[b]; });

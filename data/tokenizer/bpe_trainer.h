@@ -9,11 +9,12 @@
 
 namespace braid {
 
-// Learns a byte-level BPE vocabulary: <|endoftext|> is id 0, the 256 bytes follow in the order of the characters that stand for
-// them, then the merges. Again and again the most frequent pair of neighbours inside words is merged, of equally frequent ones
-// the pair with the lowest ids. The same words give the same merges as `tokenizers.trainers.BpeTrainer` (0.23) with
-// special_tokens=["<|endoftext|>"] and initial_alphabet=ByteLevel.alphabet(). Words are those of Qwen's pattern on text in
-// normal form C.   Source: models/bpe/trainer.rs and word.rs there.
+// Learns a byte-level BPE vocabulary: <|endoftext|> is id 0, the 256 bytes follow in the order of the characters that
+// stand for them, then the merges. Again and again the most frequent pair of neighbours inside words is merged, of
+// equally frequent ones the pair with the lowest ids. The same words give the same merges as
+// `tokenizers.trainers.BpeTrainer` (0.23) with special_tokens=["<|endoftext|>"] and
+// initial_alphabet=ByteLevel.alphabet(). Words are those of Qwen's pattern on text in normal form C.   Source:
+// models/bpe/trainer.rs and word.rs there.
 class BpeTrainer {
  public:
   BpeTrainer();

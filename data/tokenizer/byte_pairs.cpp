@@ -47,7 +47,8 @@ bool bytes_of_token(std::string_view token, std::string& bytes) {
   return true;
 }
 
-BytePairs::BytePairs(const std::array<uint32_t, 256>& byte_ids, const std::vector<Merge>& merges) : byte_ids_(byte_ids) {
+BytePairs::BytePairs(const std::array<uint32_t, 256>& byte_ids, const std::vector<Merge>& merges)
+    : byte_ids_(byte_ids) {
   const size_t size = std::bit_ceil(std::max<size_t>(2 * merges.size(), 16));
   slots_.assign(size, {kNoPair, 0, 0});
   shift_ = 64 - std::countr_zero(size);

@@ -14,8 +14,8 @@ const std::array<uint32_t, 256>& byte_characters();
 // The bytes of a token written in these characters; false if it holds another.
 bool bytes_of_token(std::string_view token, std::string& bytes);
 
-// Byte-pair merges: from a word, a sequence of bytes, to ids. Of all neighbours that merge, the pair of lowest rank does,
-// the leftmost first, until none is left.
+// Byte-pair merges: from a word, a sequence of bytes, to ids. Of all neighbours that merge, the pair of lowest rank
+// does, the leftmost first, until none is left.
 class BytePairs {
  public:
   struct Merge {

@@ -7,7 +7,8 @@ namespace braid {
 
 std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name, const std::string& end_of_document) {
   if (name == "bytes") {
-    check<DataError>(end_of_document.empty(), "the tokenizer of bytes ends documents with <|endoftext|>; no other token can "
+    check<DataError>(end_of_document.empty(),
+                     "the tokenizer of bytes ends documents with <|endoftext|>; no other token can "
                      "be chosen");
     return std::make_unique<ByteTokenizer>();
   }

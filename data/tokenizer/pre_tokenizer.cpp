@@ -68,7 +68,9 @@ class Translation {
   void escape() {
     if (at_ + 1 == in_.size()) refuse("a \\ at its end");
     const char c = in_[at_ + 1];
-    const auto is_word = [](char l) { return (l >= '0' && l <= '9') || (l >= 'A' && l <= 'Z') || (l >= 'a' && l <= 'z'); };
+    const auto is_word = [](char l) {
+      return (l >= '0' && l <= '9') || (l >= 'A' && l <= 'Z') || (l >= 'a' && l <= 'z');
+    };
     size_t bytes = 2;
     if (c == 's') {
       out_ += in_class_ ? std::string(kSpaces) : concat('[', kSpaces, ']');
@@ -131,8 +133,9 @@ void PreTokenizer::add(const std::string& where, const std::string& pattern, Bet
   int error = 0;
   PCRE2_SIZE at = 0;
   const std::string& out = translated.out();
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(out.data()), out.size(),
-                                   PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &at, nullptr);
+  pcre2_code* code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(out.data()), out.size(),
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &at, nullptr);
   check<DataError>(code, where, ": the pattern is wrong: ", pcre2_reason(error), " in ", pattern);
   std::shared_ptr<void> owned(code, [](void* p) { pcre2_code_free(static_cast<pcre2_code*>(p)); });
   uint32_t matches_empty = 0;
@@ -150,9 +153,9 @@ std::string_view PreTokenizer::as_seen(std::string_view text, Scratch& scratch) 
 
 PreTokenizer::Match PreTokenizer::find(const Step& step, std::string_view text, size_t from, Scratch& scratch) {
   Scratch::State& s = *scratch.state_;
-  const int found = pcre2_match(static_cast<const pcre2_code*>(step.code.get()),
-                                reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from, PCRE2_NO_UTF_CHECK, s.match,
-                                s.context);
+  const int found =
+      pcre2_match(static_cast<const pcre2_code*>(step.code.get()), reinterpret_cast<PCRE2_SPTR>(text.data()),
+                  text.size(), from, PCRE2_NO_UTF_CHECK, s.match, s.context);
   if (found == PCRE2_ERROR_NOMATCH) return {text.size(), text.size()};
   check<DataError>(found >= 0, "the tokenizer's pattern stopped: ", found < 0 ? pcre2_reason(found) : "");
   const PCRE2_SIZE* at = pcre2_get_ovector_pointer(s.match);

@@ -8,9 +8,9 @@
 
 namespace braid {
 
-// Cuts a text into words by regular expressions, one after the other: each cuts what the one before has left. A word is a
-// match, or what lies between two matches. The expressions are those of a tokenizer.json, written for Oniguruma, and run on
-// PCRE2 (compiled to machine code where it can); what the two would read differently is translated or refused.
+// Cuts a text into words by regular expressions, one after the other: each cuts what the one before has left. A word is
+// a match, or what lies between two matches. The expressions are those of a tokenizer.json, written for Oniguruma, and
+// run on PCRE2 (compiled to machine code where it can); what the two would read differently is translated or refused.
 class PreTokenizer {
  public:
   enum class Between { kKeep, kDrop };

@@ -24,9 +24,10 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
   virtual int64_t vocab_size() const = 0;  // largest id + 1
   virtual int64_t end_of_document() const = 0;
-  virtual std::string name() const = 0;         // "byte", "bpe"
-  virtual std::string digest() const = 0;       // SHA-256, hex, of what defines it; shards of different digests do not mix
-  virtual const std::string& file() const = 0;  // the tokenizer.json as it was read; empty for bytes
+  virtual std::string name() const = 0;  // "byte", "bpe"
+  // SHA-256, hex, of what defines it; shards of different digests do not mix.
+  virtual std::string digest() const = 0;
+  virtual const std::string& file() const = 0;               // the tokenizer.json as it was read; empty for bytes
   virtual std::unique_ptr<TextEncoder> encoder() const = 0;  // it needs the tokenizer as long as it lives
   // The bytes that tokens stand for, specials left out.   Errors: DataError for an id outside the vocabulary.
   virtual std::string decode(const std::vector<uint32_t>& tokens) const = 0;
@@ -51,8 +52,9 @@ class ByteTokenizer final : public Tokenizer {
   std::string decode(const std::vector<uint32_t>& tokens) const override;
 };
 
-// "bytes", or a path to a tokenizer.json (data/tokenizer/bpe_tokenizer.h). `end_of_document` names the token that ends a
-// document, "#7" by its id; empty: the usual names are tried.   Errors: DataError naming the file and what is wrong with it.
+// "bytes", or a path to a tokenizer.json (data/tokenizer/bpe_tokenizer.h). `end_of_document` names the token that ends
+// a document, "#7" by its id; empty: the usual names are tried.   Errors: DataError naming the file and what is wrong
+// with it.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name, const std::string& end_of_document = "");
 
 }  // namespace braid

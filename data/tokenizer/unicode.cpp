@@ -43,7 +43,7 @@ int character_bytes(std::string_view text, size_t at) {
 enum class Role : uint8_t {
   kStable,  // a starter that neither changes nor joins what stands in front of it
   kChanges,
-  kYoung,   // not in Unicode 9
+  kYoung,  // not in Unicode 9
 };
 
 // No code point from U+30000 on takes part.
@@ -58,11 +58,13 @@ std::vector<Role> make_roles() {
     int last_class = 0;
     const auto n = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, 8, UTF8PROC_DECOMPOSE, &last_class);
     if (n <= 1 && static_cast<uint32_t>(parts[0]) == c) continue;
-    // The last part of a decomposition may join what stands in front of it, and the whole may be one that form C takes apart.
+    // The last part of a decomposition may join what stands in front of it, and the whole may be one that form C takes
+    // apart.
     for (utf8proc_ssize_t i = 1; i < n; ++i) roles[parts[i]] = Role::kChanges;
     utf8proc_int32_t composed[8];
     std::copy_n(parts, n, composed);
-    const auto m = utf8proc_normalize_utf32(composed, n, static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
+    const auto m =
+        utf8proc_normalize_utf32(composed, n, static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
     if (m != 1 || static_cast<uint32_t>(composed[0]) != c) roles[c] = Role::kChanges;
   }
   for (const CodePointRange& range : kAfterUnicode9)
@@ -77,9 +79,9 @@ Role role(uint32_t c) {
 
 void append_nfc(std::string_view text, std::string& out) {
   utf8proc_uint8_t* normal = nullptr;
-  const auto bytes = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                                  static_cast<utf8proc_ssize_t>(text.size()), &normal,
-                                  static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const auto bytes =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                   &normal, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   if (bytes < 0) throw std::bad_alloc();  // all else is excluded by valid UTF-8
   out.append(reinterpret_cast<const char*>(normal), static_cast<size_t>(bytes));
   std::free(normal);

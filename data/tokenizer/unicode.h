@@ -22,13 +22,13 @@ size_t valid_utf8_bytes(std::string_view text);
 // Python's errors="replace"). Returns how many.
 int64_t repair_utf8(std::string_view text, std::string& out);
 
-// Characters younger than Unicode 14, which the patterns' library may not know, and the same text with an older one of the
-// same class and length in place of each.
+// Characters younger than Unicode 14, which the patterns' library may not know, and the same text with an older one of
+// the same class and length in place of each.
 bool has_young_characters(std::string_view text);
 void replace_young_characters(std::string_view text, std::string& out);
 
-// Normalisation form C of valid UTF-8, as the `tokenizers` package computes it: by the tables of Unicode 9, so that marks
-// which are younger stay where they stand.
+// Normalisation form C of valid UTF-8, as the `tokenizers` package computes it: by the tables of Unicode 9, so that
+// marks which are younger stay where they stand.
 bool is_nfc(std::string_view text);  // false: perhaps not
 void to_nfc(std::string_view text, std::string& out);
 

@@ -41,8 +41,7 @@ void declare(Trial& t, int64_t n, Stored stored, int64_t num_steps, Masters mast
   const Var m = t.in_out("m", {n}, normal(1e-3), stored.moments, of_moments);
   const Var v = t.in_out("v", {n}, uniform(1e-6, 1e-5), stored.moments, of_moments);
   const auto update = [=](Context& ctx) {
-    for (int64_t step = 1; step <= num_steps; ++step)
-      adamw_update(ctx, {weight, m, v, low}, gradient, settings(step));
+    for (int64_t step = 1; step <= num_steps; ++step) adamw_update(ctx, {weight, m, v, low}, gradient, settings(step));
   };
   const Work work = {.bytes = bytes_of(weight, weight, low, low, m, m, v, v, gradient)};
   if (masters == Masters::kAsTheyStart) return t.forward("adamw_update", {weight, low, m, v}, update, work);
@@ -56,10 +55,10 @@ void declare(Trial& t, int64_t n, Stored stored, int64_t num_steps, Masters mast
 }
 
 // Moments in a byte each, from 0 on. Codes are no result, but the next updates are: a number that lies between two of
-// them to the last bit may get either. In five steps of 5003 elements one code in 75,000 does with a GPU's roots, one in
-// 400,000 with exact ones; 99 of 100 such codes are worth at most 1.6e-3 of a master of size 1 in the end. The bound is four
-// of those: 1.6e-3 sqrt(4 / 5003). (Simulated on a CPU: of 1000 such runs the largest error was 3.2e-5, of 2000 with
-// exact roots and fp32 gradients 4.1e-5.)
+// them to the last bit may get either. In five steps of 5003 elements one code in 75,000 does with a GPU's roots, one
+// in 400,000 with exact ones; 99 of 100 such codes are worth at most 1.6e-3 of a master of size 1 in the end. The bound
+// is four of those: 1.6e-3 sqrt(4 / 5003). (Simulated on a CPU: of 1000 such runs the largest error was 3.2e-5, of 2000
+// with exact roots and fp32 gradients 4.1e-5.)
 void declare_coded(Trial& t, int64_t n, Storage gradient_storage, int64_t num_steps, Masters masters) {
   constexpr Tolerance kSomeElements = {4.5e-5, 2e-3};
   const Closeness close = {kSomeElements, kSomeElements, kSomeElements};

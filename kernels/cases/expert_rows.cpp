@@ -178,8 +178,8 @@ Variants hard() {
     if (N > 1) variants.push_back({label + ", oddly", [=](Trial& t) { declare_odd_rows(t, ids, K, 16, C); }});
     for (auto& id : ids)
       if (id % 8 > 1) id = -1;  // as on one of several ranks, which has few of the experts
-    if (N > 1) variants.push_back({label + ", most of none",
-                                   [=](Trial& t) { declare_rows(t, ids, K, 16, C, Room::kExact); }});
+    if (N > 1)
+      variants.push_back({label + ", most of none", [=](Trial& t) { declare_rows(t, ids, K, 16, C, Room::kExact); }});
     variants.push_back({label + ", in parts", [=](Trial& t) { declare_parts(t, ids, K, 16, C); }});
   }
   for (const auto& [N, K, E, ranks] :

@@ -7,16 +7,13 @@
 namespace braid::cases {
 
 // Every operator, once, in the order of a step: X(op) is op_case() of kernels/cases/op.cpp.
-#define BRAID_OPERATORS(X)                                                                                       \
-  X(matmul)                                                                                                      \
-  X(copy)                                                                                                        \
-  X(random)                                                                                                      \
-  X(embedding)                                                                                                   \
-  X(rms_norm)                                                                                                    \
-  X(mtp_inputs)                                                                                                  \
-  X(gdn_inputs) X(gated_delta_rule) X(gated_rms_norm) X(attention_inputs) X(attention) X(router) X(load_balance) \
-      X(expert_rows) X(experts) X(swiglu) X(lm_head_loss) X(split_weights) X(adamw) X(muon) X(sum_squares)       \
-          X(largest_magnitude)
+// clang-format off
+#define BRAID_OPERATORS(X) \
+  X(matmul) X(copy) X(random) X(embedding) X(rms_norm) X(mtp_inputs) X(gdn_inputs) \
+  X(gated_delta_rule) X(gated_rms_norm) X(attention_inputs) X(attention) X(router) X(load_balance) \
+  X(expert_rows) X(experts) X(swiglu) X(lm_head_loss) X(split_weights) X(adamw) X(muon) \
+  X(sum_squares) X(largest_magnitude)
+// clang-format on
 
 #define BRAID_DECLARE(op) OperatorCase op##_case();
 #define BRAID_LIST(op) op##_case(),

@@ -19,10 +19,12 @@ void declare(Trial& t, int64_t n, const Values& values) {
   // Of what is split in the same step, as a step begins with tensors as they start.
   const Var part = t.part("weight of a round trip", {n}), rest = t.low_bits("low of a round trip", part);
   const Var joined = t.output("joined", {n}, kWide, kExact);
-  t.forward("join_weights", {part, rest, joined}, [=](Context& ctx) {
-    split_weights(ctx, part, rest, master);
-    join_weights(ctx, joined, part, rest);
-  }, {.bytes = bytes_of(master, part, rest, part, rest, joined), .by = "split and joined"});
+  t.forward("join_weights", {part, rest, joined},
+            [=](Context& ctx) {
+              split_weights(ctx, part, rest, master);
+              join_weights(ctx, joined, part, rest);
+            },
+            {.bytes = bytes_of(master, part, rest, part, rest, joined), .by = "split and joined"});
   t.same_bits(joined, master);
 }
 

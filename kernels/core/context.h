@@ -41,8 +41,8 @@ class Context {
   // A second queue of the same device with scratch memory of its own, for what may run beside this one, such as the
   // transfers between ranks: on a GPU another stream, on the CPU the context itself. Always the same one.
   Context& side();
-  // One like this, with scratch memory of its own, for a computation that runs beside what this one is given. Always the
-  // same one; what it takes is counted here too.
+  // One like this, with scratch memory of its own, for a computation that runs beside what this one is given. Always
+  // the same one; what it takes is counted here too.
   Context& second();
   // What is enqueued here from now on runs after everything that `other` (this context's side or second, or the other
   // way round) was given so far.

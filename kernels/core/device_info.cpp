@@ -43,8 +43,8 @@ GpuModel gpu_model(const std::string& text) {
   const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), size);
   const std::string_view unit = error == std::errc() ? std::string_view(rest) : std::string_view();
   const bool is_decimal = is_same(unit, "GB");
-  check<ConfigError>(size > 0 && size < 1e6 && (is_decimal || is_same(unit, "GiB")), "--device ", text,
-                     ": is none of ", names, "nor a size like 80GB or 141GiB");
+  check<ConfigError>(size > 0 && size < 1e6 && (is_decimal || is_same(unit, "GiB")), "--device ", text, ": is none of ",
+                     names, "nor a size like 80GB or 141GiB");
   GpuModel gpu = gpu_model("h100");
   gpu.name = text;
   gpu.memory_bytes = static_cast<int64_t>(size * (is_decimal ? 1e9 : double(kGiB)));

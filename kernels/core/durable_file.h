@@ -8,7 +8,8 @@ namespace braid {
 
 // A file that is written once, front to back, and appears under its name whole or not at all: until finish() it is
 // <path>.part, which the destructor removes.   Errors: IoError naming the file. After one the file is given up: an
-// fsync that failed may succeed the next time although data is lost. A link of this name is replaced, what is no file refused.
+// fsync that failed may succeed the next time although data is lost. A link of this name is replaced, what is no file
+// refused.
 class DurableFile {
  public:
   // Reserves the space at once, so that a full disk shows before anything is written.
@@ -36,7 +37,8 @@ class DurableFile {
 
 // A small text as a DurableFile.
 void write_file_atomically(const std::string& path, const std::string& text);
-// The same where a user said where to: with the folders above it, through links, and into a device or a pipe (/dev/stdout, /dev/null) as it is.
+// The same where a user said where to: with the folders above it, through links, and into a device or a pipe
+// (/dev/stdout, /dev/null) as it is.
 void write_output(const std::string& path, const std::string& text);
 
 // A folder that is filled once and appears under its name whole or not at all: until finish() it is .tmp-NAME beside

@@ -6,8 +6,8 @@
 
 namespace braid {
 
-// All of a small file; empty where there is none that can be read: no file, a folder, or what /proc says of a process that
-// ends while it is read.
+// All of a small file; empty where there is none that can be read: no file, a folder, or what /proc says of a process
+// that ends while it is read.
 inline std::string file_text(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   try {

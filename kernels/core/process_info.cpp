@@ -59,7 +59,8 @@ bool has_same_cores(int pid) {
   cpu_set_t mine, its;
   CPU_ZERO(&mine);
   CPU_ZERO(&its);
-  return sched_getaffinity(0, sizeof mine, &mine) == 0 && sched_getaffinity(pid, sizeof its, &its) == 0 && CPU_EQUAL(&mine, &its);
+  return sched_getaffinity(0, sizeof mine, &mine) == 0 && sched_getaffinity(pid, sizeof its, &its) == 0 &&
+         CPU_EQUAL(&mine, &its);
 }
 
 int quota_cores(const std::string& root) {
@@ -67,8 +68,8 @@ int quota_cores(const std::string& root) {
   const auto limit = [&](double quota, double period) {
     if (quota > 0 && period > 0) cores = std::min(cores, quota / period);
   };
-  // A line is "number:controllers:/group"; version 2 has no controllers. A group lies inside its parents, whose quotas count as well; in
-  // a container the path may be that of the host, and what is mounted is its own.
+  // A line is "number:controllers:/group"; version 2 has no controllers. A group lies inside its parents, whose quotas
+  // count as well; in a container the path may be that of the host, and what is mounted is its own.
   Loud<std::istringstream> groups(file_text(root + "/proc/self/cgroup"));
   for (std::string line; std::getline(groups, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);

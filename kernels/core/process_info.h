@@ -13,8 +13,8 @@ std::string program_digest();  // SHA-256 of the executable; empty where the sys
 
 int allowed_cores();  // that this process may run on, by its affinity; at least 1
 
-// What the quotas of its control groups (of a container, of a service) come to in cores, rounded up; INT_MAX where there is none.
-// `root` stands in front of /proc and /sys, for tests.
+// What the quotas of its control groups (of a container, of a service) come to in cores, rounded up; INT_MAX where
+// there is none. `root` stands in front of /proc and /sys, for tests.
 int quota_cores(const std::string& root = "");
 
 bool has_same_cores(int pid);  // may that process run on just those that this one may run on?

@@ -253,7 +253,7 @@ void gdn_inputs_backward(Context& ctx, GdnProjections d_x, GdnInputWeights d_wei
       std::fill_n(d_taps, kernel * channels, T(0));
       for (int64_t t = tile.begin; t < tile.end; ++t) {
         const int64_t num_read = in.num_read(tile, t);
-        const int64_t num_behind = std::min(kernel, tile.document_end - t);        // tokens that read t
+        const int64_t num_behind = std::min(kernel, tile.document_end - t);  // tokens that read t
         for (const Head& head : heads) {
           const T* d_u_row = d_u + (t - tile.begin) * channels + head.channel;
           // The token i behind t reads it through tap kernel - 1 - i.

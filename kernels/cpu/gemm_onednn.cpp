@@ -1,7 +1,7 @@
 #include <omp.h>
 
-#include <cstdlib>
 #include <oneapi/dnnl/dnnl.h>
+#include <cstdlib>
 #include <string_view>
 
 #include "kernels/core/error.h"
@@ -32,7 +32,8 @@ void gemm(GemmShape s, float alpha, GemmMatrix<float> a, GemmMatrix<float> b, fl
   const OneThread one_thread;
   const dnnl_status_t status = dnnl_sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', s.m, s.n, s.k, alpha,
                                           a.data, a.stride, b.data, b.stride, beta, c, stride);
-  check<OutOfMemoryError>(status != dnnl_out_of_memory, "no memory left for a product of ", s.m, " x ", s.n, " x ", s.k);
+  check<OutOfMemoryError>(status != dnnl_out_of_memory, "no memory left for a product of ", s.m, " x ", s.n, " x ",
+                          s.k);
   check<ErrorOf<ExitCode::kInternal>>(status == dnnl_success, "oneDNN's product failed with status ", int(status));
 }
 

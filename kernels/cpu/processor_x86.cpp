@@ -3,7 +3,9 @@
 namespace braid::cpu {
 namespace {
 
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl")]] float with_avx512(int64_t rounds) { return multiply_adds<64>(rounds); }
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl")]] float with_avx512(int64_t rounds) {
+  return multiply_adds<64>(rounds);
+}
 [[gnu::target("avx2,fma")]] float with_avx2(int64_t rounds) { return multiply_adds<32>(rounds); }
 float with_sse(int64_t rounds) { return multiply_adds<16>(rounds); }
 

@@ -116,9 +116,9 @@ __device__ __forceinline__ float block_max(float x) {
   return __uint_as_float(bits);
 }
 
-// MomentCodes, with roots that are off by 2^-21 of themselves: what is as near as that to where one code ends and the next
-// begins may get either. Codes become numbers, and numbers codes, by the digits of 2^23 + n: instructions that convert
-// would take turns with roots at the unit that makes both.
+// MomentCodes, with roots that are off by 2^-21 of themselves: what is as near as that to where one code ends and the
+// next begins may get either. Codes become numbers, and numbers codes, by the digits of 2^23 + n: instructions that
+// convert would take turns with roots at the unit that makes both.
 struct NearCodes : MomentCodes {
   static constexpr uint32_t kTwo23 = 0x4b000000;  // the bits of 2^23
 
@@ -171,8 +171,8 @@ __device__ __forceinline__ void store_some(const Pack<T, kLaneElements>& pack, T
   }
 }
 
-// The same with codes, of whole blocks or of what is left of one: half a warp owns a block of 128 elements, a lane eight
-// of them. 15 bytes an element with an fp32 gradient and 13 with a bf16 one, where bf16 moments take 20 and 18.
+// The same with codes, of whole blocks or of what is left of one: half a warp owns a block of 128 elements, a lane
+// eight of them. 15 bytes an element with an fp32 gradient and 13 with a bf16 one, where bf16 moments take 20 and 18.
 template <bool kWhole, class Weight, class Gradient>
 __global__ void __launch_bounds__(kThreads)
     coded_adamw_kernel(Weight* weight, int16_t* low, uint8_t* m, uint8_t* v, float* m_scale, float* v_scale,
@@ -185,7 +185,8 @@ __global__ void __launch_bounds__(kThreads)
   auto high = load_some<kWhole>(weight + at, count);
   Pack<int16_t, kLaneElements> rest{};
   if constexpr (sizeof(Weight) == 2) rest = load_some<kWhole>(low + at, count);
-  const float m_unit = m_scale[block] * NearCodes::unit_of_m(1.0f), v_unit = v_scale[block] * NearCodes::unit_of_v(1.0f);
+  const float m_unit = m_scale[block] * NearCodes::unit_of_m(1.0f),
+              v_unit = v_scale[block] * NearCodes::unit_of_v(1.0f);
   float mi[kLaneElements], v_roots[kLaneElements], m_most = 0, v_most = 0;
 #pragma unroll
   for (int i = 0; i < kLaneElements; ++i) {

@@ -11,7 +11,7 @@ namespace {
 
 // (cos, sin) of the angle of every position and every pair of dimensions.
 struct Rotations {
-  const float2* cos_sin;          // (positions, pairs)
+  const float2* cos_sin;    // (positions, pairs)
   const int32_t* position;  // (N)
   int pairs;
 

@@ -97,8 +97,7 @@ void embedding_backward(Context& ctx, Tensor d_table, const Tensor& d_y, const T
   int32_t *key = scratch.array<int32_t>(N), *sorted_key = scratch.array<int32_t>(N);
   int32_t *token = scratch.array<int32_t>(N), *sorted_token = scratch.array<int32_t>(N);
   const bool counts = ctx.counts_only();
-  if (!counts)
-    keys_kernel<<<ceil_div(N, kThreads), kThreads, 0, stream>>>(key, token, pointer<int64_t>(ids), N, V);
+  if (!counts) keys_kernel<<<ceil_div(N, kThreads), kThreads, 0, stream>>>(key, token, pointer<int64_t>(ids), N, V);
   if (!counts) check_launch("embedding keys");
   size_t sort_bytes = static_cast<size_t>(8 * N + (int64_t{1} << 20));  // a second copy, and counts: of a GPU to come
   if (ctx.gpu().is_there())

@@ -177,11 +177,11 @@ __global__ void __launch_bounds__(kThreads)
   w.store(y + n * C + c);
 }
 
-// Where a row is as many V as a block of whole warps has threads: a block per token. A warp reads the token's places once,
-// a lane each, and goes through those that there are. The kernels above, which find their token by a division and look
-// at every place, take longer for that than for the rows where most places are empty, as on one of several ranks: at
-// eight, combining 189 instead of 134 ms and gathering 124 instead of 98 of a step of 3 s. Where all ten places are taken
-// gathering takes the same time and combining 4.1 instead of 3.3 ms, as fewer rows are in flight.
+// Where a row is as many V as a block of whole warps has threads: a block per token. A warp reads the token's places
+// once, a lane each, and goes through those that there are. The kernels above, which find their token by a division and
+// look at every place, take longer for that than for the rows where most places are empty, as on one of several ranks:
+// at eight, combining 189 instead of 134 ms and gathering 124 instead of 98 of a step of 3 s. Where all ten places are
+// taken gathering takes the same time and combining 4.1 instead of 3.3 ms, as fewer rows are in flight.
 constexpr int kMostRowThreads = 1024;
 
 bool fits_block_per_token(int64_t C, int size, int64_t K) {
@@ -319,9 +319,9 @@ void combine(Context& ctx, Tensor y, const Tensor& rows, const ExpertOrder& orde
   auto launch = [&]<class W, class V, class Y, class T>(const Y*, const T*) {
     const bool most_are_empty = 2 * R < N * K;
     if (most_are_empty && fits_block_per_token(C, V::kSize, K)) {
-      combine_row_kernel<kBefore, W, V><<<N, C / V::kSize, 0, stream_of(ctx)>>>(
-          pointer<Y>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot), R, static_cast<int>(C),
-          static_cast<int>(K));
+      combine_row_kernel<kBefore, W, V>
+          <<<N, C / V::kSize, 0, stream_of(ctx)>>>(pointer<Y>(y), pointer<T>(rows), pointer<int32_t>(order.row_of_slot),
+                                                   R, static_cast<int>(C), static_cast<int>(K));
       return check_launch(name);
     }
     combine_kernel<kBefore, W, V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(
@@ -377,9 +377,9 @@ void gather_rows(Context& ctx, Tensor rows, const Tensor& x, const ExpertOrder& 
   dispatch_activation("x", x, [&]<class T> {
     dispatch_width<T>(C, {rows.raw(), x.raw()}, [&]<class V> {
       if (fits_block_per_token(C, V::kSize, K)) {
-        gather_row_kernel<V><<<N, C / V::kSize, 0, stream_of(ctx)>>>(
-            pointer<T>(rows), pointer<T>(x), pointer<int32_t>(order.row_of_slot), R, static_cast<int>(C),
-            static_cast<int>(K));
+        gather_row_kernel<V><<<N, C / V::kSize, 0, stream_of(ctx)>>>(pointer<T>(rows), pointer<T>(x),
+                                                                     pointer<int32_t>(order.row_of_slot), R,
+                                                                     static_cast<int>(C), static_cast<int>(K));
         return check_launch("gather_rows");
       }
       gather_kernel<V><<<ceil_div(N * (C / V::kSize), kThreads), kThreads, 0, stream_of(ctx)>>>(

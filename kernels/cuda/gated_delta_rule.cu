@@ -331,8 +331,8 @@ struct CarryTile {
 };
 
 // state = A state + B (A^T state + B), for one part on a way after another. A block owns 32 columns of the state of one
-// head at the end of one way, which lie in shared memory; a thread four of them in four of 128 rows. Sums have one order.
-// Per part and head 2 Dk Dk Dv FLOP, and A once for every 32 columns.
+// head at the end of one way, which lie in shared memory; a thread four of them in four of 128 rows. Sums have one
+// order. Per part and head 2 Dk Dk Dv FLOP, and A once for every 32 columns.
 template <bool kTransposed>
 __global__ void __launch_bounds__(kCarryThreads)
     carry_kernel(float* states, const float* transitions, const float* contributions, Ways ways, int Hv, int Dk,
@@ -356,7 +356,8 @@ __global__ void __launch_bounds__(kCarryThreads)
   Tile ahead;
   auto fetch = [&](int number) {  // of all tiles on the way
     const int row = number % tiles / depths * kCarryRows, depth = number % depths * kCarryDepth;
-    ahead.fetch(transitions + place(number / tiles) * Dk * Dk, Dk, kTransposed ? depth : row, kTransposed ? row : depth);
+    ahead.fetch(transitions + place(number / tiles) * Dk * Dk, Dk, kTransposed ? depth : row,
+                kTransposed ? row : depth);
   };
   auto row_of = [&](int first, int r) { return first + (kTransposed ? 4 * group + r : group + r * (kCarryRows / 4)); };
   fetch(0);

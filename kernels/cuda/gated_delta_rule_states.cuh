@@ -4,8 +4,8 @@
 
 namespace braid::cuda {
 
-// States (B, Hv, Dk, Dv), or their gradients, at one end of the rows; null: none are given, or asked for. They belong to
-// the documents that begin or end with a row.
+// States (B, Hv, Dk, Dv), or their gradients, at one end of the rows; null: none are given, or asked for. They belong
+// to the documents that begin or end with a row.
 struct RowStates {
   float* data;
   int row_tokens;

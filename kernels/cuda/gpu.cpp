@@ -16,8 +16,8 @@ std::string why_no_gpu();  // below; Context asks it too
 
 namespace {
 
-// Streams share 8 queues of the GPU unless the driver is told of more before it starts, and what waits for other ranks at
-// the head of a queue would hold up what others wait for.
+// Streams share 8 queues of the GPU unless the driver is told of more before it starts, and what waits for other ranks
+// at the head of a queue would hold up what others wait for.
 void want_a_queue_per_stream() { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0); }
 
 // Errors after which the context answers nothing else any more.
@@ -90,7 +90,9 @@ Gpu::Gpu(int index) : device_index(index) {
 }
 
 Gpu::Gpu(const GpuModel& model)
-    : num_sms(model.num_sms), compute_capability(model.compute_capability), most_shared_bytes(model.most_shared_bytes) {}
+    : num_sms(model.num_sms),
+      compute_capability(model.compute_capability),
+      most_shared_bytes(model.most_shared_bytes) {}
 
 Gpu::~Gpu() {
   if (cublas) cublasLtDestroy(cublas);

@@ -36,7 +36,8 @@ constexpr const char* kUsage =
     "bench_data_reader read DIR ROW_TOKENS STEPS          reads batches of 64 rows, from the disk and again from "
     "memory (of a dataset\n"
     "                                                     with tokens)\n"
-    "bench_data_reader wait DIR ROW_TOKENS STEPS RATE     takes such batches, read ahead, at so many tokens a second: how long it "
+    "bench_data_reader wait DIR ROW_TOKENS STEPS RATE     takes such batches, read ahead, at so many tokens a second: "
+    "how long it "
     "waits for them\n";
 
 double cpu_seconds() {
@@ -146,7 +147,8 @@ void read(const std::string& folder, int64_t row_tokens, int64_t steps) {
   }
 }
 
-// As a training does: a step takes its time, and then the next batch is wanted. The first has nothing to hide behind and is not counted.
+// As a training does: a step takes its time, and then the next batch is wanted. The first has nothing to hide behind
+// and is not counted.
 void wait(const std::string& folder, int64_t row_tokens, int64_t steps, double tokens_per_s) {
   const std::vector<std::string> paths = shards_of(folder);
   const std::vector<TokenDataset> datasets = {TokenDataset("bench", paths, row_tokens, Split::kTrain, 0.05)};
@@ -165,8 +167,10 @@ void wait(const std::string& folder, int64_t row_tokens, int64_t steps, double t
       most = std::max(most, stream.wait_seconds() - waited);
     }
     const double waited = stream.wait_seconds() - before;
-    std::printf("%s: %.4g tokens/s, %.4f %% of the time waited for data, %.2f ms at most in a step, CPU %.2f s of %.2f\n",
-                is_cold ? "cold" : "warm", double(tokens) / watch.wall(), 100 * waited / watch.wall(), 1e3 * most, watch.cpu(), watch.wall());
+    std::printf(
+        "%s: %.4g tokens/s, %.4f %% of the time waited for data, %.2f ms at most in a step, CPU %.2f s of %.2f\n",
+        is_cold ? "cold" : "warm", double(tokens) / watch.wall(), 100 * waited / watch.wall(), 1e3 * most, watch.cpu(),
+        watch.wall());
   }
 }
 

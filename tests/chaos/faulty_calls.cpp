@@ -2,11 +2,11 @@
 // environment says
 //   BRAID_CALLS="rank=1,on=change,nth=17,times=1,do=kill"
 // which rank of the launcher; which calls of it that have to do with checkpoints (where=TEXT: with paths that hold it):
-// `change` creates, reserves, writes, flushes, renames and removes, `read` opens and reads; at which of them, and how many
-// from there on; `kill`, `wait=SECONDS`, or the number of an error (28: no space). on=memory,nth=N: the Nth request of at
-// least 4 KiB of host memory (least=BYTES) finds none left; with frames=N requests count that come from where none came
-// from before: another chain of the N innermost functions of the program itself; on=delay: delays of no time,
-// as BRAID_FAULT's do=delay=0 makes them at its sites.
+// `change` creates, reserves, writes, flushes, renames and removes, `read` opens and reads; at which of them, and how
+// many from there on; `kill`, `wait=SECONDS`, or the number of an error (28: no space). on=memory,nth=N: the Nth
+// request of at least 4 KiB of host memory (least=BYTES) finds none left; with frames=N requests count that come from
+// where none came from before: another chain of the N innermost functions of the program itself; on=delay: delays of no
+// time, as BRAID_FAULT's do=delay=0 makes them at its sites.
 // mark=PATH: this file is made when there was such a call, and with nth=0 in the end, with the number of calls.
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -34,7 +34,7 @@ struct Plan {
   size_t frames = 0;    // of which chains of functions; 0: all requests
   size_t least = 4096;  // bytes; also what reading the plan takes
   long nth = 0, times = 1;
-  int error = 0;  // 0: kill
+  int error = 0;   // 0: kill
   int wait_s = 0;  // then the call is done
   std::string where = "checkpoints";
   std::string mark;
@@ -52,15 +52,18 @@ Plan read_plan() {
   if (!text || value_of(text, "rank") != (rank ? rank : "0")) return {};
   Plan plan;
   const std::string on = value_of(text, "on");
-  (on == "read" ? plan.on_read : on == "memory" ? plan.on_memory : on == "delay" ? plan.on_delay : plan.on_change) = true;
+  (on == "read"     ? plan.on_read
+   : on == "memory" ? plan.on_memory
+   : on == "delay"  ? plan.on_delay
+                    : plan.on_change) = true;
   plan.nth = std::atol(value_of(text, "nth").c_str());
   if (const std::string times = value_of(text, "times"); !times.empty()) plan.times = std::atol(times.c_str());
   if (const std::string deed = value_of(text, "do"); deed.rfind("wait=", 0) == 0)
     plan.wait_s = std::atoi(deed.c_str() + 5);
-  else if (deed != "kill")
-    plan.error = std::atoi(deed.c_str());
+  else if (deed != "kill") plan.error = std::atoi(deed.c_str());
   if (const std::string where = value_of(text, "where"); !where.empty()) plan.where = where;
-  if (const std::string least = value_of(text, "least"); !least.empty()) plan.least = std::strtoul(least.c_str(), nullptr, 10);
+  if (const std::string least = value_of(text, "least"); !least.empty())
+    plan.least = std::strtoul(least.c_str(), nullptr, 10);
   plan.frames = std::strtoul(value_of(text, "frames").c_str(), nullptr, 10);
   plan.mark = value_of(text, "mark");
   return plan;
@@ -171,7 +174,8 @@ bool has_no_memory(size_t bytes) {
   const Plan& plan = the_plan();
   is_ours = true;
   const bool is_over = plan.nth > 0 && calls >= plan.nth;
-  const bool counts = plan.on_memory && !is_over && bytes >= plan.least && (plan.frames == 0 || is_new_place(plan.frames));
+  const bool counts =
+      plan.on_memory && !is_over && bytes >= plan.least && (plan.frames == 0 || is_new_place(plan.frames));
   const bool fails = counts && ++calls == plan.nth;
   if (fails) leave_mark(plan);
   is_ours = false;
@@ -220,7 +224,7 @@ int __libc_start_main(int (*main)(int, char**, char**), int argc, char** argv, v
                       void (*end_of_loader)(), void* stack_end) {
   main_of_program = main;
   return next<decltype(&__libc_start_main)>("__libc_start_main")(begin_main, argc, argv, begin, end, end_of_loader,
-                                                                  stack_end);
+                                                                 stack_end);
 }
 
 int open(const char* path, int flags, ...) {

@@ -56,7 +56,8 @@ TEST(BatchSizes, SayWhereAStepBegins) {
   EXPECT_EQ(sizes.changes().size(), 1u);
   sizes.change(3, 4);
   sizes.change(5, 16);
-  const std::vector<std::array<int64_t, 3>> expected = {{0, 8, 0}, {2, 8, 16}, {3, 4, 24}, {4, 4, 28}, {5, 16, 32}, {7, 16, 64}};
+  const std::vector<std::array<int64_t, 3>> expected = {{0, 8, 0},  {2, 8, 16},  {3, 4, 24},
+                                                        {4, 4, 28}, {5, 16, 32}, {7, 16, 64}};
   for (const auto& [steps, rows, before] : expected) {
     EXPECT_EQ(sizes.rows_after(steps), rows) << steps;
     EXPECT_EQ(sizes.rows_of_first(steps), before) << steps;
@@ -85,7 +86,8 @@ TEST(BatchSizes, LeaveSamplesOut) {
 TEST_F(BatchStreamTest, StepsOfOtherSizesGoOnWithTheNextSample) {
   const StepBatches whole = BatchStream::read_step(datasets_, plan(40, 4), 0);
   std::vector<int64_t> expected, read;
-  for (const Batch& batch : whole.micro_batches) expected.insert(expected.end(), batch.tokens.begin(), batch.tokens.end());
+  for (const Batch& batch : whole.micro_batches)
+    expected.insert(expected.end(), batch.tokens.begin(), batch.tokens.end());
   BatchPlan changing = plan(8, 4);
   changing.global_batch_size.change(2, 4);
   changing.global_batch_size.change(3, 20);
@@ -224,9 +226,9 @@ class Ledger {
     uint32_t first_id = 0;
     for (size_t i = 0; i < sizes.size(); ++i) {
       const std::string path = folder_ / concat(i, ".h5");
-      datasets_.emplace_back(
-          concat(i), std::vector{write_shard(path, std::vector<int64_t>(sizes[i], kRowTokens), first_id)}, kRowTokens,
-          Split::kTrain, 0);
+      datasets_.emplace_back(concat(i),
+                             std::vector{write_shard(path, std::vector<int64_t>(sizes[i], kRowTokens), first_id)},
+                             kRowTokens, Split::kTrain, 0);
       for (int64_t row = 0; row < sizes[i]; ++row, first_id += kRowTokens - 1)
         row_of_id_[first_id] = {static_cast<int64_t>(i), row};
     }
@@ -240,7 +242,8 @@ class Ledger {
     plan.num_ranks = ranks;
     plan.rank = rank;
     plan.seed = 5;
-    plan.mixture = Mixture({{0, {2, 1, 1}}, {20 * kGlobal, {1, 0, 3}}, {31 * kGlobal, {1, 4, 0}}, {60 * kGlobal, {1, 3, 1}}});
+    plan.mixture =
+        Mixture({{0, {2, 1, 1}}, {20 * kGlobal, {1, 0, 3}}, {31 * kGlobal, {1, 4, 0}}, {60 * kGlobal, {1, 3, 1}}});
     return plan;
   }
 
@@ -388,7 +391,8 @@ TEST_F(BatchStreamTest, RefusesAPlanThatDoesNotWorkOut) {
   expect_contains(refusal([](BatchPlan& p) { p.micro_batch_size = 0; }), "micro_batch_size 0");
   expect_contains(refusal([](BatchPlan& p) { p.rank = 2; }), "rank 2 of 2");
   expect_contains(refusal([](BatchPlan& p) { p.prefetch_steps = 0; }), "prefetch_steps is 0");
-  expect_contains(refusal([](BatchPlan& p) { p.mixture = Mixture(std::vector<double>{1}); }), "1 weights for 2 data sources");
+  expect_contains(refusal([](BatchPlan& p) { p.mixture = Mixture(std::vector<double>{1}); }),
+                  "1 weights for 2 data sources");
   std::vector<TokenDataset> held_out;
   held_out.emplace_back("none", std::vector{paths_[0]}, 8, Split::kValidation, 0);
   BatchPlan p = plan(4, 4);

@@ -147,9 +147,10 @@ TEST_F(Corpus, RefusesWhatIsDamagedOrNotThere) {
   EXPECT_NE(message_of<DataError>([&] { tokenize({path("nowhere")}, "o3"); }).find("nowhere: does not exist"),
             std::string::npos);
   write("in/none.jsonl", "{}\n");
-  EXPECT_NE(
-      message_of<DataError>([&] { tokenize({path("in/none.jsonl")}, "o4"); }).find("no document in 1 files; the first: "),
-      std::string::npos);
+  EXPECT_NE(message_of<DataError>([&] {
+              tokenize({path("in/none.jsonl")}, "o4");
+            }).find("no document in 1 files; the first: "),
+            std::string::npos);
 }
 
 std::vector<std::string> random_lines(uint64_t seed, int count) {
@@ -593,7 +594,9 @@ TEST_F(Corpus, AManifestLeadsNowhereElse) {
   EXPECT_NE(error("\"tokens\": 4", "\"tokens\": -4").find("expected a count"), std::string::npos);
   EXPECT_NE(error("braid-dataset", "other").find("format is \"other\""), std::string::npos);
   EXPECT_NE(error("\"shards\"", "\"shads\"").find("is damaged: key 'shards' not found"), std::string::npos);
-  const auto refusal = [&](const std::string& name) { return message_of<DataError>([&] { read_manifest(path(name)); }); };
+  const auto refusal = [&](const std::string& name) {
+    return message_of<DataError>([&] { read_manifest(path(name)); });
+  };
   EXPECT_EQ(refusal("nothing"), path("nothing") + ": does not exist");
   write("in/text.txt", "a");
   EXPECT_NE(refusal("in").find("in: is no dataset: it holds no dataset.json"), std::string::npos);

@@ -86,8 +86,9 @@ TEST(Mixture, ChangesItsWeightsAndLosesNoSample) {
     ++counts[pick.source];
     const double total = std::accumulate(interval.weights.begin(), interval.weights.end(), 0.0);
     for (size_t i = 0; i < 3; ++i)
-      ASSERT_LE(std::abs(double(counts[i] - at_begin[i]) - double(n + 1 - interval.first) * interval.weights[i] / total),
-                bound(3))
+      ASSERT_LE(
+          std::abs(double(counts[i] - at_begin[i]) - double(n + 1 - interval.first) * interval.weights[i] / total),
+          bound(3))
           << n;
   }
   for (int64_t i = 0; i < 3; ++i) EXPECT_TRUE(mixture.uses(i));

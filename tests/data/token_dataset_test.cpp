@@ -336,7 +336,8 @@ TEST(ListInputs, NamesThePathThatIsWrong) {
   TemporaryFolder folder;
   write_bytes(folder / "d/a.txt", "x");
   expect_contains(message_of<DataError>([&] { list_inputs({folder / "none"}, ".h5"); }), "none: does not exist");
-  expect_contains(message_of<DataError>([&] { list_inputs({folder / "d"}, ".h5"); }), "d: the folder holds no *.h5 files");
+  expect_contains(message_of<DataError>([&] { list_inputs({folder / "d"}, ".h5"); }),
+                  "d: the folder holds no *.h5 files");
   std::filesystem::create_directory(folder / "empty");
   expect_contains(message_of<DataError>([&] { list_inputs({folder / "empty"}); }), "empty: the folder holds no files");
 }
@@ -418,11 +419,14 @@ TEST(TokenizeFiles, NamesWhatItCannotUse) {
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "a.bin"}, folder / "out.h5"); }),
                   (folder / "a.bin") + ": holds a NUL byte at 0, so it is not text; take it out");
   write_bytes(folder / "u.txt", "\xff\xfeh");
-  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "u.txt"}, folder / "out.h5"); }), "is UTF-16, not UTF-8");
+  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "u.txt"}, folder / "out.h5"); }),
+                  "is UTF-16, not UTF-8");
   write_bytes(folder / "g.txt", "\x1f\x8b\x08");
-  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "g.txt"}, folder / "out.h5"); }), "is a gzip file, not text");
+  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "g.txt"}, folder / "out.h5"); }),
+                  "is a gzip file, not text");
   write_bytes(folder / "p.parquet", std::string("PAR1\x15\0\x15", 7));
-  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "p.parquet"}, folder / "out.h5"); }), "p.parquet: is a Parquet file");
+  expect_contains(message_of<DataError>([&] { tokenize_files({folder / "p.parquet"}, folder / "out.h5"); }),
+                  "p.parquet: is a Parquet file");
   EXPECT_THROW(tokenize_files({}, folder / "out.h5"), DataError);
   expect_contains(message_of<DataError>([&] { tokenize_files({folder / "none.txt"}, folder / "out.h5"); }), "none.txt");
   write_bytes(folder / "a.txt", "text");

@@ -21,7 +21,8 @@ using namespace braid::testing;
 
 namespace fs = std::filesystem;
 
-// First fit over the 64 rows that are open, the fullest of them closed where one more is needed; whole rows stand alone.
+// First fit over the 64 rows that are open, the fullest of them closed where one more is needed; whole rows stand
+// alone.
 std::vector<int64_t> reference_rows(const std::vector<int64_t>& sizes, int64_t row_tokens) {
   struct Row {
     int64_t row, free;
@@ -89,8 +90,10 @@ TEST(BlockRows, ListsTheRowsThatPackingMakes) {
       const auto tokens = static_cast<int64_t>(d % 3 == 0 ? random() % (9 * row_tokens) : random() % (row_tokens + 2));
       block.add({begin, tokens, d, static_cast<int32_t>(d / 1000), ending});
       int64_t at = begin;
-      for (; begin + tokens - at > row_tokens; at += row_tokens) pieces.push_back({at, d, static_cast<int32_t>(d / 1000), static_cast<int32_t>(row_tokens), Ending::kNextPiece});
-      if (begin + tokens - at >= 2) pieces.push_back({at, d, static_cast<int32_t>(d / 1000), static_cast<int32_t>(begin + tokens - at), ending});
+      for (; begin + tokens - at > row_tokens; at += row_tokens)
+        pieces.push_back({at, d, static_cast<int32_t>(d / 1000), static_cast<int32_t>(row_tokens), Ending::kNextPiece});
+      if (begin + tokens - at >= 2)
+        pieces.push_back({at, d, static_cast<int32_t>(d / 1000), static_cast<int32_t>(begin + tokens - at), ending});
       begin += tokens;
     }
     for (const Piece& piece : pieces) sizes.push_back(piece.tokens);
@@ -103,14 +106,17 @@ TEST(BlockRows, ListsTheRowsThatPackingMakes) {
       ASSERT_EQ(found.size(), expected[r].size()) << r;
       for (size_t p = 0; p < found.size(); ++p) {
         const Piece &a = found[p], &b = expected[r][p];
-        ASSERT_TRUE(a.begin == b.begin && a.document == b.document && a.shard == b.shard && a.tokens == b.tokens && a.ending == b.ending) << r;
+        ASSERT_TRUE(a.begin == b.begin && a.document == b.document && a.shard == b.shard && a.tokens == b.tokens &&
+                    a.ending == b.ending)
+            << r;
       }
     }
   }
 }
 
 TEST(HeldOut, SaysOfManyDocumentsWhatItSaysOfEach) {
-  for (const HeldOut& held : {HeldOut{.fraction = 0.3}, HeldOut{.fraction = 0}, HeldOut{.fraction = 0.5, .by_hash = false, .documents = {3, 70, 71, 500}}}) {
+  for (const HeldOut& held : {HeldOut{.fraction = 0.3}, HeldOut{.fraction = 0},
+                              HeldOut{.fraction = 0.5, .by_hash = false, .documents = {3, 70, 71, 500}}}) {
     std::vector<uint8_t> many(100);
     for (const int64_t first : {0, 60, 1000000}) {
       held.hold(first, many);

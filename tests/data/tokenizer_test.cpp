@@ -20,7 +20,9 @@ namespace {
 using namespace braid::testing;
 using Json = nlohmann::json;
 
-std::string tokenizer_path(const std::string& name) { return concat(BRAID_SOURCE_FOLDER "/tests/data/tokenizers/", name, ".json"); }
+std::string tokenizer_path(const std::string& name) {
+  return concat(BRAID_SOURCE_FOLDER "/tests/data/tokenizers/", name, ".json");
+}
 
 std::string from_hex(const std::string& hex) {
   std::string bytes;
@@ -112,7 +114,8 @@ TEST(BpeTokenizer, RefusesWhatItDoesNotUnderstand) {
     EXPECT_EQ(message.substr(0, 8), "t.json: ");
     EXPECT_NE(message.find(part), message.npos) << message << "\nlacks: " << part;
   };
-  expect(message_of<DataError>([] { BpeTokenizer("t.json", "{\"model\":", ""); }), "t.json: is not JSON: parse error at");
+  expect(message_of<DataError>([] { BpeTokenizer("t.json", "{\"model\":", ""); }),
+         "t.json: is not JSON: parse error at");
   expect(message_of<DataError>([] { BpeTokenizer("t.json", "[1]", ""); }), "is not an object");
   expect(error([](Json& j) { j.erase("model"); }), "model is missing");
   expect(error([](Json& j) { j["model"]["type"] = "WordPiece"; }), "model.type is 'WordPiece', only BPE");
@@ -130,7 +133,8 @@ TEST(BpeTokenizer, RefusesWhatItDoesNotUnderstand) {
   expect(error([](Json& j) { j["normalizer"]["type"] = "NFKC"; }), "normalizer NFKC is not understood");
   expect(error([](Json& j) { j.erase("pre_tokenizer"); }), "pre_tokenizer is missing");
   expect(error([](Json& j) { j["pre_tokenizer"]["pretokenizers"].erase(1); }), "no ByteLevel");
-  expect(error([](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "MergedWithNext"; }), "MergedWithNext");
+  expect(error([](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "MergedWithNext"; }),
+         "MergedWithNext");
   expect(error([](Json& j) { j["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; }), "add_prefix_space");
   expect(error([](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["type"] = "Metaspace"; }), "Metaspace");
   expect(error([](Json& j) { j["added_tokens"][1]["single_word"] = true; }), "single_word");
@@ -143,7 +147,8 @@ TEST(BpeTokenizer, RefusesWhatItDoesNotUnderstand) {
   endless["model"]["vocab"]["another"] = endless["model"]["vocab"]["<|endoftext|>"];
   endless["model"]["vocab"].erase("<|endoftext|>");
   expect(message_of<DataError>([&] { BpeTokenizer("t.json", endless.dump(), ""); }), "name one with --end-of-document");
-  EXPECT_NE(message_of<DataError>([] { open_tokenizer("/nowhere/tokenizer.json"); }).find("/nowhere/tokenizer.json"), std::string::npos);
+  EXPECT_NE(message_of<DataError>([] { open_tokenizer("/nowhere/tokenizer.json"); }).find("/nowhere/tokenizer.json"),
+            std::string::npos);
 }
 
 // The merges are those of the `tokenizers` package: scripts/make_tokenizer_cases.py.
@@ -163,8 +168,10 @@ TEST(BpeTrainer, LearnsTheMergesOfTheTokenizersPackage) {
 }
 
 TEST(PreTokenizer, RefusesWhatOnigurumaReadsDifferently) {
-  for (const char* pattern : {"\\w+", "\\ba", "\\h", "[a&&b]", "[a[bc]]", "a{2}+", "(?<n>a)", "(?i)a", "(*UTF)a", "\\x41", "[]a]", "[\\S]", "\\pL"}) {
-    const std::string message = message_of<DataError>([&] { PreTokenizer().add("t.json", pattern, PreTokenizer::Between::kKeep); });
+  for (const char* pattern : {"\\w+", "\\ba", "\\h", "[a&&b]", "[a[bc]]", "a{2}+", "(?<n>a)", "(?i)a", "(*UTF)a",
+                              "\\x41", "[]a]", "[\\S]", "\\pL"}) {
+    const std::string message =
+        message_of<DataError>([&] { PreTokenizer().add("t.json", pattern, PreTokenizer::Between::kKeep); });
     EXPECT_NE(message.find("is not understood here"), message.npos) << pattern << ": " << message;
   }
   const auto add = [](const char* pattern) {
@@ -206,9 +213,9 @@ TEST(Unicode, RepairsAsPythonDoes) {
     repair_utf8(text, out);
     return out;
   };
-  EXPECT_EQ(repaired("\xf0\x9f\x98z"), "\uFFFDz");                  // one beginning of a character
-  EXPECT_EQ(repaired("\xe0\x80\x80"), "\uFFFD\uFFFD\uFFFD");         // overlong
-  EXPECT_EQ(repaired("\xed\xa0\x80"), "\uFFFD\uFFFD\uFFFD");         // a surrogate
+  EXPECT_EQ(repaired("\xf0\x9f\x98z"), "\uFFFDz");                      // one beginning of a character
+  EXPECT_EQ(repaired("\xe0\x80\x80"), "\uFFFD\uFFFD\uFFFD");            // overlong
+  EXPECT_EQ(repaired("\xed\xa0\x80"), "\uFFFD\uFFFD\uFFFD");            // a surrogate
   EXPECT_EQ(repaired("\xf4\x90\x80\x80"), "\uFFFD\uFFFD\uFFFD\uFFFD");  // beyond U+10FFFF
   EXPECT_EQ(valid_utf8_bytes("é\xc3"), 2u);
 }

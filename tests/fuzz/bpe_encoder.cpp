@@ -1,5 +1,5 @@
-// Texts of any bytes, the first of which says by which tokenizer: an encoder that remembers gives the ids that merging pair by pair
-// gives, and they stand for the text.
+// Texts of any bytes, the first of which says by which tokenizer: an encoder that remembers gives the ids that merging
+// pair by pair gives, and they stand for the text.
 #include <array>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -16,8 +16,8 @@ namespace {
 
 constexpr size_t kLongest = 320;  // bytes of a text; the reference takes the square of a word's
 
-// Byte-pair encoding as it is told: the pair of lowest rank merges wherever it stands, from the left, until none does. Reads the file
-// for itself; words and normal forms are the library's.
+// Byte-pair encoding as it is told: the pair of lowest rank merges wherever it stands, from the left, until none does.
+// Reads the file for itself; words and normal forms are the library's.
 class Reference {
  public:
   explicit Reference(const std::string& file) {
@@ -58,11 +58,13 @@ class Reference {
     if (type == "Sequence")
       for (const auto& part : step["pretokenizers"]) add_steps(part);
     else if (type == "Split")
-      words_.add("fuzz", step["pattern"]["Regex"], step["behavior"] == "Removed" ? PreTokenizer::Between::kDrop : PreTokenizer::Between::kKeep);
+      words_.add("fuzz", step["pattern"]["Regex"],
+                 step["behavior"] == "Removed" ? PreTokenizer::Between::kDrop : PreTokenizer::Between::kKeep);
     else if (type == "Digits")
       words_.add("fuzz", step["individual_digits"] ? "\\p{N}" : "\\p{N}+", PreTokenizer::Between::kKeep);
     else if (step.value("use_regex", true))  // GPT-2's
-      words_.add("fuzz", R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)", PreTokenizer::Between::kKeep);
+      words_.add("fuzz", R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)",
+                 PreTokenizer::Between::kKeep);
   }
 
   static uint64_t pair_of(uint32_t left, uint32_t right) { return uint64_t{left} << 32 | right; }
@@ -106,7 +108,10 @@ class Reference {
 
 struct Tried {
   explicit Tried(const std::string& name)
-      : file(test_data("tokenizers/" + name + ".json")), tokenizer(name, file, ""), encoder(tokenizer.encoder()), reference(file) {}
+      : file(test_data("tokenizers/" + name + ".json")),
+        tokenizer(name, file, ""),
+        encoder(tokenizer.encoder()),
+        reference(file) {}
   std::string file;
   BpeTokenizer tokenizer;
   std::unique_ptr<TextEncoder> encoder;
@@ -117,11 +122,18 @@ struct Tried {
 
 std::vector<std::string> seeds() {
   // Words too long to look at all ranks, whose merges get in each other's way.
-  const std::string tensors = "tensorightionstensoringtensorattentionthereoftensorsightensorenteringensordistensedtensorialightensoringheight";
-  return {"a" + tensors, "b" + tensors, "c" + tensors + std::string(97, ' ') + "the", "It's 12345 words, don't you'll THEY'RE\n\n  and\tmore   \r\n",
-          "\u6f22\u5b57\u304b\u306a \u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac \u0420\u0443\u0441\u0441\u043a\u0438\u0439 \u05e2\u05d1\u05e8\u05d9\u05ea \u0e44\u0e17\u0e22 \ud55c\uad6d\uc5b4",
-          "e\u0301a\u0323\u0301 \U0001F469\u200d\U0001F467 \U0001F1E9\U0001F1EA <|endoftext|><think> \xff\xc3\xe2\x82 \u180e\u3000",
-          std::string(120, 'a') + std::string(60, ' ') + "if (x->y[3] != 0x7f) { return; }  // " + std::string(100, '=')};
+  const std::string tensors =
+      "tensorightionstensoringtensorattentionthereoftensorsightensorenteringensordistensedtensorialightensoringheight";
+  return {
+      "a" + tensors,
+      "b" + tensors,
+      "c" + tensors + std::string(97, ' ') + "the",
+      "It's 12345 words, don't you'll THEY'RE\n\n  and\tmore   \r\n",
+      "\u6f22\u5b57\u304b\u306a \u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac "
+      "\u0420\u0443\u0441\u0441\u043a\u0438\u0439 \u05e2\u05d1\u05e8\u05d9\u05ea \u0e44\u0e17\u0e22 \ud55c\uad6d\uc5b4",
+      "e\u0301a\u0323\u0301 \U0001F469\u200d\U0001F467 \U0001F1E9\U0001F1EA <|endoftext|><think> \xff\xc3\xe2\x82 "
+      "\u180e\u3000",
+      std::string(120, 'a') + std::string(60, ' ') + "if (x->y[3] != 0x7f) { return; }  // " + std::string(100, '=')};
 }
 
 void take(std::string_view bytes) {
@@ -136,7 +148,8 @@ void take(std::string_view bytes) {
     if (id >= t.tokenizer.vocab_size()) throw std::logic_error("an id outside the vocabulary");
   std::string text;
   repair_utf8(bytes, text);
-  if (&t != &all[2] && text.find("<|endoftext|>") == text.npos && t.tokenizer.decode(ids) != text) throw std::logic_error("decoded, it is another text");
+  if (&t != &all[2] && text.find("<|endoftext|>") == text.npos && t.tokenizer.decode(ids) != text)
+    throw std::logic_error("decoded, it is another text");
 }
 
 }  // namespace braid::fuzz

@@ -6,8 +6,8 @@
 
 namespace braid::fuzz {
 
-// A parser of bytes that others wrote; each file here but the drivers is one. A driver calls take() with millions of inputs: it must
-// return, or throw a braid::Error. std::logic_error stands for a wrong result.
+// A parser of bytes that others wrote; each file here but the drivers is one. A driver calls take() with millions of
+// inputs: it must return, or throw a braid::Error. std::logic_error stands for a wrong result.
 std::vector<std::string> seeds();  // inputs to begin with, that are taken
 void take(std::string_view bytes);
 

@@ -23,7 +23,6 @@ extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     braid::fuzz::take({reinterpret_cast<const char*>(data), size});
-  } catch (const braid::Error&) {
-  }
+  } catch (const braid::Error&) {}
   return 0;
 }

@@ -9,8 +9,11 @@
 namespace braid::fuzz {
 
 std::vector<std::string> seeds() {
-  return {"{\"step\": 1, \"train/loss\": 5.5, \"val/a/loss\": null}\n{\"step\": 2, \"train/loss\": 5.25e0, \"perf/step_ms\": 3}\n",
-          "{\"step\": 3, \"override/optimizer.lr\": 0.001}\n{\"step\": 3, \"val/a/loss\": 4.5, \"val/a/ppl\": 90.01}\n{\"step\": 4, \"tr"};
+  return {
+      "{\"step\": 1, \"train/loss\": 5.5, \"val/a/loss\": null}\n{\"step\": 2, \"train/loss\": 5.25e0, "
+      "\"perf/step_ms\": 3}\n",
+      "{\"step\": 3, \"override/optimizer.lr\": 0.001}\n{\"step\": 3, \"val/a/loss\": 4.5, \"val/a/ppl\": "
+      "90.01}\n{\"step\": 4, \"tr"};
 }
 
 void take(std::string_view bytes) {

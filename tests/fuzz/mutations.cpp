@@ -1,5 +1,6 @@
 // Stands in for libFuzzer where there is none: changes the seeds in ways that are the same every time.
-//   fuzz_NAME_mutations COUNT [DIR]    the files in DIR, and inputs made of them and the seeds; a crash or another exception than ours
+//   fuzz_NAME_mutations COUNT [DIR]    the files in DIR, and inputs made of them and the seeds; a crash or another
+//   exception than ours
 //                                      is a failure
 //   fuzz_NAME_mutations --seeds DIR    writes the seeds as files, for libFuzzer
 #include <algorithm>
@@ -40,8 +41,10 @@ class Mutator {
       case 0: bytes[at] ^= static_cast<char>(1 << below(8)); break;
       case 1: bytes[at] = static_cast<char>(below(256)); break;
       case 2: {  // a number that is far out
-        constexpr int64_t kNumbers[] = {0, -1, 1, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, 1 << 16, int64_t{1} << 40};
-        const int64_t number = below(2) ? kNumbers[below(std::size(kNumbers))] : static_cast<int64_t>(below(2 * bytes.size()));
+        constexpr int64_t kNumbers[] = {0,         -1,        1,       INT32_MAX,       INT32_MIN,
+                                        INT64_MAX, INT64_MIN, 1 << 16, int64_t{1} << 40};
+        const int64_t number =
+            below(2) ? kNumbers[below(std::size(kNumbers))] : static_cast<int64_t>(below(2 * bytes.size()));
         std::memcpy(&bytes[at], &number, std::min<size_t>(room, size_t{1} << below(4)));
         break;
       }
@@ -97,8 +100,8 @@ int run(int64_t count, const std::string& folder) {
       return 1;
     }
   }
-  std::printf("%lld inputs: %lld taken, %lld refused\n", static_cast<long long>(count + std::ssize(corpus)), static_cast<long long>(taken),
-              static_cast<long long>(count + std::ssize(corpus) - taken));
+  std::printf("%lld inputs: %lld taken, %lld refused\n", static_cast<long long>(count + std::ssize(corpus)),
+              static_cast<long long>(taken), static_cast<long long>(count + std::ssize(corpus) - taken));
   return 0;
 }
 

@@ -14,7 +14,8 @@ namespace braid::fuzz {
 // A shard as libhdf5 lays it out by default (superblock 0): nothing in it is under a checksum.
 inline std::string plain_hdf5(const std::vector<int64_t>& tokens, const std::vector<int64_t>& offsets) {
   const std::string path = as_file("plain.h5", "");
-  const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), root = H5Gopen2(file, "/", H5P_DEFAULT);
+  const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT),
+              root = H5Gopen2(file, "/", H5P_DEFAULT);
   const auto dataset = [&](const char* name, hid_t type, const std::vector<int64_t>& values) {
     const hsize_t size = values.size();
     const hid_t space = H5Screate_simple(1, &size, nullptr);

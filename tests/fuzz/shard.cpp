@@ -29,7 +29,8 @@ void take(std::string_view bytes) {
   for (const uint32_t id : ids)
     if (id >= info.vocab_size) throw std::logic_error("an id outside the vocabulary");
   for (size_t d = 0; d + 1 < offsets.size(); ++d)
-    if (offsets[d] < 0 || offsets[d] > offsets[d + 1] || offsets[d + 1] > info.num_tokens) throw std::logic_error("offsets outside the tokens");
+    if (offsets[d] < 0 || offsets[d] > offsets[d + 1] || offsets[d + 1] > info.num_tokens)
+      throw std::logic_error("offsets outside the tokens");
 }
 
 }  // namespace braid::fuzz

@@ -13,7 +13,8 @@ std::vector<std::string> seeds() {
 
 void take(std::string_view bytes) {
   const BpeTokenizer tokenizer("fuzz", std::string(bytes), "");
-  const std::vector<uint32_t> ids = tokenizer.encode("It's 12345 caf\u00e9s <|endoftext|> \u6f22\u5b57\n\n  e\u0301\xff!");
+  const std::vector<uint32_t> ids =
+      tokenizer.encode("It's 12345 caf\u00e9s <|endoftext|> \u6f22\u5b57\n\n  e\u0301\xff!");
   for (const uint32_t id : ids)
     if (id >= tokenizer.vocab_size()) throw std::logic_error("an id outside the vocabulary");
   tokenizer.decode(ids);

@@ -143,8 +143,8 @@ TEST(GatedDeltaRuleGradient, MatchesFiniteDifferencesInDouble) {
   };
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);  // thousands of tiny forwards
-  for (const Form& form : {Form{"recurrent", kRecurrent, run_recurrent, {3, 1, 4}},
-                           Form{"chunked", kChunked, run_chunked, {3, 66}}}) {
+  for (const Form& form :
+       {Form{"recurrent", kRecurrent, run_recurrent, {3, 1, 4}}, Form{"chunked", kChunked, run_chunked, {3, 66}}}) {
     SCOPED_TRACE(form.name);
     Context ctx = Context::cpu();
     const Segments segments = Segments::packed(form.lengths);

@@ -38,7 +38,8 @@ struct Stored {
 
 template <class T>
 void expect_product(GemmShape s, bool transpose_a, bool transpose_b, T alpha, T beta, double tolerance) {
-  SCOPED_TRACE(concat(s.m, " x ", s.n, " x ", s.k, transpose_a ? " T" : " N", transpose_b ? "T" : "N", ", beta ", beta));
+  SCOPED_TRACE(
+      concat(s.m, " x ", s.n, " x ", s.k, transpose_a ? " T" : " N", transpose_b ? "T" : "N", ", beta ", beta));
   constexpr int64_t kGap = 3;
   const Stored<T> a(s.m, s.k, transpose_a, kGap, 1), b(s.k, s.n, transpose_b, kGap, 2);
   const int64_t stride = s.n + kGap;

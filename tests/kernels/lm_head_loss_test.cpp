@@ -166,7 +166,8 @@ TEST(LmHeadLoss, NamesTheTensorOfAWrongShapeOrDtype) {
   EXPECT_EQ(message([](Problem& p) { p.weight = zeros_f64({6, 3}); }), "weight: expected shape (6, 4), got (6, 3)");
   EXPECT_EQ(message([](Problem& p) { p.targets = zeros({4}, DType::kI64); }), "targets: expected shape (5), got (4)");
   EXPECT_EQ(message([](Problem& p) { p.targets = zeros({5}, DType::kI32); }), "targets: expected dtype I64, got I32");
-  EXPECT_EQ(message([](Problem& p) { p.loss_sum = zeros({1}, DType::kF32); }), "loss_sums: expected dtype F64, got F32");
+  EXPECT_EQ(message([](Problem& p) { p.loss_sum = zeros({1}, DType::kF32); }),
+            "loss_sums: expected dtype F64, got F32");
   EXPECT_EQ(message([](Problem& p) { p.loss_sum = zeros_f64({2}); }),
             "loss_sums: 5 tokens are not 2 rows of equal length");
   EXPECT_EQ(message([](Problem& p) { p.d_hidden = zeros_f64({5, 5}); }), "d_hidden: expected shape (5, 4), got (5, 5)");

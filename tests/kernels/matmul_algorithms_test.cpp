@@ -65,7 +65,8 @@ TEST(AlgorithmTable, NothingIsChosenOnTheCpu) {
   Context cpu = Context::cpu();
   EXPECT_EQ(matmul_algorithm_counts(cpu).stored + matmul_algorithm_counts(cpu).proposed, 0);
   AlgorithmTable table;
-  expect_contains(message_of<EnvironmentError>([&] { tune_matmul(cpu, table, [](const std::string&) {}); }), "this is none");
+  expect_contains(message_of<EnvironmentError>([&] { tune_matmul(cpu, table, [](const std::string&) {}); }),
+                  "this is none");
 }
 
 }  // namespace

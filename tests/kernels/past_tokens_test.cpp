@@ -14,8 +14,8 @@ namespace {
 using namespace braid::testing;
 
 constexpr int64_t kB = 2, kT = 330, kN = kB * kT;
-// Row 0 is one document; row 1 has a boundary inside the first piece and one between two pieces. The last piece is longer
-// than a tile of queries and lies across the end of a tile of keys.
+// Row 0 is one document; row 1 has a boundary inside the first piece and one between two pieces. The last piece is
+// longer than a tile of queries and lies across the end of a tile of keys.
 const std::vector<int64_t> kDocuments = {0, 330, 375, 420, 660};
 const std::vector<int64_t> kCuts = {0, 70, 71, 73, 90, 230, 330};
 
@@ -221,15 +221,15 @@ TEST(PastTokens, ConvolutionReadsItsHaloAndGivesItsGradientBack) {
   constexpr GdnDims d = kGdn;
   Context ctx = Context::cpu();
   const GdnProjections x = {random_f64({kN, d.qkvz_columns()}, 1), random_f64({kN, d.ba_columns()}, 2)};
-  const GdnInputWeights weights = {random_f64({d.conv_channels(), 1, d.conv_kernel}, 3),
-                                   random_f64({d.value_heads}, 4), random_f64({d.value_heads}, 5)};
+  const GdnInputWeights weights = {random_f64({d.conv_channels(), 1, d.conv_kernel}, 3), random_f64({d.value_heads}, 4),
+                                   random_f64({d.value_heads}, 5)};
   auto outputs = [&](int64_t n) {
     auto unwritten = [](Shape shape) { return poisoned(shape, DType::kF64); };
-    return GdnInputs{{unwritten({n, d.key_heads, d.key_dim}), unwritten({n, d.key_heads, d.key_dim}),
-                      unwritten({n, d.value_heads, d.value_dim}), unwritten({n, d.value_heads}),
-                      unwritten({n, d.value_heads})},
-                     unwritten({n, d.key_heads}),
-                     unwritten({n, d.key_heads})};
+    return GdnInputs{
+        {unwritten({n, d.key_heads, d.key_dim}), unwritten({n, d.key_heads, d.key_dim}),
+         unwritten({n, d.value_heads, d.value_dim}), unwritten({n, d.value_heads}), unwritten({n, d.value_heads})},
+        unwritten({n, d.key_heads}),
+        unwritten({n, d.key_heads})};
   };
   const GdnInputs expected = outputs(kN);
   gdn_inputs_forward(ctx, expected, x, weights, whole(), d);

@@ -77,7 +77,8 @@ TEST(Router, RoutesKnownLogits) {
                                     {4, 4});
   Segments segments = Segments::whole_rows(2, 2);
   const RouterOutputs out = route(logits, segments, 2);
-  EXPECT_EQ(values_of<int32_t>(out.expert_id), (std::vector<int32_t>{1, 2, 0, 3, 0, 1, 1, 2}));  // slots ascend by expert
+  // Slots ascend by expert.
+  EXPECT_EQ(values_of<int32_t>(out.expert_id), (std::vector<int32_t>{1, 2, 0, 3, 0, 1, 1, 2}));
   const std::vector<double> gates = {2.0 / 3, 1.0 / 3, 1.0 / 3, 2.0 / 3, 0.5, 0.5, 2.0 / 3, 1.0 / 3};
   for (int64_t i = 0; i < 8; ++i) EXPECT_NEAR(out.gate.data<double>()[i], gates[i], 1e-14);
   EXPECT_NEAR(out.prob.data<double>()[1], 0.5, 1e-14);

@@ -56,8 +56,8 @@ StepOutcome run_step(Balance& b, const Tensor& logits, int64_t num_rows, int64_t
   for (int64_t i = 0; i < micro_batches; ++i) {
     if (!first) b.loss.count(ctx, {&micro[i].out});
     b.loss.prepare_backward(ctx, b.gradients, {&micro[i].out});
-    router_backward(ctx, d_logits.rows(i * n, (i + 1) * n), zeros_f64({n, kChosen}), b.gradients.layers[0].d_prob, 0, micro[i].out,
-                    micro[i].segments, GateNorm::kTopK);
+    router_backward(ctx, d_logits.rows(i * n, (i + 1) * n), zeros_f64({n, kChosen}), b.gradients.layers[0].d_prob, 0,
+                    micro[i].out, micro[i].segments, GateNorm::kTopK);
   }
   return {d_logits, b.loss.end_step(ctx).loss};
 }

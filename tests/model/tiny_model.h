@@ -12,8 +12,8 @@
 
 namespace braid::testing {
 
-// A complete batch of random tokens. Each row packs documents of the given lengths; the last token of each has no target. Tokens
-// marked as padding are their own document and not valid.
+// A complete batch of random tokens. Each row packs documents of the given lengths; the last token of each has no
+// target. Tokens marked as padding are their own document and not valid.
 inline Batch random_batch(const std::vector<std::vector<int64_t>>& documents, int64_t vocab, uint64_t seed,
                           int64_t padding = 0) {
   Batch batch;

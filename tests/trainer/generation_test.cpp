@@ -141,8 +141,9 @@ TEST(Generate, ChoosesAmongTheIdsOfTheTokenizer) {
 TEST(Generate, RefusesLogitsThatAreNoNumbers) {
   TextModels models(DType::kF32);
   models.of_length(1).weights().lm_head.data<float>()[0] = std::nanf("");
-  EXPECT_NE(message_of<NumericsError>([&] { generate(models.ctx, models.of_length(1), {1, 2}, {.num_tokens = 3}, -1); })
-                .find("the model's logit of token 0 is nan"),
+  EXPECT_NE(message_of<NumericsError>([&] {
+              generate(models.ctx, models.of_length(1), {1, 2}, {.num_tokens = 3}, -1);
+            }).find("the model's logit of token 0 is nan"),
             std::string::npos);
 }
 

@@ -72,8 +72,7 @@ TEST(Plan, AdviceIsTrue) {
     std::vector<std::string> overrides;
     bool fits;
   };
-  for (const Case& c : {Case{0.1, 1, {"train.global_batch_size=1"}, true},
-                        Case{0.2, 8, {}, true},
+  for (const Case& c : {Case{0.1, 1, {"train.global_batch_size=1"}, true}, Case{0.2, 8, {}, true},
                         Case{0.75, 8, {"parallel.expert=8", "optimizer.kind=muon"}, true},
                         Case{0.8, 8, {"parallel.expert=8", "optimizer.beta2=0.9995", "precision=fp32"}, true},
                         Case{0.3, 8, {"parallel.expert=8", "train.seq_length=16384", "train.micro_batch_size=2"}, true},
@@ -146,7 +145,8 @@ TEST(Plan, AdviceGoesNoFurtherThanNeeded) {
   const GpuModel large = gpu_model("400GB");
   const std::vector<PlanChange> alone = advise(config, 8, large).alone;
   const std::vector<std::string> two = {"parallel.expert=2"};
-  EXPECT_TRUE(std::any_of(alone.begin(), alone.end(), [&](const PlanChange& c) { return c.overrides == two && c.fits; }));
+  EXPECT_TRUE(
+      std::any_of(alone.begin(), alone.end(), [&](const PlanChange& c) { return c.overrides == two && c.fits; }));
 }
 
 TEST(Plan, AsJsonSaysTheSame) {
@@ -246,8 +246,8 @@ TEST(Plan, CountsForAGpuThatIsNotThere) {
   }
 }
 
-// Either of two micro-batches in flight may be the one whose rows are too many and are worked through in rounds: half of
-// the 80B model on four H200 took 4.8 GiB more than planned where the second was, as its scratch grew.
+// Either of two micro-batches in flight may be the one whose rows are too many and are worked through in rounds: half
+// of the 80B model on four H200 took 4.8 GiB more than planned where the second was, as its scratch grew.
 TEST(Plan, CountsRoundsOfEitherMicroBatchInFlight) {
   if constexpr (!kWithCuda) GTEST_SKIP() << "a build without CUDA does not count it";
   RunConfig config = released_model();
@@ -292,7 +292,8 @@ TEST(Plan, CountsTheHostMemoryOfSaves) {
   EXPECT_NEAR(double(bytes(CheckpointContents::kAll, true)), 12 * of_a_rank, 0.1 * of_a_rank);
   EXPECT_NEAR(double(bytes(CheckpointContents::kWeights, true)), 2 * of_a_rank, 0.1 * of_a_rank);
   EXPECT_EQ(bytes(CheckpointContents::kAll, false), kStagingBytes);
-  EXPECT_NE(format_plan(config, 8, &gpu).find("host memory of saves, beside it            0.062 GiB"), std::string::npos)
+  EXPECT_NE(format_plan(config, 8, &gpu).find("host memory of saves, beside it            0.062 GiB"),
+            std::string::npos)
       << format_plan(config, 8, &gpu);
   EXPECT_EQ(estimate_memory(config, 8).saving_on_host, 0);
 }

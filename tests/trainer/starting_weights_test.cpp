@@ -54,7 +54,8 @@ TEST_F(StartingWeightsTest, AWholeModelIsTakenAsItIs) {
     for (const StoredModel& stored : both(dtype, true)) {
       const StartingWeights weights(*stored.weights, config_);
       EXPECT_TRUE(weights.notes().empty());
-      for (const ConfigDifference& d : compare_configs(stored.config, config_)) EXPECT_FALSE(d.key.starts_with("model."));
+      for (const ConfigDifference& d : compare_configs(stored.config, config_))
+        EXPECT_FALSE(d.key.starts_with("model."));
       for (const Parameter& p : table_of(config_.model, true))
         expect_elements(weights, p, [&](int64_t i) { return weight_of(p, i); });
     }
@@ -66,8 +67,9 @@ TEST_F(StartingWeightsTest, AnMtpBlockThatIsMissingIsNewOnlyWhereAllowed) {
     config_.init.fresh_mtp = false;
     const auto start = [&] { return StartingWeights(*stored.weights, config_); };
     EXPECT_EQ(message_of<CheckpointError>(start),
-              stored.weights->path() + ": holds no MTP block (mtp.*), but this run trains one: set init.fresh_mtp=true for "
-                                       "a new one, or mtp.depth=0");
+              stored.weights->path() +
+                  ": holds no MTP block (mtp.*), but this run trains one: set init.fresh_mtp=true for "
+                  "a new one, or mtp.depth=0");
     config_.init.fresh_mtp = true;
     const StartingWeights weights = start();
     EXPECT_EQ(weights.notes(),
@@ -92,7 +94,8 @@ TEST_F(StartingWeightsTest, AVocabularyOfAnotherSizeIsTakenOnlyWhereAllowed) {
       config_.init.resize_vocabulary = true;
       const StartingWeights weights = start();
       ASSERT_EQ(weights.notes().size(), 1u);
-      expect_contains(weights.notes()[0], tokens == 30 ? "tokens 24 to 29 of the vocabulary are new" : "tokens 20 to 23 of ");
+      expect_contains(weights.notes()[0],
+                      tokens == 30 ? "tokens 24 to 29 of the vocabulary are new" : "tokens 20 to 23 of ");
       const InitialWeights random(config_.model, config_.init, 7);
       for (const Parameter& p : table_of(config_.model, true)) {
         const std::vector<float> fresh = read(random, p, 0, p.shape.numel());

@@ -38,7 +38,8 @@ class StepGuardTest : public ::testing::Test {
  protected:
   StepGuard::Outcome run(const std::vector<StepResult>& results, bool may_go_back = false) {
     calls_ = 0;
-    return guard_.run(++step_, may_go_back, [&](const SpikeRule*) { return results.at(static_cast<size_t>(calls_++)); });
+    return guard_.run(++step_, may_go_back,
+                      [&](const SpikeRule*) { return results.at(static_cast<size_t>(calls_++)); });
   }
   StepGuard::Outcome run_loss(double loss, bool may_go_back = false) {
     calls_ = 0;
@@ -76,8 +77,9 @@ TEST_F(StepGuardTest, WhatIsNotFiniteTwiceIsLeftOutAndThreeInARowEndTheRun) {
   }
   EXPECT_EQ(count("skipped_step"), 4);
   run(bad), run(bad);
-  expect_contains(message_of<NumericsError>([&] { run(bad); }),
-                  "not finite, also when computed again; no update was applied, and 7 of the last 9 steps were like this");
+  expect_contains(
+      message_of<NumericsError>([&] { run(bad); }),
+      "not finite, also when computed again; no update was applied, and 7 of the last 9 steps were like this");
 }
 
 TEST_F(StepGuardTest, ElevenOfAThousandEndTheRun) {

@@ -131,8 +131,7 @@ std::string format_step_bench(const StepBenchResult& r, int num_ranks) {
                 r.model_flop_per_token * 1e-9, r.tokens_per_s() / num_ranks * r.model_flop_per_token * 1e-12,
                 double(r.planned_bytes) / kGiB, double(r.planned_scratch_bytes) / kGiB,
                 double(r.planned_bytes - r.planned_scratch_bytes + r.scratch_bytes) / kGiB,
-                double(r.scratch_bytes) / kGiB, in_use.c_str(), r.first_loss,
-                r.last_loss);
+                double(r.scratch_bytes) / kGiB, in_use.c_str(), r.first_loss, r.last_loss);
   std::string products;
   if (r.products.stored + r.products.proposed > 0)
     products = concat("products by stored algorithms: ", r.products.stored, " of ",

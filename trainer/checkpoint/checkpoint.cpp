@@ -139,8 +139,8 @@ std::string checkpoint_folder_in(const std::string& path) {
   const fs::path in_run = fs::path(path) / "checkpoints";
   const auto checkpoints = branch_checkpoints(fs::exists(in_run, ignored) ? in_run.string() : path);
   const bool is_foreign = checkpoints.empty() && fs::exists(fs::path(path) / "config.json", ignored);
-  check<CheckpointError>(!is_foreign, path, ": is a Hugging Face folder; init.from takes it as hf:",
-                         path, ", and `braid ckpt import --from ", path, " --to DIR` makes a checkpoint of it");
+  check<CheckpointError>(!is_foreign, path, ": is a Hugging Face folder; init.from takes it as hf:", path,
+                         ", and `braid ckpt import --from ", path, " --to DIR` makes a checkpoint of it");
   if (checkpoints.empty())
     throw CheckpointError(concat(path, ": neither a checkpoint nor a run folder with one", runs_inside(path)));
   return checkpoints.front().path;

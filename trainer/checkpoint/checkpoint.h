@@ -32,14 +32,14 @@ std::string weights_name(const Parameter& parameter);
 
 // What is stored beside the tensors.
 struct CheckpointInfo {
-  int64_t step = 0;         // updates done
-  int64_t tokens = 0;       // valid training tokens seen
+  int64_t step = 0;    // updates done
+  int64_t tokens = 0;  // valid training tokens seen
   // Rows of the steps so far: {steps done when it began, rows of a step}; empty before format 1.2.
   std::vector<std::array<int64_t, 2>> batch_sizes;
   // What of the stream of samples was left out: {steps done before, rows}. Since format 1.3.
   std::vector<std::array<int64_t, 2>> left_out;
-  // What a rule that judges the next step needs of the steps so far: losses and gradient norms of the last updates, oldest
-  // first, and the numbers of the last steps without an update. Since format 1.3; empty before.
+  // What a rule that judges the next step needs of the steps so far: losses and gradient norms of the last updates,
+  // oldest first, and the numbers of the last steps without an update. Since format 1.3; empty before.
   std::vector<double> recent_losses, recent_grad_norms;
   std::vector<int64_t> skipped_steps;
   std::string config_yaml;  // resolved config of the run
@@ -116,8 +116,8 @@ class CheckpointReader : public WeightSource {
   // From "weights/<name>", stored in any floating-point dtype.
   void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const override;
   std::optional<Shape> stored_shape(const Parameter& parameter) const override;
-  // Puts together what the ranks that opened it together have digested of each block. Throws on all of them if a block is
-  // damaged.
+  // Puts together what the ranks that opened it together have digested of each block. Throws on all of them if a block
+  // is damaged.
   void settle(Context& ctx, Communicator& world) const override;
 
   // Every byte of every file, in the order of the files: body(tensor, begin, block) for elements [begin, begin + n) of

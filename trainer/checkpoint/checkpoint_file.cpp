@@ -45,8 +45,8 @@ CheckpointFile::CheckpointFile(const std::string& folder, const std::string& nam
   file_.write(header.data(), header_bytes_);
 }
 
-// SHA-256 takes longer than all else, and bytes of a file can only be digested one after the other: much of them is by a
-// second thread meanwhile, or at the end if there is none to be had.
+// SHA-256 takes longer than all else, and bytes of a file can only be digested one after the other: much of them is by
+// a second thread meanwhile, or at the end if there is none to be had.
 void CheckpointFile::write(const void* data, int64_t bytes) {
   const auto digest = [&] { sha256_.update(data, static_cast<size_t>(bytes)); };
   if (bytes < kPieceBytes) {

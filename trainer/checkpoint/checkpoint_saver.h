@@ -80,7 +80,7 @@ class CheckpointSaver {
   bool is_first_;
   int64_t memory_bytes_ = 0;
   std::shared_ptr<std::byte> memory_;
-  PinnedMemory pinned_;  // that memory, where slices lie on a GPU
+  PinnedMemory pinned_;                  // that memory, where slices lie on a GPU
   std::optional<CheckpointSave> save_;   // under way
   std::vector<CheckpointSlice> slices_;  // what it writes: the copy, or in the foreground what it was given
   Stage stage_ = Stage::kPreparing;

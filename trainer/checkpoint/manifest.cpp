@@ -17,7 +17,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kFormat = "braid-checkpoint";
-constexpr int64_t kMajor = 1, kMinor = 3;          // 1.1: CRC-32C of headers and blocks, 1.2: batch_sizes, 1.3: left_out, recent
+// 1.1: CRC-32C of headers and blocks, 1.2: batch_sizes, 1.3: left_out, recent.
+constexpr int64_t kMajor = 1, kMinor = 3;
 constexpr int kMaxDepth = 4;                       // of a line: tensors, tensor, extents, extent
 constexpr size_t kMaxLineBytes = size_t{4} << 20;  // which the JSON library takes many times over
 constexpr size_t kCrcDigits = 8;
@@ -258,10 +259,9 @@ class LineReader {
       fields_[name] = json.begin().value();
   }
 
-  static constexpr const char* kFields[] = {"format",      "format_version", "step",           "tokens",
-                                            "batch_sizes", "build_id",       "world",          "expert_parallel",
-                                            "data_digest", "config",         "parameter_table", "left_out",
-                                            "recent"};
+  static constexpr const char* kFields[] = {
+      "format",          "format_version", "step",   "tokens",          "batch_sizes", "build_id", "world",
+      "expert_parallel", "data_digest",    "config", "parameter_table", "left_out",    "recent"};
   Manifest& manifest_;
   Json fields_ = Json::object();
   At at_ = At::kFields;
@@ -323,7 +323,8 @@ Manifest Manifest::parse(const std::string& text, const std::string& path) {
     info.step = number_field(json, "step");
     info.tokens = number_field(json, "tokens");
     if (json.contains("batch_sizes")) {
-      info.batch_sizes = read_steps_and_rows(json, "batch_sizes", true, "begin at 0 and ascend, with rows in each step");
+      info.batch_sizes =
+          read_steps_and_rows(json, "batch_sizes", true, "begin at 0 and ascend, with rows in each step");
       require(!info.batch_sizes.empty(), "batch_sizes is empty");
     }
     if (json.contains("left_out"))

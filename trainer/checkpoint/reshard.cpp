@@ -61,7 +61,8 @@ Manifest write_file(const CheckpointReader& from, const std::string& folder, int
 
 void reshard_checkpoint(const CheckpointReader& from, const std::string& to, int64_t ranks) {
   const fs::path source = fs::canonical(from.path()), target = fs::weakly_canonical(to);
-  const bool is_inside = std::mismatch(source.begin(), source.end(), target.begin(), target.end()).first == source.end();
+  const bool is_inside =
+      std::mismatch(source.begin(), source.end(), target.begin(), target.end()).first == source.end();
   check<ConfigError>(!is_inside, to, ": lies in the checkpoint that is read");
   const std::string run = run_folder_of(target.string());
   check<ConfigError>(run.empty() || !fs::exists(fs::path(run) / "LOCK"), to, ": is where run ", run,

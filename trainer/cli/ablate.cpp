@@ -161,8 +161,8 @@ std::string slurm_script(const Options& options, const std::string& name, const 
   for (const std::string& word : words) command += quoted(word) + " ";
   command += concat("--dir ", quoted(dir), " --only \"$SLURM_ARRAY_TASK_ID\"");
   return concat("#!/bin/bash\n# Study ", name, ": one task of the array per run. A run that is stopped goes on ",
-                "where it was: exit code 75 asks for its task again.\n#SBATCH --job-name=", name, "\n#SBATCH --array=0-",
-                num_runs - 1, options.jobs > 1 ? concat("%", options.jobs) : "",
+                "where it was: exit code 75 asks for its task again.\n#SBATCH --job-name=", name,
+                "\n#SBATCH --array=0-", num_runs - 1, options.jobs > 1 ? concat("%", options.jobs) : "",
                 "\n#SBATCH --ntasks=1\n#SBATCH --requeue\n#SBATCH --signal=TERM@300\n#SBATCH --output=", name,
                 "-%A_%a.log\ncd ", quoted(fs::current_path().string()), "\nsrun ", command, R"sh(
 code=$?

@@ -89,7 +89,8 @@ void add_config_command(Command app) {
   check.runs([options] { return check_command(*options); });
 
   const Command print = config.command("print", "Print a config with bases and overrides resolved, or the defaults");
-  add_config(print, options->config, "YAML config, or the folder of a run or of a Hugging Face model (its section alone); without one, the "
+  add_config(print, options->config,
+             "YAML config, or the folder of a run or of a Hugging Face model (its section alone); without one, the "
              "defaults");
   print.flag("--docs", options->docs, "say what each key means");
   const Command explain = config.command("explain", "Say what a key means, its type and default");

@@ -34,8 +34,9 @@ int convert(const ConvertCommand& command) {
                m.end_of_document);
     return 0;
   }
-  check<ConfigError>(!std::filesystem::exists(manifest_path(options.from)), options.from,
-                     ": is a dataset already; --to NAME.idx writes Megatron's files of it, `braid data merge` copies it");
+  check<ConfigError>(
+      !std::filesystem::exists(manifest_path(options.from)), options.from,
+      ": is a dataset already; --to NAME.idx writes Megatron's files of it, `braid data merge` copies it");
   std::unique_ptr<Tokenizer> tokenizer;
   if (!command.tokenizer.empty()) tokenizer = open_tokenizer(command.tokenizer);
   options.tokenizer = tokenizer.get();

@@ -30,10 +30,14 @@ void print_step(const std::vector<TokenDataset>& datasets, const BatchPlan& plan
     for (const TokenDataset::RowPiece& piece : dataset.pieces_of_row(planned.row)) {
       const std::string& shard = dataset.shards()[piece.shard].info().path;
       if (json) {
-        const nlohmann::ordered_json line = {{"step", step},           {"row", row},
-                                             {"source", dataset.name()}, {"epoch", planned.epoch},
-                                             {"shard", shard},         {"document", piece.document},
-                                             {"offset", piece.offset}, {"tokens", piece.tokens}};
+        const nlohmann::ordered_json line = {{"step", step},
+                                             {"row", row},
+                                             {"source", dataset.name()},
+                                             {"epoch", planned.epoch},
+                                             {"shard", shard},
+                                             {"document", piece.document},
+                                             {"offset", piece.offset},
+                                             {"tokens", piece.tokens}};
         print_json(line);
       } else {
         print_line(step, '\t', row, '\t', dataset.name(), '\t', planned.epoch, '\t', shard, '\t', piece.document, '\t',
@@ -56,9 +60,8 @@ BatchSizes batch_sizes_so_far(const fs::path& run, const RunConfig& config) {
 int replay(const Options& options) {
   const RunConfig config = read_any_config(options.config.path, options.config.overrides);
   check_config(config);
-  check<ConfigError>(options.step - 1 + options.steps <= config.run.steps, "--step ",
-                     options.step, " --steps ", options.steps, " is outside the ", config.run.steps,
-                     " steps of the run");
+  check<ConfigError>(options.step - 1 + options.steps <= config.run.steps, "--step ", options.step, " --steps ",
+                     options.steps, " is outside the ", config.run.steps, " steps of the run");
   prepare_shards(config.data, config.run.dir, ShardsOnDisk::kKeep);
   const std::vector<TokenDataset> datasets = open_datasets(config).train;
   const BatchPlan plan = batch_plan(config, batch_sizes_so_far(options.config.path, config));

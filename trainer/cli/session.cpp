@@ -96,13 +96,14 @@ int world_rank() {
 
 namespace {
 
-// Ranks of this host that have the cores of this one: one where the launcher gives each its own, those of a socket, or all, also where a
-// container or taskset gives all of them but a few.
+// Ranks of this host that have the cores of this one: one where the launcher gives each its own, those of a socket, or
+// all, also where a container or taskset gives all of them but a few.
 int ranks_on_these_cores(int ranks) {
   const std::vector<Sibling> all = siblings();
   if (std::ssize(all) != ranks)  // a shell is between a rank and the launcher
     return allowed_cores() < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) ? 1 : ranks;
-  const auto sharing = std::count_if(all.begin(), all.end(), [](const Sibling& rank) { return has_same_cores(rank.pid); });
+  const auto sharing =
+      std::count_if(all.begin(), all.end(), [](const Sibling& rank) { return has_same_cores(rank.pid); });
   return std::max(1, static_cast<int>(sharing));
 }
 

@@ -114,8 +114,8 @@ void check_model(const ModelConfig& model) {
   check_value(model.num_experts_per_tok <= model.num_experts, "model.num_experts_per_tok", model.num_experts_per_tok,
               "must be at most model.num_experts, ", model.num_experts);
   const auto num_types = static_cast<int64_t>(model.layer_types.size());
-  check_value(model.num_hidden_layers <= kMostLayers, "model.num_hidden_layers", model.num_hidden_layers, "must be at most ",
-              kMostLayers);
+  check_value(model.num_hidden_layers <= kMostLayers, "model.num_hidden_layers", model.num_hidden_layers,
+              "must be at most ", kMostLayers);
   check_value(num_types == 0 || num_types == model.num_hidden_layers, "model.layer_types", model.layer_types,
               "must name model.num_hidden_layers types, ", model.num_hidden_layers, ", not ", num_types);
 
@@ -126,8 +126,9 @@ void check_model(const ModelConfig& model) {
                        size(model.linear_num_value_heads) * size(model.linear_value_head_dim),
                experts = size(model.num_experts) * size(model.moe_intermediate_size) +
                          size(model.shared_expert_intermediate_size),
-               rows = 2 * size(model.vocab_size) +
-                      size(model.num_hidden_layers) * (3 * experts + size(model.num_experts) + 2 * attention + 2 * delta);
+               rows =
+                   2 * size(model.vocab_size) +
+                   size(model.num_hidden_layers) * (3 * experts + size(model.num_experts) + 2 * attention + 2 * delta);
   check_value(rows * size(model.hidden_size) <= size(kMostParameters), "model.hidden_size", model.hidden_size,
               "makes, with the other sizes, more than ", kMostParameters, " parameters, the most that are counted");
 
@@ -268,7 +269,8 @@ void check_mixture(const RunConfig& config) {
       last = change.from_step;
       largest = std::max(largest, change.weight);
     }
-    check_value(largest > 0, key + ".weight", source.weight, "must be greater than 0, at the begin or by weight_changes");
+    check_value(largest > 0, key + ".weight", source.weight,
+                "must be greater than 0, at the begin or by weight_changes");
   }
   for (const int64_t step : config.data.steps_of_weights()) {
     double sum = 0;
@@ -279,9 +281,9 @@ void check_mixture(const RunConfig& config) {
       static_cast<double>(config.train.global_batch_size) * static_cast<double>(config.train.seq_length);
   const double run_tokens = static_cast<double>(config.run.steps) * step_tokens;
   check<ConfigError>(!with_budgets || run_tokens < all_tokens + step_tokens, "run.steps is ", config.run.steps,
-                     ", which takes ", static_cast<int64_t>(run_tokens), " tokens, but the budgets of data.sources sum to ",
-                     static_cast<int64_t>(all_tokens), "; ", static_cast<int64_t>(std::ceil(all_tokens / step_tokens)),
-                     " steps use them up");
+                     ", which takes ", static_cast<int64_t>(run_tokens),
+                     " tokens, but the budgets of data.sources sum to ", static_cast<int64_t>(all_tokens), "; ",
+                     static_cast<int64_t>(std::ceil(all_tokens / step_tokens)), " steps use them up");
 }
 
 void check_data(const RunConfig& config) {
@@ -352,10 +354,9 @@ void check_config(const RunConfig& config) {
   check_data(config);
   check_count("eval.interval_steps", config.eval.interval_steps, 0);
   check_count("eval.sequences", config.eval.sequences, 0);
-  check_value(config.eval.interval_steps == 0 || config.data.validation_fraction > 0 ||
-                  !config.data.validation_sets.empty(),
-              "eval.interval_steps", config.eval.interval_steps,
-              "data.validation_fraction 0 holds nothing out to evaluate on");
+  check_value(
+      config.eval.interval_steps == 0 || config.data.validation_fraction > 0 || !config.data.validation_sets.empty(),
+      "eval.interval_steps", config.eval.interval_steps, "data.validation_fraction 0 holds nothing out to evaluate on");
   check_count("checkpoint.interval_steps", config.checkpoint.interval_steps, 0);
   check_count("checkpoint.keep", config.checkpoint.keep, 0);
   check_count("log.interval_steps", config.log.interval_steps, 1);

@@ -224,8 +224,7 @@ Node parse_yaml(std::string text, const Origin& origin, const std::string& path)
   try {
     Loud<std::istringstream> in(text);
     YAML::Parser parser(in);
-    while (parser.HandleNextDocument(builder)) {
-    }
+    while (parser.HandleNextDocument(builder)) {}
   } catch (const YAML::Exception& e) {
     // An anchor is refused where it is defined, so every alias is one to nothing.
     const bool is_alias = e.msg.starts_with(YAML::ErrorMsg::UNKNOWN_ANCHOR);

@@ -40,8 +40,8 @@ void check_host_memory(const MemoryEstimate& needs, int64_t ranks_of_host);
 int64_t available_host_bytes();
 
 // What libraries and kernels take beside: code that is loaded when it first runs, plans of cuDNN, and channels of NCCL
-// for so many groups of several ranks. Measured on H100s and H200s, whatever the run and the number of ranks: 660 to 676
-// MiB without NCCL, 2.0 GiB with two groups, 2.8 with three (docs/gpu.md).
+// for so many groups of several ranks. Measured on H100s and H200s, whatever the run and the number of ranks: 660 to
+// 676 MiB without NCCL, 2.0 GiB with two groups, 2.8 with three (docs/gpu.md).
 int64_t library_bytes(int num_groups);
 
 }  // namespace braid

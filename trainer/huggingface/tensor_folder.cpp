@@ -203,8 +203,11 @@ std::string without_weights(const std::string& folder) {
     if (name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth")) pickled = name;
   }
   if (unlisted > 0)
-    return concat(", which says what is in the ", unlisted, " *.safetensors there; it comes with the model, download it too");
-  return pickled.empty() ? "" : concat(", only files like ", pickled, "; save_pretrained of transformers writes safetensors");
+    return concat(", which says what is in the ", unlisted,
+                  " *.safetensors there; it comes with the model, download it too");
+  return pickled.empty()
+             ? ""
+             : concat(", only files like ", pickled, "; save_pretrained of transformers writes safetensors");
 }
 
 }  // namespace

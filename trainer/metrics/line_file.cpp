@@ -40,8 +40,8 @@ void cut_lines(const std::string& path, const std::function<OldLine(const std::s
 LineFile::LineFile(const std::string& path) : path_(path) {
   // Opening a pipe would wait for a reader; writing to one with a reader may wait for him.
   const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
-  check<IoError>(fd >= 0, path, ": cannot be opened for writing: ",
-                 errno == ENXIO ? "it is a pipe that nobody reads" : reason(errno));
+  check<IoError>(fd >= 0, path,
+                 ": cannot be opened for writing: ", errno == ENXIO ? "it is a pipe that nobody reads" : reason(errno));
   fcntl(fd, F_SETFL, O_APPEND);
   file_ = fdopen(fd, "a");
   if (!file_) ::close(fd), throw std::bad_alloc();

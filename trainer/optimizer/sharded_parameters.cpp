@@ -40,8 +40,8 @@ Tensor ShardedParameters::Piece::of(Tensor shard, int64_t elements_each) const {
 }
 
 CheckpointSlice ShardedParameters::Piece::slice(const std::string& kind, Tensor shard, int64_t elements_each) const {
-  const Shape shape =
-      elements_each == 1 ? parameter().shape : Shape{round_up(parameter().shape.numel(), elements_each) / elements_each};
+  const Shape shape = elements_each == 1 ? parameter().shape
+                                         : Shape{round_up(parameter().shape.numel(), elements_each) / elements_each};
   const int64_t behind = round_up(first + end - begin, elements_each) / elements_each;
   return {concat(kind, '/', parameter().name), shape, first / elements_each, behind, of(shard, elements_each)};
 }

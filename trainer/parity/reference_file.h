@@ -44,8 +44,8 @@ class ReferenceFile {
   SafetensorsHeader header_;
 };
 
-// Rows of tokens as a complete batch. Every token but the last of its row has the next one as target, across documents too.
-// documents: offsets of the documents of one row, or empty if every row is a document.
+// Rows of tokens as a complete batch. Every token but the last of its row has the next one as target, across documents
+// too. documents: offsets of the documents of one row, or empty if every row is a document.
 Batch batch_of_rows(std::vector<int64_t> tokens, int64_t num_rows, const std::vector<int64_t>& documents = {});
 
 // A gradient in a reference file and the elements of the parameter that it belongs to.

@@ -199,7 +199,9 @@ class Report {
   void sources() {
     const std::set<std::string> names = names_of(runs_, &RunData::sources);
     if (names.empty()) return;
-    out_ += "<h2>Data</h2><div class=scroll><table><tr><th>run<th>source<th>tokens<th>of all<th>times read<th>training loss</tr>";
+    out_ +=
+        "<h2>Data</h2><div class=scroll><table><tr><th>run<th>source<th>tokens<th>of all<th>times read<th>training "
+        "loss</tr>";
     for (size_t i = 0; i < runs_.size(); ++i) {
       int64_t all = 0;
       for (const auto& [name, source] : runs_[i].sources) all += source.tokens;
@@ -209,7 +211,8 @@ class Report {
                 cell(fmt::format("{:.2f}", source.epochs)) + cell(number(source.final_loss(), "{:.4f}")) + "</tr>";
     }
     out_ +=
-        "</table></div><p class=soft>Times read: 2.5 is in the middle of the third time. Training loss: mean over the steps of the last "
+        "</table></div><p class=soft>Times read: 2.5 is in the middle of the third time. Training loss: mean over the "
+        "steps of the last "
         "twentieth that have targets of the source.</p>";
     if (names.size() == 1) return;  // its loss is the training loss
     for (const std::string& name : names) {
@@ -352,8 +355,8 @@ class Report {
       const auto& all = runs_[i].events;
       for (size_t e = all.size() > kMostEvents ? all.size() - kMostEvents : 0; e < all.size(); ++e, ++rows)
         out_ += "<tr>" + cell(style_letter(static_cast<int>(i))) + cell(std::to_string(all[e].step)) +
-                cell(escape_markup(all[e].time)) + cell(escape_markup(all[e].event)) + cell(escape_markup(all[e].text)) +
-                "</tr>";
+                cell(escape_markup(all[e].time)) + cell(escape_markup(all[e].event)) +
+                cell(escape_markup(all[e].text)) + "</tr>";
     }
     out_ += "</table></div>";
     if (rows == 0) out_ += "<p class=none>none recorded</p>";

@@ -28,9 +28,9 @@ struct HeldOutPoint {
 
 // What a run read of one source of its data.
 struct SourceData {
-  double epochs = 0;   // how often, to its end or in part, by the last step
-  int64_t tokens = 0;  // by the last step, train.seq_length for a sequence
-  std::vector<double> loss;  // by TrainPoint: data/<source>/loss; NaN where a step has none of it
+  double epochs = 0;          // how often, to its end or in part, by the last step
+  int64_t tokens = 0;         // by the last step, train.seq_length for a sequence
+  std::vector<double> loss;   // by TrainPoint: data/<source>/loss; NaN where a step has none of it
   double final_loss() const;  // mean over those of the last twentieth of the steps that have one; NaN without
 };
 
@@ -45,8 +45,8 @@ struct RunData {
   std::map<std::string, std::vector<HeldOutPoint>> held_out;  // by name of the set
   std::vector<ExpertLoads> loads;
   std::vector<RunEvent> events;
-  // What log.metrics asked of layers, as it is called there: mean over the main model's layers, or the largest where the name ends
-  // in "max", of the last twentieth of the steps.
+  // What log.metrics asked of layers, as it is called there: mean over the main model's layers, or the largest where
+  // the name ends in "max", of the last twentieth of the steps.
   std::map<std::string, double> layer_numbers;
 
   bool finished() const { return config && !train.empty() && train.back().step >= config->run.steps; }

@@ -137,8 +137,9 @@ std::vector<std::string> notes_of_environment() {
     const std::string set = concat(variable, '=', value ? value : "");
     // What Braid sets where the user does not; the second decides about queues alone.
     if (!value || set == "NCCL_NVLS_ENABLE=0" || set.starts_with("CUDA_DEVICE_MAX_CONNECTIONS=")) continue;
-    notes.push_back(concat("the environment says ", set, ", which may change what comes out: the same bits want the same again",
-                           set == "NCCL_NVLS_ENABLE=1" ? "; reductions inside the switch are not repeatable at all" : ""));
+    notes.push_back(
+        concat("the environment says ", set, ", which may change what comes out: the same bits want the same again",
+               set == "NCCL_NVLS_ENABLE=1" ? "; reductions inside the switch are not repeatable at all" : ""));
   }
   return notes;
 }

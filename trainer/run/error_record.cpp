@@ -31,8 +31,7 @@ struct Meaning {
 
 Meaning meaning_of(ExitCode code) {
   switch (code) {
-    case ExitCode::kDone:
-      return {"slow disk", "the run waits for it; look at the disk or network that holds the file"};
+    case ExitCode::kDone: return {"slow disk", "the run waits for it; look at the disk or network that holds the file"};
     case ExitCode::kConfig: return {"config", "correct the config or command line"};
     case ExitCode::kData: return {"data", "check the file with braid data inspect"};
     case ExitCode::kCheckpoint:
@@ -122,17 +121,18 @@ void record_error(ExitCode code, const std::string& message) noexcept {
     line["message"] = message;
     line["do"] = meaning.remedy;
     const std::string text = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-    const int fd = ::open((folder + "/errors.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0644);
+    const int fd =
+        ::open((folder + "/errors.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0644);
     if (fd < 0) return;
     std::ignore = ::write(fd, text.data(), text.size());  // one write: lines of several ranks do not mix
     ::close(fd);
-  } catch (...) {
-  }
+  } catch (...) {}
 }
 
 void tell_slow_read(const std::string& text) {
   const RankProgress& progress = own_progress();
-  const std::string line = concat("WARNING: rank ", progress.rank.load(), " of ", host_name(), ", step ", progress.step.load(), ": ", text, "\n");
+  const std::string line = concat("WARNING: rank ", progress.rank.load(), " of ", host_name(), ", step ",
+                                  progress.step.load(), ": ", text, "\n");
   std::ignore = ::write(STDERR_FILENO, line.data(), line.size());
   record_error(ExitCode::kDone, text);  // last, as the run folder may lie on that disk
 }

@@ -21,7 +21,8 @@ std::string whole_seconds(double seconds) { return concat(static_cast<int64_t>(s
 std::string SlowReads::look(const std::optional<PendingRead>& longest, int64_t now_ns) {
   std::string text;
   if (told_ && !(longest && is_same(*longest, *told_))) {
-    text = concat(told_->path, ": its disk answered again within ", whole_seconds(std::ceil(double(now_ns - told_->begin_ns) / 1e9)));
+    text = concat(told_->path, ": its disk answered again within ",
+                  whole_seconds(std::ceil(double(now_ns - told_->begin_ns) / 1e9)));
     told_.reset();
     next_s_ = kFirst;
   }
@@ -51,7 +52,8 @@ void ReadWatch::watch() {
     last = ending_changed_.wait_for(lock, std::chrono::seconds(1), [this] { return ending_; });
     const std::optional<PendingRead> longest = longest_read();
     const bool is_slow = longest && longest->seconds >= 1;
-    own_progress().slow_read.store(is_slow ? concat(longest->path, ", ", longest->what) : "", is_slow ? longest->begin_ns / 1'000'000 : 0);
+    own_progress().slow_read.store(is_slow ? concat(longest->path, ", ", longest->what) : "",
+                                   is_slow ? longest->begin_ns / 1'000'000 : 0);
     const std::string text = slow.look(longest, now_ms() * 1'000'000);
     if (text.empty()) continue;
     lock.unlock();  // a console may take nothing for a while

@@ -10,12 +10,13 @@
 
 namespace braid {
 
-// When a file that is opened or read is told of: after kFirst seconds, then each time it has taken twice as long, and once it is over.
+// When a file that is opened or read is told of: after kFirst seconds, then each time it has taken twice as long, and
+// once it is over.
 class SlowReads {
  public:
   static constexpr double kFirst = 5;
-  // In words, if there is something to tell: "a/b.h5: no answer of its disk for 5 s: read 4096 bytes at byte 512". `longest` is what
-  // longest_read() says at `now_ns`, of steady_clock.
+  // In words, if there is something to tell: "a/b.h5: no answer of its disk for 5 s: read 4096 bytes at byte 512".
+  // `longest` is what longest_read() says at `now_ns`, of steady_clock.
   std::string look(const std::optional<PendingRead>& longest, int64_t now_ns);
 
  private:
@@ -23,8 +24,9 @@ class SlowReads {
   double next_s_ = kFirst;
 };
 
-// Looks at what this process reads from a thread of its own, once a second. A read that takes long is told of, and stands in
-// own_progress() for the watchdogs of the host, who name it where they end the run. Lives within the ProgressBoard's life.
+// Looks at what this process reads from a thread of its own, once a second. A read that takes long is told of, and
+// stands in own_progress() for the watchdogs of the host, who name it where they end the run. Lives within the
+// ProgressBoard's life.
 class ReadWatch {
  public:
   explicit ReadWatch(std::function<void(const std::string& text)> tell);

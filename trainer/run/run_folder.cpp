@@ -91,7 +91,8 @@ void RunFolder::check_is_there() const {
   struct stat own = {}, found = {};
   const bool is_own = ::fstat(lock_, &own) == 0 && ::stat(path("LOCK").c_str(), &found) == 0 &&
                       own.st_dev == found.st_dev && own.st_ino == found.st_ino;
-  check<IoError>(is_own, dir_, ": is not the run folder any more, it was moved or removed while the run went on; go on with "
+  check<IoError>(is_own, dir_,
+                 ": is not the run folder any more, it was moved or removed while the run went on; go on with "
                  "--resume where it is now");
 }
 

@@ -23,15 +23,15 @@ std::string SlowRankRule::add(const std::vector<double>& ms_of_ranks, double ste
   const OwnTimes mean = own_times(std::exchange(sums_, {}));
   const double step = std::exchange(step_sum_, 0);
   steps_ = 0;
-  const bool is_slow =
-      mean.most_ms > kRatio * mean.median_ms && mean.most_ms - mean.median_ms > kShare * step;
+  const bool is_slow = mean.most_ms > kRatio * mean.median_ms && mean.most_ms - mean.median_ms > kShare * step;
   const int64_t now = is_slow ? mean.slowest : -1, before = std::exchange(slow_, now);
   if (!is_slow) told_ = -1;
   if (!is_slow || before != now || told_ == now) return "";
   told_ = now;
-  return fmt::format("rank {} takes {:.3g} ms of its own a step, the median of all ranks is {:.3g} ms, over {} steps, as over "
-                     "the {} before: the others wait for it",
-                     mean.slowest, mean.most_ms, mean.median_ms, kSteps, kSteps);
+  return fmt::format(
+      "rank {} takes {:.3g} ms of its own a step, the median of all ranks is {:.3g} ms, over {} steps, as over "
+      "the {} before: the others wait for it",
+      mean.slowest, mean.most_ms, mean.median_ms, kSteps, kSteps);
 }
 
 }  // namespace braid

@@ -14,8 +14,8 @@ struct OwnTimes {
 };
 OwnTimes own_times(const std::vector<double>& ms_of_ranks);  // of one step, by rank
 
-// A rank is slow whose mean over kSteps steps is more than kRatio times the median of all ranks, and more beyond it than
-// kShare of a step, twice in a row: on cores that others want any rank is slow for a moment.
+// A rank is slow whose mean over kSteps steps is more than kRatio times the median of all ranks, and more beyond it
+// than kShare of a step, twice in a row: on cores that others want any rank is slow for a moment.
 class SlowRankRule {
  public:
   static constexpr int64_t kSteps = 10;

@@ -48,7 +48,8 @@ Sibling::Place place_of(int pid) {
        thread.increment(error)) {
     const std::string name = file_text(thread->path().string() + "/comm");
     if (name.starts_with(kMeetingThread)) return Sibling::Place::kMeets;
-    if (name.starts_with(kWatchdogThread)) place = Sibling::Place::kOnItsWay;  // unless another thread, of those that watch, says more
+    // Unless another thread, of those that watch, says more.
+    if (name.starts_with(kWatchdogThread)) place = Sibling::Place::kOnItsWay;
   }
   return place;
 }
@@ -125,8 +126,8 @@ std::vector<Sibling> siblings() {
       const std::optional<int> rank = rank_in(file_text(concat("/proc/", pid, "/environ")));
       if (!rank) continue;
       const ProcessActivity activity = activity_of(pid);
-      found.push_back({*rank, pid, activity.state == 'T' || activity.state == 't', activity.state == 'S',
-                       place_of(pid), activity.work});
+      found.push_back({*rank, pid, activity.state == 'T' || activity.state == 't', activity.state == 'S', place_of(pid),
+                       activity.work});
     }
   }
   std::sort(found.begin(), found.end(), [](const Sibling& a, const Sibling& b) { return a.rank < b.rank; });
@@ -134,7 +135,8 @@ std::vector<Sibling> siblings() {
 }
 
 std::vector<Sibling> StandingSiblings::for_too_long(const std::vector<Sibling>& siblings, int64_t now_ms) {
-  const bool waited_for = std::any_of(siblings.begin(), siblings.end(), [](const Sibling& s) { return s.place == Sibling::Place::kMeets; });
+  const bool waited_for =
+      std::any_of(siblings.begin(), siblings.end(), [](const Sibling& s) { return s.place == Sibling::Place::kMeets; });
   std::vector<Sibling> found;
   for (const Sibling& s : siblings) {
     if (!s.stopped && !(waited_for && s.asleep && s.place == Sibling::Place::kOnItsWay)) {

@@ -7,16 +7,18 @@
 namespace braid {
 
 // Ranks meet in the start of MPI, which waits for all of them for ever. Until they have met, a rank knows of the others
-// of its host only what the system shows: that the same launcher started them, whether it runs, and the name of the thread that watches, by which it says that it has come to meet them.
+// of its host only what the system shows: that the same launcher started them, whether it runs, and the name of the
+// thread that watches, by which it says that it has come to meet them.
 
 // One process that the launcher started on this host.
 struct Sibling {
   int rank = 0, pid = 0;
   bool stopped = false;  // SIGSTOP or a debugger
   bool asleep = false;   // its main thread waits for something that is no disk
-  enum class Place { kUnknown, kOnItsWay, kMeets };  // a process that watches nothing, a shell around a rank say, is unknown
+  // A process that watches nothing, a shell around a rank say, is unknown.
+  enum class Place { kUnknown, kOnItsWay, kMeets };
   Place place = Place::kUnknown;
-  int64_t work = 0;      // see ProcessActivity
+  int64_t work = 0;  // see ProcessActivity
 };
 // In rank order, with this process; none where the system does not list the children of a process.
 std::vector<Sibling> siblings();
@@ -42,7 +44,8 @@ class StandingSiblings {
 // From here on a thread ends this process with kCommunication once another rank of the host has stood still for
 // timeout_s; the lowest rank that does not says which. Nothing for timeout_s 0.
 void begin_start_watch(double timeout_s);
-// This rank goes into the start of MPI, where it may sleep until all others have come. Nothing if there was no beginning.
+// This rank goes into the start of MPI, where it may sleep until all others have come. Nothing if there was no
+// beginning.
 void now_meets();
 // The ranks have met, and a Watchdog sees more. Nothing if there was no beginning.
 void end_start_watch();

@@ -142,8 +142,10 @@ std::string verdict(const std::vector<RankView>& ranks, int64_t timeout_ms) {
   const auto all = select(ranks, [](const RankView&) { return true; });
   const auto by_call = [](const RankView* a, const RankView* b) { return a->call < b->call; };
   const int64_t most = all.empty() ? 0 : (*std::max_element(all.begin(), all.end(), by_call))->call;
-  const auto left = select(ranks, [&](const RankView& r) { return r.in_collective && r.call < most && r.still_ms >= asleep_ms; });
-  if (!left.empty()) return blame(ranks, left, concat("sleeps inside a collective for ", seconds(left.front()->quiet_ms)));
+  const auto left =
+      select(ranks, [&](const RankView& r) { return r.in_collective && r.call < most && r.still_ms >= asleep_ms; });
+  if (!left.empty())
+    return blame(ranks, left, concat("sleeps inside a collective for ", seconds(left.front()->quiet_ms)));
   const auto busy = select(ranks, [](const RankView& r) { return !r.in_collective; });
   const auto too_long = select(ranks, [&](const RankView& r) {
     return !r.in_collective && r.phase == Phase::kStep && r.longest_step_ms > 0 &&
@@ -160,7 +162,8 @@ std::string verdict(const std::vector<RankView>& ranks, int64_t timeout_ms) {
   if (all.empty()) return "";
   const int64_t least = (*std::min_element(all.begin(), all.end(), by_call))->call;
   const auto last = select(ranks, [&](const RankView& r) { return r.call == least; });
-  const auto behind = select(ranks, [&](const RankView& r) { return r.call == least && !waits_for_other_hosts(ranks, r); });
+  const auto behind =
+      select(ranks, [&](const RankView& r) { return r.call == least && !waits_for_other_hosts(ranks, r); });
   if (!behind.empty() && last.size() < all.size())
     return blame(ranks, behind, concat("is behind for ", seconds(behind.front()->quiet_ms)));
   const auto sleepers = select(ranks, [&](const RankView& r) { return r.still_ms >= asleep_ms; });
@@ -178,7 +181,8 @@ std::vector<SeenCall> calls_of(const RankProgress& p) {
   const int64_t last = p.calls_begun.load(std::memory_order_acquire);
   for (int64_t number = std::max<int64_t>(1, last - kSeen + 1); number <= last; ++number) {
     const RankProgress::Call& c = p.calls[static_cast<size_t>(number % RankProgress::kCalls)];
-    calls.push_back({c.group.load(), c.number_in_group.load(), static_cast<Collective>(c.collective.load()), c.group_size.load()});
+    calls.push_back(
+        {c.group.load(), c.number_in_group.load(), static_cast<Collective>(c.collective.load()), c.group_size.load()});
   }
   if (p.calls_begun.load(std::memory_order_acquire) >= last + kSeen) calls.clear();
   return calls;

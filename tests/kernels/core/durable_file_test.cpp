@@ -77,7 +77,8 @@ TEST_F(DurableFileTest, WhatIsNoFileIsNotReplaced) {
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   fs::create_directory(path("folder"));
   for (const char* name : {"pipe", "folder"})
-    EXPECT_EQ(message_of<IoError>([&] { write_file_atomically(path(name), "x"); }), path(name) + ": is there already and is no file");
+    EXPECT_EQ(message_of<IoError>([&] { write_file_atomically(path(name), "x"); }),
+              path(name) + ": is there already and is no file");
   EXPECT_TRUE(fs::is_fifo(path("pipe")));
 }
 
@@ -98,7 +99,8 @@ TEST_F(DurableFileTest, OutputGoesWhereverAUserSays) {
   ::close(reader);
   EXPECT_TRUE(fs::is_fifo(path("pipe")));
   fs::create_symlink("/dev/full", path("full"));  // a link, so that a mistake costs no device
-  EXPECT_EQ(message_of<IoError>([&] { write_output(path("full"), "x"); }), path("full") + ": cannot be written: No space left on device");
+  EXPECT_EQ(message_of<IoError>([&] { write_output(path("full"), "x"); }),
+            path("full") + ": cannot be written: No space left on device");
   EXPECT_TRUE(fs::is_symlink(path("full")));
   EXPECT_EQ(message_of<IoError>([&] { write_output(folder_, "x"); }), folder_ + ": is a folder");
   write_output(path("absent/too/x"), "x");
@@ -221,7 +223,8 @@ TEST_F(DurableFolderTest, ATakenNameIsRefusedAndLeftAlone) {
 
 TEST_F(DurableFolderTest, SaysWhyTheSystemRefuses) {
   const std::string name(255, 'x');  // none is left for ".tmp-"
-  EXPECT_EQ(message_of<IoError>([&] { make(path(name)); }), path(name) + ": the folder cannot be created: File name too long");
+  EXPECT_EQ(message_of<IoError>([&] { make(path(name)); }),
+            path(name) + ": the folder cannot be created: File name too long");
 }
 
 TEST_F(DurableFolderTest, ATakenNameIsNoticedAtTheEndAsWell) {

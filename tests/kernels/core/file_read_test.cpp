@@ -48,7 +48,8 @@ TEST_F(RawFileTest, IsDoneWithAReadWhenItReturnsOrThrows) {
 
 TEST_F(RawFileTest, APipeIsRefusedWithoutWaitingForItsWriter) {
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
-  expect_contains(message_of<DataError>([&] { RawFile::open(path("pipe")); }), "pipe: expected a file, found something else");
+  expect_contains(message_of<DataError>([&] { RawFile::open(path("pipe")); }),
+                  "pipe: expected a file, found something else");
 }
 
 }  // namespace

@@ -33,8 +33,7 @@ __global__ void hash_kernel(unsigned long long* hash, const unsigned char* bytes
 
 __global__ void spin_kernel(int64_t cycles) {
   const int64_t begin = clock64();
-  while (clock64() - begin < cycles) {
-  }
+  while (clock64() - begin < cycles) {}
 }
 
 }  // namespace

@@ -75,12 +75,11 @@ TEST(OperatorBench, TimesWhatWasChosen) {
     options.ops = std::move(ops);
     return names(timings_of(options, *alone));
   };
-  EXPECT_EQ(chosen({"gated_delta_rule"}), Names({"carry_states", "gated_delta_rule_backward", "gated_delta_rule_forward",
-                                                 "gated_delta_rule_transition"}));
+  EXPECT_EQ(chosen({"gated_delta_rule"}), Names({"carry_states", "gated_delta_rule_backward",
+                                                 "gated_delta_rule_forward", "gated_delta_rule_transition"}));
   EXPECT_EQ(chosen({"rms_norm_forward"}), Names({"rms_norm_forward"}));
-  EXPECT_EQ(chosen({"expert_rows"}),
-            Names({"add_rows", "combine_rows", "expert_order", "gather_rows", "limit_rows", "local_expert_ids",
-                   "token_places", "window_of_order"}));
+  EXPECT_EQ(chosen({"expert_rows"}), Names({"add_rows", "combine_rows", "expert_order", "gather_rows", "limit_rows",
+                                            "local_expert_ids", "token_places", "window_of_order"}));
   EXPECT_EQ(chosen({"sum", "fill_zero"}), Names({"fill_zero", "sum_squares"}));
   EXPECT_EQ(chosen({"attention_b"}), Names({"attention_backward"}));
 }

@@ -5,8 +5,8 @@
 #include "tests/testing.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/plan.h"
-#include "trainer/training_state.h"
 #include "trainer/train_step.h"
+#include "trainer/training_state.h"
 
 namespace braid {
 namespace {
@@ -46,20 +46,22 @@ TEST(StepMemory, IsWhatWasPlanned) {
     const char* config;
     std::vector<std::string> overrides;
   };
-  const Case cases[] = {{"runs/tiny.yaml", {}},
-                        {"runs/tiny.yaml", {"precision=fp64", "balance.counts=exact", "train.micro_batch_size=4"}},
-                        {"runs/laptop.yaml", {}},
-                        {"runs/laptop.yaml", {"memory.recompute=elementwise"}},
-                        {"runs/laptop.yaml", {"memory.recompute=layer", "optimizer.kind=muon"}},
-                        {"runs/laptop.yaml", {"model.full_attention_interval=1"}},
-                        {"runs/laptop.yaml", {"balance.scope=micro_batch"}},
-                        {"runs/laptop.yaml", {"mtp.depth=0"}},
-                        // 8192 rows, room for 4096
-                        {"runs/laptop.yaml", {"parallel.max_rows_factor=0.1", "model.num_experts_per_tok=8", "train.seq_length=512"}}};
+  const Case cases[] = {
+      {"runs/tiny.yaml", {}},
+      {"runs/tiny.yaml", {"precision=fp64", "balance.counts=exact", "train.micro_batch_size=4"}},
+      {"runs/laptop.yaml", {}},
+      {"runs/laptop.yaml", {"memory.recompute=elementwise"}},
+      {"runs/laptop.yaml", {"memory.recompute=layer", "optimizer.kind=muon"}},
+      {"runs/laptop.yaml", {"model.full_attention_interval=1"}},
+      {"runs/laptop.yaml", {"balance.scope=micro_batch"}},
+      {"runs/laptop.yaml", {"mtp.depth=0"}},
+      // 8192 rows, room for 4096
+      {"runs/laptop.yaml", {"parallel.max_rows_factor=0.1", "model.num_experts_per_tok=8", "train.seq_length=512"}}};
   for (const Case& c : cases) {
     SCOPED_TRACE(c.config);
     RunConfig config = shipped(c.config, c.overrides);
-    config.train.global_batch_size = config.train.micro_batch_size = std::min<int64_t>(config.train.micro_batch_size, 2);
+    config.train.global_batch_size = config.train.micro_batch_size =
+        std::min<int64_t>(config.train.micro_batch_size, 2);
     Context ctx = Context::cpu();
     const ProcessMesh mesh(make_local_communicator(), 1, config.model.num_experts);
     TrainingState state(config, mesh);

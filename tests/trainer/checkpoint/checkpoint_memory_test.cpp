@@ -80,8 +80,9 @@ class CheckpointMemoryTest : public FolderTest {
     return found;
   }
 
-  // What a process ends with that does `body` and finds no memory for its request number `nth`. kTerminated: an exception where
-  // the C++ library lets none through (it opens a folder so); in braid that ends with the same message and code as kOutOfMemory.
+  // What a process ends with that does `body` and finds no memory for its request number `nth`. kTerminated: an
+  // exception where the C++ library lets none through (it opens a folder so); in braid that ends with the same message
+  // and code as kOutOfMemory.
   enum class End { kNeededFewer, kWentOn, kOutOfMemory, kTerminated, kWrong };
   template <class Body>
   End without_memory_for(int64_t nth, Body&& body) {
@@ -97,8 +98,7 @@ class CheckpointMemoryTest : public FolderTest {
       } catch (const std::exception& e) {
         requests_left = 0;
         if (as_error(e).code() == ExitCode::kOutOfMemory) end = End::kOutOfMemory;
-        else
-          std::fprintf(stderr, "request %lld: %s\n", static_cast<long long>(nth), e.what());
+        else std::fprintf(stderr, "request %lld: %s\n", static_cast<long long>(nth), e.what());
       }
       _exit(static_cast<int>(end));
     }

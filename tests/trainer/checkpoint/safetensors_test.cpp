@@ -293,8 +293,7 @@ TEST_F(SafetensorsTest, RandomChangesAreRefusedOrHarmless) {
         position = end;
       }
       ASSERT_EQ(position, static_cast<int64_t>(changed.size()) - read.data_offset);
-    } catch (const CheckpointError&) {
-    }
+    } catch (const CheckpointError&) {}
   }
   EXPECT_GT(accepted, 0) << "a changed name is still a header";
 }

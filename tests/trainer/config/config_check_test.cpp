@@ -61,8 +61,9 @@ void expect_refused(const std::vector<BadValue>& table, void (*check)(const RunC
     bad.set(config);
     const std::string message = message_of<ConfigError>([&] { check(config); });
     EXPECT_TRUE(message.starts_with(bad.message_start)) << "expected: " << bad.message_start << "\ngot: " << message;
-    EXPECT_TRUE(keys.contains(key_of(message)) || key_of(message) == "data.sources[]" || key_of(message) == "data.sources:" ||
-                key_of(message) == "data.validation_sets[]") << message;
+    EXPECT_TRUE(keys.contains(key_of(message)) || key_of(message) == "data.sources[]" ||
+                key_of(message) == "data.sources:" || key_of(message) == "data.validation_sets[]")
+        << message;
   }
 }
 
@@ -290,9 +291,17 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
            "data.validation_sets[0] (v) must have one of dataset, shards and text, but has none"},
           {[](RunConfig& c) { c.data.validation_fraction = 1; }, "data.validation_fraction is 1, but"},
           {[](RunConfig& c) { c.data.prefetch_steps = 0; }, "data.prefetch_steps is 0, but"},
-          {[](RunConfig& c) { c.data.left_out = {{-1, 8}}; }, "data.left_out[0].after_step is -1, but"},
-          {[](RunConfig& c) { c.data.left_out = {{0, 0}}; }, "data.left_out[0].rows is 0, but"},
-          {[](RunConfig& c) { c.data.left_out = {{4, 8}, {4, 8}}; },
+          {[](RunConfig& c) {
+             c.data.left_out = {{-1, 8}};
+           },
+           "data.left_out[0].after_step is -1, but"},
+          {[](RunConfig& c) {
+             c.data.left_out = {{0, 0}};
+           },
+           "data.left_out[0].rows is 0, but"},
+          {[](RunConfig& c) {
+             c.data.left_out = {{4, 8}, {4, 8}};
+           },
            "data.left_out[1].after_step is 4, but must be greater than that of the entry before it"},
           {[](RunConfig& c) { c.eval.interval_steps = -1; }, "eval.interval_steps is -1, but"},
           {[](RunConfig& c) { c.eval.sequences = -1; }, "eval.sequences is -1, but"},
@@ -380,7 +389,8 @@ TEST(CheckConfigForRanks, RefusesWhatNoStepCanBeMadeOf) {
       {[](RunConfig& c) { c.parallel.micro_batches_in_flight = 3; }, "parallel.micro_batches_in_flight is 3, but"},
       {[](RunConfig& c) { c.parallel.max_rows_factor = -1; }, "parallel.max_rows_factor is -1, but"},
       {[](RunConfig& c) { c.parallel.bucket_elements = -1; }, "parallel.bucket_elements is -1, but"},
-      {[](RunConfig& c) { c.optimizer.gradient_dtype = GradientDType::kBf16; }, "optimizer.gradient_dtype is bf16, but"},
+      {[](RunConfig& c) { c.optimizer.gradient_dtype = GradientDType::kBf16; },
+       "optimizer.gradient_dtype is bf16, but"},
       {[](RunConfig& c) { c.precision = Precision::kFp64, c.device = DeviceChoice::kCuda; }, "precision is fp64, but"},
       {[](RunConfig& c) { c.precision = Precision::kBf16, c.device = DeviceChoice::kCpu; }, "precision is bf16, but"},
       {[](RunConfig& c) { c.train.micro_batch_size = 0; }, "train.micro_batch_size is 0, but"}};

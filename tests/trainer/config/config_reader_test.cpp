@@ -190,7 +190,8 @@ std::string expectation() {
   else return "a mapping";
 }
 
-// A key of the schema, "data.sources[].name", and what its type means for the tests: the schema is walked once, for all of them.
+// A key of the schema, "data.sources[].name", and what its type means for the tests: the schema is walked once, for all
+// of them.
 struct SchemaKey {
   std::string dotted, expectation;
   std::vector<const char*> bad_values;
@@ -200,7 +201,8 @@ template <ConfigSection Section>
 void add_schema_keys(std::vector<SchemaKey>& keys, Section section, const std::string& path) {
   visit_keys(section, path, [&](const std::string& dotted, auto& value, const char*) {
     using Value = std::remove_reference_t<decltype(value)>;
-    keys.push_back({dotted, expectation<Value>(), bad_values<Value>(), ConfigSection<Value> || ConfigSectionList<Value>});
+    keys.push_back(
+        {dotted, expectation<Value>(), bad_values<Value>(), ConfigSection<Value> || ConfigSectionList<Value>});
     if constexpr (ConfigSectionList<Value>) add_schema_keys(keys, typename Value::value_type(), dotted + "[]");
   });
 }
@@ -267,7 +269,8 @@ TEST_F(ConfigReader, PointsToTheSectionWhereAKeyLives) {
   EXPECT_EQ(error("lr: 1"), "c.yaml:1: lr: unknown key here, it exists as optimizer.lr");
   EXPECT_EQ(error("train:\n  weight_decay: 1"),
             "c.yaml:2: train.weight_decay: unknown key here, it exists as optimizer.weight_decay");
-  EXPECT_EQ(error("shards: [a]"), "c.yaml:1: shards: unknown key here, it exists as data.sources[].shards and data.validation_sets[].shards");
+  EXPECT_EQ(error("shards: [a]"),
+            "c.yaml:1: shards: unknown key here, it exists as data.sources[].shards and data.validation_sets[].shards");
   EXPECT_EQ(error("train: {interval_steps: 5}"),
             "c.yaml:1: train.interval_steps: unknown key here, it exists as eval.interval_steps and "
             "checkpoint.interval_steps and log.interval_steps");
@@ -328,7 +331,8 @@ TEST_F(ConfigReader, KnowsEveryKeyThatTheForeignNamesLeadTo) {
     EXPECT_FALSE(is_name_of_a_key(keys, foreign.name)) << foreign.name << " is a key of ours";
     if (*foreign.key == '\0') EXPECT_STRNE(foreign.note, "") << foreign.name;
     else
-      EXPECT_EQ(std::count_if(keys.begin(), keys.end(), [&](const SchemaKey& key) { return key.dotted == foreign.key; }), 1)
+      EXPECT_EQ(
+          std::count_if(keys.begin(), keys.end(), [&](const SchemaKey& key) { return key.dotted == foreign.key; }), 1)
           << foreign.name << " -> " << foreign.key;
   }
 }
@@ -689,14 +693,16 @@ TEST_F(ConfigReader, ExpandsTheHomeOfPathsAndNothingElse) {
   const char* home = std::getenv("HOME");
   const std::string before = home ? home : "";
   ::setenv("HOME", "/home/me", 1);
-  const RunConfig c = read("data: {sources: [{name: a, dataset: ~/set, shards: [$HOME/a.h5, \"${HOME}/b.h5\", ./~c]}]}\n");
+  const RunConfig c =
+      read("data: {sources: [{name: a, dataset: ~/set, shards: [$HOME/a.h5, \"${HOME}/b.h5\", ./~c]}]}\n");
   EXPECT_EQ(c.data.sources[0].dataset, "/home/me/set");
   EXPECT_EQ(c.data.sources[0].shards[0], "/home/me/a.h5");
   EXPECT_EQ(c.data.sources[0].shards[1], "/home/me/b.h5");
   EXPECT_EQ(fs::path(c.data.sources[0].shards[2]).filename(), "~c");
   for (const char* path : {"$DATA/a.h5", "~you/a.h5", "$HOMES/a.h5"})
-    EXPECT_NE(message_of<ConfigError>([&] { read(concat("data: {sources: [{name: a, shards: [", path, "]}]}\n")); })
-                  .find("only ~/ and $HOME/ are expanded"),
+    EXPECT_NE(message_of<ConfigError>([&] {
+                read(concat("data: {sources: [{name: a, shards: [", path, "]}]}\n"));
+              }).find("only ~/ and $HOME/ are expanded"),
               std::string::npos)
         << path;
   if (home) ::setenv("HOME", before.c_str(), 1);
@@ -740,10 +746,9 @@ TEST_F(ConfigReader, WritesNumbersShortAndTextPlainWherePossible) {
   EXPECT_TRUE(text.starts_with("run:\n  dir: runs/tiny\n  steps: 0\n")) << text;
   EXPECT_NE(text.find("\n  lr: 3.0e-4\n"), std::string::npos) << text;
   EXPECT_NE(text.find("\n  eps: 1.0e-8\n"), std::string::npos) << text;
-  EXPECT_NE(
-      text.find(
-          "\n  sources:\n    - name: a\n      dataset: \"\"\n      shards: [/d/a.h5, \"../b c.h5\"]\n      text: []\n      weight: 0.1\n"),
-      std::string::npos)
+  EXPECT_NE(text.find("\n  sources:\n    - name: a\n      dataset: \"\"\n      shards: [/d/a.h5, \"../b c.h5\"]\n      "
+                      "text: []\n      weight: 0.1\n"),
+            std::string::npos)
       << text;
 }
 
@@ -757,10 +762,12 @@ TEST_F(ConfigReader, ComparesConfigsKeyByKey) {
   std::vector<std::string> lines;
   for (const ConfigDifference& d : compare_configs(before, after))
     lines.push_back(d.key + " " + d.before + " " + d.after);
-  EXPECT_EQ(lines, (std::vector<std::string>{"precision fp32 bf16", "optimizer.lr 3.0e-4 0.00030000000000000003",
-                                             "data.sources[0].weight 1 2", "data.sources[1].name (absent) b",
-                                             "data.sources[1].dataset (absent) \"\"", "data.sources[1].shards (absent) []", "data.sources[1].text (absent) [/t]",
-                                             "data.sources[1].weight (absent) 1", "data.sources[1].token_budget (absent) 0"}));
+  EXPECT_EQ(lines,
+            (std::vector<std::string>{"precision fp32 bf16", "optimizer.lr 3.0e-4 0.00030000000000000003",
+                                      "data.sources[0].weight 1 2", "data.sources[1].name (absent) b",
+                                      "data.sources[1].dataset (absent) \"\"", "data.sources[1].shards (absent) []",
+                                      "data.sources[1].text (absent) [/t]", "data.sources[1].weight (absent) 1",
+                                      "data.sources[1].token_budget (absent) 0"}));
 }
 
 // Another value for the key under `path` that is called `dotted`, in the first elements of lists.
@@ -857,7 +864,8 @@ TEST(ShippedConfigs, EveryVariantOfAStudyIsAWholeRun) {
       for (const VariantConfig& variant : axis.variants) {
         std::vector<std::string> overrides = study.set;
         overrides.insert(overrides.end(), variant.set.begin(), variant.set.end());
-        EXPECT_EQ(message_of<ConfigError>([&] { check_config(read_config(study.config, overrides)); }), "") << path << variant.name;
+        EXPECT_EQ(message_of<ConfigError>([&] { check_config(read_config(study.config, overrides)); }), "")
+            << path << variant.name;
       }
   }
 }
@@ -865,8 +873,10 @@ TEST(ShippedConfigs, EveryVariantOfAStudyIsAWholeRun) {
 // ---- Studies
 
 TEST_F(ConfigReader, ReadsAStudy) {
-  const StudyConfig study = read_study(write("s.yaml", "config: sub/c.yaml\nseeds: [1, 2]\nset: [optimizer.lr=1e-3]\n"
-      "axes:\n  - name: a\n    variants:\n      - {name: \"3:1\", set: [model.full_attention_interval=4]}\n"));
+  const StudyConfig study = read_study(
+      write("s.yaml",
+            "config: sub/c.yaml\nseeds: [1, 2]\nset: [optimizer.lr=1e-3]\n"
+            "axes:\n  - name: a\n    variants:\n      - {name: \"3:1\", set: [model.full_attention_interval=4]}\n"));
   EXPECT_EQ(without_folder(study.config), "sub/c.yaml");
   EXPECT_EQ(study.seeds, (std::vector<int64_t>{1, 2}));
   EXPECT_EQ(study.axes.at(0).variants.at(0).name, "3:1");
@@ -874,8 +884,9 @@ TEST_F(ConfigReader, ReadsAStudy) {
 }
 
 TEST_F(ConfigReader, OverridesOfAStudyAreForAllItsRuns) {
-  const std::string path = write("s.yaml", "config: c.yaml\nseeds: [1]\nset: [run.steps=9]\n"
-      "axes: [{name: a, variants: [{name: x, set: [optimizer.lr=1]}]}]\n");
+  const std::string path = write("s.yaml",
+                                 "config: c.yaml\nseeds: [1]\nset: [run.steps=9]\n"
+                                 "axes: [{name: a, variants: [{name: x, set: [optimizer.lr=1]}]}]\n");
   EXPECT_EQ(read_study(path, {"run.steps=7"}).set, (std::vector<std::string>{"run.steps=9", "run.steps=7"}));
   const auto refused = [&](const char* set) {
     return without_folder(message_of<ConfigError>([&] { read_study(path, {set}); }));
@@ -891,15 +902,19 @@ TEST_F(ConfigReader, RefusesStudiesThatCannotBe) {
   };
   const std::string axes = "axes: [{name: a, variants: [{name: x, set: [optimizer.lr=1]}]}]\n";
   EXPECT_EQ(study_error("config: c.yaml\nseeds: [1]\naxis: []\n"), "s.yaml:3: axis: unknown key, did you mean axes?");
-  EXPECT_EQ(study_error("seeds: [1]\n" + axes), "s.yaml: config is not set, but a study needs the config that it varies");
+  EXPECT_EQ(study_error("seeds: [1]\n" + axes),
+            "s.yaml: config is not set, but a study needs the config that it varies");
   EXPECT_EQ(study_error("config: c.yaml\n" + axes),
             "s.yaml: seeds is empty, but a study needs at least one, as in seeds: [1, 2, 3]");
   EXPECT_EQ(study_error("config: c.yaml\nseeds: [1, 1]\n" + axes), "s.yaml: seed 1 stands twice");
   EXPECT_EQ(study_error("config: c.yaml\nseeds: [1]\naxes: [{name: a/b, variants: []}]\n").substr(0, 36),
             "s.yaml: an axis has the name a/b, bu");
   for (const char* set : {"train.seed=3", "data.validation_fraction=0.1", "train.seq_length=32", "run.steps=7"})
-    EXPECT_NE(study_error(concat("config: c.yaml\nseeds: [1]\naxes: [{name: a, variants: [{name: x, set: [", set, "]}]}]"))
-                  .find("cannot be compared"), std::string::npos) << set;
+    EXPECT_NE(
+        study_error(concat("config: c.yaml\nseeds: [1]\naxes: [{name: a, variants: [{name: x, set: [", set, "]}]}]"))
+            .find("cannot be compared"),
+        std::string::npos)
+        << set;
 }
 
 }  // namespace

@@ -51,8 +51,7 @@ TEST_F(GpuStart, EveryOperatorAgreesWithTheCpu) {
   for (const Precision precision : {Precision::kFp32, Precision::kBf16})
     for (const RunConfig& config : {released_model(precision), odd_model(precision)})
       for (const OperatorCheck& check : operator_checks(config))
-        EXPECT_EQ(message_of<Error>([&] { run_check(check, gpu, dtype_of_precision(precision)); }), "")
-            << check.name;
+        EXPECT_EQ(message_of<Error>([&] { run_check(check, gpu, dtype_of_precision(precision)); }), "") << check.name;
 }
 
 TEST_F(GpuStart, TheReleasedModelNeedsNoLeaveAndAnOddOneDoes) {

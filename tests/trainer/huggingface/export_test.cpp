@@ -149,7 +149,8 @@ TEST_F(ExportTest, ADamagedCheckpointLeavesNothing) {
   std::string bytes = bytes_of(path("ckpt/weights-00000.safetensors"));
   bytes.back() ^= 1;
   write_bytes(path("ckpt/weights-00000.safetensors"), bytes);
-  expect_contains(message_of<CheckpointError>([&] { export_checkpoint(); }), "tensor weights/lm_head.weight: elements 0 to 192: do not match their digest");
+  expect_contains(message_of<CheckpointError>([&] { export_checkpoint(); }),
+                  "tensor weights/lm_head.weight: elements 0 to 192: do not match their digest");
   EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 2) << "only source and checkpoint may be there";
 }
 

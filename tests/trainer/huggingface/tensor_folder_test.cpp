@@ -94,10 +94,12 @@ TEST_F(TensorFolderTest, RefusesAFolderWithoutWeights) {
   const std::string neither = folder_ + ": holds neither model.safetensors nor model.safetensors.index.json";
   EXPECT_EQ(refusal(), neither);
   std::ofstream(path("pytorch_model.bin")) << "x";
-  EXPECT_EQ(refusal(), neither + ", only files like pytorch_model.bin; save_pretrained of transformers writes safetensors");
+  EXPECT_EQ(refusal(),
+            neither + ", only files like pytorch_model.bin; save_pretrained of transformers writes safetensors");
   for (const char* name : {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"})
     std::ofstream(path(name)) << "x";
-  EXPECT_EQ(refusal(), neither + ", which says what is in the 2 *.safetensors there; it comes with the model, download it too");
+  EXPECT_EQ(refusal(),
+            neither + ", which says what is in the 2 *.safetensors there; it comes with the model, download it too");
 }
 
 TEST(NameList, HoldsTheFirstTwenty) {

@@ -95,11 +95,9 @@ TEST(TextPump, AReaderThatReadsNothingHoldsUpNobodyAndLearnsWhatItMissed) {
       for (ssize_t n; (n = ::read(pipe.ends[0], piece, sizeof piece)) > 0;) text.append(piece, static_cast<size_t>(n));
     });
     // What was left out is told behind the next text that is taken, which may be one of the thousand.
-    while (pump.finish(milliseconds(20)) != "") {
-    }
+    while (pump.finish(milliseconds(20)) != "") {}
     pump.write("last\n");
-    while (pump.finish(milliseconds(20)) != "") {
-    }
+    while (pump.finish(milliseconds(20)) != "") {}
   }
   close(std::exchange(pipe.ends[1], -1));
   reader.join();

@@ -26,8 +26,8 @@ class ReportTest : public testing::FolderTest {
               << ", \"train/grad_norm\": 1.5, \"train/lr\": 0.001, "
               << "\"perf/tokens_per_s\": 1000.5, \"perf/step_ms\": 500.0, \"data/code/epoch\": " << 0.05 * double(step)
               << ", \"data/code/tokens\": " << step * 384 << ", \"data/code/loss\": " << 4.0 / double(step) + offset
-              << ", \"data/a/b,c/epoch\": 0.25, \"data/a/b,c/tokens\": " << step * 128 << ", \"data/a/b,c/loss\": "
-              << (step % 2 ? "null" : std::to_string(offset)) << "}\n";
+              << ", \"data/a/b,c/epoch\": 0.25, \"data/a/b,c/tokens\": " << step * 128
+              << ", \"data/a/b,c/loss\": " << (step % 2 ? "null" : std::to_string(offset)) << "}\n";
       if (step % 10 == 0)
         metrics << "{\"step\": " << step << ", \"val/books/loss\": " << 2 + offset << ", \"val/books/ppl\": 7.4}\n";
       if (step % std::max<int64_t>(1, steps / 200) != 0) continue;
@@ -93,8 +93,7 @@ TEST_F(ReportTest, ReadsARunThatIsBeingWritten) {
 }
 
 TEST_F(ReportTest, SaysWhatIsNoRun) {
-  expect_contains(testing::message_of<IoError>([&] { read_run(path("absent")); }),
-                  "absent/metrics.jsonl: is missing");
+  expect_contains(testing::message_of<IoError>([&] { read_run(path("absent")); }), "absent/metrics.jsonl: is missing");
   const std::string dir = make_run("a", 3, 0, "o");
   testing::write_bytes(dir + "/metrics.jsonl", "{\"step\": 1}\nnonsense\n{\"step\": 2}\n");
   expect_contains(testing::message_of<DataError>([&] { read_run(dir); }), "metrics.jsonl:2:");
@@ -110,13 +109,27 @@ TEST_F(ReportTest, GivesRunsNamesThatDiffer) {
 TEST_F(ReportTest, HasEveryPart) {
   std::vector<RunData> runs = {read_run(make_run("a", 40, 0, "o")), read_run(make_run("b<&>", 40, 0.25, "o"))};
   const std::string html = report_as_html(runs, "A & B");
-  for (const char* part :
-       {"<title>A &amp; B</title>", "b&lt;&amp;&gt;", "Training loss by tokens", "Training loss by time",
-        "Held-out loss by tokens: books", "<h2>Data</h2>", "Training loss by tokens: code", "Training loss by tokens: a/b,c",
-        "<td>code</td><td>15.4k</td><td>75.0 %</td><td>2.00</td><td>0.1013</td>", "Training loss minus that of A", "0.2500 ± 0.0000", "same order",
-        "<code>optimizer.lr</code>", "Tokens per second", "Expert load", "data:image/png;base64,",
-        "Experts without a token at step 40: 1 of 8 in layer_00, 1 of 8 in layer_01", "on &lt;2&gt; ranks",
-        "prefers-color-scheme:dark", "name=viewport", "0.1.0+abc"})
+  for (const char* part : {"<title>A &amp; B</title>",
+                           "b&lt;&amp;&gt;",
+                           "Training loss by tokens",
+                           "Training loss by time",
+                           "Held-out loss by tokens: books",
+                           "<h2>Data</h2>",
+                           "Training loss by tokens: code",
+                           "Training loss by tokens: a/b,c",
+                           "<td>code</td><td>15.4k</td><td>75.0 %</td><td>2.00</td><td>0.1013</td>",
+                           "Training loss minus that of A",
+                           "0.2500 ± 0.0000",
+                           "same order",
+                           "<code>optimizer.lr</code>",
+                           "Tokens per second",
+                           "Expert load",
+                           "data:image/png;base64,",
+                           "Experts without a token at step 40: 1 of 8 in layer_00, 1 of 8 in layer_01",
+                           "on &lt;2&gt; ranks",
+                           "prefers-color-scheme:dark",
+                           "name=viewport",
+                           "0.1.0+abc"})
     expect_contains(html, part);
   EXPECT_EQ(html.find("<script"), std::string::npos);
   EXPECT_EQ(html.find("http"), std::string::npos);  // it asks for nothing from anywhere
@@ -143,7 +156,9 @@ TEST_F(ReportTest, StaysBelowItsLimitForManyLongRunsOfAWideModel) {
 
 TEST_F(ReportTest, CsvHasARowPerStepOfEveryRun) {
   const std::string csv = report_as_csv({read_run(make_run("a", 10, 0, "o")), read_run(make_run("b", 2, 1, "o"))});
-  expect_contains(csv, "run,step,tokens,seconds,train_loss,grad_norm,lr,tokens_per_s,val_books,\"data_a/b,c_loss\",data_code_loss\n");
+  expect_contains(
+      csv,
+      "run,step,tokens,seconds,train_loss,grad_norm,lr,tokens_per_s,val_books,\"data_a/b,c_loss\",data_code_loss\n");
   expect_contains(csv, "a,10,5120,5,0.5,1.5,0.001,1000.5,2,0,0.4\n");
   expect_contains(csv, "b,1,512,0.5,6,1.5,0.001,1000.5,,,5\n");
   expect_contains(csv, "b,2,1024,1,3.5,1.5,0.001,1000.5,,1,3\n");

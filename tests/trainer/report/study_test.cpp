@@ -80,8 +80,10 @@ TEST(Study, ShowsWhatLayersToldWhereRunsLogIt) {
   const std::string table = study_table(results), csv = study_results_as_csv(results);
   testing::expect_contains(table, "largest norm weight  hidden/max\n");
   testing::expect_contains(table, "3.5000\n");
-  testing::expect_contains(csv, "tokens_per_s,largest_norm_weight,hidden/max,loss_seed_1,loss_seed_2,largest_norm_weight_seed_1,"
-                                "largest_norm_weight_seed_2,hidden/max_seed_1,hidden/max_seed_2\n");
+  testing::expect_contains(
+      csv,
+      "tokens_per_s,largest_norm_weight,hidden/max,loss_seed_1,loss_seed_2,largest_norm_weight_seed_1,"
+      "largest_norm_weight_seed_2,hidden/max_seed_1,hidden/max_seed_2\n");
   testing::expect_contains(csv, ",1000,1.5,3.5,3,3,1,2,2,5\n");
   testing::expect_contains(csv, ",1000,1,,3,,1,,,\n");
   testing::expect_contains(study_table_as_html({}, results), "<th>hidden/max</th></tr>");
@@ -89,7 +91,8 @@ TEST(Study, ShowsWhatLayersToldWhereRunsLogIt) {
 }
 
 TEST(Study, WritesNumbersUnderTheSeedOfTheirRun) {
-  StudyOutcome first = outcome("a", 1, {3}, "o1"), second = outcome("a", 2, {4}, "o2"), third = outcome("a", 3, {5}, "o3");
+  StudyOutcome first = outcome("a", 1, {3}, "o1"), second = outcome("a", 2, {4}, "o2"),
+               third = outcome("a", 3, {5}, "o3");
   first.largest_norm_weight = std::numeric_limits<double>::quiet_NaN();  // without a checkpoint
   second.data.layer_numbers["x"] = 7;                                    // alone
   const std::string csv = study_results_as_csv(compare_study({first, second, third}));

@@ -11,7 +11,9 @@ namespace {
 
 constexpr int64_t kSecond = 1'000'000'000;
 
-PendingRead since(int64_t begin_s, double seconds) { return {"/a/b.h5", "read 4096 bytes at byte 512", begin_s * kSecond, seconds}; }
+PendingRead since(int64_t begin_s, double seconds) {
+  return {"/a/b.h5", "read 4096 bytes at byte 512", begin_s * kSecond, seconds};
+}
 
 TEST(SlowReads, TellOfOneReadLessAndLessOften) {
   SlowReads slow;
@@ -23,9 +25,11 @@ TEST(SlowReads, TellOfOneReadLessAndLessOften) {
             "/a/b.h5: no answer of its disk for 10 s: read 4096 bytes at byte 512\n"
             "/a/b.h5: no answer of its disk for 20 s: read 4096 bytes at byte 512\n"
             "/a/b.h5: no answer of its disk for 40 s: read 4096 bytes at byte 512\n");
-  EXPECT_EQ(slow.look(since(145, 0.5), 145 * kSecond + kSecond / 2), "/a/b.h5: its disk answered again within 46 s") << "another read";
+  EXPECT_EQ(slow.look(since(145, 0.5), 145 * kSecond + kSecond / 2), "/a/b.h5: its disk answered again within 46 s")
+      << "another read";
   EXPECT_EQ(slow.look(std::nullopt, 146 * kSecond), "") << "once";
-  EXPECT_EQ(slow.look(since(150, 5.2), 155 * kSecond), "/a/b.h5: no answer of its disk for 5 s: read 4096 bytes at byte 512");
+  EXPECT_EQ(slow.look(since(150, 5.2), 155 * kSecond),
+            "/a/b.h5: no answer of its disk for 5 s: read 4096 bytes at byte 512");
   EXPECT_EQ(slow.look(std::nullopt, 158 * kSecond), "/a/b.h5: its disk answered again within 8 s");
 }
 

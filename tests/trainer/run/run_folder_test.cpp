@@ -107,7 +107,8 @@ TEST_F(RunFolderTest, AFileInTheWayIsNamed) {
 
 TEST_F(RunFolderTest, WhereNoCheckpointsCanBeIsRefusedAtTheStart) {
   write_bytes(path("run/checkpoints"), "");
-  expect_contains(message_of<IoError>([&] { RunFolder folder(path("run")); }), path("run/checkpoints") + ": is no folder");
+  expect_contains(message_of<IoError>([&] { RunFolder folder(path("run")); }),
+                  path("run/checkpoints") + ": is no folder");
   fs::remove(path("run/checkpoints"));
   RunFolder folder(path("run"));
 }
@@ -139,8 +140,9 @@ TEST_F(RunFolderTest, KnowsOfCheckpointsThatAreGone) {
   EXPECT_EQ(folder.last_saved_step(), -1);
   write_bytes(folder.path("metrics.jsonl"), "{\"step\": 1}\nno JSON\n");
   EXPECT_EQ(folder.last_saved_step(), -1);
-  write_bytes(folder.path("metrics.jsonl"),
-              "{\"step\": 11, \"checkpoint/step\": 10}\n{\"step\": 21, \"checkpoint/step\": 20}\n{\"step\": 22}\n{\"st");
+  write_bytes(
+      folder.path("metrics.jsonl"),
+      "{\"step\": 11, \"checkpoint/step\": 10}\n{\"step\": 21, \"checkpoint/step\": 20}\n{\"step\": 22}\n{\"st");
   EXPECT_EQ(folder.last_saved_step(), 20);
 }
 

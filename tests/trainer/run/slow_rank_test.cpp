@@ -30,7 +30,8 @@ TEST(SlowRankRule, NamesTheRankOnceUntilItRecovers) {
   EXPECT_EQ(after_steps(rule, third, 30), "") << "for a moment";
   EXPECT_EQ(after_steps(rule, well, 30), "");
   EXPECT_EQ(after_steps(rule, third, 30), "");
-  expect_contains(after_steps(rule, third, 30), "rank 2 takes 22 ms of its own a step, the median of all ranks is 11 ms");
+  expect_contains(after_steps(rule, third, 30),
+                  "rank 2 takes 22 ms of its own a step, the median of all ranks is 11 ms");
   EXPECT_EQ(after_steps(rule, third, 30), "");
   EXPECT_EQ(after_steps(rule, first, 30), "");
   expect_contains(after_steps(rule, first, 30), "rank 0 takes 25 ms");

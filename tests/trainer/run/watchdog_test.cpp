@@ -73,7 +73,8 @@ TEST(Verdict, TheFileIsNamedThatARankWaitsFor) {
   waits.slow_read = "/a/b.h5, read 4096 bytes at byte 512";
   waits.slow_read_ms = 9000;
   expect_contains(verdict({waiting(0), waits}, kTimeout),
-                  " does nothing for 10 s: phase data, step 7, after all_gather number 99, waits for a disk for 9 s: /a/b.h5, read 4096 bytes at "
+                  " does nothing for 10 s: phase data, step 7, after all_gather number 99, waits for a disk for 9 s: "
+                  "/a/b.h5, read 4096 bytes at "
                   "byte 512; rank 0 waits in all_reduce number 100");
 }
 
@@ -109,14 +110,16 @@ TEST(Verdict, WhoSleepsInsideACollectiveIsNamed) {
                   "sleeps inside a collective for 10 s: phase step, step 7, in all_reduce number 100; rank 1 waits");
 }
 
-// As where a GPU's collectives are only enqueued: the others' hosts look at their devices, outside, and seem to compute.
+// As where a GPU's collectives are only enqueued: the others' hosts look at their devices, outside, and seem to
+// compute.
 TEST(Verdict, WhoSleepsInsideACollectiveIsNamedWhereTheOthersWaitOutside) {
   RankView asleep = waiting(0), ahead = outside(1);
   asleep.call = 96;
   EXPECT_TRUE(verdict({asleep, ahead}, kTimeout).starts_with("rank 1 of ")) << "one that still looks is no sleeper";
   asleep.still_ms = kTimeout;
   expect_contains(verdict({asleep, ahead}, kTimeout), "rank 0 of ");
-  expect_contains(verdict({asleep, ahead}, kTimeout), "sleeps inside a collective for 10 s: phase step, step 7, in all_reduce number 96");
+  expect_contains(verdict({asleep, ahead}, kTimeout),
+                  "sleeps inside a collective for 10 s: phase step, step 7, in all_reduce number 96");
   asleep.call = ahead.call;  // it has come as far: the other one does not let it go on
   EXPECT_TRUE(verdict({asleep, ahead}, kTimeout).starts_with("rank 1 of "));
 }
@@ -131,7 +134,9 @@ TEST(Verdict, WhoIsBehindAndWaitsForAnotherHostIsNotBlamed) {
   here.calls = {gather(kOfThisHost, 40), gather(5, 59), gather(kOfThisHost, 41)};
   const std::string text = verdict({here, across}, kTimeout);
   expect_contains(text, "rank 1 of ");
-  expect_contains(text, "waits for others for 10 s: a rank of another host, or the network between hosts, is at a stand: phase step, step 7, in ");
+  expect_contains(text,
+                  "waits for others for 10 s: a rank of another host, or the network between hosts, is at a stand: "
+                  "phase step, step 7, in ");
   expect_contains(text, "number 99; rank 0 waits in ");
   here.calls.push_back(gather(kWithOtherHost, 60));  // then its ranks are all here
   expect_contains(verdict({here, across}, kTimeout), "rank 1 of ");
@@ -168,7 +173,9 @@ TEST(Verdict, RanksThatCallOtherCollectivesAreNamedAtOnce) {
   EXPECT_EQ(verdict({a, b, c}, kTimeout), "");
   c.calls[3] = {7, 98, Collective::kBarrier, 3};
   const std::string text = verdict({a, b, c}, kTimeout);
-  expect_contains(text, "call different collectives: number 98 of their group is all_gather of 3 ranks on rank 0 and barrier of 3 ranks on rank 2");
+  expect_contains(text,
+                  "call different collectives: number 98 of their group is all_gather of 3 ranks on rank 0 and barrier "
+                  "of 3 ranks on rank 2");
   expect_contains(text, ": phase step, step 7");
   c.calls[3] = {7, 98, Collective::kAllGather, 2};
   expect_contains(verdict({a, b, c}, kTimeout), "all_gather of 2 ranks on rank 2");
