@@ -2,11 +2,11 @@
 // environment says
 //   BRAID_CALLS="rank=1,on=change,nth=17,times=1,do=kill"
 // which rank of the launcher; which calls of it that have to do with checkpoints (where=TEXT: with paths that hold it):
-// `change` creates, reserves, writes, flushes, renames and removes, `read` opens and reads; at which of them, and how
-// many from there on; `kill`, `wait=SECONDS`, or the number of an error (28: no space). on=memory,nth=N: the Nth
-// request of at least 4 KiB of host memory (least=BYTES) finds none left; with frames=N requests count that come from
-// where none came from before: another chain of the N innermost functions of the program itself; on=delay: delays of no
-// time, as BRAID_FAULT's do=delay=0 makes them at its sites.
+// `change` creates, reserves, writes, flushes, renames and removes, `read` opens and reads; at which of them, and how many
+// from there on; `kill`, `wait=SECONDS`, or the number of an error (28: no space). on=memory,nth=N: the Nth request of at
+// least 4 KiB (least=BYTES) of host memory, by the program or the C++ library, finds none left; with frames=N requests count
+// that come from where none came from before: another chain of the N innermost functions of the program itself; on=delay:
+// delays of no time, as BRAID_FAULT's do=delay=0 makes them at its sites.
 // mark=PATH: this file is made when there was such a call, and with nth=0 in the end, with the number of calls.
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -109,22 +109,28 @@ struct AtTheEnd {
 
 struct Range {
   uintptr_t begin = 0, end = 0;
-};
 
-// Where the program itself is, without its libraries: it is named first.
-Range range_of_program() {
-  Range range;
+  bool holds(uintptr_t address) const { return begin <= address && address < end; }
+};
+Range program, standard_library;  // where their code is; known when main begins
+
+// Of the program or the library that holds an address.
+Range range_around(const void* address) {
+  struct {
+    uintptr_t address;
+    Range range;
+  } sought{reinterpret_cast<uintptr_t>(address), {}};
   dl_iterate_phdr(
-      [](dl_phdr_info* object, size_t, void* range) {
-        auto& program = *static_cast<Range*>(range);
-        program.begin = object->dlpi_addr;
+      [](dl_phdr_info* object, size_t, void* data) {
+        auto& [address, range] = *static_cast<decltype(sought)*>(data);
+        range = {object->dlpi_addr, object->dlpi_addr};
         for (int i = 0; i < object->dlpi_phnum; ++i)
           if (const auto& part = object->dlpi_phdr[i]; part.p_type == PT_LOAD)
-            program.end = std::max(program.end, object->dlpi_addr + part.p_vaddr + part.p_memsz);
-        return 1;
+            range.end = std::max(range.end, object->dlpi_addr + part.p_vaddr + part.p_memsz);
+        return range.holds(address) ? 1 : 0;
       },
-      &range);
-  return range;
+      &sought);
+  return sought.range;
 }
 
 // Return addresses of the functions that are under way, the innermost first.
@@ -133,8 +139,7 @@ struct Frames {
   uint64_t hash = 14695981039346656037u;
 
   void add(uintptr_t address) {
-    static const Range program = range_of_program();
-    if (address < program.begin || address >= program.end) return;
+    if (!program.holds(address)) return;
     hash = (hash ^ address) * 1099511628211u;
     --left;
   }
@@ -164,6 +169,8 @@ std::atomic<bool> main_has_begun{false};  // before it, while libraries make the
 int (*main_of_program)(int, char**, char**);
 
 int begin_main(int argc, char** argv, char** environment) {
+  program = range_around(reinterpret_cast<const void*>(main_of_program));
+  standard_library = range_around(reinterpret_cast<const void*>(&std::get_new_handler));
   main_has_begun = true;
   return main_of_program(argc, argv, environment);
 }
@@ -285,14 +292,13 @@ void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
   return next<void* (*)(size_t, size_t)>("aligned_alloc")(alignment, bytes);
 }
 
-}  // extern "C"
-
-// What the C++ library's throwing forms all come to.
-void* operator new(size_t bytes) {
-  void* block = has_no_memory(bytes) ? nullptr : std::malloc(bytes);
-  if (!block) {
-    if (const std::new_handler handler = std::get_new_handler()) handler();
-    throw std::bad_alloc();
-  }
-  return block;
+// Operator new ends here, wherever it is itself: a C++ library that is linked statically has one that nothing can replace.
+// What other libraries ask for in C is theirs.
+void* __libc_malloc(size_t bytes);
+void* malloc(size_t bytes) noexcept {
+  const auto caller = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
+  if ((program.holds(caller) || standard_library.holds(caller)) && has_no_memory(bytes)) return errno = ENOMEM, nullptr;
+  return __libc_malloc(bytes);
 }
+
+}  // extern "C"
