@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/ordered_sum.h"
 #include "kernels/cpu/vector_math.h"
 #include "kernels/matmul.h"
 
@@ -15,9 +16,20 @@ namespace {
 // a chunk stops growing where it would leave the caches for nothing.
 constexpr int64_t kLogitsBytes = int64_t{32} << 20, kMinTokens = 64, kMaxTokens = 1024;
 
-constexpr int64_t kSumBlock = 1024;
-
 enum class Gradient { kNo, kYes };
+
+// The sum of exp(logit - highest), which the logits become if their gradient is wanted.
+template <Gradient kGradient, class T>
+T exp_sum(T* logits, int64_t n, T highest) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t v = 0; v < n; ++v) {
+    const T e = fast_exp(logits[v] - highest);
+    if constexpr (kGradient == Gradient::kYes) logits[v] = e;
+    sum += e;
+  }
+  return sum;
+}
 
 // Loss of one token. Its logits become the gradient of scale * loss, if wanted.
 template <Gradient kGradient, class T>
@@ -26,18 +38,8 @@ double token_loss(T* logits, int64_t V, int64_t target, T scale) {
 #pragma omp simd reduction(max : highest)
   for (int64_t v = 0; v < V; ++v) highest = std::max(highest, logits[v]);
   const double target_logit = logits[target];
-  double sum = 0;  // of block sums: a vocabulary is too long for one sum in fp32
-  for (int64_t begin = 0; begin < V; begin += kSumBlock) {
-    const int64_t end = std::min(V, begin + kSumBlock);
-    T block_sum = 0;
-#pragma omp simd reduction(+ : block_sum)
-    for (int64_t v = begin; v < end; ++v) {
-      const T e = fast_exp(logits[v] - highest);
-      if constexpr (kGradient == Gradient::kYes) logits[v] = e;
-      block_sum += e;
-    }
-    sum += block_sum;
-  }
+  const double sum = sum_in_blocks(
+      V, [=](int64_t begin, int64_t end) { return exp_sum<kGradient>(logits + begin, end - begin, highest); });
   if constexpr (kGradient == Gradient::kYes) {
     const T factor = static_cast<T>(scale / sum);
 #pragma omp simd

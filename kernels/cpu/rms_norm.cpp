@@ -9,24 +9,38 @@ namespace {
 
 constexpr int64_t kTileRows = 64;
 
+// Functions of their own: GCC 12 turns simd loops over pointers that a lambda captured into gathers.
+template <class T>
+T squares(const T* x, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < n; ++c) sum += x[c] * x[c];
+  return sum;
+}
+template <class T>
+T scaled_dot(const T* d_y, const T* x, const T* weight, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < n; ++c) sum += d_y[c] * (1 + weight[c]) * x[c];
+  return sum;
+}
+
 template <class T>
 T normalize_row(T* y, const T* x, const T* weight, int64_t C, double eps) {
-  T sum_sq = 0;
-#pragma omp simd reduction(+ : sum_sq)
-  for (int64_t c = 0; c < C; ++c) sum_sq += x[c] * x[c];
+  const T sum_sq =
+      static_cast<T>(sum_in_blocks(C, [=](int64_t begin, int64_t end) { return squares(x + begin, end - begin); }));
   const T r = T(1) / std::sqrt(sum_sq / T(C) + T(eps));
 #pragma omp simd
   for (int64_t c = 0; c < C; ++c) y[c] = x[c] * r * (1 + weight[c]);
   return r;
 }
 
-// Gradient of one row: d_x [+]=, d_weight +=. A function of its own because GCC 12 turns simd loops over pointers that
-// a lambda captured into gathers.
+// Gradient of one row: d_x [+]=, d_weight +=.
 template <class T, bool kAddToInput>
 void row_backward(T* d_x, T* d_weight, const T* d_y, const T* x, const T* weight, T rstd, int64_t C) {
-  T dot = 0;
-#pragma omp simd reduction(+ : dot)
-  for (int64_t c = 0; c < C; ++c) dot += d_y[c] * (1 + weight[c]) * x[c];
+  const T dot = static_cast<T>(sum_in_blocks(C, [=](int64_t begin, int64_t end) {
+    return scaled_dot(d_y + begin, x + begin, weight + begin, end - begin);
+  }));
   const T along_x = rstd * rstd * rstd * dot / T(C);
 #pragma omp simd
   for (int64_t c = 0; c < C; ++c) {
