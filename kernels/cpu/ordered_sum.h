@@ -26,8 +26,8 @@ void sum_rows_in_order(Context& ctx, T* total, int64_t width, int64_t num_rows, 
     for (int64_t c = 0; c < width; ++c) total[c] += partial[tile * width + c];
 }
 
-// A sum over [0, n) of fp32 terms: of blocks in fp32, which are added in fp64. The error of one long sum in fp32 would be
-// that of as many chains of additions as the compiler makes, and it need not make more than one.
+// A sum over [0, n) of fp32 terms: of blocks in fp32, which are added in fp64. The error of one long sum in fp32 would
+// be that of as many chains of additions as the compiler makes, and it need not make more than one.
 //   sum_block(begin, end): the sum over [begin, end)
 template <class SumBlock>
 double sum_in_blocks(int64_t n, SumBlock&& sum_block) {

@@ -38,9 +38,8 @@ T normalize_row(T* y, const T* x, const T* weight, int64_t C, double eps) {
 // Gradient of one row: d_x [+]=, d_weight +=.
 template <class T, bool kAddToInput>
 void row_backward(T* d_x, T* d_weight, const T* d_y, const T* x, const T* weight, T rstd, int64_t C) {
-  const T dot = static_cast<T>(sum_in_blocks(C, [=](int64_t begin, int64_t end) {
-    return scaled_dot(d_y + begin, x + begin, weight + begin, end - begin);
-  }));
+  const T dot = static_cast<T>(sum_in_blocks(
+      C, [=](int64_t begin, int64_t end) { return scaled_dot(d_y + begin, x + begin, weight + begin, end - begin); }));
   const T along_x = rstd * rstd * rstd * dot / T(C);
 #pragma omp simd
   for (int64_t c = 0; c < C; ++c) {

@@ -2,11 +2,11 @@
 // environment says
 //   BRAID_CALLS="rank=1,on=change,nth=17,times=1,do=kill"
 // which rank of the launcher; which calls of it that have to do with checkpoints (where=TEXT: with paths that hold it):
-// `change` creates, reserves, writes, flushes, renames and removes, `read` opens and reads; at which of them, and how many
-// from there on; `kill`, `wait=SECONDS`, or the number of an error (28: no space). on=memory,nth=N: the Nth request of at
-// least 4 KiB (least=BYTES) of host memory, by the program or the C++ library, finds none left; with frames=N requests count
-// that come from where none came from before: another chain of the N innermost functions of the program itself; on=delay:
-// delays of no time, as BRAID_FAULT's do=delay=0 makes them at its sites.
+// `change` creates, reserves, writes, flushes, renames and removes, `read` opens and reads; at which of them, and how
+// many from there on; `kill`, `wait=SECONDS`, or the number of an error (28: no space). on=memory,nth=N: the Nth
+// request of at least 4 KiB (least=BYTES) of host memory, by the program or the C++ library, finds none left; with
+// frames=N requests count that come from where none came from before: another chain of the N innermost functions of the
+// program itself; on=delay: delays of no time, as BRAID_FAULT's do=delay=0 makes them at its sites.
 // mark=PATH: this file is made when there was such a call, and with nth=0 in the end, with the number of calls.
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -292,8 +292,8 @@ void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
   return next<void* (*)(size_t, size_t)>("aligned_alloc")(alignment, bytes);
 }
 
-// Operator new ends here, wherever it is itself: a C++ library that is linked statically has one that nothing can replace.
-// What other libraries ask for in C is theirs.
+// Operator new ends here, wherever it is itself: a C++ library that is linked statically has one that nothing can
+// replace. What other libraries ask for in C is theirs.
 void* __libc_malloc(size_t bytes);
 void* malloc(size_t bytes) noexcept {
   const auto caller = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
