@@ -620,6 +620,8 @@ class TrainingRun {
         continue;
       }
       say(concat("saved ", report.path, ": ", describe_save(report)));
+      if (!report.not_removed.empty())
+        say("WARNING: older checkpoints could not be removed, and stay for now: " + report.not_removed);
       saved_.push_back(report.step);
       save_seconds_ = (report.stall_ms + report.write_ms) / 1e3;
       if (front_) front_->write_line(save_line(step_, report));

@@ -130,7 +130,8 @@ void CheckpointSaver::advance() {
   try {
     results = all_or_none(ctx_, world_, [this] { return work_.get(); });
   } catch (const Error& e) {
-    return fail(e);
+    if (stage_ != Stage::kPruning) return fail(e);
+    report_.not_removed = e.what();
   }
   switch (stage_) {
     case Stage::kPreparing:

@@ -24,6 +24,7 @@ struct SaveReport {
   double write_ms = 0;              // until the slowest rank's were on its disk
   double read_back_ms = 0;          // and until it had read them again
   double stall_ms = 0;              // that the training of this rank waited for the save
+  std::string not_removed;          // why older checkpoints stay that were to go; empty: none do
 };
 
 // Saves a run's checkpoints while it goes on. start() copies what is to be saved into memory of its own; a thread of
@@ -31,7 +32,8 @@ struct SaveReport {
 // checkpoints. In the foreground there is neither copy nor thread. Threads never communicate: poll(), which every rank
 // calls after every step, goes on to the next stage once all ranks are through with the last. One save is under way at
 // a time. A save that fails leaves nothing, is reported, and the next one is tried as if nothing had been; after three
-// in a row, or one if so told, the error is thrown, on every rank.
+// in a row, or one if so told, the error is thrown, on every rank. One that was read back has not failed, whatever
+// becomes of those that were to be removed for it.
 class CheckpointSaver {
  public:
   static constexpr int kMostFailures = 3;

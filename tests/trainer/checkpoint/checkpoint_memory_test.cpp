@@ -13,6 +13,7 @@
 #include "tests/trainer/checkpoint/faulty_system.h"  // whose fsync takes no time
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
+#include "trainer/checkpoint/checkpoint_saver.h"
 #include "trainer/checkpoint/resume.h"
 
 namespace {
@@ -44,16 +45,21 @@ class CheckpointMemoryTest : public FolderTest {
   std::unique_ptr<Communicator> world_ = make_local_communicator();
 
   // Two tensors full of `value`.
-  void save(int64_t step, double value) {
+  std::vector<CheckpointSlice> slices(double value) const {
     Tensor small = zeros_f64({3}), large = zeros_f64({1000});
     for (int64_t i = 0; i < 3; ++i) small.data<double>()[i] = value;
     for (int64_t i = 0; i < large.numel(); ++i) large.data<double>()[i] = value;
+    return {{"small", {3}, 0, 3, small}, {"large", {1000}, 0, 1000, large}};
+  }
+  static CheckpointInfo info(int64_t step) {
     CheckpointInfo info;
     info.step = step;
     info.config_yaml = std::string(2000, 'c');
     info.batch_sizes = {{0, 8}};
-    save_checkpoint(ctx_, *world_, path("checkpoints"), info,
-                    {{"small", {3}, 0, 3, small}, {"large", {1000}, 0, 1000, large}});
+    return info;
+  }
+  void save(int64_t step, double value) {
+    save_checkpoint(ctx_, *world_, path("checkpoints"), info(step), slices(value));
   }
   // What a resume finds: step, and value, 0 where its tensors disagree.
   struct Found {
@@ -146,6 +152,28 @@ TEST_F(CheckpointMemoryTest, AResumeWithoutMemoryAnywhereTakesTheNewestOrNone) {
   }
   EXPECT_GT(refused(), 300);
   std::printf("%lld requests found no memory\n", static_cast<long long>(refused()));
+}
+
+// The older one goes for a newer one that was read back, or stays: never both.
+TEST_F(CheckpointMemoryTest, ASaverWithoutMemoryAnywhereLeavesTheOldOneOrTheNew) {
+  for (int64_t nth = 1;; ++nth) {
+    save(1, 1);
+    const std::vector<CheckpointSlice> newer = slices(2);
+    const End end = without_memory_for(nth, [&] {
+      CheckpointSaver saver(ctx_, *world_, {.folder = path("checkpoints"), .keep = 1, .in_background = false}, newer);
+      saver.start(info(2), newer);
+      const SaveReport report = saver.take_reports().at(0);
+      return report.path.empty() == !report.problem.empty();
+    });
+    const Found found = resume();
+    EXPECT_EQ(found.value, static_cast<double>(found.step)) << nth;
+    EXPECT_EQ(found.notes, 0u) << nth;
+    EXPECT_TRUE(end != End::kNeededFewer || (found.step == 2 && list_checkpoints(path("checkpoints")).size() == 1));
+    fs::remove_all(path("checkpoints"));
+    if (end == End::kNeededFewer || HasFailure()) break;
+  }
+  EXPECT_GT(refused() + counts_[End::kWentOn], 300);
+  std::printf("%lld requests found no memory\n", static_cast<long long>(refused() + counts_[End::kWentOn]));
 }
 
 TEST_F(CheckpointMemoryTest, PruningWithoutMemoryAnywhereLeavesWholeCheckpoints) {
