@@ -24,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from peers.settings import adamw_settings, transformers_keys
+
 ROOT = Path(__file__).resolve().parent.parent
 WARMUP_STEPS = 2
 PILOT_STEPS = 2
@@ -88,14 +90,6 @@ class Braid:
         return [line["perf/tokens_per_s"] for line in steps if line["step"] > WARMUP_STEPS]
 
 
-def layer_types(model):
-    interval = model["full_attention_interval"]
-    return model["layer_types"] or [
-        "full_attention" if (layer + 1) % interval == 0 else "linear_attention"
-        for layer in range(model["num_hidden_layers"])
-    ]
-
-
 class Peer:
     """transformers' Qwen3NextForCausalLM with torch.optim.AdamW, a fresh model for every repeat."""
 
@@ -106,10 +100,7 @@ class Peer:
         import torch
         from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
-        keys = dict(self.config["model"])
-        keys.pop("full_attention_interval")
-        keys["layer_types"] = layer_types(self.config["model"])
-        model_config = Qwen3NextConfig(**keys, use_cache=False)
+        model_config = Qwen3NextConfig(**transformers_keys(self.config["model"]))
         model_config._attn_implementation = self.implementations["attention"]
         if "experts" in self.implementations:
             model_config._experts_implementation = self.implementations["experts"]
@@ -122,14 +113,7 @@ class Peer:
         train, optimizer = self.config["train"], self.config["optimizer"]
         rows, length, micro = train["global_batch_size"], train["seq_length"], train["micro_batch_size"]
         model = self.make_model()
-        adamw = torch.optim.AdamW(
-            model.parameters(),
-            lr=optimizer["lr"],
-            betas=(optimizer["beta1"], optimizer["beta2"]),
-            eps=optimizer["eps"],
-            weight_decay=optimizer["weight_decay"],
-            fused=True,  # PyTorch's fastest on a CPU
-        )
+        adamw = torch.optim.AdamW(model.parameters(), **adamw_settings(optimizer))
         speeds = []
         for step in range(WARMUP_STEPS + steps):
             begin = step * rows * length % (len(self.tokens) - rows * length)

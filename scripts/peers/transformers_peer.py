@@ -1,6 +1,7 @@
 """A training step of transformers' Qwen3NextForCausalLM with FLA's or FlashQLA's kernels, in bf16."""
 
 import torch
+from settings import adamw_settings, transformers_keys
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 from transformers.models.qwen3_next import modeling_qwen3_next
@@ -38,13 +39,7 @@ def put_kernels_in(flashqla, speed_only):
 def make_step(name, config, speed_only):
     """The model and what trains it on a batch and returns the loss."""
     put_kernels_in(name == "transformers-flashqla", speed_only)
-    keys = dict(config["model"])
-    interval = keys.pop("full_attention_interval")
-    keys["layer_types"] = keys["layer_types"] or [
-        "full_attention" if (layer + 1) % interval == 0 else "linear_attention"
-        for layer in range(keys["num_hidden_layers"])
-    ]
-    model_config = Qwen3NextConfig(**keys, use_cache=False)
+    model_config = Qwen3NextConfig(**transformers_keys(config["model"]))
     model_config._attn_implementation = "sdpa"
     model_config._experts_implementation = "grouped_mm"
     torch.manual_seed(1)
@@ -52,14 +47,7 @@ def make_step(name, config, speed_only):
     with torch.device("cuda"):
         model = Qwen3NextForCausalLM(model_config).train()
     optimizer = config["optimizer"]
-    adamw = torch.optim.AdamW(
-        model.parameters(),
-        lr=optimizer["lr"],
-        betas=(optimizer["beta1"], optimizer["beta2"]),
-        eps=optimizer["eps"],
-        weight_decay=optimizer["weight_decay"],
-        fused=True,
-    )
+    adamw = torch.optim.AdamW(model.parameters(), **adamw_settings(optimizer))
 
     def train_step(ids):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
