@@ -6,8 +6,8 @@ namespace braid {
 
 namespace simd = std::experimental;
 
-// What is behind the slot moves to the front by one. All slots are written, as nobody can predict where the first one
-// is.
+// What is behind the slot moves to the front by one. All slots are written, as
+// nobody can predict where the first one is.
 void RowWindow::remove(Slots& slots, int slot) {
   for (int begin = 0; begin < kOpenRows; begin += kLanes) {
     Lanes lanes(&slots[begin], kAligned);

@@ -9,8 +9,8 @@ namespace braid {
 // rank: of the launcher, all if left out; nth: the nth time that the rank comes by, 1 if left out; every=yes: from then
 // on each time. do: kill | stop | segv | exit=N | hang | delay=SECONDS | oom   happen there;   nan | inf | flip |
 // errno=N | abort   are for the caller. Sites: init, data, step.begin, loss, optim, eval, save, load, end,
-// comm.all_reduce and so on for every collective; nccl.all_reduce for those of GPUs, which abort makes fail
-// (ncclCommAbort).
+// comm.all_reduce and so on for every collective; nccl.all_reduce for those of
+// GPUs, which abort makes fail (ncclCommAbort).
 enum class FaultKind { kNone, kNan, kInf, kFlip, kErrno, kAbort };
 struct Fault {
   FaultKind kind = FaultKind::kNone;

@@ -44,8 +44,8 @@ MpiSession::MpiSession(int& argc, char**& argv) : exceptions_at_start_(std::unca
   check_mpi(MPI_Initialized(&initialized), "start of MPI");
   check<EnvironmentError>(!initialized, "MPI was already started; a process has one MpiSession in its life");
   // A rank that waits for another one gives its core to whoever can use it (by sched_yield, below), unless the user
-  // says otherwise: Open MPI does so by itself only where it counts more ranks than cores, threads and other programs
-  // not counted.
+  // says otherwise: Open MPI does so by itself only where it counts more ranks than
+  // cores, threads and other programs not counted.
   setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
   int threads = 0;
   check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &threads), "start of MPI");

@@ -22,9 +22,8 @@ struct ParallelConfig {
     key("max_rows_factor", max_rows_factor,
         "expert rows that a rank holds at a time, as a multiple of the mean; more take rounds; 0 = all there can be");
     key("micro_batches_in_flight", micro_batches_in_flight,
-        "micro-batches computed side by side, 1 or 2: with two, one computes while the other's rows travel between "
-        "ranks; "
-        "takes the activations of both, changes no bit");
+        "micro-batches computed side by side, 1 or 2: with two, one computes while the other's rows travel "
+        "between ranks; takes the activations of both, changes no bit");
     key("bucket_elements", bucket_elements,
         "gradients are reduced in parts of at least so many elements, while backward goes on; 0 = all at once");
   }

@@ -12,8 +12,8 @@ namespace braid {
 
 // By running a step, and an evaluation, in a context that counts only: no memory is taken and nothing is computed.
 // where: the device, or a counter for one. Counted is what takes most: documents of a whole row and, for what an
-// operator keeps per document or chunk, of one token, and as many expert rows as may arrive. `mesh` may be a planned
-// one.
+// operator keeps per document or chunk, of one token, and as many expert rows as
+// may arrive. `mesh` may be a planned one.
 // Errors: ConfigError for a model whose sizes an operator refuses.
 MemoryEstimate count_memory(const RunConfig& config, const ProcessMesh& mesh, const Context& where);
 

@@ -404,8 +404,8 @@ class TrainingRun {
                              ": no checkpoint to resume from; --resume=auto starts where there is none");
       const int64_t saved = front_->folder().last_saved_step();
       check<CheckpointError>(saved < 0, checkpoint_folder(),
-                             ": no checkpoint is here, though metrics.jsonl tells of one "
-                             "of step ",
+                             ": no checkpoint is here, though metrics.jsonl tells of "
+                             "one of step ",
                              saved,
                              ": it was moved or removed, or its disk is not there; bring it back, or "
                              "start in another run.dir");

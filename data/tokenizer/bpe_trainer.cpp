@@ -38,8 +38,8 @@ struct Candidate {
   }
 };
 
-// Merges a pair wherever it stands in a word, left to right; change(pair, +1 or -1) for every neighbourhood made or
-// ended.
+// Merges a pair wherever it stands in a word, left to right; change(pair, +1 or
+// -1) for every neighbourhood made or ended.
 template <class Change>
 void merge(std::vector<uint32_t>& ids, Pair pair, uint32_t merged, Change&& change) {
   for (size_t i = 0; i + 1 < ids.size(); ++i) {

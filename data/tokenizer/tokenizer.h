@@ -53,8 +53,8 @@ class ByteTokenizer final : public Tokenizer {
 };
 
 // "bytes", or a path to a tokenizer.json (data/tokenizer/bpe_tokenizer.h). `end_of_document` names the token that ends
-// a document, "#7" by its id; empty: the usual names are tried.   Errors: DataError naming the file and what is wrong
-// with it.
+// a document, "#7" by its id; empty: the usual names are tried.   Errors: DataError
+// naming the file and what is wrong with it.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name, const std::string& end_of_document = "");
 
 }  // namespace braid

@@ -58,8 +58,8 @@ std::vector<Role> make_roles() {
     int last_class = 0;
     const auto n = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, 8, UTF8PROC_DECOMPOSE, &last_class);
     if (n <= 1 && static_cast<uint32_t>(parts[0]) == c) continue;
-    // The last part of a decomposition may join what stands in front of it, and the whole may be one that form C takes
-    // apart.
+    // The last part of a decomposition may join what stands in front of it, and the
+    // whole may be one that form C takes apart.
     for (utf8proc_ssize_t i = 1; i < n; ++i) roles[parts[i]] = Role::kChanges;
     utf8proc_int32_t composed[8];
     std::copy_n(parts, n, composed);

@@ -8,8 +8,8 @@ namespace braid {
 
 // A file that is written once, front to back, and appears under its name whole or not at all: until finish() it is
 // <path>.part, which the destructor removes.   Errors: IoError naming the file. After one the file is given up: an
-// fsync that failed may succeed the next time although data is lost. A link of this name is replaced, what is no file
-// refused.
+// fsync that failed may succeed the next time although data is lost. A link of this
+// name is replaced, what is no file refused.
 class DurableFile {
  public:
   // Reserves the space at once, so that a full disk shows before anything is written.

@@ -7,8 +7,8 @@
 namespace braid {
 
 // A file that is being opened or read, for as long as it lives: when a disk or the network does not answer, another
-// thread can say what this process waits for. `what` and `path` must outlive it.   Any number at a time, of any
-// threads.
+// thread can say what this process waits for. `what` and `path` must outlive
+// it.   Any number at a time, of any threads.
 class FileRead {
  public:
   FileRead(const char* what, const std::string& path, int64_t bytes = 0, int64_t position = 0);

@@ -5,8 +5,8 @@
 #include <atomic>
 
 // cuBLASLt, loaded by the first product on a GPU. Linked, its half gigabyte costs every start of every program 80 ms of
-// a core, also of those that never see a GPU. Calls read as with <cublasLt.h> alone: inside braid::cuda the names are
-// these.
+// a core, also of those that never see a GPU. Calls read as with <cublasLt.h>
+// alone: inside braid::cuda the names are these.
 namespace braid::cuda {
 
 // Errors: EnvironmentError if there is no such library, or no such function in it.

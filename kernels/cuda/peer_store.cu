@@ -7,8 +7,8 @@ namespace {
 
 constexpr int kThreads = 1024;
 
-// One block per peer. Stores to a peer are not waited for, so one multiprocessor fills its link: 1.3 MB take some 20
-// us.
+// One block per peer. Stores to a peer are not waited for, so one
+// multiprocessor fills its link: 1.3 MB take some 20 us.
 __global__ void __launch_bounds__(kThreads) store_kernel(const PeerStores stores, int64_t vectors, uint64_t number) {
   const PeerStores::Store& s = stores.store[blockIdx.x];
   const auto* from = static_cast<const uint4*>(s.from);

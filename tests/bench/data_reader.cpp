@@ -37,8 +37,7 @@ constexpr const char* kUsage =
     "memory (of a dataset\n"
     "                                                     with tokens)\n"
     "bench_data_reader wait DIR ROW_TOKENS STEPS RATE     takes such batches, read ahead, at so many tokens a second: "
-    "how long it "
-    "waits for them\n";
+    "how long it waits for them\n";
 
 double cpu_seconds() {
   rusage usage;

@@ -21,8 +21,8 @@ using namespace braid::testing;
 
 namespace fs = std::filesystem;
 
-// First fit over the 64 rows that are open, the fullest of them closed where one more is needed; whole rows stand
-// alone.
+// First fit over the 64 rows that are open, the fullest of them closed where
+// one more is needed; whole rows stand alone.
 std::vector<int64_t> reference_rows(const std::vector<int64_t>& sizes, int64_t row_tokens) {
   struct Row {
     int64_t row, free;

@@ -116,8 +116,8 @@ class CheckpointReader : public WeightSource {
   // From "weights/<name>", stored in any floating-point dtype.
   void read_weights(const Parameter& parameter, int64_t begin, int64_t end, Tensor out) const override;
   std::optional<Shape> stored_shape(const Parameter& parameter) const override;
-  // Puts together what the ranks that opened it together have digested of each block. Throws on all of them if a block
-  // is damaged.
+  // Puts together what the ranks that opened it together have digested of each block.
+  // Throws on all of them if a block is damaged.
   void settle(Context& ctx, Communicator& world) const override;
 
   // Every byte of every file, in the order of the files: body(tensor, begin, block) for elements [begin, begin + n) of

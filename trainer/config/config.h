@@ -58,9 +58,8 @@ struct RunSection {
         "steps after which the copies of all weights are compared bit for bit over the ranks; 0 = never");
     key("rewind_steps", rewind_steps,
         "after a spike that comes out again when the step is computed again, or the third step in a row that is not "
-        "finite, the run goes back to the newest checkpoint at least so many steps before it and leaves out the "
-        "samples "
-        "used since; 0 = never");
+        "finite, the run goes back to the newest checkpoint at least so many steps before it and leaves out "
+        "the samples used since; 0 = never");
   }
 };
 
@@ -169,9 +168,8 @@ struct MemorySection {
         "optimizer: moments and the low bits of masters lie in the host's memory and pass through the GPU in every "
         "step, beside the forward of the next one, with the same bits; nothing changes on a CPU. Needs kind adamw");
     key("offload_share", offload_share,
-        "at least so much of what offload names lies in the host's memory, more than 0 and at most 1; the rest, that "
-        "of "
-        "the first layers, stays on the GPU and is not copied");
+        "at least so much of what offload names lies in the host's memory, more than 0 and at most 1; the rest, "
+        "that of the first layers, stays on the GPU and is not copied");
   }
 };
 

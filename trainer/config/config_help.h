@@ -10,8 +10,8 @@ namespace braid {
 // Errors: ConfigError with the nearest key, or what another framework's name is called here.
 std::string explain_key(const std::string& key);
 
-// What an unknown key "a.b" is answered with: where it stands, what it is called here, or what it may have been meant
-// for.
+// What an unknown key "a.b" is answered with: where it stands, what it is called
+// here, or what it may have been meant for.
 std::string advice_on_unknown_key(const std::string& dotted);
 
 // JSON schemas (draft 07) of a config and of a study, for editors that complete and check YAML.

@@ -23,8 +23,8 @@ std::vector<StudyRun> expand_study(const StudyConfig& study, const std::string& 
 // `visible`, the value that this process was given (null: none), lists, or its number.
 std::string gpu_of_slot(int64_t slot, int64_t num_gpus, const char* visible);
 
-// What the finished runs of a study say about one variant. By run: in the order of `seeds`, NaN where a run has no such
-// number.
+// What the finished runs of a study say about one variant. By run: in the order of
+// `seeds`, NaN where a run has no such number.
 struct VariantResult {
   std::string variant;
   std::vector<int64_t> seeds;      // of the runs

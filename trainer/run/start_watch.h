@@ -44,8 +44,8 @@ class StandingSiblings {
 // From here on a thread ends this process with kCommunication once another rank of the host has stood still for
 // timeout_s; the lowest rank that does not says which. Nothing for timeout_s 0.
 void begin_start_watch(double timeout_s);
-// This rank goes into the start of MPI, where it may sleep until all others have come. Nothing if there was no
-// beginning.
+// This rank goes into the start of MPI, where it may sleep until all others have
+// come. Nothing if there was no beginning.
 void now_meets();
 // The ranks have met, and a Watchdog sees more. Nothing if there was no beginning.
 void end_start_watch();

@@ -190,8 +190,8 @@ std::string expectation() {
   else return "a mapping";
 }
 
-// A key of the schema, "data.sources[].name", and what its type means for the tests: the schema is walked once, for all
-// of them.
+// A key of the schema, "data.sources[].name", and what its type means for the tests:
+// the schema is walked once, for all of them.
 struct SchemaKey {
   std::string dotted, expectation;
   std::vector<const char*> bad_values;

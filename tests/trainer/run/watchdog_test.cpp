@@ -110,8 +110,8 @@ TEST(Verdict, WhoSleepsInsideACollectiveIsNamed) {
                   "sleeps inside a collective for 10 s: phase step, step 7, in all_reduce number 100; rank 1 waits");
 }
 
-// As where a GPU's collectives are only enqueued: the others' hosts look at their devices, outside, and seem to
-// compute.
+// As where a GPU's collectives are only enqueued: the others' hosts look at
+// their devices, outside, and seem to compute.
 TEST(Verdict, WhoSleepsInsideACollectiveIsNamedWhereTheOthersWaitOutside) {
   RankView asleep = waiting(0), ahead = outside(1);
   asleep.call = 96;
