@@ -58,6 +58,7 @@ def megatron_config(config):
         bias_activation_fusion=True,
         bias_dropout_fusion=True,
         cross_entropy_loss_fusion=True,
+        cross_entropy_fusion_impl="te",  # by default logits are converted to fp32: 23 GiB
         gradient_accumulation_fusion=True,
         bf16=True,
         params_dtype=torch.bfloat16,
