@@ -83,8 +83,14 @@ void Optimizer::update(Context& ctx, const UpdateStep& step) {
   }
   for (size_t i = 0; i < moments_.size(); ++i) {
     update_slice(ctx, i, 0, parameters_.group(i).shard_numel, state(i), step);
-    parameters_.gather_weights(ctx, i);
+    ctx.side().wait_for(ctx);
+    make_whole(ctx.side(), i);
   }
+}
+
+void Optimizer::make_whole(Context& queue, size_t group) {
+  parameters_.gather_weights(queue, group);
+  updated_[group].milestone.set(queue);
 }
 
 void Optimizer::pass_to(Context& ctx, int64_t layer) {
@@ -100,14 +106,12 @@ void Optimizer::pass_to(Context& ctx, int64_t layer) {
     };
     if (i < first_away_) work(*queue, 0, numel, state(i));
     else stream_.pass(numel, state(i), work);
-    parameters_.gather_weights(*queue, i);
-    updated_[i].milestone.set(*queue);
+    make_whole(*queue, i);
   }
   if (next == moments_.size()) passing_.reset();
 }
 
 void Optimizer::wait_for_layer(Context& ctx, int64_t layer) {
-  if (!stream_.has_windows()) return;
   pass_to(ctx, layer + 1);  // the next one's passes beside this one
   const OperatorScope scope(ctx, "wait_for_weights");
   for (const Updated& group : updated_)
@@ -115,10 +119,9 @@ void Optimizer::wait_for_layer(Context& ctx, int64_t layer) {
 }
 
 void Optimizer::wait_for_update(Context& ctx) {
-  if (!stream_.has_windows()) return;
   pass_to(ctx, kBehindAllLayers);
   const OperatorScope scope(ctx, "wait_for_weights");
-  stream_.wait_for_work(ctx);
+  for (const Updated& group : updated_) group.milestone.hold(ctx);
 }
 
 void Optimizer::settle(Context& ctx) {

@@ -22,11 +22,11 @@ class Optimizer {
   // through them.
   void plan_windows(Planner& windows);
 
-  // One update of all parameters; then every rank has the new weights. Where state goes through windows it is enqueued
-  // by the waits below, layer by layer: inputs of the next step then do not stand behind all state on their way to the
-  // device, nor kernels behind its copies in queues that hold a thousand. It runs beside what is given next: that must
-  // wait for the weights of a layer before it reads them, in the order of layers, and for all before it changes
-  // gradients.
+  // One update of all parameters; then every rank has the new weights. It ends beside what is given next (the ranks'
+  // exchange of what they have updated does): that must wait for the weights of a layer before it reads them, in the
+  // order of layers, and for all before it changes gradients. Where state goes through windows all of it is enqueued by
+  // these waits, layer by layer: inputs of the next step then do not stand behind all state on their way to the device,
+  // nor kernels behind its copies in queues that hold a thousand.
   void update(Context& ctx, const UpdateStep& step);
   // What ctx is given from now on comes behind the update of all parameters of a layer (see layer_of), or of all.
   void wait_for_layer(Context& ctx, int64_t layer);
@@ -46,6 +46,8 @@ class Optimizer {
   std::vector<StateTensor> state(size_t group);
   // Enqueues of an update through windows what is left of groups that begin at this layer or before.
   void pass_to(Context& ctx, int64_t layer);
+  // The group's weights, on every rank, behind what the queue was given.
+  void make_whole(Context& queue, size_t group);
   // Elements [begin, end) of the own shard of a group, with their state.
   void update_slice(Context& ctx, size_t group, int64_t begin, int64_t end, const std::vector<StateTensor>& state,
                     const UpdateStep& step);

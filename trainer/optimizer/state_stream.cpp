@@ -64,10 +64,6 @@ void StateStream::pass(int64_t elements, const std::vector<StateTensor>& state, 
   }
 }
 
-void StateStream::wait_for_work(Context& ctx) {
-  if (queues_) ctx.wait_for(queues_->work);
-}
-
 void StateStream::settle() {
   if (queues_) queues_->to_host.synchronize();
 }

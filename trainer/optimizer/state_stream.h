@@ -50,8 +50,6 @@ class StateStream {
   using Work = std::function<void(Context& queue, int64_t begin, int64_t end, const std::vector<StateTensor>& state)>;
   void pass(int64_t elements, const std::vector<StateTensor>& state, const Work& work);
 
-  // What ctx is given from now on comes behind all work so far.
-  void wait_for_work(Context& ctx);
   // Returns when all state is back in host memory.
   void settle();
 

@@ -170,15 +170,17 @@ struct Updated {
   static constexpr int64_t kInPlace = 0;
   Context& ctx;
   ModelConfig model = tiny_model_config();
-  ProcessMesh mesh{make_local_communicator(), 1, model.num_experts};
+  ProcessMesh mesh;
   ShardedParameters parameters;
   Optimizer optimizer;
   ModelParams weights{model, {}}, gradients{model, {}};
   Arena arena, kept, away, windows;
   PinnedMemory pinned;
 
-  Updated(Context& context, const OptimizerConfig& config, DType activation, int64_t slice_elements, double share = 1)
+  Updated(Context& context, const OptimizerConfig& config, DType activation, int64_t slice_elements, double share = 1,
+          std::unique_ptr<Communicator> world = make_local_communicator())
       : ctx(context),
+        mesh(std::move(world), 1, model.num_experts),
         parameters(ParameterLayout(model, {}, mesh, 1000), mesh, activation),
         optimizer(config, parameters, StateStream(slice_elements)) {
     Planner plan, kept_plan, away_plan, windows_plan;
@@ -285,6 +287,69 @@ TEST(Optimizer, AnUpdateThroughWindowsIsEnqueuedByTheWaits) {
   updated.optimizer.settle(ctx);
   EXPECT_EQ(weights_of(first), first_after) << "it runs once";
   EXPECT_EQ(weights_of(last), last_after);
+}
+
+// Ranks whose gathering takes long and leaves zeros.
+class SlowlyGatheredZeros final : public Communicator {
+ public:
+  int rank() const override { return one_->rank(); }
+  int size() const override { return one_->size(); }
+  void all_gather(Context& ctx, Tensor full, const Tensor&) override {
+    Scratch scratch(ctx);
+    const Tensor large = scratch.tensor({int64_t{1} << 24}, DType::kF32);
+    for (int turn = 0; turn < (ctx.on_cuda() ? 200 : 1); ++turn) fill_zero(ctx, large);
+    fill_zero(ctx, full);
+  }
+  void all_reduce(Context& ctx, Tensor in_out, ReduceOp op) override { one_->all_reduce(ctx, in_out, op); }
+  void reduce_scatter(Context& ctx, Tensor shard, const Tensor& full, ReduceOp op) override {
+    one_->reduce_scatter(ctx, shard, full, op);
+  }
+  void all_to_all_rows(Context& ctx, Tensor recv, std::span<const int64_t> recv_rows, const Tensor& send,
+                       std::span<const int64_t> send_rows) override {
+    one_->all_to_all_rows(ctx, recv, recv_rows, send, send_rows);
+  }
+  void broadcast(Context& ctx, Tensor in_out, int root) override { one_->broadcast(ctx, in_out, root); }
+  void barrier(Context& ctx) override { one_->barrier(ctx); }
+  std::unique_ptr<Communicator> split(int) override { return std::make_unique<SlowlyGatheredZeros>(); }
+
+ private:
+  std::unique_ptr<Communicator> one_ = make_local_communicator();
+};
+
+// On a GPU the ranks gather beside what comes behind an update.
+void expect_whole_weights_behind_the_waits(Context& ctx) {
+  Updated updated(ctx, {}, DType::kF32, Updated::kInPlace, 1, std::make_unique<SlowlyGatheredZeros>());
+  const int64_t num_layers = updated.model.num_hidden_layers;
+  const auto is_whole = [&](const FlatGroup& group, size_t i) {
+    std::vector<float> weights(static_cast<size_t>(group.shard_numel));
+    copy(ctx, Tensor::of(weights.data(), {group.shard_numel}), updated.parameters.shard(i).weights);
+    return std::all_of(weights.begin(), weights.end(), [](float weight) { return weight == 0; });
+  };
+  updated.step(1);  // from zeros, too, as loading gathers
+  for (int64_t layer = -1; layer <= num_layers; ++layer) {
+    updated.optimizer.wait_for_layer(ctx, layer);
+    for (size_t i = 0; i < updated.parameters.num_groups(); ++i) {
+      const FlatGroup& group = updated.parameters.group(i);
+      if (group.complete_after == layer) {
+        EXPECT_TRUE(is_whole(group, i)) << group.name;
+      }
+    }
+  }
+  updated.step(2);
+  updated.optimizer.wait_for_update(ctx);
+  for (size_t i = 0; i < updated.parameters.num_groups(); ++i)
+    EXPECT_TRUE(is_whole(updated.parameters.group(i), i)) << updated.parameters.group(i).name;
+}
+
+TEST(Optimizer, WeightsAreWholeBehindTheWaits) {
+  Context ctx = Context::cpu();
+  expect_whole_weights_behind_the_waits(ctx);
+}
+
+TEST(Optimizer, AndSoTheyAreOnAGpu) {
+  if (Context::num_gpus() == 0) GTEST_SKIP() << Context::why_no_gpu();
+  Context ctx = Context::gpu(0);
+  expect_whole_weights_behind_the_waits(ctx);
 }
 
 }  // namespace
