@@ -68,6 +68,7 @@ void ShardedParameters::plan(Planner& weights, Planner& gradients, const StatePl
   layout_.plan_weights(weights, weights_, activation_);
   layout_.plan_gradients(gradients, gradients_, activation_,
                          gradient_dtype_ == GradientDType::kBf16 ? DType::kBF16 : dtype());
+  gradients.add("squares", squares_, {std::ssize(groups_)}, DType::kF64);
   for (size_t i = 0; i < groups_.size(); ++i) {
     Group& g = groups_[i];
     if (stored_dtype(i) != dtype())
@@ -102,6 +103,7 @@ void ShardedParameters::reduce_complete_gradients(Context& ctx, Context& behind,
     Group& g = groups_[i];
     if (g.reduced || g.flat->complete_after < layer) continue;
     reduce_scatter_rounded(ctx.side(), *g.ranks, g.own(gradients_[i]), gradients_[i]);
+    sum_squares(ctx.side(), squares_.rows(int64_t(i), int64_t(i) + 1), g.own(gradients_[i]));
     g.reduced = true;
   }
 }
@@ -116,7 +118,7 @@ double ShardedParameters::global_norm(Context& ctx) {
   Scratch scratch(ctx);
   const int64_t num_groups = static_cast<int64_t>(groups_.size());
   Tensor sums = scratch.tensor({num_groups}, DType::kF64);
-  for (int64_t i = 0; i < num_groups; ++i) sum_squares(ctx, sums.rows(i, i + 1), groups_[i].own(gradients_[i]));
+  copy(ctx, sums, squares_);
   // Every element of either kind lies in exactly one shard of the world.
   world_.all_reduce(ctx, sums, ReduceOp::kSum);
   std::vector<double> squares(groups_.size());

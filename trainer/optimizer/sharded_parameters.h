@@ -32,8 +32,8 @@ class ShardedParameters {
 
   // With `experts` kNo those of the experts stay as they are, for a backward that overwrites them.
   void zero_gradients(Context& ctx, Accumulate experts = Accumulate::kYes);
-  // Sums gradients over the ranks that computed a part of them; each rank keeps its shard. The first call may be left
-  // out; after it, the transfers run beside what ctx is given next.
+  // Sums gradients over the ranks that computed a part of them; each rank keeps its shard, and adds up its squares. The
+  // first call may be left out; after it, all that runs beside what ctx is given next.
   // Those that no layer before this one adds to, when `behind` has made them.
   void reduce_complete_gradients(Context& ctx, Context& behind, int64_t layer);
   void reduce_gradients(Context& ctx);  // all that are left
@@ -105,6 +105,7 @@ class ShardedParameters {
   GradientDType gradient_dtype_;
   std::vector<Group> groups_;
   std::vector<Tensor> weights_, gradients_;  // per group (numel)
+  Tensor squares_;                           // (groups) F64  sums over the own shards of gradients, made as these are
 };
 
 }  // namespace braid
