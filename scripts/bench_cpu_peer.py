@@ -205,7 +205,7 @@ class Comparison:
             else:
                 pilot["tokens_per_s"] = max(pilot["tokens_per_s"] or 0, *answer["speeds"])
         self.best = used(max((p for p in self.pilots if p["tokens_per_s"]), key=lambda p: p["tokens_per_s"]))
-        self.version = run_braid(program, "--version").strip()
+        self.version = run_braid(program, "--version").splitlines()[0]
         self.matched = Braid(program, limits, arguments, config, shard, ["mtp.depth=0", "balance.loss_weight=0"])
         self.shipped = Braid(program, limits, arguments, config, shard, [])
         self.speeds = {"transformers": [], "braid_matched": [], "braid_shipped": []}

@@ -9,6 +9,7 @@
 #include <new>
 #include <thread>
 
+#include "kernels/build_config.h"
 #include "kernels/build_info.h"
 #include "kernels/core/thrown.h"
 #include "parallel/rank_text.h"
@@ -59,6 +60,15 @@ bool reader_is_gone() {
 
 thread_local bool memory_was_refused = false;
 
+// The first line is what scripts take.
+std::string version() {
+  const std::string backends = braid::kWithCuda
+                                   ? braid::concat("with CUDA for architectures ", braid::kCudaArchitectures,
+                                                   braid::kWithCudnn ? " and with cuDNN" : ", without cuDNN")
+                                   : "without CUDA: CPU only";
+  return braid::concat("braid ", braid::kBuildId, '\n', backends);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -74,8 +84,7 @@ int main(int argc, char** argv) {
     std::abort();
   });
   keep_places_of_closed_streams();
-  braid::CommandLine line("Braid: pretraining of Qwen3-Next-style models", "braid",
-                          std::string("braid ") + braid::kBuildId);
+  braid::CommandLine line("Braid: pretraining of Qwen3-Next-style models", "braid", version());
   for (const auto add : braid::kAddCommands) add(line.root());
   braid::Action action;
   try {

@@ -33,6 +33,15 @@ quiet=$("$BRAID" train "$TINY" "run.dir=$WORK/quiet" run.steps=2 checkpoint.inte
 [ "$(wc -l <"$WORK/quiet/metrics.jsonl")" = 4 ] || fail "a quiet run has not its metrics: two steps, an evaluation, a save"
 pass "--quiet is quiet, --json has an object per line"
 
+# what the program is: the build in the line that scripts take, then what it computes with
+"$BRAID" --version >"$WORK/out"
+with='with CUDA for architectures [0-9].*(, without| and with) cuDNN'
+"$BRAID" train "$TINY" "run.dir=$WORK/no" device=cuda >/dev/null 2>"$WORK/err" || true
+! grep -q 'this build of braid has no CUDA' "$WORK/err" || with='without CUDA: CPU only'
+[ "$(wc -l <"$WORK/out")" = 2 ] && sed -n 1p "$WORK/out" | grep -qE '^braid [0-9.]+\+[^ ]+ .* [A-Za-z]+$' && sed -n 2p "$WORK/out" | grep -qxE "$with" ||
+  { cat "$WORK/out" >&2; fail "--version does not say '$with'"; }
+pass "--version says what was built"
+
 # mistyped words, in one sentence
 expect_error 2 'braid has no sub-command trian, did you mean train' "$BRAID" trian "$TINY"
 expect_error 2 'braid ckpt has no sub-command inspekt, did you mean inspect' "$BRAID" ckpt inspekt x
