@@ -3,16 +3,14 @@
 #include <algorithm>
 #include <cassert>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <utility>
 
 #include "data/corpus/text_input.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/error.h"
-#include "kernels/core/file_text.h"
+#include "kernels/core/raw_file.h"
 #include "kernels/core/sha256.h"
-#include "kernels/core/stream.h"
 
 namespace braid {
 namespace {
@@ -78,12 +76,12 @@ namespace {
 // block(bytes) for one piece of the file after the other, until it returns false or the file ends.
 template <class Block>
 void read_blocks(const std::string& path, Block&& block) {
-  Loud<std::ifstream> file(path, std::ios::binary);
-  check<DataError>(file.is_open(), path, ": cannot be opened: ", reason(errno));
-  std::string buffer(1 << 20, '\0');
-  while (file) {
-    reading<DataError>(path, [&] { file.read(buffer.data(), static_cast<std::streamsize>(buffer.size())); });
-    if (!block(std::string_view(buffer.data(), file.gcount()))) return;
+  const RawFile file = RawFile::open(path);
+  std::string buffer(std::min(file.size(), int64_t{1} << 20), '\0');
+  for (int64_t at = 0; at < file.size(); at += std::ssize(buffer)) {
+    const int64_t bytes = std::min(std::ssize(buffer), file.size() - at);
+    file.read(buffer.data(), bytes, at);
+    if (!block(std::string_view(buffer.data(), bytes))) return;
   }
 }
 

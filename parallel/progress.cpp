@@ -193,7 +193,7 @@ ProgressBoard::ProgressBoard(Context& ctx, Communicator& world) {
     if (hosts[rank] == hosts[world.rank()]) here.push_back(rank);
   const auto place = static_cast<size_t>(std::find(here.begin(), here.end(), world.rank()) - here.begin());
   size_ = static_cast<int>(here.size());
-  bytes_ = sizeof(Shared) + sizeof(RankProgress) * here.size();
+  const size_t bytes = sizeof(Shared) + sizeof(RankProgress) * here.size();
 
   // The first rank of the host makes it under a name that all know, and takes the name away once all have it.
   const auto names = gather_text(ctx, world, concat("/braid-", getpid(), "-", now_ms()));
@@ -207,15 +207,15 @@ ProgressBoard::ProgressBoard(Context& ctx, Communicator& world) {
   all_or_none(ctx, world, [&] {
     if (place != 0) return std::string();
     fd = open(O_CREAT | O_EXCL);
-    const bool has_room = ftruncate(fd, static_cast<off_t>(bytes_)) == 0;
-    check<IoError>(has_room, "shared memory of ", bytes_, " bytes: ", reason(errno));
+    const bool has_room = ftruncate(fd, static_cast<off_t>(bytes)) == 0;
+    check<IoError>(has_room, "shared memory of ", bytes, " bytes: ", reason(errno));
     return std::string();
   });
   all_or_none(ctx, world, [&] {
     if (place != 0) fd = open(0);
-    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
-    check<IoError>(memory != MAP_FAILED, "shared memory of ", bytes_, " bytes: ", reason(errno));
+    check<IoError>(memory != MAP_FAILED, "shared memory of ", bytes, " bytes: ", reason(errno));
     shared_ = static_cast<Shared*>(memory);  // zeros, which is what all members begin with
     return std::string();
   });
@@ -233,7 +233,6 @@ ProgressBoard::~ProgressBoard() {
   own.store(&private_progress, std::memory_order_release);
   shared.phase.store(static_cast<int32_t>(Phase::kEnded), kRelaxed);
   changed(shared);
-  munmap(shared_, bytes_);
 }
 
 const RankProgress& ProgressBoard::rank(int index) const { return shared_->ranks[index]; }

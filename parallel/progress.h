@@ -75,7 +75,8 @@ RankProgress& own_progress();
 void enter_phase(Phase phase);
 void enter_phase(Phase phase, int64_t step);
 
-// The states of the ranks of this host, and one word by which they choose who speaks for them.
+// The states of the ranks of this host, and one word by which they choose who speaks for them. The memory stays mapped
+// when a board ends: a thread that outlives it may just be looking at its own_progress().
 class ProgressBoard {
  public:
   // Called by every rank; from then on own_progress() is seen by the others of the host.   Errors: IoError.
@@ -92,7 +93,6 @@ class ProgressBoard {
  private:
   struct Shared;
   Shared* shared_ = nullptr;
-  size_t bytes_ = 0;
   int size_ = 1;
 };
 

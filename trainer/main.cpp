@@ -12,10 +12,12 @@
 #include "kernels/build_config.h"
 #include "kernels/build_info.h"
 #include "kernels/core/thrown.h"
+#include "parallel/progress.h"
 #include "parallel/rank_text.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/session.h"
 #include "trainer/run/error_record.h"
+#include "trainer/run/read_watch.h"
 
 namespace {
 
@@ -96,7 +98,9 @@ int main(int argc, char** argv) {
   // A reader that goes and a file that may not grow are errors of the call that meets them.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
+  braid::own_progress().rank = braid::world_rank();  // by which it is told of before the ranks have met
   try {
+    const braid::ReadWatch read_watch(braid::tell_slow_read);
     const int exit_code = action();
     if ((std::fflush(stdout) != 0 || std::ferror(stdout)) && !reader_is_gone())
       throw braid::IoError("standard output cannot be written");

@@ -29,7 +29,6 @@
 #include "trainer/router_rule.h"
 #include "trainer/run/agreement.h"
 #include "trainer/run/error_record.h"
-#include "trainer/run/read_watch.h"
 #include "trainer/run/slow_rank.h"
 #include "trainer/run/start_watch.h"
 #include "trainer/run/stop_signal.h"
@@ -635,7 +634,6 @@ class TrainingRun {
   BatchSizes batch_sizes_ = batch_sizes_of(config_);
   Mixture mixture_ = mixture_of(config_, batch_sizes_);
   ProgressBoard board_;
-  ReadWatch read_watch_{tell_slow_read};
   TrainingState state_;
   std::optional<RunFront> front_;
   Datasets data_;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/core/error.h"
+#include "kernels/core/file_read.h"
 
 namespace braid {
 
@@ -240,6 +241,7 @@ void Hdf5Process::report_end() {
 
 std::optional<std::string> Hdf5Process::ask(What what, const std::string& name, int64_t begin, int64_t end) {
   check<DataError>(process_ > 0, path_, ": its reader has ended");
+  const FileRead call("read", path_);
   Request request{what, begin, end, {}};
   name.copy(request.name, sizeof request.name - 1);
   Answer head;

@@ -1,6 +1,7 @@
 #include "data/corpus/text_input.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -11,11 +12,13 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <string_view>
 
 #include "data/tokenizer/unicode.h"
 #include "kernels/core/error.h"
+#include "kernels/core/file_read.h"
 
 namespace braid {
 namespace {
@@ -125,9 +128,14 @@ void check_outside(const std::string& out, const std::vector<std::string>& input
 struct ByteSource::State {
   enum class Packing { kNone, kGzip, kZstd };
 
-  explicit State(const std::string& p)
-      : path(TextInput{.path = p}.name()), fd(p == "-" ? ::dup(0) : ::open(p.c_str(), O_RDONLY | O_CLOEXEC)) {
+  explicit State(const std::string& p) : path(TextInput{.path = p}.name()) {
+    {
+      const FileRead call("open", path);
+      fd = p == "-" ? ::dup(0) : ::open(p.c_str(), O_RDONLY | O_CLOEXEC);
+    }
     check<DataError>(fd >= 0, path, ": cannot be opened: ", reason(errno));
+    struct stat status = {};
+    is_file = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
     fill();
     const std::string_view head(in.data(), in_end);
     if (head.starts_with("\x1f\x8b")) {
@@ -150,8 +158,12 @@ struct ByteSource::State {
     std::memmove(in.data(), in.data() + in_begin, in_end - in_begin);
     in_end -= in_begin, in_begin = 0;
     ssize_t got;
-    do got = ::read(fd, in.data() + in_end, in.size() - in_end);
-    while (got < 0 && errno == EINTR);
+    {
+      std::optional<FileRead> call;  // what comes through a pipe waits for no disk
+      if (is_file) call.emplace("read", path, static_cast<int64_t>(in.size() - in_end), taken);
+      do got = ::read(fd, in.data() + in_end, in.size() - in_end);
+      while (got < 0 && errno == EINTR);
+    }
     check<DataError>(got >= 0, path, ": cannot be read: ", reason(errno));
     in_end += got, taken += got;
     return got > 0;
@@ -204,7 +216,8 @@ struct ByteSource::State {
   }
 
   std::string path;
-  int fd;
+  int fd = -1;
+  bool is_file = false;
   Packing packing = Packing::kNone;
   std::vector<char> in = std::vector<char>(1 << 17);
   size_t in_begin = 0, in_end = 0;

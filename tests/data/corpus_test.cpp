@@ -1,6 +1,8 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <hdf5.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <zlib.h>
@@ -10,6 +12,7 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <random>
 
 #include "data/corpus/convert.h"
@@ -21,7 +24,15 @@
 #include "data/corpus/tokenize_corpus.h"
 #include "data/token_shard.h"
 #include "kernels/core/error.h"
+#include "kernels/core/file_read.h"
 #include "tests/file_testing.h"
+
+// What another thread would say of a read of this test's files, asked within the call.
+std::function<void()> within_read;
+extern "C" ssize_t read(int fd, void* data, size_t bytes) {
+  if (within_read) within_read();
+  return syscall(SYS_read, fd, data, bytes);
+}
 
 namespace braid {
 namespace {
@@ -80,6 +91,30 @@ class Corpus : public braid::testing::FolderTest {
 };
 
 using Texts = std::vector<std::string>;
+
+TEST_F(Corpus, TextThatIsReadIsNamedAndAPipeIsNot) {
+  const std::string text = write("a.txt", std::string(200'000, 'x'));
+  std::vector<std::string> seen;
+  within_read = [&] {
+    const auto call = longest_read();
+    seen.push_back(call ? call->path + ": " + call->what : "nothing");
+  };
+  std::string bytes;
+  ByteSource source(text);
+  while (source.read(bytes, 1 << 20)) {}
+  EXPECT_EQ(seen, (std::vector<std::string>{text + ": read 131072 bytes at byte 0",
+                                            text + ": read 131072 bytes at byte 131072",
+                                            text + ": read 131072 bytes at byte 200000"}));
+  seen.clear();
+  const std::string pipe = path("pipe");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const int writer = ::open(pipe.c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC);
+  ASSERT_EQ(::write(writer, "x", 1), 1);
+  ByteSource from_pipe(pipe);
+  EXPECT_EQ(seen, std::vector<std::string>{"nothing"});
+  ::close(writer);
+  within_read = nullptr;
+}
 
 TEST_F(Corpus, ReadsJsonLinesTextsAndWhatIsCompressed) {
   const std::string lines = "{\"text\": \"one\"}\n\n{\"id\": 3, \"text\": \"zw\\u00f6lf\\n\"}\r\n{\"text\": \"\"}";

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Disks that are slow, stand still or fail while a training reads its shards: the file is named, by whichever rank reads it.
+# Disks that are slow, stand still or fail while a training reads its shards, or any other command its files: the file is
+# named, by whichever rank reads it.
 source "$(dirname "$0")/common.sh" "$@"
 faulty=$4
 text=$WORK/text/text.txt
@@ -32,11 +33,26 @@ starts() {  # before there is a step
   [ $status = 5 ] && grep -qE "^braid: rank 0 of .* does nothing for [0-9]+ s: phase start, .*, waits for a disk for [0-9]+ s: .*/shard-[0-9]+.h5, (open|read .*); rank 1 waits in " \
     "$WORK/starts.log" || { cat "$WORK/starts.log" >&2; fail "a disk that stands still in the start is not named ($status)"; }
 }
+tells() {  # tells NTH FILE WHAT COMMAND...: the same of other commands, whose NTH call for such a file takes seven seconds
+  local ranks="" log=$WORK/tells.log
+  [ "$4" != mpirun ] || ranks='rank 0 of [^ ]*: '
+  BRAID_CALLS="rank=0,on=read,where=$2,nth=$1,do=wait=7" "${@:4}" >"$log" 2>&1 || { cat "$log" >&2; fail "a slow disk ends ${*:4}"; }
+  grep -qE "^WARNING: $ranks/.*$2[^ ]*: no answer of its disk for [5-7] s: $3$" "$log" &&
+    grep -qE "^WARNING: $ranks/.*$2[^ ]*: its disk answered again within [0-9]+ s$" "$log" || { cat "$log" >&2; fail "${*:4} names no slow disk"; }
+}
+alone=(env "LD_PRELOAD=$faulty" "$BRAID")
 aside waits "$WORK/golden"
 aside stands
 aside starts
+aside tells 1 /shards/shard- 'open|read .*' "${alone[@]}" eval "$WORK/golden"
+aside tells 9 /shards/shard- 'read [0-9]+ bytes at byte [0-9]+' mpirun -n 2 -x LD_PRELOAD="$faulty" -x BRAID_CALLS "$BRAID" eval "$WORK/golden"
+aside tells 5 /golden/checkpoints/ 'open|read .*' "${alone[@]}" generate "$WORK/golden" --tokens 1
+aside tells 3 /shards/shard- 'read [0-9]+ bytes at byte [0-9]+' "${alone[@]}" data verify "$WORK/shards"
+aside tells 1 /text/text.txt open "${alone[@]}" data tokenize --tokenizer bytes --out "$WORK/again" "$text"
+aside tells 2 /text/text.txt 'read [0-9]+ bytes at byte 0' "${alone[@]}" data demo --out "$WORK/demo" --text "$text"
+aside tells 3 /shards/shard-00000.h5 read "${alone[@]}" data convert --from "$WORK/shards/shard-00000.h5" --to "$WORK/converted" --tokenizer bytes
 asides_end
-pass "a slow disk is told of and changes no bit; one that stands still is named, also in the start"
+pass "a slow disk is told of and changes no bit; one that stands still is named, also in the start, and by other commands"
 
 expect_error 3 "^braid: rank 1: .*/shard-[0-9]+.h5: cannot read [0-9]+ bytes at byte [0-9]+: Input/output error" with_disk 1 70 5,times=1000 two_ranks "run.dir=$WORK/fails"
 with_disk 1 70 5,times=2 two_ranks "run.dir=$WORK/twice" >"$WORK/twice.log" 2>&1 || { cat "$WORK/twice.log" >&2; fail "two errors of a disk end the run"; }

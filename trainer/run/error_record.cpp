@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "kernels/core/process_info.h"
+#include "parallel/mpi_session.h"
 #include "trainer/run/watchdog.h"
 
 namespace braid {
@@ -131,8 +132,11 @@ void record_error(ExitCode code, const std::string& message) noexcept {
 
 void tell_slow_read(const std::string& text) {
   const RankProgress& progress = own_progress();
-  const std::string line = concat("WARNING: rank ", progress.rank.load(), " of ", host_name(), ", step ",
-                                  progress.step.load(), ": ", text, "\n");
+  const bool is_run = !error_folder().empty();
+  std::string who;  // a command that is one process and has no steps needs no name
+  if (is_run || MpiSession::launched_by_mpi()) who = concat("rank ", progress.rank.load(), " of ", host_name());
+  if (is_run) who += concat(", step ", progress.step.load());
+  const std::string line = concat("WARNING: ", who, who.empty() ? "" : ": ", text, "\n");
   std::ignore = ::write(STDERR_FILENO, line.data(), line.size());
   record_error(ExitCode::kDone, text);  // last, as the run folder may lie on that disk
 }

@@ -14,8 +14,8 @@ void set_error_folder(const std::string& run_dir);
 // Nothing where no folder is set; never throws.
 void record_error(ExitCode code, const std::string& message) noexcept;
 
-// A file whose disk does not answer, as ReadWatch tells it: on stderr, whatever rank it is, and as a line in
-// errors.jsonl, with code 0, as it does not end the run.
+// A file whose disk does not answer, as ReadWatch tells it: on stderr, whatever rank it is, and where a folder is set as
+// a line in errors.jsonl, with code 0, as it does not end the run.
 void tell_slow_read(const std::string& text);
 
 // What a watchdog does with a verdict: says it, with the collectives of all ranks of the host in a file of the run

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <csignal>
 
 #include "kernels/core/error.h"
 #include "parallel/progress.h"
@@ -46,6 +47,9 @@ ReadWatch::~ReadWatch() {
 
 void ReadWatch::watch() {
   pthread_setname_np(pthread_self(), kWatchdogThread);
+  sigset_t all;  // signals interrupt what the command waits for, not this
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
   SlowReads slow;
   std::unique_lock lock(mutex_);
   for (bool last = false; !last;) {  // the last look tells of a wait that has ended since the one before

@@ -25,8 +25,7 @@ class SlowReads {
 };
 
 // Looks at what this process reads from a thread of its own, once a second. A read that takes long is told of, and
-// stands in own_progress() for the watchdogs of the host, who name it where they end the
-// run. Lives within the ProgressBoard's life.
+// stands in own_progress() for the watchdogs of the host, who name it where they end the run.
 class ReadWatch {
  public:
   explicit ReadWatch(std::function<void(const std::string& text)> tell);
