@@ -1,15 +1,17 @@
 # kernels/build_info.h with the version and the commit, as they are when CMake configures.
+set(BRAID_COMMIT "" CACHE STRING "Commit of the sources; empty: as git or cmake/commit.txt says, which a container lacks")
+set(commit "${BRAID_COMMIT}")
 find_package(Git QUIET)
-set(BRAID_COMMIT "unknown")
-if(GIT_FOUND)
+if(NOT commit AND GIT_FOUND)
   execute_process(COMMAND ${GIT_EXECUTABLE} -C ${PROJECT_SOURCE_DIR} describe --always --dirty --abbrev=12
     OUTPUT_VARIABLE BRAID_GIT_OUTPUT OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE BRAID_GIT_RESULT)
   if(BRAID_GIT_RESULT EQUAL 0)
-    set(BRAID_COMMIT ${BRAID_GIT_OUTPUT})
+    set(commit ${BRAID_GIT_OUTPUT})
   endif()
 endif()
 # Without git: what a clone's .git says, or what git archive wrote into cmake/commit.txt.
-if(BRAID_COMMIT STREQUAL "unknown")
+if(NOT commit)
+  set(commit "unknown")
   set(git_folder ${PROJECT_SOURCE_DIR}/.git)
   if(EXISTS ${git_folder} AND NOT IS_DIRECTORY ${git_folder}) # of a work tree: "gitdir: PATH"
     file(STRINGS ${git_folder} git_folder LIMIT_COUNT 1)
@@ -37,9 +39,9 @@ if(BRAID_COMMIT STREQUAL "unknown")
     file(STRINGS ${PROJECT_SOURCE_DIR}/cmake/commit.txt head LIMIT_COUNT 1)
   endif()
   if(head MATCHES "^[0-9a-f]+$")
-    string(SUBSTRING ${head} 0 12 BRAID_COMMIT)
+    string(SUBSTRING ${head} 0 12 commit)
   endif()
 endif()
 set(BRAID_BUILD_ID
-  "${PROJECT_VERSION}+${BRAID_COMMIT} ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} ${CMAKE_BUILD_TYPE}")
+  "${PROJECT_VERSION}+${commit} ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} ${CMAKE_BUILD_TYPE}")
 configure_file(${CMAKE_CURRENT_LIST_DIR}/build_info.h.in ${PROJECT_BINARY_DIR}/kernels/build_info.h @ONLY)
