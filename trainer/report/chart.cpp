@@ -34,6 +34,20 @@ void shorten(std::vector<ChartCurve>& curves, double& low, double& high) {
   high = std::min(values.back(), at(0.98) + spread);
 }
 
+// Rising values, moved as little as it takes to lie in [low, high], at least `distance` from each other, where there is
+// room for them.
+std::vector<double> spread_apart(std::vector<double> values, double distance, double low, double high) {
+  for (double& value : values) {
+    value = std::max(value, low);
+    low = value + distance;
+  }
+  for (auto value = values.rbegin(); value != values.rend(); ++value) {
+    *value = std::min(*value, high);
+    high = *value - distance;
+  }
+  return values;
+}
+
 }  // namespace
 
 std::string style_letter(int style) {
@@ -116,16 +130,27 @@ std::string draw_chart(const ChartSpec& spec, ChartShape shape, int most_points)
                          at_x(shown[0].first), at_y(shown[0].second));
     ends.push_back({at_x(shown.back().first), at_y(shown.back().second), c.style});
   }
-  // The letters at the ends of curves, moved apart so that all can be read.
+  // The letters at the ends of curves, moved apart so that all can be read; more than fit are smaller.
   std::sort(ends.begin(), ends.end(), [](const End& a, const End& b) { return a.y < b.y; });
-  double free_from = top;
-  for (const End& end : ends) {
-    const double at = std::min(std::max(end.y, free_from), top + plot_height + font);
-    out += fmt::format("<text class=\"end k{}\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", end.style % kNumChartStyles,
-                       end.x + 5, at + font / 3, style_letter(end.style));
-    free_from = at + font;
+  std::vector<double> heights;
+  for (const End& end : ends) heights.push_back(end.y);
+  const double line = std::min(font, plot_height / double(ends.size()));
+  const std::vector<double> spread = spread_apart(heights, line, top, top + plot_height);
+  const auto is_moved = [&](size_t i) { return std::abs(spread[i] - heights[i]) > line / 2; };
+  bool any_moved = false;
+  for (size_t i = 0; i < ends.size(); ++i) any_moved |= is_moved(i);
+  const double gap = any_moved ? 14 : 5;
+  out += fmt::format("<g font-size=\"{:.1f}\">", line);
+  for (size_t i = 0; i < ends.size(); ++i) {
+    const End& end = ends[i];
+    const int k = end.style % kNumChartStyles;
+    if (is_moved(i))
+      out += fmt::format("<path class=\"lead k{}\" d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\"/>", k, end.x, end.y,
+                         end.x + gap - 2, spread[i]);
+    out += fmt::format("<text class=\"end k{}\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", k, end.x + gap,
+                       spread[i] + line / 3, style_letter(end.style));
   }
-  return out + "</svg>";
+  return out + "</g></svg>";
 }
 
 }  // namespace braid

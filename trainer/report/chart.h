@@ -22,7 +22,8 @@ struct ChartSpec {
 };
 
 // An SVG element without colours of its own: classes r (raw), s (smooth) and k0, k1, … (style) are for a style sheet.
-// At most `most_points` points are drawn per curve.
+// At most `most_points` points are drawn per curve. No two letters overlap, however many curves end beside each other:
+// one that is moved away from its curve's end is tied to it by a line (class lead).
 enum class ChartShape { kWide, kNarrow };
 std::string draw_chart(const ChartSpec& spec, ChartShape shape, int most_points);
 

@@ -31,6 +31,7 @@ th:first-child,td:first-child,.text td,.text th{text-align:left}.text td{white-s
 svg{display:block;width:100%;height:auto}svg.narrow{display:none}svg text{fill:var(--soft)}
 .grid path{stroke:var(--line);fill:none}.zero{stroke:var(--fg);fill:none;stroke-width:1.2}
 polyline{fill:none;stroke-linejoin:round}.r{stroke-width:1;opacity:.3}.s{stroke-width:2.2}svg text.end{font-weight:700}
+.lead{fill:none;opacity:.6}
 .k0{stroke:var(--k0)}.k1{stroke:var(--k1)}.k2{stroke:var(--k2)}.k3{stroke:var(--k3)}
 .k4{stroke:var(--k4)}.k5{stroke:var(--k5)}.k6{stroke:var(--k6)}.k7{stroke:var(--k7)}
 .s.k1{stroke-dasharray:9 4}.s.k2{stroke-dasharray:2.5 3}.s.k3{stroke-dasharray:12 3 2.5 3}.s.k4{stroke-dasharray:5 3}
