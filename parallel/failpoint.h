@@ -8,7 +8,7 @@ namespace braid {
 //   BRAID_FAULT="site=step.begin,rank=1,nth=3,do=kill"     several, separated by ';'
 // rank: of the launcher, all if left out; nth: the nth time that the rank comes by, 1 if left out; every=yes: from then
 // on each time. do: kill | stop | segv | exit=N | hang | delay=SECONDS | oom   happen there;   nan | inf | flip |
-// errno=N | abort   are for the caller. Sites: init, data, step.begin, loss, optim, eval, save, load, end,
+// errno=N | abort   are for the caller. Sites: init, data, step.begin, loss, optim, scratch, eval, save, load, end,
 // comm.all_reduce and so on for every collective; nccl.all_reduce for those of
 // GPUs, which abort makes fail (ncclCommAbort).
 enum class FaultKind { kNone, kNan, kInf, kFlip, kErrno, kAbort };

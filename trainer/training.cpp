@@ -201,11 +201,26 @@ class TrainingRun {
 
   // Step step_ + 1; see train_step.
   StepResult compute_step(const StepBatches& batches, const SpikeRule* spikes) {
+    const int64_t reserved = ctx_.scratch_reserved_bytes();
     StepResult result = train_step(ctx_, state_, batches, mesh_, config_, step_ + 1, spikes);
+    if (fault_point("scratch").kind == FaultKind::kFlip) Scratch(ctx_).array<uint8_t>(reserved + 1);
+    say_if_scratch_grew(reserved);
     if (fault_point("optim").kind == FaultKind::kFlip) flip_a_weight();
     // All that a step without an update has changed.
     if (!result.is_applied()) state_.balance.undo_step(ctx_);
     return result;
+  }
+
+  // A block that a step takes stays, so this is said at most a few times.
+  void say_if_scratch_grew(int64_t reserved) {
+    const int64_t now = ctx_.scratch_reserved_bytes();
+    if (now <= reserved) return;
+    const std::string text =
+        concat("step ", step_ + 1, " took ", gib_text(now - reserved), " of scratch beside what was planned, ",
+               gib_text(state_.needs().scratch.value_or(0)));
+    say(concat("WARNING: ", text,
+               "; the memory table is too low, which is a defect of braid: report it, with the config"));
+    note("scratch_grew", text);
   }
 
   bool may_go_back() const {

@@ -29,6 +29,14 @@ expect_error 6 'step 9: the loss is not finite .* also when computed again; no u
 "$BRAID" ckpt diff "$WORK/golden/checkpoints/step-000000005" "$WORK/always/checkpoints/step-000000005" >/dev/null || fail "step 5 changed"
 pass "G1: the third such step in a row ends the run, and nothing was applied"
 
+# a step that takes more scratch than the plan knows: said, and nothing else of it; no step of the runs before did
+! grep -q scratch_grew "$WORK"/*/events.jsonl || fail "a step of a run took more scratch than planned"
+with_fault 'site=scratch,nth=3,do=flip' train 2 "$WORK/scratch" "${common[@]}"
+[ "$(grep -c '^WARNING: step 3 took 0.[0-9]* GiB of scratch beside what was planned, ' "$WORK/scratch.log")" = 1 ] &&
+  [ "$(grep -c '"event": *"scratch_grew"' "$WORK/scratch/events.jsonl")" = 1 ] || { cat "$WORK/scratch.log" >&2; fail "more scratch than planned is not said once"; }
+same_state "$WORK/scratch" "scratch that grew"
+pass "scratch that grows beyond the plan is said once"
+
 # G3: a flipped bit that makes a loss stand out from the last 128: computed again, and the run is the one without it
 long=(precision=fp32 run.steps=136 checkpoint.interval_steps=130 eval.interval_steps=0 schedule.kind=constant train.seq_length=32 train.micro_batch_size=4)
 train 2 "$WORK/long" "${long[@]}"
