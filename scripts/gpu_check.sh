@@ -135,7 +135,7 @@ threads=$((cores / (jobs * ${#gpus[@]})))
 
 # --- parts ---------------------------------------------------------------------------------------------------------------
 kernel_tests=$(cd "$bin" && ls kernels.cuda.*_test)
-gpu_tests="$kernel_tests parallel.nccl_communicator_test trainer.device.gpu_start_test"
+gpu_tests="$kernel_tests parallel.nccl_communicator_test trainer.device.gpu_start_test trainer.optimizer.optimizer_test"
 limit_of() { if $quick; then echo "$1"; else echo "$2"; fi; }
 
 run_tests() {
@@ -147,7 +147,7 @@ run_tests() {
   $quick && return
   for test in $(cd "$bin" && ls -- *_test); do
     case $test in
-      kernels.cuda.* | parallel.nccl_communicator_test | trainer.device.gpu_start_test) ;;
+      kernels.cuda.* | parallel.nccl_communicator_test | trainer.device.gpu_start_test | trainer.optimizer.optimizer_test) ;;
       parallel.mpi_session_test) on '' "tests: CPU: ${test%_test}" 180 "$bin/$test" ;;
       parallel.*)
         [ $test = parallel.mpi_communicator_test ] || on '' "tests: CPU: ${test%_test}" 180 "$bin/$test"
