@@ -58,6 +58,17 @@ busy=$!
 for _ in $(seq 300); do [ -s "$WORK/busy/metrics.jsonl" ] && break; sleep 0.02; done
 expect_error 8 'in use|held|process' "$BRAID" train "$TINY" "run.dir=$WORK/busy" --resume
 kill -KILL $busy; wait $busy 2>/dev/null || true
+# paths that the system does not follow, in every room of the program
+ln -s circle "$WORK/circle"
+for path in "$WORK/circle" "$WORK/$(printf 'long-%.0s' {1..60})"; do
+  why=$([ "$path" = "$WORK/circle" ] && echo 'symbolic links' || echo 'File name too long')
+  expect_error 9 "$path: .*$why" "$BRAID" plan "$path"
+  expect_error 9 "$path: .*$why" "$BRAID" config diff "$path" "$TINY"
+  expect_error 9 "$path.*: .*$why" "$BRAID" data inspect "$path"
+  expect_error 9 "$path.*: .*$why" "$BRAID" data tokenize --tokenizer bytes --out "$path" "$WORK/text"
+  expect_error 9 "$path: .*$why" "$BRAID" eval "$path"
+  expect_error 9 "$path: .*$why" "$BRAID" ckpt import --from "$path" --to "$WORK/imported"
+done
 touch "$WORK/file"
 expect_error 9 'file' "$BRAID" train "$TINY" "run.dir=$WORK/file/run"
 

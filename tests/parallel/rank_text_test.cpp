@@ -1,6 +1,7 @@
 #include "parallel/rank_text.h"
 
 #include <cerrno>
+#include <filesystem>
 #include <mutex>
 #include <new>
 
@@ -53,20 +54,24 @@ TEST(RankText, EveryRankThrowsTheErrorOfTheLowestThatFailed) {
 
 TEST(RankText, ErrorsThatAreNotOursLeaveNoRankWaiting) {
   ThreadRanks(2).run([](Context& ctx, Communicator& world) {
-    enum { kMemory, kThread, kOdd };
-    for (const int kind : {kMemory, kThread, kOdd}) {
+    enum { kMemory, kThread, kPath, kOdd };
+    for (const int kind : {kMemory, kThread, kPath, kOdd}) {
       try {
         all_or_none(ctx, world, [&]() -> std::string {
           if (world.rank() == 0) return "";
           if (kind == kMemory) throw std::bad_alloc();
           if (kind == kThread) throw std::system_error(EAGAIN, std::generic_category());  // what std::thread throws
+          if (kind == kPath) std::filesystem::file_size("absent");
           throw std::runtime_error("odd");
         });
         ADD_FAILURE() << "nothing was thrown";
       } catch (const Error& e) {
-        EXPECT_EQ(e.code(), kind == kOdd ? ExitCode::kInternal : ExitCode::kOutOfMemory);
+        EXPECT_EQ(e.code(), kind == kOdd    ? ExitCode::kInternal
+                            : kind == kPath ? ExitCode::kIo
+                                            : ExitCode::kOutOfMemory);
         EXPECT_STREQ(e.what(), kind == kMemory   ? "out of memory (on rank 1)"
                                : kind == kThread ? "out of memory: no thread can be started (on rank 1)"
+                               : kind == kPath   ? "absent: No such file or directory (on rank 1)"
                                                  : "internal error: odd (on rank 1)");
       }
     }
