@@ -69,6 +69,8 @@ for path in "$WORK/circle" "$WORK/$(printf 'long-%.0s' {1..60})"; do
   expect_error 9 "$path: .*$why" "$BRAID" eval "$path"
   expect_error 9 "$path: .*$why" "$BRAID" ckpt import --from "$path" --to "$WORK/imported"
 done
+expect_error 10 'OMP_NUM_THREADS is 100000, more than [0-9]+ threads' env OMP_NUM_THREADS=100000 "$BRAID" train "$TINY" "run.dir=$WORK/threads"
+expect_error 10 'OMP_NUM_THREADS is 100000, more than [0-9]+ threads' env OMP_NUM_THREADS=100000 "$BRAID" plan "$TINY"
 touch "$WORK/file"
 expect_error 9 'file' "$BRAID" train "$TINY" "run.dir=$WORK/file/run"
 

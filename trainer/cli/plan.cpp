@@ -12,6 +12,7 @@
 #include "trainer/cli/arguments.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/print.h"
+#include "trainer/cli/session.h"
 
 namespace braid {
 namespace {
@@ -50,6 +51,7 @@ void add_plan_command(Command app) {
   command.flag("--json", options->json, "print one JSON object; its memory is in bytes");
   command.flag("--table", options->table, "print every parameter too");
   command.runs([options] {
+    use_default_threads();  // scratch is counted for them
     RunConfig config = read_plan_config(options->config);
     check_model_config(config);
     std::optional<GpuModel> gpu;

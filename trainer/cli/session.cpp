@@ -110,7 +110,14 @@ int ranks_on_these_cores(int ranks) {
 }  // namespace
 
 void use_default_threads() {
-  if (std::getenv("OMP_NUM_THREADS")) return;
+  const char* asked = std::getenv("OMP_NUM_THREADS");
+  if (asked && std::atoi(asked) > 0) {
+    // OpenMP keeps what it needs for so many on the stack, and ends the program without a word where that is too small.
+    const int most = std::max(1024, allowed_cores());
+    check<EnvironmentError>(omp_get_max_threads() <= most, "OMP_NUM_THREADS is ", asked, ", more than ", most,
+                            " threads a process; leave it unset, or set it to cores / ranks of a host");
+    return;
+  }
   const char* local_size = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
   const int ranks = local_size ? std::max(1, std::atoi(local_size)) : 1;
   const int sharing = ranks > 1 ? ranks_on_these_cores(ranks) : 1;

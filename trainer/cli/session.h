@@ -28,7 +28,8 @@ std::unique_ptr<Machine> open_machine(const RunConfig& config, std::unique_ptr<C
 [[noreturn]] void end_process(int exit_code);
 int world_rank();  // 0 without a launcher
 
-// Chooses the OpenMP thread count where the user has not: the cores of this process, shared with the ranks beside it.
+// Chooses the OpenMP thread count where the user has not, or what is set is no count: the cores of this process, shared
+// with the ranks beside it.   Errors: EnvironmentError if the user's is out of reason.
 void use_default_threads();
 
 struct TrainedModel {
