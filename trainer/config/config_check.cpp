@@ -233,6 +233,7 @@ void check_files(const TokenFiles& files, const std::string& key, std::set<std::
   const std::string_view legal = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
   check_value(!files.name.empty() && files.name.find_first_not_of(legal) == std::string::npos, key + ".name",
               files.name, "must be one or more of A-Z a-z 0-9 _ . - as metrics and files are named after it");
+  check_value(files.name.size() <= 100, key + ".name", files.name, "must be at most 100 characters long");
   check_value(names.insert(files.name).second, key + ".name", files.name, "another source has that name already");
   const int kinds = !files.shards.empty() + !files.text.empty() + !files.dataset.empty();
   check<ConfigError>(kinds == 1, key, " (", files.name, ") must have one of dataset, shards and text, but has ",

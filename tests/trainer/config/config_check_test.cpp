@@ -51,7 +51,7 @@ std::string key_of(const std::string& message) {
 
 struct BadValue {
   std::function<void(RunConfig&)> set;
-  const char* message_start;
+  std::string message_start;
 };
 
 void expect_refused(const std::vector<BadValue>& table, void (*check)(const RunConfig&)) {
@@ -243,6 +243,8 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
           {[](RunConfig& c) { c.data.sources[1].name = "a"; }, "data.sources[1].name is a, but another source has"},
           {[](RunConfig& c) { c.data.sources[0].name = "a/b"; },
            "data.sources[0].name is a/b, but must be one or more"},
+          {[](RunConfig& c) { c.data.sources[0].name = std::string(101, 'n'); },
+           "data.sources[0].name is " + std::string(101, 'n') + ", but must be at most 100 characters long"},
           {[](RunConfig& c) { c.data.sources[0].name = ""; }, "data.sources[0].name is \"\", but must be one or more"},
           {[](RunConfig& c) { c.data.sources[0].text = {"x"}; },
            "data.sources[0] (a) must have one of dataset, shards and text, but has 2"},
