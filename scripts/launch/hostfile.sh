@@ -10,6 +10,7 @@ braid=$(command -v "${BRAID:-braid}") || { echo "hostfile.sh: there is no progra
 hostfile=$1
 shift
 [ -r "$hostfile" ] || { echo "hostfile.sh: $hostfile cannot be read" >&2; exit 2; }
+! grep -q $'\r' "$hostfile" || { echo "hostfile.sh: $hostfile has line ends of Windows, which Open MPI does not take; sed -i 's/\r\$//' $hostfile" >&2; exit 2; }
 export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
 # A host out of reach ends the job after 20 + 4 * 5 seconds, instead of after eight minutes or, if Braid's own watch (run.hang_timeout, 120 s)
 # is first, when TCP gives up.

@@ -173,14 +173,16 @@ expect_error 9 'metrics.jsonl: 5 lines of metrics cannot be written: No space le
   "$BRAID" train "$TINY" "run.dir=$WORK/nospace" run.steps=20 "${common[@]}"
 [ ! -e "$WORK/nospace/checkpoints" ] || fail "a checkpoint holds steps that the metrics lack"
 
-# relaunching: killed ranks and what no new start mends
+# relaunching: killed ranks and what no new start mends; the second failure comes behind a new checkpoint, in the folder that the config names
 supervised=$WORK/supervised
-BRAID_PAUSE_S=0 pausing site=step.begin,nth=5 "$SOURCE/scripts/supervise.sh" mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$supervised" run.steps=20 run.hang_timeout=10 "${common[@]}" \
+{ echo "base: $TINY"; echo "run: {dir: $supervised}"; } >"$WORK/supervised.yaml"
+BRAID_PAUSE_S=0 BRAID_RETRIES=1 pausing site=step.begin,nth=5 "$SOURCE/scripts/supervise.sh" mpirun -n 2 "$BRAID" train "$WORK/supervised.yaml" run.steps=20 run.hang_timeout=10 "${common[@]}" \
   >"$supervised.log" 2>&1 &
 job=$!
 wait_for "$supervised/OWNER.json"
 for at in 3 11; do
   for _ in $(seq 1500); do [ "$(lines_of "$supervised")" -ge $at ] && break; sleep 0.01; done
+  [ $at = 3 ] || wait_for "$supervised/checkpoints/LATEST"
   kill -KILL "$(sed -E 's/.*"pid":([0-9]+).*/\1/' "$supervised/OWNER.json")" 2>/dev/null || true
   sleep 0.3
 done
@@ -192,6 +194,10 @@ pass "a supervised run that was killed is the run that was not"
 status=0
 "$SOURCE/scripts/supervise.sh" "$BRAID" train "$TINY" "run.dir=$WORK/bad" optimizer.l=1 >"$WORK/bad.log" 2>&1 || status=$?
 [ $status = 2 ] || fail "a config error is tried again"
+status=0
+"$SOURCE/scripts/supervise.sh" "$WORK/absent" train "$TINY" >"$WORK/bad.log" 2>&1 || status=$?
+[ $status = 127 ] || fail "a program that is not there is tried again"
+"$SOURCE/scripts/supervise.sh" --help | grep -q '^Starts a training again' || fail "supervise.sh --help"
 pass "what a new start does not mend ends the supervision with its code"
 asides_end
 echo "$checks passed, 0 failed"
