@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <filesystem>
@@ -35,6 +36,30 @@ inline void write_bytes(const std::filesystem::path& path, const std::string& by
   std::filesystem::remove(path);
   std::ofstream(path, std::ios::binary) << bytes;
 }
+
+// While it lives this process is no longer root, who reads what is closed to all, but the owner of `folder` and all in it.
+class OrdinaryUser {
+ public:
+  explicit OrdinaryUser(const std::string& folder) {
+    if (geteuid() != 0) return;
+    constexpr uid_t kNobody = 65534;
+    EXPECT_EQ(lchown(folder.c_str(), kNobody, -1), 0);
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder))
+      EXPECT_EQ(lchown(entry.path().c_str(), kNobody, -1), 0);
+    EXPECT_EQ(seteuid(kNobody), 0);
+    was_root_ = true;
+  }
+  ~OrdinaryUser() {
+    if (was_root_) {
+      EXPECT_EQ(seteuid(0), 0);
+    }
+  }
+  OrdinaryUser(const OrdinaryUser&) = delete;
+  OrdinaryUser& operator=(const OrdinaryUser&) = delete;
+
+ private:
+  bool was_root_ = false;
+};
 
 // No file may grow beyond `bytes` while it lives: what a full disk does, for every user and without a disk.
 class FileSizeLimit {

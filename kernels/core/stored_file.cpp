@@ -18,6 +18,11 @@ namespace {
 
 constexpr int64_t kBlockBytes = int64_t{1} << 20;
 
+// What keeps a process from opening a file that may be whole.
+bool is_of_the_process(int error) {
+  return error == EACCES || error == EPERM || error == EMFILE || error == ENFILE || error == ENOMEM;
+}
+
 }  // namespace
 
 StoredFile::StoredFile(const std::string& path, Links links) : path_(path) {
@@ -27,6 +32,7 @@ StoredFile::StoredFile(const std::string& path, Links links) : path_(path) {
     const FileRead call("open", path_);
     fd_ = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | refuse);
   }
+  check<IoError>(fd_ >= 0 || !is_of_the_process(errno), path, ": cannot be opened: ", reason(errno));
   check<CheckpointError>(fd_ >= 0, path, ": ",
                          errno == ELOOP    ? "is a link, expected a file"
                          : errno == ENOENT ? "is missing"

@@ -9,7 +9,7 @@ enum class Links { kFollow, kRefuse };
 
 // A regular file, open for reading by position. What a checkpoint names is opened with Links::kRefuse: a link, pipe,
 // device or folder in its place is an error, and opening one neither blocks nor has an effect.
-// Errors: CheckpointError naming the file.
+// Errors: CheckpointError naming the file; IoError where it may be whole, but this process may not open it, or no more.
 class StoredFile {
  public:
   StoredFile(const std::string& path, Links links);

@@ -63,7 +63,8 @@ std::string checkpoints_in(const std::string& path) {
   return path;
 }
 
-// Every checkpoint of a run, and what lies beside them. A damaged manifest is a line like the others.
+// Every checkpoint of a run, and what lies beside them. One that is damaged, or that this user may not read, is a line
+// like the others.
 int list(const std::string& path, bool as_json) {
   const std::string folder = checkpoints_in(path);
   const auto branch = branch_checkpoints(folder);
@@ -84,6 +85,9 @@ int list(const std::string& path, bool as_json) {
       row["contents"] = reader.holds_weights_alone() ? "weights" : "all";
     } catch (const CheckpointError& e) {
       row["state"] = "damaged";
+      row["problem"] = e.what();
+    } catch (const IoError& e) {
+      row["state"] = "unreadable";
       row["problem"] = e.what();
     }
     rows.push_back(std::move(row));

@@ -92,7 +92,7 @@ std::string content_of(const fs::path& path) {
     std::string text(std::min<int64_t>(file.size(), 64), '\0');
     file.read(text.data(), static_cast<int64_t>(text.size()), 0);
     return text;
-  } catch (const CheckpointError&) {
+  } catch (const Error&) {
     return "";
   }
 }

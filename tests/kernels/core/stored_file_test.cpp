@@ -42,6 +42,24 @@ TEST_F(StoredFileTest, DigestsAllOfIt) {
   }
 }
 
+TEST_F(StoredFileTest, WhatThisProcessMayNotOpenIsNotDamaged) {
+  write_bytes(path("f"), "x");
+  fs::permissions(path("f"), fs::perms::none);
+  {
+    const OrdinaryUser user(folder_);
+    EXPECT_EQ(message_of<IoError>([&] { StoredFile(path("f"), Links::kRefuse); }),
+              path("f") + ": cannot be opened: Permission denied");
+  }
+  fs::permissions(path("f"), fs::perms::owner_read);
+  rlimit before{};
+  getrlimit(RLIMIT_NOFILE, &before);
+  const rlimit none = {0, before.rlim_max};
+  setrlimit(RLIMIT_NOFILE, &none);
+  EXPECT_EQ(message_of<IoError>([&] { StoredFile(path("f"), Links::kRefuse); }),
+            path("f") + ": cannot be opened: Too many open files");
+  setrlimit(RLIMIT_NOFILE, &before);
+}
+
 TEST_F(StoredFileTest, OpensRegularFilesOnly) {
   EXPECT_EQ(refusal("absent"), path("absent") + ": is missing");
   fs::create_directory(path("folder"));

@@ -120,6 +120,28 @@ TEST_F(ResumeTest, PassesOverDamagedOnesLoudly) {
   EXPECT_EQ(names()[1], ".corrupt-step-000000008.2");
 }
 
+// A file closed to this user may be whole: that is for people to mend, and no work is given up for it.
+TEST_F(ResumeTest, OneThatMayNotBeReadIsNotDamaged) {
+  for (int64_t step : {4, 8}) save(step);
+  for (const char* name : {"MANIFEST.json", "rank-00000.safetensors"}) {
+    const std::string file = path("checkpoints/step-000000008/") + name;
+    fs::permissions(file, fs::perms::none);
+    {
+      const OrdinaryUser user(folder_);
+      const ResumeChoice choice{path("checkpoints"), "", false};
+      ThreadRanks(2).run([&](Context& ctx, Communicator& world) {
+        const std::string message = message_of<IoError>([&] {
+          resume_from(ctx, world, choice, [](const CheckpointReader&) {}, [](const CheckpointReader&) {});
+        });
+        expect_contains(message, file + ": cannot be opened: Permission denied");
+      });
+    }
+    EXPECT_EQ(names(), (Names{"LATEST", "step-000000004", "step-000000008"})) << "nothing is changed";
+    fs::permissions(file, fs::perms::owner_read);
+  }
+  EXPECT_EQ(resume().loaded, 8);
+}
+
 TEST_F(ResumeTest, SaysWhyNoneCanBeUsed) {
   EXPECT_EQ(resume().message, path("checkpoints") + ": no checkpoint to resume from");
   for (int64_t step : {4, 8}) damage(save(step));
