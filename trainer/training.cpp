@@ -176,6 +176,10 @@ class TrainingRun {
   void say(const std::string& text) {
     if (front_) front_->console().line(text);
   }
+  // What also a quiet console says: something was lost, or may be.
+  void warn(const std::string& text) {
+    if (front_) front_->console().warning(text);
+  }
 
   // In the run folder's list of events.
   void note(const std::string& event, const std::string& text) {
@@ -218,8 +222,7 @@ class TrainingRun {
     const std::string text =
         concat("step ", step_ + 1, " took ", gib_text(now - reserved), " of scratch beside what was planned, ",
                gib_text(state_.needs().scratch.value_or(0)));
-    say(concat("WARNING: ", text,
-               "; the memory table is too low, which is a defect of braid: report it, with the config"));
+    warn(text + "; the memory table is too low, which is a defect of braid: report it, with the config");
     note("scratch_grew", text);
   }
 
@@ -236,7 +239,7 @@ class TrainingRun {
     const int64_t step = step_ + 1;
     rewind_ = Rewind{std::max<int64_t>(0, step - config_.run.rewind_steps), batch_sizes_.end_of(step), landed_,
                      rewind_times_};
-    say(trouble + ", also when computed again; the run goes back");
+    warn(trouble + ", also when computed again; the run goes back");
     note("goes_back", trouble);
     flush_metrics();
     if (front_) front_->end_output(std::chrono::seconds(10));
@@ -480,9 +483,16 @@ class TrainingRun {
     const Resumed resumed =
         resume_from(ctx_, mesh_.world(), resume_choice(resume, rewind), accept,
                     [&](const CheckpointReader& reader) { measure_load(reader, [&] { state_.load(ctx_, reader); }); });
-    for (const std::string& note : resumed.notes) say(note);
     loaded_checkpoint_ = resumed.path;
     step_ = resumed.info.step;
+    for (const std::string& text : resumed.damaged) {
+      warn(text);
+      note("damaged_checkpoint", text);
+    }
+    for (const std::string& text : resumed.set_aside) {
+      say("note: " + text);
+      note("set_aside", text);
+    }
     tokens_ = resumed.info.tokens;
     batch_sizes_ = batch_sizes_of(resumed.info, stored);
     go_on_with(batch_sizes_, step_, config_);
@@ -534,7 +544,7 @@ class TrainingRun {
           concat("the router of ", names[static_cast<size_t>(layer)], " has collapsed: for ", RouterRule::kSteps,
                  " steps more than ", RouterRule::kShare * 100, " % of its choices went to ",
                  config_.model.num_experts_per_tok, " of ", config_.model.num_experts, " experts");
-      say("WARNING: " + text);
+      warn(text);
       note("router_collapse", text);
     }
   }
@@ -629,13 +639,14 @@ class TrainingRun {
     const std::vector<SaveReport> reports = saver_->take_reports();
     for (const SaveReport& report : reports) {
       if (!report.problem.empty()) {
-        say(concat("WARNING: the checkpoint of step ", report.step,
-                   " could not be saved, the run goes on: ", report.problem));
+        const std::string text = concat("the checkpoint of step ", report.step, " could not be saved");
+        warn(text + ", the run goes on: " + report.problem);
+        note("save_failed", text + ": " + report.problem);
         continue;
       }
       say(concat("saved ", report.path, ": ", describe_save(report)));
       if (!report.not_removed.empty())
-        say("WARNING: older checkpoints could not be removed, and stay for now: " + report.not_removed);
+        warn("older checkpoints could not be removed, and stay for now: " + report.not_removed);
       saved_.push_back(report.step);
       save_seconds_ = (report.stall_ms + report.write_ms) / 1e3;
       if (front_) front_->write_line(save_line(step_, report));
@@ -661,7 +672,7 @@ class TrainingRun {
   std::optional<CheckpointSaver> saver_;
   int64_t step_ = 0, tokens_ = 0;
   std::optional<Watchdog> watchdog_;
-  StepGuard guard_{{[this](const std::string& text) { say(text); },
+  StepGuard guard_{{[this](const std::string& text) { warn(text); },
                     [this](const std::string& event, const std::string& text) { note(event, text); }}};
   RouterRule routers_{config_.model.num_experts_per_tok};
   SlowRankRule slow_rank_;

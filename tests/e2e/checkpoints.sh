@@ -32,11 +32,12 @@ pass "a damaged checkpoint is passed over loudly for the one before it, with the
 full() {
   local status=0
   OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo mpirun -n 2 bash -c 'trap "" XFSZ; ulimit -f 1200; exec "$@"' full "$BRAID" train "$TINY" "run.dir=$1" run.steps=16 \
-    "${common[@]}" "${@:2}" >"$1.log" 2>&1 || status=$?
+    "${common[@]}" "${@:2}" --quiet >"$1.log" 2>&1 || status=$?
   [ $status = 9 ] || { cat "$1.log" >&2; fail "exit code $status instead of 9 on a full disk"; }
 }
 full "$WORK/full"
-[ "$(grep -c 'could not be saved, the run goes on' "$WORK/full.log")" = 2 ] || fail "not two warnings before the end"
+[ "$(grep -c 'could not be saved, the run goes on' "$WORK/full.log")" = 2 ] || fail "not two warnings before the end, of a run that is --quiet"
+[ "$(grep -c '"event":"save_failed",.*of step \(4\|8\) could not be saved: ' "$WORK/full/events.jsonl")" = 2 ] || fail "events.jsonl does not tell of two failed saves"
 grep -q 'the checkpoint of step 12 could not be saved, the 3rd in a row: .*rank-0000.*bytes needed' "$WORK/full.log" ||
   { cat "$WORK/full.log" >&2; fail "the third failure does not say what is wrong"; }
 pass "two failed saves are reported, the third ends the run with 9"

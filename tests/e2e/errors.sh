@@ -99,6 +99,8 @@ damaged() {
   resume "$WORK/damaged" >"$WORK/out" 2>&1 || { cat "$WORK/out" >&2; fail "the checkpoint before the damaged one was not taken"; }
   grep -q "WARNING: the checkpoint .*step-000000004 is damaged and passed over: .*/$file" "$WORK/out" ||
     { cat "$WORK/out" >&2; fail "no warning"; }
+  grep -q '"event":"damaged_checkpoint",.*step-000000004 is damaged and passed over' "$WORK/damaged/events.jsonl" ||
+    fail "the run's events do not tell that a checkpoint was passed over"
   grep -q 'resumed after step 2 ' "$WORK/out" || fail "the checkpoint before the damaged one was not taken"
   [ -d "$WORK/damaged/checkpoints/.corrupt-step-000000004" ] || fail "the damaged checkpoint was not set aside"
   "$BRAID" ckpt diff "$WORK/straight" "$WORK/damaged" >/dev/null || fail "after a damaged checkpoint: other state"

@@ -62,7 +62,7 @@ Resumed resume_from(Context& ctx, Communicator& world, const ResumeChoice& choic
       break;
     }
     check<CheckpointError>(!choice.strict && choice.checkpoint.empty(), problem);
-    resumed.notes.push_back("WARNING: the checkpoint " + path + " is damaged and passed over: " + problem);
+    resumed.damaged.push_back("the checkpoint " + path + " is damaged and passed over: " + problem);
     damaged.push_back(path);
     if (first_problem.empty()) first_problem = problem;
   }
@@ -74,8 +74,8 @@ Resumed resume_from(Context& ctx, Communicator& world, const ResumeChoice& choic
     return lines;
   });
   for (const std::string& name : lines_of(names))
-    resumed.notes.push_back("note: set aside as " + name + ", as the run goes on from " + resumed.path +
-                            "; remove it with braid ckpt gc");
+    resumed.set_aside.push_back("set aside as " + name + ", as the run goes on from " + resumed.path +
+                                "; remove it with braid ckpt gc");
   return resumed;
 }
 

@@ -21,11 +21,12 @@ struct ResumeChoice {
 struct Resumed {
   std::string path;
   CheckpointInfo info;
-  std::vector<std::string> notes;  // what a user must know: what was damaged, what was set aside
+  std::vector<std::string> damaged;    // in words: what was passed over, and why
+  std::vector<std::string> set_aside;  // in words: what got another name
 };
 
 // Opens a checkpoint, asks whether the run may go on from it (`accept`, which throws if not) and loads it. One that is
-// damaged is passed over, with a note, for the newest before it. Once one is loaded, those that are not before it on
+// damaged is passed over, in words, for the newest before it. Once one is loaded, those that are not before it on
 // its branch are set aside (see set_others_aside). Called by every rank; rank 0 chooses, all go on from the same.
 // Errors, on every rank: CheckpointError if there is none, none that is whole, or the one asked for is damaged;
 // IoError, also if one may be whole, but cannot be opened by this process; what `accept` throws.

@@ -69,7 +69,7 @@ void Console::line(const std::string& text) {
 
 void Console::warning(const std::string& text) {
   const std::lock_guard lock(mutex_);
-  const std::string warning = "warning: " + text;
+  const std::string warning = "WARNING: " + text;
   put_line(style_ == ConsoleStyle::kJson ? message_line(warning) : warning);
 }
 

@@ -59,7 +59,8 @@ class ResumeTest : public FolderTest {
     });
     EXPECT_EQ(outcomes[0].loaded, outcomes[1].loaded);
     EXPECT_EQ(outcomes[0].message, outcomes[1].message);
-    EXPECT_EQ(outcomes[0].resumed.notes, outcomes[1].resumed.notes);
+    EXPECT_EQ(outcomes[0].resumed.damaged, outcomes[1].resumed.damaged);
+    EXPECT_EQ(outcomes[0].resumed.set_aside, outcomes[1].resumed.set_aside);
     return outcomes[0];
   }
   Outcome resume() { return resume({path("checkpoints"), "", false}); }
@@ -78,7 +79,8 @@ TEST_F(ResumeTest, TakesTheNewest) {
   EXPECT_EQ(outcome.loaded, 12);
   EXPECT_EQ(outcome.resumed.info.step, 12);
   EXPECT_EQ(outcome.resumed.path, path("checkpoints/step-000000012"));
-  EXPECT_TRUE(outcome.resumed.notes.empty());
+  EXPECT_TRUE(outcome.resumed.damaged.empty());
+  EXPECT_TRUE(outcome.resumed.set_aside.empty());
   EXPECT_EQ(names(), (Names{"LATEST", "step-000000004", "step-000000008", "step-000000012"}));
 }
 
@@ -107,11 +109,13 @@ TEST_F(ResumeTest, PassesOverDamagedOnesLoudly) {
   fs::resize_file(path("checkpoints/step-000000008/MANIFEST.json"), 100);
   const Outcome outcome = resume();
   EXPECT_EQ(outcome.loaded, 4);
-  ASSERT_EQ(outcome.resumed.notes.size(), 4u);
-  expect_contains(outcome.resumed.notes[0], "WARNING: the checkpoint " + path("checkpoints/step-000000012"));
-  expect_contains(outcome.resumed.notes[0], "tensor t: elements 0 to 4: do not match their digest");
-  expect_contains(outcome.resumed.notes[1], "MANIFEST.json: does not match its own digest");
-  expect_contains(outcome.resumed.notes[2], "set aside as " + path("checkpoints/.corrupt-step-000000012"));
+  const Resumed& resumed = outcome.resumed;
+  ASSERT_EQ(resumed.damaged.size(), 2u);
+  expect_contains(resumed.damaged[0], "the checkpoint " + path("checkpoints/step-000000012") + " is damaged");
+  expect_contains(resumed.damaged[0], "tensor t: elements 0 to 4: do not match their digest");
+  expect_contains(resumed.damaged[1], "MANIFEST.json: does not match its own digest");
+  ASSERT_EQ(resumed.set_aside.size(), 2u);
+  expect_contains(resumed.set_aside[0], "set aside as " + path("checkpoints/.corrupt-step-000000012"));
   EXPECT_EQ(names(), (Names{".corrupt-step-000000008", ".corrupt-step-000000012", "LATEST", "step-000000004"}));
   EXPECT_EQ(bytes_of(path("checkpoints/LATEST")), "step-000000004\n");
   EXPECT_EQ(resume().loaded, 4);
@@ -164,8 +168,8 @@ TEST_F(ResumeTest, AnOlderOneIsTheBeginningOfABranch) {
   for (int64_t step : {4, 8, 12}) save(step);
   const Outcome outcome = resume({path("checkpoints"), path("checkpoints/step-000000004/"), false});
   EXPECT_EQ(outcome.loaded, 4);
-  ASSERT_EQ(outcome.resumed.notes.size(), 2u);
-  expect_contains(outcome.resumed.notes[0], "set aside as " + path("checkpoints/.abandoned-step-000000012"));
+  ASSERT_EQ(outcome.resumed.set_aside.size(), 2u);
+  expect_contains(outcome.resumed.set_aside[0], "set aside as " + path("checkpoints/.abandoned-step-000000012"));
   EXPECT_EQ(names(), (Names{".abandoned-step-000000008", ".abandoned-step-000000012", "LATEST", "step-000000004"}));
   EXPECT_EQ(resume().loaded, 4);
   save(6);

@@ -197,17 +197,17 @@ std::string written(ConsoleStyle style) {
   return text;
 }
 
-TEST(ConsoleStyles, QuietSaysNothingButWarnings) { EXPECT_EQ(written(ConsoleStyle::kQuiet), "warning: disk full\n"); }
+TEST(ConsoleStyles, QuietSaysNothingButWarnings) { EXPECT_EQ(written(ConsoleStyle::kQuiet), "WARNING: disk full\n"); }
 
 TEST(ConsoleStyles, JsonIsAnObjectPerLine) {
   EXPECT_EQ(written(ConsoleStyle::kJson),
-            "{\"message\":\"a \\\"line\\\"\\n\"}\n{\"step\": 3}\n{\"message\":\"warning: disk full\"}\n");
+            "{\"message\":\"a \\\"line\\\"\\n\"}\n{\"step\": 3}\n{\"message\":\"WARNING: disk full\"}\n");
 }
 
 TEST(ConsoleStyles, TextHasNoJson) {
   const std::string text = written(ConsoleStyle::kText);
   EXPECT_EQ(text.find('{'), std::string::npos);
-  EXPECT_NE(text.find("warning: disk full"), std::string::npos);
+  EXPECT_NE(text.find("WARNING: disk full"), std::string::npos);
   EXPECT_NE(text.find("step   3/300"), std::string::npos);
 }
 
