@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kMostLayers = 10'000;
 constexpr int64_t kMostParameters = 10'000'000'000'000;
+constexpr int64_t kMostTokens = int64_t{1} << 23;  // of a micro-batch: to count the memory of more takes minutes
 constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max();  // products of two still fit
 
 // Comparisons are written so that a NaN fails them.
@@ -148,8 +149,9 @@ void check_batch_sizes(const RunConfig& config) {
   check_count("train.seq_length", train.seq_length, 2);
   check_value(train.seq_length <= config.model.max_position_embeddings, "train.seq_length", train.seq_length,
               "must be at most model.max_position_embeddings, ", config.model.max_position_embeddings);
-  check_value(train.micro_batch_size <= kMaxCount / train.seq_length, "train.micro_batch_size", train.micro_batch_size,
-              "times train.seq_length ", train.seq_length, " are more tokens than ", kMaxCount);
+  check_value(train.micro_batch_size <= kMostTokens / train.seq_length, "train.micro_batch_size",
+              train.micro_batch_size, "times train.seq_length ", train.seq_length, " are more tokens than ",
+              kMostTokens, ", the most of which memory is counted");
 }
 
 void check_batches(const RunConfig& config) {

@@ -135,7 +135,8 @@ TEST_F(ResumeTest, OneThatMayNotBeReadIsNotDamaged) {
       const ResumeChoice choice{path("checkpoints"), "", false};
       ThreadRanks(2).run([&](Context& ctx, Communicator& world) {
         const std::string message = message_of<IoError>([&] {
-          resume_from(ctx, world, choice, [](const CheckpointReader&) {}, [](const CheckpointReader&) {});
+          resume_from(
+              ctx, world, choice, [](const CheckpointReader&) {}, [](const CheckpointReader&) {});
         });
         expect_contains(message, file + ": cannot be opened: Permission denied");
       });

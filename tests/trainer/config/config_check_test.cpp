@@ -174,6 +174,8 @@ TEST(CheckConfig, RefusesWhatARunCannotBe) {
           {[](RunConfig& c) { c.train.seq_length = 1; }, "train.seq_length is 1, but must be within 2 and"},
           {[](RunConfig& c) { c.train.seq_length = 262145; },
            "train.seq_length is 262145, but must be at most model.max_position_embeddings, 262144"},
+          {[](RunConfig& c) { c.train.seq_length = 131072, c.train.micro_batch_size = c.train.global_batch_size = 65; },
+           "train.micro_batch_size is 65, but times train.seq_length 131072 are more tokens than 8388608"},
           {[](RunConfig& c) { c.train.seed = -1; }, "train.seed is -1, but must be at least 0"},
           {[](RunConfig& c) { c.run.steps = c.train.global_batch_size = 2147483646; }, "run.steps is 2147483646, but"},
           {[](RunConfig& c) { c.optimizer.lr = -1; }, "optimizer.lr is -1, but must be at least 0"},
