@@ -126,7 +126,9 @@ void write_output(const std::string& path, const std::string& text) {
   const fs::file_status found = fs::status(path, ignored);  // behind links
   if (!fs::exists(found) || fs::is_regular_file(found)) {
     const bool is_link = fs::is_symlink(fs::symlink_status(path, ignored));
-    const std::string file = is_link ? fs::weakly_canonical(path, ignored).string() : path;
+    std::error_code error;
+    const std::string file = is_link ? fs::weakly_canonical(path, error).string() : path;
+    check<IoError>(!error, path, ": cannot be written: ", error.message());
     create_folder(parent_of(file));
     return write_file_atomically(file, text);
   }

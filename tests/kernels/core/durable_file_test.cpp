@@ -102,6 +102,9 @@ TEST_F(DurableFileTest, OutputGoesWhereverAUserSays) {
   EXPECT_EQ(message_of<IoError>([&] { write_output(path("full"), "x"); }),
             path("full") + ": cannot be written: No space left on device");
   EXPECT_TRUE(fs::is_symlink(path("full")));
+  fs::create_symlink("circle", path("circle"));
+  EXPECT_EQ(message_of<IoError>([&] { write_output(path("circle"), "x"); }),
+            path("circle") + ": cannot be written: Too many levels of symbolic links");
   EXPECT_EQ(message_of<IoError>([&] { write_output(folder_, "x"); }), folder_ + ": is a folder");
   write_output(path("absent/too/x"), "x");
   EXPECT_EQ(bytes_of(path("absent/too/x")), "x");
