@@ -175,7 +175,12 @@ same_numbers_of() { grep '"train/loss_lm"' "$1/metrics.jsonl" | sed -E 's/.*"tra
 stopped_study "$WORK/weights" lr-low/seed-1 run.steps=500 checkpoint.contents=weights  # such a run starts again
 "$BRAID" ablate "$WORK/study.yaml" run.steps=2 checkpoint.contents=weights --dir "$WORK/weights" --jobs 2 >"$WORK/out" 2>&1 || { cat "$WORK/out" "$WORK"/weights/*/*/console.log >&2; fail "a study that saves weights alone does not go on"; }
 echo other >"$WORK/study/lr-high/seed-2/data_order.txt"
-expect_error 3 'same seed but did not see the same rows' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
+expect_error 3 'same seed but did not see the same rows' "$BRAID" ablate "$WORK/study.yaml" run.steps=6 --dir "$WORK/study"
+# what is there is not passed off as runs of a study that was changed since; where and how it computes is free
+expect_error 2 'lr-low/seed-1: holds a run of another study: run.steps was 6 and is 5; choose another --dir' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
+expect_error 2 'lr-low/seed-1: .*another study: optimizer.beta1 was 0.9 and is 0.8' \
+  "$BRAID" ablate "$WORK/study.yaml" run.steps=6 optimizer.beta1=0.8 --dir "$WORK/study"
+expect_error 3 'did not see the same rows' "$BRAID" ablate "$WORK/study.yaml" run.steps=6 checkpoint.keep=1 log.interval_steps=2 --dir "$WORK/study"
 sed -i 's/optimizer.lr=1e-3/train.seed=5/' "$WORK/study.yaml"
 expect_error 2 'cannot be compared' "$BRAID" ablate "$WORK/study.yaml" --dir "$WORK/study"
 pass "ablate: stopped, gone on with, compared"

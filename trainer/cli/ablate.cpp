@@ -51,12 +51,36 @@ std::vector<std::string> command_of(const StudyConfig& study, const StudyRun& ru
 
 // ---- Runs on this machine
 
-// Can the run go on? One that was killed before its first checkpoint, or saves weights alone, starts again; what it
-// wrote is of no use.
+// One that was killed before its first checkpoint, or saves weights alone, starts again; what it wrote is of no use.
+bool can_go_on(const StudyRun& run, const RunConfig& config) {
+  return config.checkpoint.contents != CheckpointContents::kWeights && !list_checkpoints(checkpoints_of(run)).empty();
+}
+
+// Of keys that change where and how fast a run computes, what it keeps and says, and where the same data lies.
+bool is_free(const std::string& key) {
+  if (key == "run.steps") return false;
+  const bool is_source = key.starts_with("data.sources[") || key.starts_with("data.validation_sets[");
+  if (is_source) return key.ends_with(".dataset") || key.ends_with(".shards") || key.ends_with(".text");
+  for (const char* prefix :
+       {"run.", "device", "allow_slow", "parallel.", "memory.", "log.", "checkpoint.", "data.prefetch_steps"})
+    if (key.starts_with(prefix)) return true;
+  return false;
+}
+
+// A run that is there already is not taken for one of the study as it is now, if that would compute another.
+void check_is_of_study(const StudyConfig& study, const StudyRun& run) {
+  const std::string stored = run.dir + "/config.resolved.yaml";
+  std::error_code error;
+  if (!fs::exists(stored, error)) return;
+  const RunConfig config = read_config(study.config, run.overrides);
+  if (!is_finished(run) && !can_go_on(run, config)) return;
+  for (const ConfigDifference& d : compare_configs(read_config(stored, {}), config))
+    check<ConfigError>(is_free(d.key), run.dir, ": holds a run of another study: ", d.key, " was ", d.before,
+                       " and is ", d.after, "; choose another --dir, or remove what is there");
+}
+
 bool prepare(const StudyConfig& study, const StudyRun& run) {
-  const bool weights_alone =
-      read_config(study.config, run.overrides).checkpoint.contents == CheckpointContents::kWeights;
-  if (!weights_alone && !list_checkpoints(checkpoints_of(run)).empty()) return true;
+  if (can_go_on(run, read_config(study.config, run.overrides))) return true;
   for (const char* name :
        {"metrics.jsonl", "metrics.csv", "expert_loads.jsonl", "events.jsonl", "tensorboard", "checkpoints"})
     fs::remove_all(run.dir + "/" + name);
@@ -207,8 +231,10 @@ int ablate(const Options& options) {
   if (options.only >= 0) {
     check<ConfigError>(options.only < std::ssize(runs), "--only is ", options.only, ", but the study has runs 0 to ",
                        runs.size() - 1);
+    check_is_of_study(study, runs[static_cast<size_t>(options.only)]);
     return run_all(study, {runs[static_cast<size_t>(options.only)]}, 1);
   }
+  for (const StudyRun& run : runs) check_is_of_study(study, run);
   const int code = run_all(study, runs, options.jobs);
 
   std::vector<StudyOutcome> outcomes;
