@@ -122,7 +122,7 @@ def check_braid(where: str, command: str, words: list[str]) -> None:
                 return fail(where, command, f"there is no `braid {' '.join([*names, name])}`")
         names.append(words.pop(0).split("|")[-1])
     text = help_of(*names)
-    if not names or text is None:
+    if text is None or (not names and not words[0].startswith("--")):  # options of the program itself stand alone
         return fail(where, command, f"there is no `braid {' '.join(names or words[:1])}`")
     configs, overrides = [], []
     for word in words:
@@ -142,7 +142,7 @@ def check_braid(where: str, command: str, words: list[str]) -> None:
                 configs.append(bare)
     # The other overrides hold a placeholder.
     concrete = [o for o in overrides if o.startswith("run.dir=") or not re.search(r"=$|=.*\b[A-Z]+\b", o)]
-    verb = "check" if names[0] == "train" else "print"  # a config to measure is not one to train
+    verb = "check" if names[:1] == ["train"] else "print"  # a config to measure is not one to train
     for config in configs:
         if why := refusal(verb, config, *concrete):
             fail(where, command, why)
