@@ -129,9 +129,10 @@ TEST_F(CheckpointMemoryTest, ASaveWithoutMemoryAnywhereCommitsAllOrNothing) {
     EXPECT_EQ(found.notes, 0u) << nth;
     EXPECT_EQ(found.value, found.step == 2 ? value : 1) << nth;
     EXPECT_TRUE(found.step == 2 || end == End::kOutOfMemory || end == End::kTerminated) << nth;
-    if (end != End::kTerminated)
+    if (end != End::kTerminated) {
       for (const auto& entry : fs::directory_iterator(path("checkpoints")))
         EXPECT_FALSE(entry.path().filename().string().starts_with(".tmp-")) << nth << ' ' << entry.path();
+    }
     if (end == End::kNeededFewer || HasFailure()) break;
     fs::remove_all(path("checkpoints/step-000000002"));
   }
