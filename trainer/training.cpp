@@ -628,19 +628,22 @@ class TrainingRun {
   // The save that a run ends with must be there.
   void finish_saves() {
     saver_->finish();
-    const std::vector<SaveReport> reports = report_saves();
+    const std::vector<SaveReport> reports = report_saves(AfterSaves::kEnd);
     if (reports.empty() || reports.back().problem.empty()) return;
     const bool had_memory = reports.back().code != ExitCode::kOutOfMemory;
     throw_on_every_rank(Error(had_memory ? ExitCode::kIo : ExitCode::kOutOfMemory,
                               "the last checkpoint of the run could not be saved: " + reports.back().problem));
   }
 
-  std::vector<SaveReport> report_saves() {
+  // At the end of the run an error says what is wrong with the last.
+  enum class AfterSaves { kGoOn, kEnd };
+  std::vector<SaveReport> report_saves(AfterSaves after = AfterSaves::kGoOn) {
     const std::vector<SaveReport> reports = saver_->take_reports();
     for (const SaveReport& report : reports) {
       if (!report.problem.empty()) {
         const std::string text = concat("the checkpoint of step ", report.step, " could not be saved");
-        warn(text + ", the run goes on: " + report.problem);
+        if (after == AfterSaves::kGoOn || &report != &reports.back())
+          warn(text + ", the run goes on: " + report.problem);
         note("save_failed", text + ": " + report.problem);
         continue;
       }

@@ -15,6 +15,9 @@ grep -q 'resumed after step 8 ' "$run.log" || fail "the branch was not gone on w
 "$BRAID" ckpt diff "$WORK/straight/checkpoints/step-000000012" "$run" >/dev/null || fail "a branch: other weights"
 pass "a branch goes on with itself, and has the same bits"
 
+expect_error 2 "$run: is a run folder, expected one of its checkpoints, such as $run/checkpoints/step-000000012\$" \
+  mpirun -n 2 "$BRAID" train "$TINY" "run.dir=$run" run.steps=16 "${common[@]}" --resume-from "$run"
+
 # Damage: the newest checkpoint is passed over loudly, or refused.
 damage() { printf '\x5a' | dd of="$1" bs=1 seek=$(($(stat -c %s "$1") - 3)) conv=notrunc status=none; }
 damage "$run/checkpoints/step-000000012/rank-00001.safetensors"
@@ -89,6 +92,7 @@ for async in true false; do
   train 0 "$unsaved" run.steps=2 eval.interval_steps=0 checkpoint.interval_steps=1
   expect_error 9 'the last checkpoint of the run could not be saved: .*File too large' bash -c 'ulimit -f 200; exec "$@"' - \
     "$BRAID" train "$TINY" "run.dir=$unsaved" run.steps=4 eval.interval_steps=0 checkpoint.interval_steps=2 checkpoint.async=$async --resume
+  ! cat "$WORK/out" "$WORK/err" | grep 'the run goes on' || fail "a run that ends says that it goes on"
 done
 pass "a run whose last save fails ends with 9"
 

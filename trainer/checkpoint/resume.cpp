@@ -1,5 +1,6 @@
 #include "trainer/checkpoint/resume.h"
 
+#include <filesystem>
 #include <optional>
 #include <sstream>
 
@@ -20,7 +21,14 @@ std::vector<std::string> lines_of(const std::string& text) {
 // Paths, best first, of rank 0.
 std::vector<std::string> candidates_of(Context& ctx, Communicator& world, const ResumeChoice& choice) {
   return lines_of(from_first_rank(ctx, world, [&] {
-    if (!choice.checkpoint.empty()) return choice.checkpoint;
+    if (!choice.checkpoint.empty()) {
+      const std::string within = choice.checkpoint + "/checkpoints";
+      std::error_code ignored;
+      if (!std::filesystem::is_directory(within, ignored)) return choice.checkpoint;
+      const std::vector<CheckpointEntry> entries = branch_checkpoints(within);
+      throw ConfigError(concat(choice.checkpoint, ": is a run folder, expected one of its checkpoints, ",
+                               entries.empty() ? "of which there is none" : "such as " + entries.front().path));
+    }
     std::string lines;
     const std::vector<CheckpointEntry> entries = branch_checkpoints(choice.folder);  // newest first
     for (size_t i = 0; i < entries.size(); ++i)

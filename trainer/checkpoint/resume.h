@@ -29,7 +29,8 @@ struct Resumed {
 // damaged is passed over, in words, for the newest before it. Once one is loaded, those that are not before it on
 // its branch are set aside (see set_others_aside). Called by every rank; rank 0 chooses, all go on from the same.
 // Errors, on every rank: CheckpointError if there is none, none that is whole, or the one asked for is damaged;
-// IoError, also if one may be whole, but cannot be opened by this process; what `accept` throws.
+// ConfigError if that is a run folder; IoError, also if one may be whole, but cannot be opened by this process; what
+// `accept` throws.
 Resumed resume_from(Context& ctx, Communicator& world, const ResumeChoice& choice,
                     const std::function<void(const CheckpointReader&)>& accept,
                     const std::function<void(const CheckpointReader&)>& load);
