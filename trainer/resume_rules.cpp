@@ -8,32 +8,28 @@
 #include "trainer/optimizer/schedule.h"
 
 namespace braid {
+namespace {
+
+bool begins_with_one_of(const std::string& key, const std::vector<std::string>& prefixes) {
+  return std::any_of(prefixes.begin(), prefixes.end(), [&](const auto& prefix) { return key.starts_with(prefix); });
+}
+
+}  // namespace
+
+bool leaves_steps_alone(const std::string& key) {
+  return begins_with_one_of(
+      key, {"run.", "device", "allow_slow", "parallel.", "memory.", "log.", "checkpoint.", "data.prefetch_steps"});
+}
 
 void check_resume_config(const RunConfig& stored, const RunConfig& config, const std::string& checkpoint_path,
                          const ResumeRules& rules) {
-  // What came by init.* is in the checkpoint; data is compared by its digest, its weights by check_mixture_so_far, what
-  // is left out of it by go_on_with.
-  static const std::vector<std::string> kFree = {"run.",
-                                                 "device",
-                                                 "allow_slow",
-                                                 "parallel.",
-                                                 "memory.",
-                                                 "eval.",
-                                                 "log.",
-                                                 "checkpoint.",
-                                                 "data.sources",
-                                                 "data.validation_sets",
-                                                 "data.prefetch_steps",
-                                                 "data.left_out",
-                                                 "train.micro_batch_size",
-                                                 "init.from",
-                                                 "init.fresh_mtp",
-                                                 "init.resize_vocabulary"};
+  // Evaluations change no step. Settled elsewhere: what came by init.* is in the checkpoint; data is compared by its
+  // digest, its weights by check_mixture_so_far, what is left out of it by go_on_with; micro-batches below.
+  static const std::vector<std::string> kFree = {"eval.",          "data.sources",           "data.validation_sets",
+                                                 "data.left_out",  "train.micro_batch_size", "init.from",
+                                                 "init.fresh_mtp", "init.resize_vocabulary"};
   static const std::vector<std::string> kOnPurpose = {"optimizer.lr", "schedule.", "train.global_batch_size",
                                                       "balance.", "train.micro_batch_size"};
-  const auto begins_with_one_of = [](const std::string& key, const std::vector<std::string>& prefixes) {
-    return std::any_of(prefixes.begin(), prefixes.end(), [&](const auto& prefix) { return key.starts_with(prefix); });
-  };
   const auto is_overridden = [&](const std::string& key) {
     return std::find(rules.overrides.begin(), rules.overrides.end(), key) != rules.overrides.end();
   };
@@ -46,7 +42,7 @@ void check_resume_config(const RunConfig& stored, const RunConfig& config, const
     if (++count <= 3) differing += (count > 1 ? ", " : "") + text;
   };
   for (const ConfigDifference& d : compare_configs(stored, config))
-    if (!begins_with_one_of(d.key, kFree) && !is_overridden(d.key))
+    if (!leaves_steps_alone(d.key) && !begins_with_one_of(d.key, kFree) && !is_overridden(d.key))
       add(concat(d.key, " was ", d.before, " and is ", d.after,
                  begins_with_one_of(d.key, kOnPurpose) ? concat(" (on purpose: --override ", d.key, ")") : ""));
   // Keys of the layout that the balance loss counts by.

@@ -8,6 +8,9 @@
 
 namespace braid {
 
+// Whether a key only says where and how fast a run computes, how far it goes, what it keeps and what it says.
+bool leaves_steps_alone(const std::string& key);
+
 // Throws CheckpointError naming the first keys that differ if a run with `config` on num_ranks may not go on from a
 // checkpoint whose run had `stored`: every key that changes what is computed must be the same, those in `overrides`
 // excepted. Keys of layout, paths, saving, evaluation and logging, and the number of steps, are free;

@@ -21,6 +21,7 @@
 #include "trainer/config/config_reader.h"
 #include "trainer/report/report.h"
 #include "trainer/report/study.h"
+#include "trainer/resume_rules.h"
 
 namespace braid {
 namespace {
@@ -56,15 +57,11 @@ bool can_go_on(const StudyRun& run, const RunConfig& config) {
   return config.checkpoint.contents != CheckpointContents::kWeights && !list_checkpoints(checkpoints_of(run)).empty();
 }
 
-// Of keys that change where and how fast a run computes, what it keeps and says, and where the same data lies.
+// Of keys by which a finished run is the same, and of where the same data lies.
 bool is_free(const std::string& key) {
-  if (key == "run.steps") return false;
   const bool is_source = key.starts_with("data.sources[") || key.starts_with("data.validation_sets[");
   if (is_source) return key.ends_with(".dataset") || key.ends_with(".shards") || key.ends_with(".text");
-  for (const char* prefix :
-       {"run.", "device", "allow_slow", "parallel.", "memory.", "log.", "checkpoint.", "data.prefetch_steps"})
-    if (key.starts_with(prefix)) return true;
-  return false;
+  return leaves_steps_alone(key) && key != "run.steps";
 }
 
 // A run that is there already is not taken for one of the study as it is now, if that would compute another.
